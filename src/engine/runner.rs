@@ -1,0 +1,81 @@
+//! The seam between the engine, which decides, and the tensors, which only `mlx/` holds.
+//!
+//! Owns the vocabulary of one forward pass. What runs when is the scheduler's business.
+
+use thiserror::Error;
+
+/// Index of a token in the model's vocabulary.
+pub type TokenId = u32;
+
+/// Names a running sequence; never reused within a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// How the next token of one request is chosen; independent of what else is in the batch.
+///
+/// The filters apply in this order: temperature, `top_k`, `top_p`, `min_p`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 means greedy: the most probable token, the filters unused.
+    pub temperature: f32,
+    /// Keeps the most probable tokens up to this total probability; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps this many most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Drops tokens below this share of the most probable token's probability; 0 keeps all.
+    pub min_p: f32,
+    /// Key of the request's random numbers; the position of a token is the counter.
+    pub key: u64,
+}
+
+impl SamplingParams {
+    /// Whether the most probable token is always taken.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+}
+
+/// Where a group's input tokens come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// A prefill chunk: these prompt tokens, at least one.
+    Prompt(Vec<TokenId>),
+    /// A decode step: the one token that this sequence's previous group sampled. It may still be
+    /// on the device, not collected yet.
+    Sampled,
+}
+
+/// One sequence's share of a forward pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    pub sequence: SequenceId,
+    pub input: Input,
+    /// Position of the first input token; equals the number of tokens already in the KV.
+    pub start: usize,
+    /// Samples a token after the group's last position when set.
+    pub sample: Option<SamplingParams>,
+}
+
+/// Why a forward pass could not be computed.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct RunnerError(pub String);
+
+/// Computes forward passes over packed tokens and holds each sequence's live KV.
+///
+/// Passes are launched in order and collected in the same order; a device that works
+/// asynchronously may have two passes under way. A sequence comes into being with its first
+/// group and lives until it is released.
+pub trait Runner {
+    /// Starts one forward pass over the packed tokens of all groups.
+    ///
+    /// Each sequence appears in at most one group of a pass.
+    fn launch(&mut self, groups: &[Group]) -> Result<(), RunnerError>;
+
+    /// Waits for the oldest launched pass that is not collected yet and returns the tokens it
+    /// sampled, in the order of those of its groups that sample.
+    fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError>;
+
+    /// Drops a sequence's KV. Passes under way may still compute its rows.
+    fn release(&mut self, sequence: SequenceId);
+}

@@ -1,0 +1,25 @@
+//! Offline batch inference for local language models on Apple's MLX.
+//!
+//! A run reads JSONL conversations, computes them together in one running batch and writes one
+//! JSONL result per input line. Imports point downward only, in this order:
+//!
+//! | module       | owns                                                                        |
+//! |--------------|-----------------------------------------------------------------------------|
+//! | [`cli`]      | flags and help, exactly as typed                                            |
+//! | [`commands`] | one file per subcommand                                                     |
+//! | [`batch`]    | request formats in, results out, progress and summary                       |
+//! | [`text`]     | chat template, tokenizer, streaming decode, stop matching                   |
+//! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
+//! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
+//! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
+//!
+//! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
+//! without tensors.
+
+pub mod batch;
+pub mod cli;
+pub mod commands;
+pub mod engine;
+pub mod mlx;
+pub mod models;
+pub mod text;
