@@ -1,2 +1,23 @@
+//! Everything that touches tensors; the only folder that names `mlx_rs`.
+//!
+//! Owns devices, weights, layers, attention, live KV and sampling, behind [`MlxRunner`].
+
+mod attention;
+mod decoder;
+mod device;
+mod error;
+mod kv;
+mod linear;
+mod live;
+mod model;
+mod ops;
+mod rope;
+mod runner;
+mod sampler;
 mod sys;
-pub fn x() {}
+mod weights;
+
+pub use device::{Blas, ComputeDevice, ComputeDtype, peak_memory_bytes, version_facts};
+pub use error::MlxError;
+pub use model::{LoadedModel, WeightSource};
+pub use runner::MlxRunner;

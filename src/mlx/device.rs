@@ -1,0 +1,164 @@
+//! The device that computes, and what is known about it.
+//!
+//! Owns the choice between CPU and GPU and the facts that `--version -v` prints. How an operation
+//! is best computed on each is `ops`' and `attention`'s business.
+
+use mlx_rs::{Device, DeviceType, Dtype};
+
+use super::sys;
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeDevice {
+    Cpu,
+    Gpu,
+}
+
+impl ComputeDevice {
+    /// The device MLX uses by default in this process: the GPU where there is one.
+    pub fn current() -> Self {
+        match Device::try_default().and_then(|device| device.get_type()) {
+            Ok(DeviceType::Gpu) if sys::device_is_available(&Device::gpu()) => Self::Gpu,
+            _ => Self::Cpu,
+        }
+    }
+
+    /// Name of the backend, as `--version -v` prints it.
+    pub fn backend(self) -> &'static str {
+        match self {
+            Self::Cpu => "CPU",
+            Self::Gpu if cfg!(target_os = "macos") => "GPU (Metal)",
+            Self::Gpu => "GPU (CUDA)",
+        }
+    }
+}
+
+/// Element type that a model is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ComputeDtype {
+    Float32,
+    Float16,
+    Bfloat16,
+}
+
+impl ComputeDtype {
+    pub(super) fn mlx(self) -> Dtype {
+        match self {
+            Self::Float32 => Dtype::Float32,
+            Self::Float16 => Dtype::Float16,
+            Self::Bfloat16 => Dtype::Bfloat16,
+        }
+    }
+
+    /// Bytes of one element.
+    pub fn num_bytes(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::Float16 | Self::Bfloat16 => 2,
+        }
+    }
+
+    /// Name as typed after `--dtype`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float32 => "f32",
+            Self::Float16 => "f16",
+            Self::Bfloat16 => "bf16",
+        }
+    }
+}
+
+/// Which BLAS serves matrix products on the CPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blas {
+    Accelerate,
+    OpenBlas,
+    /// Netlib's reference BLAS or another unoptimised one; 40 times slower.
+    Slow {
+        library: String,
+    },
+}
+
+impl Blas {
+    /// The BLAS that the dynamic linker chose for this process.
+    pub fn current() -> Self {
+        #[cfg(target_os = "macos")]
+        return Self::Accelerate;
+        #[cfg(not(target_os = "macos"))]
+        Self::from_library(sys::library_of(c"cblas_sgemm"))
+    }
+
+    #[cfg(not(target_os = "macos"))]
+    fn from_library(library: Option<String>) -> Self {
+        match library {
+            Some(library) if library.contains("openblas") || library.contains("mkl") || library.contains("blis") => {
+                Self::OpenBlas
+            }
+            library => Self::Slow { library: library.unwrap_or_else(|| "none found".to_owned()) },
+        }
+    }
+
+    /// What to tell the user when matrix products will be slow on `device`.
+    pub fn warning(&self, device: ComputeDevice) -> Option<String> {
+        match (self, device) {
+            (Self::Slow { library }, ComputeDevice::Cpu) => Some(format!(
+                "matrix products run on a slow BLAS ({library}), about 40 times slower than OpenBLAS; \
+                 install it (Debian: apt-get install libopenblas0) and build with 'make', \
+                 or start with LD_PRELOAD=libopenblas.so.0"
+            )),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Blas {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Accelerate => f.write_str("Accelerate"),
+            Self::OpenBlas => f.write_str("OpenBLAS"),
+            Self::Slow { library } => write!(f, "slow reference BLAS ({library})"),
+        }
+    }
+}
+
+/// Facts for `--version -v`: what is printed, in order, as name and value.
+pub fn version_facts() -> Vec<(String, String)> {
+    let device = ComputeDevice::current();
+    vec![
+        ("mlx".to_owned(), sys::mlx_version()),
+        ("device".to_owned(), device.backend().to_owned()),
+        ("blas".to_owned(), Blas::current().to_string()),
+    ]
+}
+
+/// Most memory this process has had resident so far, in bytes.
+pub fn peak_memory_bytes() -> u64 {
+    sys::peak_resident_bytes()
+}
+
+/// Memory that can still be taken without swapping, in bytes; `None` where it is not known.
+pub(super) fn available_memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_blas_is_named_with_the_fix() {
+        let blas = Blas::Slow { library: "libblas.so.3".to_owned() };
+        let warning = blas.warning(ComputeDevice::Cpu).unwrap();
+        assert!(warning.contains("libblas.so.3") && warning.contains("libopenblas0"), "{warning}");
+        assert_eq!(blas.warning(ComputeDevice::Gpu), None);
+        assert_eq!(Blas::OpenBlas.warning(ComputeDevice::Cpu), None);
+    }
+
+    #[test]
+    fn the_loaded_library_is_the_version_that_is_pinned() {
+        assert_eq!(sys::mlx_version(), "0.32.2");
+    }
+}

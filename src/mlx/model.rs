@@ -1,0 +1,72 @@
+//! Loading a model: files → a decoder on the device.
+//!
+//! Owns the choice of element type and whether quantised weights are widened. Reading files is
+//! `weights`', their meaning `models/`'s.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    decoder::Decoder,
+    device::{self, ComputeDevice, ComputeDtype},
+    error::{MlxError, Result},
+    linear::Precision,
+    weights::Weights,
+};
+use crate::models::ModelSpec;
+
+/// Where a model's weights are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WeightSource {
+    Safetensors(Vec<PathBuf>),
+    Gguf(PathBuf),
+}
+
+/// A model on the device, ready to run.
+#[derive(Debug)]
+pub struct LoadedModel {
+    decoder: Decoder,
+}
+
+impl LoadedModel {
+    /// Loads a model's weights. `dtype` `None` chooses: float32 on the CPU, whose fast BLAS knows
+    /// nothing else, and on a GPU what the weights are stored in (`stored_dtype`).
+    pub fn load(
+        spec: &ModelSpec,
+        source: &WeightSource,
+        dtype: Option<ComputeDtype>,
+        stored_dtype: Option<ComputeDtype>,
+    ) -> Result<Self> {
+        let device = ComputeDevice::current();
+        let dtype = dtype.unwrap_or(match device {
+            ComputeDevice::Cpu => ComputeDtype::Float32,
+            ComputeDevice::Gpu => stored_dtype.unwrap_or(ComputeDtype::Bfloat16),
+        });
+        let precision = Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
+        let weights = match source {
+            WeightSource::Safetensors(files) => Weights::from_safetensors(files, &spec.names)?,
+            WeightSource::Gguf(path) => Weights::from_gguf(path, spec)?,
+        };
+        Ok(Self { decoder: Decoder::load(spec, weights, precision, device)? })
+    }
+
+    /// Element type that the model is computed in.
+    pub fn dtype(&self) -> ComputeDtype {
+        self.decoder.precision.dtype
+    }
+
+    pub(super) fn into_decoder(self) -> Decoder {
+        self.decoder
+    }
+}
+
+/// Whether all matrices in `dtype` leave at least a quarter of the free memory for KV.
+fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
+    let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
+    let layers = spec.layers.iter().fold(0usize, |sum, layer| {
+        let attention = &layer.attention;
+        let heads = 2 * (attention.num_heads + attention.num_kv_heads) * attention.head_dim;
+        sum.saturating_add((heads + 3 * layer.intermediate_size).saturating_mul(spec.hidden_size))
+    });
+    let needed = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes()) as u64;
+    device::available_memory_bytes().is_none_or(|available| needed <= available / 4 * 3)
+}

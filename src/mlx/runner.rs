@@ -1,0 +1,209 @@
+//! The real [`Runner`]: forward passes on MLX.
+//!
+//! Owns what lies between two passes: which sampled tokens are still on the device and which
+//! passes have not been collected. Tensors' arithmetic is the decoder's and `live`'s.
+
+use std::collections::{HashMap, VecDeque};
+
+use mlx_rs::{Array, ops, transforms};
+
+use super::{
+    decoder::Decoder,
+    error::{MlxError, Result},
+    live::{LiveKv, PassChunk},
+    model::LoadedModel,
+    sampler::{self, Choice},
+    sys,
+};
+use crate::engine::{Group, Input, Runner, RunnerError, SequenceId, TokenId};
+
+/// Runs one loaded model.
+#[derive(Debug)]
+pub struct MlxRunner {
+    decoder: Decoder,
+    live: LiveKv,
+    windows: Vec<Option<usize>>,
+    /// The token that each sequence sampled last, maybe not computed yet.
+    last_sampled: HashMap<SequenceId, SampledToken>,
+    /// Sampled tokens of passes not collected yet, oldest first.
+    launched: VecDeque<Option<Array>>,
+    num_passes: u64,
+}
+
+/// A place in the tokens that one pass sampled.
+#[derive(Debug, Clone)]
+struct SampledToken {
+    pass: u64,
+    tokens: Array,
+    row: usize,
+}
+
+impl MlxRunner {
+    /// Takes over a loaded model.
+    pub fn new(model: LoadedModel) -> Self {
+        let decoder = model.into_decoder();
+        let windows = decoder.spec.layers.iter().map(|layer| layer.attention.window).collect();
+        Self {
+            decoder,
+            live: LiveKv::default(),
+            windows,
+            last_sampled: HashMap::new(),
+            launched: VecDeque::new(),
+            num_passes: 0,
+        }
+    }
+
+    fn launch_pass(&mut self, groups: &[Group]) -> Result<()> {
+        let decoding: Vec<&Group> = groups.iter().filter(|group| group.input == Input::Sampled).collect();
+        let sequences: Vec<SequenceId> = decoding.iter().map(|group| group.sequence).collect();
+        self.live.prepare_decode(&sequences, &self.windows)?;
+
+        // Packed rows: the decode rows in the tail's order, then the chunks in the groups' order.
+        let order: Vec<SequenceId> = self.live.decode_order().collect();
+        let mut prompt_tokens: Vec<TokenId> = Vec::new();
+        let mut chunks = Vec::new();
+        // Each group's last packed row.
+        let mut last_row: HashMap<SequenceId, usize> =
+            order.iter().enumerate().map(|(row, &sequence)| (sequence, row)).collect();
+        for group in groups {
+            let Input::Prompt(tokens) = &group.input else { continue };
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.decoder.spec.vocab_size) {
+                return Err(MlxError::Unsupported(format!(
+                    "token {token} is outside the vocabulary of {}",
+                    self.decoder.spec.vocab_size
+                )));
+            }
+            if tokens.is_empty() || group.start != self.live.num_tokens(group.sequence) {
+                return Err(MlxError::Unsupported(format!(
+                    "a chunk of {} tokens at {} does not continue the {} tokens of its sequence",
+                    tokens.len(),
+                    group.start,
+                    self.live.num_tokens(group.sequence)
+                )));
+            }
+            prompt_tokens.extend(tokens);
+            chunks.push(PassChunk { sequence: group.sequence, num_tokens: tokens.len(), start: group.start });
+            last_row.insert(group.sequence, order.len() + prompt_tokens.len() - 1);
+        }
+        let mut inputs = Vec::new();
+        if !order.is_empty() {
+            inputs.push(self.sampled_tokens(&order)?);
+        }
+        if !prompt_tokens.is_empty() {
+            inputs.push(Array::from_slice(&prompt_tokens, &[prompt_tokens.len() as i32]));
+        }
+        if inputs.is_empty() {
+            return Err(MlxError::Unsupported("a pass without tokens".to_owned()));
+        }
+        let tokens = if inputs.len() == 1 { inputs.remove(0) } else { ops::concatenate(&inputs, 0)? };
+
+        let chunk_sequences: Vec<SequenceId> = chunks.iter().map(|chunk| chunk.sequence).collect();
+        let pass = self.live.begin_pass(chunks, &self.windows)?;
+        let hidden = self.decoder.forward(&tokens, &pass, &mut self.live)?;
+        let sampled = self.sample(groups, &last_row, &hidden)?;
+
+        // What no sampled token depends on has to be asked for.
+        let kv = chunk_sequences.iter().flat_map(|&sequence| self.live.body_arrays(sequence));
+        transforms::async_eval(sampled.iter().chain(kv))?;
+        self.launched.push_back(sampled);
+        Ok(())
+    }
+
+    fn sample(
+        &mut self,
+        groups: &[Group],
+        last_row: &HashMap<SequenceId, usize>,
+        hidden: &Array,
+    ) -> Result<Option<Array>> {
+        let sampling: Vec<(&Group, Choice<'_>)> = groups
+            .iter()
+            .filter_map(|group| {
+                let num_inputs = match &group.input {
+                    Input::Prompt(tokens) => tokens.len(),
+                    Input::Sampled => 1,
+                };
+                let params = group.sample.as_ref()?;
+                Some((group, Choice { params, position: group.start + num_inputs }))
+            })
+            .collect();
+        if sampling.is_empty() {
+            return Ok(None);
+        }
+        let rows: Vec<i32> = sampling.iter().map(|(group, _)| last_row[&group.sequence] as i32).collect();
+        let choices: Vec<Choice<'_>> = sampling.iter().map(|(_, choice)| choice.clone()).collect();
+        let logits = self.decoder.logits(hidden, &rows)?;
+        let tokens = sampler::choose(self.decoder.ops(), &logits, &choices)?;
+        self.num_passes += 1;
+        for (row, (group, _)) in sampling.iter().enumerate() {
+            let token = SampledToken { pass: self.num_passes, tokens: tokens.clone(), row };
+            self.last_sampled.insert(group.sequence, token);
+        }
+        Ok(Some(tokens))
+    }
+
+    /// The tokens that these sequences sampled last, `(B,)`.
+    fn sampled_tokens(&self, sequences: &[SequenceId]) -> Result<Array> {
+        let sampled = sequences
+            .iter()
+            .map(|sequence| {
+                self.last_sampled.get(sequence).ok_or_else(|| {
+                    MlxError::Unsupported(format!("sequence {} decodes before it sampled", sequence.0))
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        // As a rule they all come from the pass before.
+        let Some(first) = sampled.first() else {
+            return Err(MlxError::Unsupported("no sequence to decode".to_owned()));
+        };
+        if sampled.iter().all(|token| token.pass == first.pass) {
+            let rows: Vec<i32> = sampled.iter().map(|token| token.row as i32).collect();
+            return Ok(first.tokens.take_axis(Array::from_slice(&rows, &[rows.len() as i32]), 0)?);
+        }
+        let tokens = sampled
+            .iter()
+            .map(|token| sys::slice_axis(&token.tokens, 0, token.row, token.row + 1))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(ops::concatenate(&tokens, 0)?)
+    }
+
+    fn collect_pass(&mut self) -> Result<Vec<TokenId>> {
+        let Some(sampled) = self.launched.pop_front() else {
+            return Err(MlxError::Unsupported("no pass to collect".to_owned()));
+        };
+        let Some(tokens) = sampled else { return Ok(Vec::new()) };
+        tokens.eval()?;
+        tokens
+            .to_vec_exact::<u32>()
+            .map_err(|error| MlxError::Unsupported(format!("sampled tokens cannot be read: {error}")))
+    }
+
+    /// Log-probabilities of the token after `prompt`, computed on its own.
+    pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
+        let mut live = LiveKv::default();
+        let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
+        let pass = live.begin_pass(vec![chunk], &self.windows)?;
+        let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);
+        let hidden = self.decoder.forward(&tokens, &pass, &mut live)?;
+        let logits = self.decoder.logits(&hidden, &[prompt.len() as i32 - 1])?;
+        let logits = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
+        logits.eval()?;
+        logits
+            .to_vec_exact::<f32>()
+            .map_err(|error| MlxError::Unsupported(format!("logits cannot be read: {error}")))
+    }
+}
+
+impl Runner for MlxRunner {
+    fn launch(&mut self, groups: &[Group]) -> std::result::Result<(), RunnerError> {
+        Ok(self.launch_pass(groups)?)
+    }
+
+    fn collect(&mut self) -> std::result::Result<Vec<TokenId>, RunnerError> {
+        Ok(self.collect_pass()?)
+    }
+
+    fn release(&mut self, sequence: SequenceId) {
+        self.live.release(sequence);
+        self.last_sampled.remove(&sequence);
+    }
+}

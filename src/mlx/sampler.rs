@@ -1,0 +1,152 @@
+//! Logits → tokens.
+//!
+//! Owns greedy choice and sampling on the device. Each row is chosen by its own parameters and
+//! its own random number alone, so an answer does not depend on what else is in the batch. The
+//! numbers come from `engine::uniform`.
+
+use mlx_rs::{Array, Dtype, ops, ops::indexing};
+
+use super::{error::Result, ops::Ops, sys};
+use crate::engine::{SamplingParams, uniform};
+
+/// One row of logits to choose from.
+#[derive(Debug, Clone)]
+pub(super) struct Choice<'a> {
+    pub params: &'a SamplingParams,
+    /// Position that the chosen token will have: the counter of its random number.
+    pub position: usize,
+}
+
+/// Chooses a token for each row of `(R, vocabulary)` logits: `(R,)`, uint32.
+pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>]) -> Result<Array> {
+    if choices.iter().all(|choice| choice.params.is_greedy()) {
+        return Ok(indexing::argmax_axis(logits, -1, false)?);
+    }
+    let tokens = choices
+        .iter()
+        .enumerate()
+        .map(|(row, choice)| choose_one(ops, &sys::slice_axis(logits, 0, row, row + 1)?, choice))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(ops::concatenate(&tokens, 0)?)
+}
+
+/// Chooses from one row, `(1, vocabulary)`: `(1,)`.
+fn choose_one(ops: &Ops, logits: &Array, choice: &Choice<'_>) -> Result<Array> {
+    let params = choice.params;
+    if params.is_greedy() {
+        return Ok(indexing::argmax_axis(logits, -1, false)?);
+    }
+    let random = Array::from_f32(uniform(params.key, choice.position as u64));
+    let scaled = logits.divide(Array::from_f32(params.temperature))?;
+    let unfiltered = params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0;
+    if unfiltered {
+        let weights = ops.softmax_last(&scaled)?;
+        return pick(&weights, &random);
+    }
+    let order = ops::argsort_axis(scaled.negative()?, -1)?;
+    let weights = ops.softmax_last(&indexing::take_along_axis(&scaled, &order, -1)?)?;
+    let weights = filter(&weights, params)?;
+    let rank = pick(&weights, &random)?;
+    Ok(indexing::take_along_axis(&order, rank.expand_dims(1)?, -1)?.squeeze_axes(&[1])?)
+}
+
+/// Zeroes what the filters drop of probabilities in falling order, `(1, vocabulary)`.
+fn filter(weights: &Array, params: &SamplingParams) -> Result<Array> {
+    let mut weights = weights.clone();
+    let keep = |weights: &Array, kept: Array| -> Result<Array> {
+        Ok(weights.multiply(kept.as_dtype(Dtype::Float32)?)?)
+    };
+    if params.top_k > 0 {
+        let ranks = ops::arange::<_, i32>(None, weights.dim(-1), None)?;
+        let limit = i32::try_from(params.top_k).unwrap_or(i32::MAX);
+        weights = keep(&weights, ranks.lt(Array::from_int(limit))?)?;
+    }
+    if params.top_p < 1.0 {
+        // A token stays while those before it have not yet reached top_p.
+        let before = weights.cumsum(-1, None, Some(false))?;
+        let limit = weights.sum_axis(-1, true)?.multiply(Array::from_f32(params.top_p))?;
+        let first = ops::arange::<_, i32>(None, weights.dim(-1), None)?.eq(Array::from_int(0))?;
+        weights = keep(&weights, before.lt(limit)?.logical_or(first)?)?;
+    }
+    if params.min_p > 0.0 {
+        let limit = sys::slice_axis(&weights, 1, 0, 1)?.multiply(Array::from_f32(params.min_p))?;
+        weights = keep(&weights, weights.ge(limit)?)?;
+    }
+    Ok(weights)
+}
+
+/// Index at which the running total of `(1, n)` weights passes `random` of their sum: `(1,)`.
+fn pick(weights: &Array, random: &Array) -> Result<Array> {
+    let totals = weights.cumsum(-1, None, None)?;
+    let count = weights.dim(-1) as usize;
+    let target = sys::slice_axis(&totals, 1, count - 1, count)?.multiply(random)?;
+    // The first index whose total lies above the target; argmax takes the first of equals.
+    let above = totals.gt(target)?.as_dtype(Dtype::Int32)?;
+    Ok(indexing::argmax_axis(&above, -1, false)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mlx::device::ComputeDevice;
+
+    fn params(temperature: f32, top_p: f32, top_k: u32, min_p: f32, key: u64) -> SamplingParams {
+        SamplingParams { temperature, top_p, top_k, min_p, key }
+    }
+
+    fn draw(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
+        let ops = Ops::new(ComputeDevice::Cpu);
+        let row = Array::from_slice(logits, &[1, logits.len() as i32]);
+        let token = choose(&ops, &row, &[Choice { params, position }]).unwrap();
+        token.eval().unwrap();
+        token.to_vec_exact::<u32>().unwrap()[0]
+    }
+
+    #[test]
+    fn greedy_takes_the_first_of_the_best() {
+        assert_eq!(draw(&[0.0, 3.0, -1.0, 3.0], &params(0.0, 1.0, 0, 0.0, 1), 0), 1);
+    }
+
+    #[test]
+    fn samples_follow_the_distribution() {
+        let logits = [1.0f32, 0.0, 2.0, -1.0];
+        let mut counts = [0usize; 4];
+        for position in 0..2000 {
+            counts[draw(&logits, &params(1.0, 1.0, 0, 0.0, 42), position) as usize] += 1;
+        }
+        let sum: f32 = logits.iter().map(|x| x.exp()).sum();
+        for (logit, count) in logits.iter().zip(counts) {
+            let expected = 2000.0 * logit.exp() / sum;
+            assert!((count as f32 - expected).abs() < 4.0 * expected.sqrt() + 1.0, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn filters_drop_the_unlikely_and_never_the_best() {
+        let logits = [0.0f32, 4.0, 3.0, -2.0, 2.5];
+        let allowed = |params: SamplingParams| {
+            let mut seen: Vec<u32> = (0..300).map(|position| draw(&logits, &params, position)).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            seen
+        };
+        assert_eq!(allowed(params(1.0, 1.0, 2, 0.0, 7)), [1, 2]);
+        assert_eq!(allowed(params(1.0, 0.7, 0, 0.0, 7)), [1, 2]);
+        assert_eq!(allowed(params(1.0, 1e-6, 0, 0.0, 7)), [1]);
+        assert_eq!(allowed(params(1.0, 1.0, 0, 0.3, 7)), [1, 2]);
+        assert_eq!(allowed(params(1.0, 1.0, 1, 1.0, 7)), [1]);
+        assert_eq!(allowed(params(5.0, 1.0, 0, 0.0, 7)), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_row_is_chosen_alike_alone_and_among_others() {
+        let ops = Ops::new(ComputeDevice::Cpu);
+        let rows: Vec<f32> = (0..4 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
+        let all = [params(0.8, 0.9, 0, 0.0, 1), params(0.0, 1.0, 0, 0.0, 2), params(1.0, 1.0, 10, 0.0, 3), params(1.3, 1.0, 0, 0.0, 4)];
+        let choices: Vec<Choice> = all.iter().map(|params| Choice { params, position: 9 }).collect();
+        let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices).unwrap();
+        batch.eval().unwrap();
+        let alone: Vec<u32> = (0..4).map(|row| draw(&rows[row * 50..(row + 1) * 50], &all[row], 9)).collect();
+        assert_eq!(batch.to_vec_exact::<u32>().unwrap(), alone);
+    }
+}

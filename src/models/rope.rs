@@ -1,0 +1,124 @@
+//! Rotary position embedding: how a configuration turns into per-pair frequencies.
+//!
+//! Owns the scaling rules (linear, llama3, yarn) as the reference implementation mlx-lm 0.32
+//! (`rope_utils.py`) computes them. Applying them to tensors is `mlx/`'s business.
+
+use std::f64::consts::PI;
+
+/// Rotary positions of one layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeSpec {
+    /// Dimensions rotated, at the front of each head.
+    pub dims: usize,
+    /// Whether neighbouring dimensions form pairs, rather than the two halves.
+    pub interleaved: bool,
+    /// Wavelength over 2π of each pair, `dims / 2` of them: the angle is `position / frequency`.
+    pub frequencies: Vec<f32>,
+    /// Factor on queries and keys before rotation (yarn's mscale).
+    pub input_scale: f32,
+}
+
+/// A `rope_scaling` entry.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    None,
+    Linear { factor: f64 },
+    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_context: f64 },
+    Yarn { factor: f64, original_context: f64, beta_fast: f64, beta_slow: f64, mscale: f64, mscale_all_dim: f64 },
+}
+
+impl RopeSpec {
+    /// Computes the frequencies of `dims` rotated dimensions with base `theta`.
+    pub fn new(dims: usize, theta: f64, interleaved: bool, scaling: &RopeScaling) -> Self {
+        let plain = (0..dims / 2).map(|pair| theta.powf(2.0 * pair as f64 / dims as f64));
+        let mut input_scale = 1.0;
+        let frequencies: Vec<f64> = match *scaling {
+            RopeScaling::None => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|frequency| frequency * factor).collect(),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
+                .map(|frequency| {
+                    let wavelength = 2.0 * PI * frequency;
+                    if wavelength > original_context / low_freq_factor {
+                        frequency * factor
+                    } else if wavelength > original_context / high_freq_factor {
+                        let smooth = (original_context / wavelength - low_freq_factor)
+                            / (high_freq_factor - low_freq_factor);
+                        frequency / ((1.0 - smooth) / factor + smooth)
+                    } else {
+                        frequency
+                    }
+                })
+                .collect(),
+            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim } => {
+                let mscale_of =
+                    |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                input_scale = mscale_of(mscale) / mscale_of(mscale_all_dim);
+                // The pair index at which a wave makes this many turns over the original context.
+                let correction = |turns: f64| {
+                    dims as f64 * (original_context / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
+                };
+                let low = correction(beta_fast).floor().max(0.0);
+                let mut high = correction(beta_slow).ceil().min(dims as f64 - 1.0);
+                if low == high {
+                    high += 0.001;
+                }
+                plain
+                    .enumerate()
+                    .map(|(pair, extrapolated)| {
+                        let interpolated = factor * extrapolated;
+                        let keep = 1.0 - ((pair as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                        interpolated * extrapolated / (interpolated * keep + extrapolated * (1.0 - keep))
+                    })
+                    .collect()
+            }
+        };
+        Self {
+            dims,
+            interleaved,
+            frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(),
+            input_scale: input_scale as f32,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_frequencies_are_powers_of_theta() {
+        let rope = RopeSpec::new(8, 10_000.0, false, &RopeScaling::None);
+        assert_eq!(rope.frequencies, [1.0, 10.0, 100.0, 1000.0]);
+        assert_eq!(rope.input_scale, 1.0);
+    }
+
+    #[test]
+    fn llama3_keeps_short_waves_and_stretches_long_ones() {
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context: 256.0,
+        };
+        let rope = RopeSpec::new(8, 10_000.0, false, &scaling);
+        assert_eq!(rope.frequencies[0], 1.0);
+        assert_eq!(rope.frequencies[3], 8000.0);
+    }
+
+    #[test]
+    fn yarn_with_factor_one_changes_nothing() {
+        let scaling = RopeScaling::Yarn {
+            factor: 1.0,
+            original_context: 4096.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            mscale: 1.0,
+            mscale_all_dim: 0.0,
+        };
+        let plain = RopeSpec::new(16, 10_000.0, false, &RopeScaling::None);
+        let yarn = RopeSpec::new(16, 10_000.0, false, &scaling);
+        for (a, b) in plain.frequencies.iter().zip(&yarn.frequencies) {
+            assert!((a - b).abs() <= a * 1e-6, "{a} {b}");
+        }
+    }
+}
