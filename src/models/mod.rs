@@ -2,3 +2,7 @@
 //!
 //! Owns everything about a model that needs no tensors: where its files are, what its
 //! configuration means, what its weights are called. Loading weights is `mlx/`'s business.
+
+pub mod gguf;
+
+pub use gguf::{GgufError, GgufHeader};
