@@ -16,7 +16,7 @@ use super::{
     rope::{Rope, RopeTable},
     weights::Weights,
 };
-use crate::models::{Activation, LayerSpec, ModelSpec, NormSpec, QuantizationSpec};
+use crate::models::{Activation, LayerSpec, ModelSpec, NormSpec};
 
 /// A loaded model.
 #[derive(Debug)]
@@ -88,11 +88,8 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn linear(&mut self, path: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
-        Linear::load(self.weights, path, MatrixShape { outputs, inputs }, bias, self.settings())
-    }
-
-    fn settings(&self) -> (Option<&QuantizationSpec>, Precision) {
-        (self.spec.quantization.as_ref(), self.precision)
+        let settings = (self.spec.quantization.as_ref(), self.precision);
+        Linear::load(self.weights, path, MatrixShape { outputs, inputs }, bias, settings)
     }
 
     fn block(&mut self, index: usize, layer: &LayerSpec, rope: usize) -> Result<Block> {

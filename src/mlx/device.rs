@@ -18,7 +18,7 @@ impl ComputeDevice {
     /// The device MLX uses by default in this process: the GPU where there is one.
     pub fn current() -> Self {
         match Device::try_default().and_then(|device| device.get_type()) {
-            Ok(DeviceType::Gpu) if sys::device_is_available(&Device::gpu()) => Self::Gpu,
+            Ok(DeviceType::Gpu) if sys::gpu_is_available() => Self::Gpu,
             _ => Self::Cpu,
         }
     }

@@ -16,6 +16,7 @@ mod runner;
 mod sampler;
 mod sys;
 mod weights;
+mod weights_gguf;
 
 pub use device::{Blas, ComputeDevice, ComputeDtype, peak_memory_bytes, version_facts};
 pub use error::MlxError;

@@ -3,14 +3,15 @@
 //! Owns the choice of element type and whether quantised weights are widened. Reading files is
 //! `weights`', their meaning `models/`'s.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{
     decoder::Decoder,
     device::{self, ComputeDevice, ComputeDtype},
-    error::{MlxError, Result},
+    error::Result,
     linear::Precision,
     weights::Weights,
+    weights_gguf,
 };
 use crate::models::ModelSpec;
 
@@ -44,7 +45,7 @@ impl LoadedModel {
         let precision = Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
         let weights = match source {
             WeightSource::Safetensors(files) => Weights::from_safetensors(files, &spec.names)?,
-            WeightSource::Gguf(path) => Weights::from_gguf(path, spec)?,
+            WeightSource::Gguf(path) => weights_gguf::load(path, spec)?,
         };
         Ok(Self { decoder: Decoder::load(spec, weights, precision, device)? })
     }

@@ -2,7 +2,7 @@
 //!
 //! Owns thin, checked wrappers; what they are for is their callers' business.
 
-use mlx_rs::{Array, Device, Stream, error::Exception};
+use mlx_rs::{Array, Stream, error::Exception};
 
 /// The clock that mlx-rs seeds its random generator with; only macOS has it.
 #[cfg(target_os = "linux")]
@@ -91,11 +91,16 @@ pub(super) fn map_file(path: &std::path::Path) -> std::io::Result<memmap2::Mmap>
     unsafe { memmap2::Mmap::map(&file) }
 }
 
-/// Whether `device` exists on this machine.
-pub(super) fn device_is_available(device: &Device) -> bool {
+/// Whether this machine has a GPU that the loaded MLX can use.
+pub(super) fn gpu_is_available() -> bool {
     let mut available = false;
-    // SAFETY: the handle is alive during the call.
-    let status = unsafe { mlx_sys::mlx_device_is_available(&mut available, device.as_ptr()) };
+    // SAFETY: the handle is made, used and freed here.
+    let status = unsafe {
+        let device = mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0);
+        let status = mlx_sys::mlx_device_is_available(&mut available, device);
+        mlx_sys::mlx_device_free(device);
+        status
+    };
     status == 0 && available
 }
 

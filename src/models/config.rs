@@ -45,7 +45,7 @@ pub fn read_config(path: &Path) -> Result<ModelSpec, ConfigError> {
     parse_config(&value, &shown)
 }
 
-fn parse_config(value: &Value, path: &str) -> Result<ModelSpec, ConfigError> {
+pub(super) fn parse_config(value: &Value, path: &str) -> Result<ModelSpec, ConfigError> {
     let invalid = |reason: String| ConfigError::Invalid { path: path.to_owned(), reason };
     let root = value.as_object().ok_or_else(|| invalid("is not a JSON object".to_owned()))?;
     let model_type = match root.get("model_type") {

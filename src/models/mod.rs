@@ -4,10 +4,16 @@
 //! configuration means, what its weights are called. Loading weights is `mlx/`'s business.
 
 mod config;
+mod config_gguf;
+pub mod gguf;
+mod gguf_names;
 mod rope;
 mod spec;
 
 pub use config::{ConfigError, read_config};
+pub use config_gguf::read_gguf_config;
+pub use gguf::{GgufError, GgufHeader};
+pub use gguf_names::{GgufWeight, gguf_weight};
 pub use rope::RopeSpec;
 pub use spec::{
     Activation, AttentionSpec, LayerSpec, ModelSpec, NormSpec, Quantization, QuantizationSpec, WeightNames,

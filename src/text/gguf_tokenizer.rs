@@ -1,0 +1,312 @@
+//! A GGUF file's tokenizer metadata, rebuilt as the `tokenizer.json` the model once had.
+//!
+//! Owns the two families in use: byte-level BPE (`gpt2`) with the splitting rules known by name,
+//! and SentencePiece BPE with byte fallback (`llama`). Loading the result is `tokenizer`'s
+//! business.
+
+use serde_json::{Map, Value, json};
+
+use super::TextError;
+use super::gguf_merges::{Piece, spm_merges};
+use crate::models::GgufHeader;
+
+const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Qwen's added tokens that show in text, although its GGUF files mark all of them as control.
+const QWEN2_PLAIN: &[&str] = &["<tool_call>", "</tool_call>", "<|fim_", "<|repo_name", "<|file_sep"];
+/// Gemma's only true control tokens; its other added tokens are runs of spaces, HTML tags, …
+const GEMMA_SPECIAL: &[&str] = &[
+    "<pad>",
+    "<eos>",
+    "<bos>",
+    "<unk>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<start_of_image>",
+    "<end_of_image>",
+];
+
+/// What llama.cpp calls a token's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Normal,
+    Unknown,
+    Control,
+    User,
+    Unused,
+    Byte,
+}
+
+/// Builds the text of the tokenizer as a JSON value.
+pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<Value, TextError> {
+    let metadata = Metadata::read(header)?;
+    match header.str("tokenizer.ggml.model") {
+        Some("gpt2") => byte_level(&metadata),
+        Some("llama") => sentence_piece(&metadata),
+        Some(other) => Err(metadata.unusable(format!(
+            "tokenizer.ggml.model is {other:?}; gpt2 and llama are known: use the model's folder form"
+        ))),
+        None => Err(metadata.unusable("the file has no tokenizer (no tokenizer.ggml.model)")),
+    }
+}
+
+struct Metadata<'a> {
+    header: &'a GgufHeader,
+    tokens: &'a [Box<str>],
+    kinds: Vec<Kind>,
+}
+
+impl<'a> Metadata<'a> {
+    fn read(header: &'a GgufHeader) -> Result<Metadata<'a>, TextError> {
+        let unusable = |message: String| TextError::tokenizer(header.path(), message);
+        let tokens = header
+            .strings("tokenizer.ggml.tokens")
+            .ok_or_else(|| unusable("tokenizer.ggml.tokens is missing or no list of strings".to_owned()))?;
+        if u32::try_from(tokens.len()).is_err() {
+            return Err(unusable(format!("{} tokens are too many", tokens.len())));
+        }
+        let kinds = match header.value("tokenizer.ggml.token_type") {
+            None => vec![Kind::Normal; tokens.len()],
+            Some(_) => header
+                .i64s("tokenizer.ggml.token_type")
+                .ok_or_else(|| unusable("tokenizer.ggml.token_type is no list of integers".to_owned()))?
+                .into_iter()
+                .map(|code| match code {
+                    2 => Kind::Unknown,
+                    3 => Kind::Control,
+                    4 => Kind::User,
+                    5 => Kind::Unused,
+                    6 => Kind::Byte,
+                    _ => Kind::Normal,
+                })
+                .collect(),
+        };
+        if kinds.len() != tokens.len() {
+            return Err(unusable(format!(
+                "tokenizer.ggml.token_type has {} entries for {} tokens",
+                kinds.len(),
+                tokens.len()
+            )));
+        }
+        Ok(Metadata { header, tokens, kinds })
+    }
+
+    fn unusable(&self, message: impl ToString) -> TextError {
+        TextError::tokenizer(self.header.path(), message)
+    }
+
+    /// Returns every token with its id and kind.
+    fn entries(&self) -> impl Iterator<Item = (u32, &str, Kind)> {
+        self.tokens.iter().zip(&self.kinds).zip(0..).map(|((token, kind), id)| (id, &**token, *kind))
+    }
+
+    fn is_gemma(&self) -> bool {
+        self.header.str("general.architecture").is_some_and(|name| name.starts_with("gemma"))
+    }
+
+    /// Returns the post-processor that puts BOS in front, if the file asks for one.
+    fn add_bos(&self, by_default: bool) -> Result<Option<Value>, TextError> {
+        let add = self.header.bool("tokenizer.ggml.add_bos_token").unwrap_or(by_default);
+        let Some(id) = self.header.u64("tokenizer.ggml.bos_token_id").filter(|_| add) else {
+            return Ok(None);
+        };
+        let bos = usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).ok_or_else(|| {
+            self.unusable(format!("tokenizer.ggml.bos_token_id {id} is not among {} tokens", self.tokens.len()))
+        })?;
+        let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
+        let second = json!({"SpecialToken": {"id": bos, "type_id": 1}});
+        Ok(Some(json!({
+            "type": "TemplateProcessing",
+            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [special, {"Sequence": {"id": "A", "type_id": 0}},
+                     second, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {&**bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+        })))
+    }
+}
+
+/// How a named byte-level tokenizer cuts text before merging.
+struct Split {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    post_processor: Option<Value>,
+    ignore_merges: bool,
+    add_bos: bool,
+}
+
+fn byte_level_step(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> Value {
+    json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets,
+           "use_regex": use_regex})
+}
+
+fn split_by(regex: &str) -> Value {
+    json!({"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
+        byte_level_step(false, false, false)]})
+}
+
+fn named_split(name: &str) -> Option<Split> {
+    Some(match name {
+        "smollm" => Split {
+            normalizer: Value::Null,
+            pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
+                {"type": "Digits", "individual_digits": true}, byte_level_step(false, true, true)]}),
+            decoder: byte_level_step(true, true, true),
+            post_processor: None,
+            ignore_merges: false,
+            add_bos: false,
+        },
+        "qwen2" | "deepseek-r1-qwen" => Split {
+            normalizer: json!({"type": "NFC"}),
+            pre_tokenizer: split_by(QWEN2_SPLIT),
+            decoder: byte_level_step(false, false, false),
+            post_processor: Some(byte_level_step(false, false, false)),
+            ignore_merges: false,
+            add_bos: false,
+        },
+        "llama-bpe" | "llama3" | "llama-v3" => Split {
+            normalizer: Value::Null,
+            pre_tokenizer: split_by(LLAMA3_SPLIT),
+            decoder: byte_level_step(true, true, true),
+            post_processor: Some(byte_level_step(true, false, true)),
+            ignore_merges: true,
+            add_bos: true,
+        },
+        "gpt-2" => Split {
+            normalizer: Value::Null,
+            pre_tokenizer: byte_level_step(false, true, true),
+            decoder: byte_level_step(true, true, true),
+            post_processor: Some(byte_level_step(true, false, true)),
+            ignore_merges: false,
+            add_bos: false,
+        },
+        _ => return None,
+    })
+}
+
+fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
+    let name = metadata.header.str("tokenizer.ggml.pre").unwrap_or_default();
+    let split = named_split(name).ok_or_else(|| {
+        metadata.unusable(format!(
+            "tokenizer.ggml.pre is {name:?}; known are smollm, qwen2, deepseek-r1-qwen, llama-bpe and gpt-2: use \
+             the model's folder form"
+        ))
+    })?;
+    let merges = metadata
+        .header
+        .strings("tokenizer.ggml.merges")
+        .ok_or_else(|| metadata.unusable("tokenizer.ggml.merges is missing or no list of strings"))?
+        .iter()
+        .map(|merge| merge.split_once(' ').map(|(left, right)| json!([left, right])))
+        .collect::<Option<Vec<Value>>>()
+        .ok_or_else(|| metadata.unusable("an entry of tokenizer.ggml.merges is not two tokens"))?;
+
+    let is_qwen = name.contains("qwen");
+    let mut vocab = Map::new();
+    let mut added = Vec::new();
+    for (id, token, kind) in metadata.entries() {
+        if kind == Kind::Unused {
+            continue;
+        }
+        // Added tokens are in the vocabulary too: the text's merges cannot produce them, and so
+        // each keeps its id.
+        vocab.insert(token.to_owned(), json!(id));
+        if matches!(kind, Kind::Control | Kind::User) {
+            let is_plain = is_qwen && QWEN2_PLAIN.iter().any(|start| token.starts_with(start));
+            added.push(added_token(id, token, kind == Kind::Control && !is_plain));
+        }
+    }
+    let bos = metadata.add_bos(split.add_bos)?;
+    let post_processor = match (split.post_processor, bos) {
+        (Some(step), Some(bos)) => json!({"type": "Sequence", "processors": [step, bos]}),
+        (step, bos) => step.or(bos).unwrap_or_default(),
+    };
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": split.normalizer,
+        "pre_tokenizer": split.pre_tokenizer,
+        "post_processor": post_processor,
+        "decoder": split.decoder,
+        "model": bpe(vocab, merges, None, split.ignore_merges),
+    }))
+}
+
+fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
+    let scores = metadata
+        .header
+        .f32s("tokenizer.ggml.scores")
+        .filter(|scores| scores.len() == metadata.tokens.len())
+        .ok_or_else(|| metadata.unusable("tokenizer.ggml.scores is missing or not one number per token"))?;
+
+    let mut vocab = Map::new();
+    let mut added = Vec::new();
+    let mut pieces = Vec::new();
+    for ((id, token, kind), score) in metadata.entries().zip(scores) {
+        // llama.cpp writes user-defined pieces with plain spaces and a score of -1000, where the
+        // model's own file has U+2581 and 0.
+        let (text, score) =
+            if kind == Kind::User { (token.replace(' ', "\u{2581}"), 0.0) } else { (token.to_owned(), score) };
+        vocab.insert(text.clone(), json!(id));
+        if matches!(kind, Kind::Control | Kind::User | Kind::Unknown) {
+            let special = match metadata.is_gemma() {
+                true => GEMMA_SPECIAL.contains(&text.as_str()),
+                false => kind != Kind::User,
+            };
+            added.push(added_token(id, &text, special));
+        }
+        pieces.push(Piece { text, score, merges: matches!(kind, Kind::Normal | Kind::User) });
+    }
+    let merges = spm_merges(&pieces).into_iter().map(|(left, right)| json!([left, right])).collect();
+
+    let unknown_id = metadata.header.u64("tokenizer.ggml.unknown_token_id").unwrap_or(0);
+    let unknown = usize::try_from(unknown_id)
+        .ok()
+        .and_then(|id| pieces.get(id))
+        .ok_or_else(|| metadata.unusable(format!("tokenizer.ggml.unknown_token_id {unknown_id} is no token")))?;
+
+    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
+    let mut decoders = vec![
+        json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "}),
+        json!({"type": "ByteFallback"}),
+        json!({"type": "Fuse"}),
+    ];
+    let normalizer = if metadata.header.bool("tokenizer.ggml.add_space_prefix").unwrap_or(true) {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
+        json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}, replace]})
+    } else {
+        replace
+    };
+    let pre_tokenizer = match metadata.is_gemma() {
+        true => json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious",
+                       "invert": false}),
+        false => Value::Null,
+    };
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": metadata.add_bos(true)?,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": bpe(vocab, merges, Some(&unknown.text), false),
+    }))
+}
+
+fn added_token(id: u32, content: &str, special: bool) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": false, "special": special})
+}
+
+/// A BPE model; only the SentencePiece family has an unknown token and falls back to bytes.
+fn bpe(vocab: Map<String, Value>, merges: Vec<Value>, unknown: Option<&str>, ignore_merges: bool) -> Value {
+    let is_sentence_piece = unknown.is_some();
+    json!({"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
+           "end_of_word_suffix": null, "fuse_unk": is_sentence_piece, "byte_fallback": is_sentence_piece,
+           "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges})
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! The tokenizer: text to token ids and back.
+//!
+//! Owns loading it from a model folder and sharing it cheaply. Rebuilding one from GGUF metadata
+//! is `gguf_tokenizer`'s, decoding a growing answer `stream`'s business.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokenizers::DecoderWrapper;
+
+use super::{TextError, gguf_tokenizer};
+use crate::models::GgufHeader;
+
+/// A model's tokenizer; clones share one copy.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    tokenizer: tokenizers::Tokenizer,
+    special_ids: HashSet<u32>,
+    num_vocab: usize,
+    is_byte_level: bool,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("num_vocab", &self.0.num_vocab).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Loads a folder's `tokenizer.json`.
+    pub fn from_folder(dir: &Path) -> Result<Tokenizer, TextError> {
+        let path = dir.join("tokenizer.json");
+        match std::fs::read(&path) {
+            Ok(json) => Tokenizer::from_json(&json, &path),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                Err(TextError::NoTokenizer { dir: dir.to_owned() })
+            }
+            Err(e) => Err(TextError::io(&path, &e)),
+        }
+    }
+
+    /// Rebuilds the tokenizer that a GGUF file's metadata describe.
+    pub fn from_gguf(header: &GgufHeader) -> Result<Tokenizer, TextError> {
+        let json = gguf_tokenizer::tokenizer_json(header)?;
+        Tokenizer::from_json(json.to_string().as_bytes(), header.path())
+    }
+
+    /// Loads the text of a `tokenizer.json`; `path` is for error messages.
+    pub(super) fn from_json(json: &[u8], path: &Path) -> Result<Tokenizer, TextError> {
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|e| TextError::tokenizer(path, e))?;
+        // Leftovers of training: prompts are neither cut nor padded.
+        tokenizer.with_truncation(None).map_err(|e| TextError::tokenizer(path, e))?;
+        tokenizer.with_padding(None);
+        let special_ids = tokenizer
+            .get_added_tokens_decoder()
+            .iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, _)| *id)
+            .collect();
+        let num_vocab = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        let is_byte_level = match tokenizer.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => true,
+            Some(DecoderWrapper::Sequence(steps)) => {
+                matches!(steps.get_decoders(), [DecoderWrapper::ByteLevel(_)])
+            }
+            _ => false,
+        };
+        Ok(Tokenizer(Arc::new(Inner { tokenizer, special_ids, num_vocab, is_byte_level })))
+    }
+
+    /// Turns text into token ids.
+    ///
+    /// `add_special_tokens` lets the tokenizer put its own tokens around the text, usually a BOS
+    /// in front: right for raw prompts, wrong for rendered chat templates, which write their own.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self
+            .0
+            .tokenizer
+            .encode_fast(text, add_special_tokens)
+            .map_err(|e| TextError::Encode(e.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Turns token ids into text, leaving out special tokens and ids that no token has.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
+        self.0.tokenizer.decode(ids, true).map_err(|e| TextError::Decode(e.to_string()))
+    }
+
+    /// Returns one more than the largest token id.
+    pub fn num_vocab(&self) -> usize {
+        self.0.num_vocab
+    }
+
+    /// Returns the id of a token given by its exact text.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.0.tokenizer.token_to_id(token)
+    }
+
+    /// Returns the token of an id as the vocabulary spells it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.0.tokenizer.id_to_token(id)
+    }
+
+    /// Whether the token is a control token that never shows in text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.special_ids.contains(&id)
+    }
+
+    /// Whether tokens are bytes in GPT-2's disguise, so that each decodes on its own.
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.0.is_byte_level
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_or_broken_tokenizer_says_which_file() {
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        let error = Tokenizer::from_folder(dir.path()).expect_err("nothing there");
+        assert!(matches!(error, TextError::NoTokenizer { .. }), "{error}");
+        std::fs::write(dir.path().join("tokenizer.json"), "{\"version\": \"1.0\"").expect("written");
+        let error = Tokenizer::from_folder(dir.path()).expect_err("broken").to_string();
+        assert!(error.contains("tokenizer.json"), "{error}");
+    }
+
+    #[test]
+    fn special_tokens_are_found_and_left_out_of_text() {
+        let tokenizer = crate::text::testing::byte_level();
+        let id = tokenizer.token_id("<|end|>").expect("the special token is there");
+        assert!(tokenizer.is_special(id));
+        assert_eq!(tokenizer.token(id).as_deref(), Some("<|end|>"));
+        assert_eq!(tokenizer.num_vocab(), id as usize + 2);
+        let mut ids = tokenizer.encode("héllo<|end|> you", false).expect("encodes");
+        assert!(ids.contains(&id));
+        ids.push(9_999_999);
+        assert_eq!(tokenizer.decode(&ids).expect("decodes"), "héllo you");
+    }
+
+    /// A tokenizer.json saved after training may ask for truncation to the training length and
+    /// padding to it; taking that literally would silently cut prompts.
+    #[test]
+    fn truncation_and_padding_of_the_file_are_ignored() {
+        let mut json = crate::text::testing::byte_level_json();
+        json["truncation"] =
+            serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = serde_json::json!({"strategy": {"Fixed": 64}, "direction": "Right",
+            "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
+        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json")).expect("loads");
+        let ids = tokenizer.encode("abcdef", false).expect("encodes");
+        assert_eq!(tokenizer.decode(&ids).expect("decodes"), "abcdef");
+        assert_eq!(ids.len(), 6);
+    }
+}

@@ -1,0 +1,151 @@
+//! The same answers as mlx-lm on tiny weights: log-probabilities and greedy tokens of every family.
+//!
+//! `fixtures/tiny-*/golden.json` was computed by mlx-lm 0.32.2 (scripts/make_fixtures.py); every
+//! greedy step there has a gap of at least 5e-3 between the two best logits, so tokens must be
+//! equal whatever the batch.
+
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
+
+use mlxbatch::{
+    engine::{Engine, Event, GenerationRequest, Limits, RequestId, SamplingParams},
+    mlx::{LoadedModel, MlxRunner, WeightSource},
+    models::read_config,
+};
+use serde_json::Value;
+
+const MODELS: [&str; 10] = [
+    "tiny-llama",
+    "tiny-llama-sharded",
+    "tiny-llama-rope3",
+    "tiny-llama-linear",
+    "tiny-llama-yarn",
+    "tiny-llama-4bit",
+    "tiny-mistral-swa",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-gemma3",
+];
+
+struct Golden {
+    prompt: Vec<u32>,
+    greedy: Vec<u32>,
+    last_logprobs: Vec<f64>,
+}
+
+fn numbers<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+    value.as_array().unwrap().iter().map(|item| convert(item).unwrap()).collect()
+}
+
+fn golden(model: &str) -> Vec<Golden> {
+    let text = std::fs::read_to_string(format!("fixtures/{model}/golden.json")).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap();
+    let token = |value: &Value| value.as_u64().map(|token| token as u32);
+    value["prompts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|prompt| Golden {
+            prompt: numbers(&prompt["prompt_ids"], token),
+            greedy: numbers(&prompt["greedy_ids"], token),
+            last_logprobs: numbers(&prompt["last_logprobs"], Value::as_f64),
+        })
+        .collect()
+}
+
+fn load(model: &str) -> MlxRunner {
+    let folder = Path::new("fixtures").join(model);
+    let spec = read_config(&folder.join("config.json")).unwrap();
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+        .collect();
+    files.sort();
+    MlxRunner::new(LoadedModel::load(&spec, &WeightSource::Safetensors(files), None, None).unwrap())
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Setting {
+    batch_size: usize,
+    prefill_chunk: usize,
+    lookahead: bool,
+    /// Submits the prompts last to first.
+    reversed: bool,
+}
+
+/// Greedy answers of all prompts, 40 tokens each, in the prompts' order.
+fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
+    let limits = Limits {
+        max_batch_size: NonZeroUsize::new(setting.batch_size).unwrap(),
+        prefill_chunk: NonZeroUsize::new(setting.prefill_chunk).unwrap(),
+        max_batch_tokens: None,
+        lookahead: setting.lookahead,
+    };
+    let mut engine = Engine::new(load(model), limits);
+    let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    if setting.reversed {
+        order.reverse();
+    }
+    let mut order = order.into_iter().peekable();
+    let mut answers = vec![Vec::new(); prompts.len()];
+    loop {
+        while engine.has_room() {
+            let Some(index) = order.next() else { break };
+            engine
+                .submit(GenerationRequest {
+                    id: RequestId(index as u64),
+                    prompt: prompts[index].prompt.clone(),
+                    max_new_tokens: 40,
+                    end_ids: Arc::from([]),
+                    sampling: greedy.clone(),
+                })
+                .unwrap();
+        }
+        if order.peek().is_none() && engine.is_idle() {
+            return answers;
+        }
+        for event in engine.step().unwrap() {
+            if let Event::Token { id, token } = event {
+                answers[id.0 as usize].push(token);
+            }
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_of_the_last_position_agree() {
+    for model in MODELS {
+        let mut runner = load(model);
+        for (index, golden) in golden(model).iter().enumerate() {
+            let ours = runner.next_log_probabilities(&golden.prompt).unwrap();
+            assert_eq!(ours.len(), golden.last_logprobs.len());
+            let worst = ours
+                .iter()
+                .zip(&golden.last_logprobs)
+                .map(|(&ours, theirs)| (f64::from(ours) - theirs).abs())
+                .fold(0.0, f64::max);
+            assert!(worst < 1e-3, "{model}, prompt {index}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_agree_whatever_the_batch() {
+    let base = Setting { batch_size: 1, prefill_chunk: 512, lookahead: false, reversed: false };
+    let settings = [
+        base,
+        Setting { batch_size: 8, lookahead: true, ..base },
+        Setting { batch_size: 3, reversed: true, ..base },
+        // Chunks cut within prompts and windows, and the last prompts join a running batch.
+        Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true },
+    ];
+    for model in MODELS {
+        let prompts = golden(model);
+        for setting in settings {
+            for (index, (ours, golden)) in answers(model, &prompts, setting).iter().zip(&prompts).enumerate() {
+                assert_eq!(ours, &golden.greedy, "{model}, prompt {index}, {setting:?}");
+            }
+        }
+    }
+}
