@@ -69,13 +69,17 @@ pub struct RunnerError(pub String);
 pub trait Runner {
     /// Starts one forward pass over the packed tokens of all groups.
     ///
-    /// Each sequence appears in at most one group of a pass.
+    /// Each sequence appears in at most one group of a pass. A launch that fails leaves nothing to
+    /// collect; the sequences in it are released next, whether or not they came into being.
     fn launch(&mut self, groups: &[Group]) -> Result<(), RunnerError>;
 
     /// Waits for the oldest launched pass that is not collected yet and returns the tokens it
     /// sampled, in the order of those of its groups that sample.
+    ///
+    /// A pass that fails here counts as collected; the sequences in it are released next.
     fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError>;
 
-    /// Drops a sequence's KV. Passes under way may still compute its rows.
+    /// Drops a sequence's KV. Passes under way may still compute its rows, and their tokens are
+    /// still collected.
     fn release(&mut self, sequence: SequenceId);
 }

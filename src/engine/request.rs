@@ -1,0 +1,75 @@
+//! What a caller hands to the engine and what it hears back.
+//!
+//! Owns the engine's outside vocabulary: requests, events, finish reasons and the reasons to
+//! refuse a request. Text and files are the caller's.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use super::{SamplingParams, TokenId};
+
+/// Names a request to its caller, who chooses the number; unique among unfinished requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// One prompt to be continued.
+#[derive(Debug, Clone)]
+pub struct GenerationRequest {
+    pub id: RequestId,
+    /// The whole prompt, at least one token.
+    pub prompt: Vec<TokenId>,
+    /// Tokens to generate at most, at least one; an end token counts.
+    pub max_new_tokens: usize,
+    /// Tokens that end the answer; usually shared by all requests of a run.
+    pub end_ids: Arc<[TokenId]>,
+    pub sampling: SamplingParams,
+}
+
+/// Why a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// The model gave an end token, or the caller stopped the request.
+    Stop,
+    /// The request has as many new tokens as it asked for.
+    Length,
+    /// The runner failed in a pass that this request was part of. Its tokens so far are good, but
+    /// the answer is not whole.
+    Error,
+}
+
+/// What happened to a request, in the order in which it happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// The next token of an answer; never an end token. A step gives a request at most one.
+    Token { id: RequestId, token: TokenId },
+    /// The last event of a request.
+    Finished {
+        id: RequestId,
+        reason: FinishReason,
+        num_prompt_tokens: usize,
+        /// Prompt tokens whose KV was there already.
+        num_cached_tokens: usize,
+        /// Tokens the answer took. The end token counts though it is no [`Event::Token`], as in
+        /// mlx-lm's generation counters: it was computed, and it used up one of `max_new_tokens`.
+        num_new_tokens: usize,
+    },
+}
+
+/// Why a request was refused; nothing of it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SubmitError {
+    #[error("the prompt is empty: give at least one token")]
+    EmptyPrompt,
+    #[error("no new tokens are asked for: set max_tokens (--max-tokens) to 1 or more")]
+    NoNewTokens,
+    #[error(
+        "{num_prompt_tokens} prompt tokens and up to {max_new_tokens} new ones cannot fit: the running batch \
+         may hold {max_batch_tokens} tokens in all; shorten the prompt or lower max_tokens (--max-tokens)"
+    )]
+    TooLong { num_prompt_tokens: usize, max_new_tokens: usize, max_batch_tokens: usize },
+    #[error("request {} is running already: give each request its own id", .0.0)]
+    DuplicateId(RequestId),
+    #[error("all {max_waiting} places of the waiting list are taken: step the engine until it has room")]
+    QueueFull { max_waiting: usize },
+}

@@ -1,0 +1,122 @@
+//! What the engine has computed, and how long it took.
+//!
+//! Owns the counters of a run and the rates that follow from them. Printing them is the caller's
+//! business.
+
+use std::time::Duration;
+
+/// Passes of one kind, added up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassTotals {
+    pub num_passes: usize,
+    /// Prompt tokens computed.
+    pub num_prompt_tokens: usize,
+    /// Rows that fed one sampled token back, wasted ones included.
+    pub num_decode_rows: usize,
+    /// Tokens sampled for a request that had ended meanwhile, and dropped.
+    pub num_wasted_rows: usize,
+    /// Time in which the oldest pass under way was of this kind, up to when its tokens were there.
+    pub time: Duration,
+}
+
+impl PassTotals {
+    fn add(&mut self, pass: &PassTotals) {
+        self.num_passes += pass.num_passes;
+        self.num_prompt_tokens += pass.num_prompt_tokens;
+        self.num_decode_rows += pass.num_decode_rows;
+        self.num_wasted_rows += pass.num_wasted_rows;
+        self.time += pass.time;
+    }
+}
+
+/// Counters since the engine was made. Passes count when they are collected.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Requests that entered the running batch.
+    pub num_admitted: usize,
+    /// Prompt tokens of those requests.
+    pub num_prompt_tokens: usize,
+    /// Of those, tokens whose KV was there already.
+    pub num_cached_tokens: usize,
+    /// New tokens of all requests, end tokens included.
+    pub num_generated_tokens: usize,
+    /// Most sequences in one pass.
+    pub peak_rows: usize,
+    /// Passes that computed prompt tokens; decoding rows may have been among them.
+    pub prefill: PassTotals,
+    /// Passes of decoding rows alone.
+    pub decode: PassTotals,
+}
+
+impl Stats {
+    /// Prompt tokens computed.
+    pub fn num_prefilled_tokens(&self) -> usize {
+        self.prefill.num_prompt_tokens
+    }
+
+    pub fn num_passes(&self) -> usize {
+        self.prefill.num_passes + self.decode.num_passes
+    }
+
+    /// Tokens sampled for a request that had ended meanwhile: the price of lookahead.
+    pub fn num_wasted_rows(&self) -> usize {
+        self.prefill.num_wasted_rows + self.decode.num_wasted_rows
+    }
+
+    /// Prompt tokens per second, if any were computed.
+    ///
+    /// Decoding rows in the same passes are taken to cost as much as a prompt token each. They
+    /// cost a little more (each has logits to compute), so the rate errs on the low side.
+    pub fn prefill_tokens_per_second(&self) -> Option<f64> {
+        let has_prompts = self.prefill.num_prompt_tokens > 0;
+        let num_rows = self.prefill.num_prompt_tokens + self.prefill.num_decode_rows;
+        has_prompts.then(|| rate(num_rows, self.prefill.time)).flatten()
+    }
+
+    /// New tokens per second, wasted ones aside, of the passes that did nothing but decode, if there were any.
+    pub fn decode_tokens_per_second(&self) -> Option<f64> {
+        rate(self.decode.num_decode_rows - self.decode.num_wasted_rows, self.decode.time)
+    }
+
+    /// Counts one collected pass.
+    pub(super) fn add_pass(&mut self, pass: &PassTotals) {
+        let is_prefill = pass.num_prompt_tokens > 0;
+        let totals = if is_prefill { &mut self.prefill } else { &mut self.decode };
+        totals.add(pass);
+    }
+}
+
+fn rate(num_tokens: usize, time: Duration) -> Option<f64> {
+    (num_tokens > 0 && !time.is_zero()).then(|| num_tokens as f64 / time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_follow_from_the_passes_of_each_kind() {
+        let mut stats = Stats::default();
+        assert_eq!(stats.prefill_tokens_per_second(), None);
+        assert_eq!(stats.decode_tokens_per_second(), None);
+
+        let second = Duration::from_secs(1);
+        let mixed =
+            PassTotals { num_passes: 1, num_prompt_tokens: 96, num_decode_rows: 4, time: second, ..totals() };
+        stats.add_pass(&mixed);
+        assert_eq!(stats.prefill_tokens_per_second(), Some(100.0));
+        assert_eq!(stats.decode_tokens_per_second(), None);
+
+        let decode = PassTotals { num_passes: 1, num_decode_rows: 8, time: second / 4, ..totals() };
+        stats.add_pass(&decode);
+        stats.add_pass(&PassTotals { num_wasted_rows: 4, ..decode });
+        assert_eq!(stats.decode_tokens_per_second(), Some(24.0));
+        assert_eq!(stats.num_passes(), 3);
+        assert_eq!(stats.num_prefilled_tokens(), 96);
+        assert_eq!(stats.num_wasted_rows(), 4);
+    }
+
+    fn totals() -> PassTotals {
+        PassTotals::default()
+    }
+}
