@@ -22,22 +22,23 @@
 //! An end token thus costs one wasted row. A request that reaches its length limit costs none: that
 //! is known by count, so no pass is launched beyond it, and its row is free one pass earlier.
 
-mod engine;
+mod pass;
 mod request;
 mod runner;
 mod sampling;
 mod scheduler;
 mod sequence;
 mod stats;
+mod step;
 
 #[cfg(test)]
 pub(crate) mod fake_runner;
 #[cfg(test)]
 mod tests;
 
-pub use engine::Engine;
 pub use request::{Event, FinishReason, GenerationRequest, RequestId, SubmitError};
 pub use runner::{Group, Input, Runner, RunnerError, SamplingParams, SequenceId, TokenId};
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;
 pub use stats::{PassTotals, Stats};
+pub use step::Engine;

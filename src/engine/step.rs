@@ -7,12 +7,13 @@ use std::collections::VecDeque;
 use std::mem;
 use std::time::Instant;
 
+use super::pass::{Pass, Row};
 use super::scheduler::{self, Limits};
 use super::sequence::{Counts, Sequence, State, Work};
-use super::stats::{PassTotals, Stats};
+use super::stats::Stats;
 use super::{
-    Event, FinishReason, GenerationRequest, Group, Input, RequestId, Runner, RunnerError, SequenceId,
-    SubmitError, TokenId,
+    Event, FinishReason, GenerationRequest, Group, RequestId, Runner, RunnerError, SequenceId, SubmitError,
+    TokenId,
 };
 
 /// Generates for many requests at once, in one running batch.
@@ -34,20 +35,6 @@ pub struct Engine<R: Runner> {
     num_submitted: u64,
     last_collected: Option<Instant>,
     stats: Stats,
-}
-
-/// A pass launched and not yet collected.
-struct Pass {
-    rows: Vec<Row>,
-    totals: PassTotals,
-    launched: Instant,
-}
-
-/// A sequence's part in a pass.
-#[derive(Clone, Copy)]
-struct Row {
-    sequence: SequenceId,
-    samples: bool,
 }
 
 /// A runner error that is yet to be returned, and what it ended.
@@ -229,7 +216,7 @@ impl<R: Runner> Engine<R> {
     /// Waits for the oldest pass, if any, and turns its tokens into events.
     fn collect(&mut self) {
         let Some(mut pass) = self.passes.pop_front() else { return };
-        let num_sampling = pass.rows.iter().filter(|row| row.samples).count();
+        let num_sampling = pass.sampling_rows().count();
         let tokens = match self.runner.collect() {
             Ok(tokens) if tokens.len() == num_sampling => tokens,
             Ok(tokens) => {
@@ -240,18 +227,14 @@ impl<R: Runner> Engine<R> {
             Err(error) => return self.fail_under_way(error, pass.rows),
         };
 
-        // Passes overlap; each is given the time from where the one before it was done.
-        let now = Instant::now();
-        let started = self.last_collected.map_or(pass.launched, |last| last.max(pass.launched));
-        self.last_collected = Some(now);
-        pass.totals.time = now.saturating_duration_since(started);
-
-        let sampling = pass.rows.iter().filter(|row| row.samples);
-        for (row, token) in sampling.zip(tokens) {
-            if !self.accept(row.sequence, token) {
-                pass.totals.num_wasted_rows += 1;
+        self.last_collected = Some(pass.note_collected(self.last_collected));
+        let mut num_wasted = 0;
+        for (id, token) in pass.sampling_rows().zip(tokens) {
+            if !self.accept(id, token) {
+                num_wasted += 1;
             }
         }
+        pass.totals.num_wasted_rows = num_wasted;
         self.stats.add_pass(&pass.totals);
     }
 
@@ -308,19 +291,5 @@ impl<R: Runner> Engine<R> {
             self.runner.release(sequence.id);
         }
         sequence
-    }
-}
-
-impl Pass {
-    fn new(groups: &[Group]) -> Self {
-        let mut totals = PassTotals { num_passes: 1, ..PassTotals::default() };
-        for group in groups {
-            match &group.input {
-                Input::Prompt(tokens) => totals.num_prompt_tokens += tokens.len(),
-                Input::Sampled => totals.num_decode_rows += 1,
-            }
-        }
-        let row = |group: &Group| Row { sequence: group.sequence, samples: group.sample.is_some() };
-        Pass { rows: groups.iter().map(row).collect(), totals, launched: Instant::now() }
     }
 }

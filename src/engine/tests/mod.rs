@@ -1,0 +1,179 @@
+//! The engine against a model that answers one request at a time.
+//!
+//! Owns that model and the loop that drives a run over the fake runner, which checks contract and
+//! limits at every pass. The runs themselves are in the files beside this one, the tests of single
+//! decisions beside the code that makes them.
+
+mod random;
+mod stories;
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+
+use super::fake_runner::{FakeRunner, greedy, next_token};
+use super::*;
+
+/// What the caller does to a request on the way.
+#[derive(Debug, Clone, Copy)]
+enum Interruption {
+    None,
+    /// Stopped once it has this many tokens, as when a stop string is matched.
+    StopAfterTokens(usize),
+    AbortAfterTokens(usize),
+    /// Stopped before the step with this number, whatever it is doing.
+    StopBeforeStep(usize),
+    AbortBeforeStep(usize),
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Outcome {
+    tokens: Vec<TokenId>,
+    /// Reason and number of new tokens; one entry for each time it finished.
+    finishes: Vec<(FinishReason, usize)>,
+    is_aborted: bool,
+}
+
+/// The whole answer, worked out alone and one token at a time.
+fn answer_alone(request: &GenerationRequest) -> Outcome {
+    let mut context = request.prompt.clone();
+    let mut tokens = Vec::new();
+    loop {
+        let token = next_token(&context, &request.sampling);
+        if request.end_ids.contains(&token) {
+            let finishes = vec![(FinishReason::Stop, tokens.len() + 1)];
+            return Outcome { tokens, finishes, is_aborted: false };
+        }
+        context.push(token);
+        tokens.push(token);
+        if tokens.len() == request.max_new_tokens {
+            let finishes = vec![(FinishReason::Length, tokens.len())];
+            return Outcome { tokens, finishes, is_aborted: false };
+        }
+    }
+}
+
+/// What the whole answer comes to with an interruption by token count.
+fn expected(request: &GenerationRequest, interruption: Interruption) -> Outcome {
+    let mut outcome = answer_alone(request);
+    let is_cut = |count: usize| {
+        outcome.tokens.len() > count
+            || outcome.tokens.len() == count && outcome.finishes[0].0 == FinishReason::Stop
+    };
+    match interruption {
+        Interruption::StopAfterTokens(count) if is_cut(count) => {
+            outcome.tokens.truncate(count);
+            outcome.finishes = vec![(FinishReason::Stop, count)];
+        }
+        Interruption::AbortAfterTokens(count) if is_cut(count) => {
+            outcome.tokens.truncate(count);
+            outcome.finishes.clear();
+            outcome.is_aborted = true;
+        }
+        _ => {}
+    }
+    outcome
+}
+
+/// A run of all requests, streamed in as there is room.
+struct Run {
+    engine: Engine<FakeRunner>,
+    outcomes: HashMap<RequestId, Outcome>,
+    errors: Vec<RunnerError>,
+}
+
+fn run(engine: Engine<FakeRunner>, requests: &[(GenerationRequest, Interruption)]) -> Run {
+    let mut run = Run { engine, outcomes: HashMap::new(), errors: Vec::new() };
+    let interruptions: HashMap<RequestId, Interruption> =
+        requests.iter().map(|(request, interruption)| (request.id, *interruption)).collect();
+    // Each step collects a pass, and a pass brings on every running sequence and the first prompt.
+    let max_steps: usize =
+        requests.iter().map(|(request, _)| request.prompt.len() + request.max_new_tokens + 3).sum();
+    let mut next = requests.iter();
+    for step in 0.. {
+        assert!(step <= max_steps, "the engine does not come to an end");
+        while run.engine.has_room() {
+            let Some((request, _)) = next.next() else { break };
+            run.engine.submit(request.clone()).expect("the request is valid");
+            run.outcomes.insert(request.id, Outcome::default());
+        }
+        for (id, interruption) in &interruptions {
+            match interruption {
+                Interruption::StopBeforeStep(number) if *number == step => _ = run.engine.stop(*id),
+                Interruption::AbortBeforeStep(number) if *number == step && run.engine.abort(*id) => {
+                    run.outcomes.get_mut(id).expect("submitted").is_aborted = true;
+                }
+                _ => {}
+            }
+        }
+        if next.len() == 0 && run.engine.is_idle() {
+            return run;
+        }
+        match run.engine.step() {
+            Ok(events) => run.take_in(&events, &interruptions),
+            Err(error) => run.errors.push(error),
+        }
+    }
+    unreachable!("the loop ends by return or by panic");
+}
+
+impl Run {
+    fn take_in(&mut self, events: &[Event], interruptions: &HashMap<RequestId, Interruption>) {
+        let mut with_token = Vec::new();
+        for event in events {
+            match *event {
+                Event::Token { id, token } => {
+                    assert!(!with_token.contains(&id), "two tokens of {id:?} in a step");
+                    with_token.push(id);
+                    let outcome = self.outcomes.get_mut(&id).expect("submitted");
+                    assert!(outcome.finishes.is_empty() && !outcome.is_aborted, "a token after the end");
+                    outcome.tokens.push(token);
+                    let count = outcome.tokens.len();
+                    match interruptions[&id] {
+                        Interruption::StopAfterTokens(number) if number == count => {
+                            self.engine.stop(id);
+                        }
+                        Interruption::AbortAfterTokens(number) if number == count => {
+                            outcome.is_aborted = self.engine.abort(id);
+                        }
+                        _ => {}
+                    }
+                }
+                Event::Finished { id, reason, num_new_tokens, .. } => {
+                    let outcome = self.outcomes.get_mut(&id).expect("submitted");
+                    assert!(!outcome.is_aborted, "an event of an aborted request");
+                    outcome.finishes.push((reason, num_new_tokens));
+                }
+            }
+        }
+    }
+
+    /// For each sequence, the passes it was in and its group in each.
+    fn groups(&self) -> HashMap<SequenceId, Vec<(usize, &Group)>> {
+        let mut groups: HashMap<SequenceId, Vec<(usize, &Group)>> = HashMap::new();
+        for (number, pass) in self.engine.runner().passes.iter().enumerate() {
+            for group in pass {
+                groups.entry(group.sequence).or_default().push((number, group));
+            }
+        }
+        groups
+    }
+}
+
+fn request(id: u64, prompt: Vec<TokenId>, max_new_tokens: usize, end_ids: &[TokenId]) -> GenerationRequest {
+    let (id, end_ids, sampling) = (RequestId(id), end_ids.into(), greedy(id % 3));
+    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling }
+}
+
+fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limits {
+    Limits {
+        max_batch_size: NonZeroUsize::new(max_batch_size).unwrap(),
+        prefill_chunk: NonZeroUsize::new(prefill_chunk).unwrap(),
+        max_batch_tokens: None,
+        lookahead,
+    }
+}
+
+fn engine(limits: Limits) -> Engine<FakeRunner> {
+    Engine::new(FakeRunner::new(limits.clone()), limits)
+}
