@@ -48,7 +48,9 @@ impl BatchError {
             Self::OpenInput { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("check the path; `-` reads standard input".into())
             }
-            Self::InputIsDirectory { .. } => Some("name one file; `cat *.jsonl | mlxbatch run - …` joins several".into()),
+            Self::InputIsDirectory { .. } => {
+                Some("name one file; `cat *.jsonl | mlxbatch run - …` joins several".into())
+            }
             Self::OutputFolderMissing { folder, .. } => {
                 Some(format!("create it with `mkdir -p {}`", folder.display()))
             }

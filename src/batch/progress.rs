@@ -178,7 +178,8 @@ mod tests {
         progress.display = Display::Plain;
         progress.update(&RunStats::default());
         assert_eq!(progress.due, PLAIN_INTERVAL);
-        progress.started = Instant::now().checked_sub(Duration::from_secs(11)).expect("the clock is past 11 s");
+        progress.started =
+            Instant::now().checked_sub(Duration::from_secs(11)).expect("the clock is past 11 s");
         progress.update(&RunStats::default());
         assert!(progress.due >= Duration::from_secs(21), "{:?}", progress.due);
     }

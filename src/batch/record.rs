@@ -96,7 +96,11 @@ impl Record {
         }
     }
 
-    fn new(head: &RequestHead, response: Option<(u16, Body<'_>)>, error: Option<LineErrorFields<'_>>) -> Self {
+    fn new(
+        head: &RequestHead,
+        response: Option<(u16, Body<'_>)>,
+        error: Option<LineErrorFields<'_>>,
+    ) -> Self {
         let line = OutputLine {
             id: format!("batch_req_{}", head.line),
             custom_id: &head.custom_id,

@@ -139,9 +139,17 @@ mod tests {
         };
         assert_eq!(
             summary(&one, Ending::Complete, "<stdout>"),
-            ["1 request done in 1.0s: all ok", "  prompt     1 token", "  generated  1 token", "  results    <stdout>"]
+            [
+                "1 request done in 1.0s: all ok",
+                "  prompt     1 token",
+                "  generated  1 token",
+                "  results    <stdout>"
+            ]
         );
         let none = RunStats { num_total: Some(7), ..RunStats::default() };
-        assert_eq!(summary(&none, Ending::Interrupted, "o")[0], "0 of 7 requests done when interrupted in 0.0s");
+        assert_eq!(
+            summary(&none, Ending::Interrupted, "o")[0],
+            "0 of 7 requests done when interrupted in 0.0s"
+        );
     }
 }

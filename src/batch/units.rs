@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-/// `1 request`, `1,234 requests`.
-pub(super) fn counted(num: u64, singular: &str) -> String {
+/// Renders a count with its noun: `1 request`, `1,234 requests`.
+pub fn counted(num: u64, singular: &str) -> String {
     match num {
         1 => format!("1 {singular}"),
         _ => format!("{} {singular}s", grouped(num)),
@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn durations_change_units() {
-        let texts = [0.04, 9.96, 59.4, 59.6, 185.0, 7_380.0, 349_200.0].map(Duration::from_secs_f64).map(duration);
+        let texts =
+            [0.04, 9.96, 59.4, 59.6, 185.0, 7_380.0, 349_200.0].map(Duration::from_secs_f64).map(duration);
         assert_eq!(texts, ["0.0s", "10.0s", "59s", "1m 00s", "3m 05s", "2h 03m", "4d 01h"]);
     }
 

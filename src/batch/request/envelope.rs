@@ -6,8 +6,8 @@
 use serde_json::{Map, Value};
 
 use super::super::line_error::RequestError;
-use super::fields::{self, Fields};
 use super::Form;
+use super::fields::{self, Fields};
 
 /// Makes a copied blob in the id field an error rather than 10 MB of id in memory.
 const MAX_ID_BYTES: usize = 4096;

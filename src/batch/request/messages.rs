@@ -137,7 +137,9 @@ fn join_parts(parts: Vec<Value>, param: &str) -> Result<String, RequestError> {
                 Some("text") => match part.get("text") {
                     Some(Value::String(piece)) => text.push_str(piece),
                     Some(other) => return Err(expected("a string", &format!("{param}.text"), other)),
-                    None => return Err(RequestError::missing(&format!("{param}.text"), "a text part needs it")),
+                    None => {
+                        return Err(RequestError::missing(&format!("{param}.text"), "a text part needs it"));
+                    }
                 },
                 Some(kind) => {
                     let reason = format!("a part of type {kind:?} cannot be read; only text can");

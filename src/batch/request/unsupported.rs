@@ -19,7 +19,8 @@ const fn refused(name: &'static str, is_neutral: fn(&Value) -> bool, reason: &'s
     Refused { name, is_neutral, reason }
 }
 
-const ONE_ANSWER: &str = "one answer per request is computed; repeat the line with another custom_id and seed";
+const ONE_ANSWER: &str =
+    "one answer per request is computed; repeat the line with another custom_id and seed";
 const NO_LOGPROBS: &str = "log-probabilities are not returned";
 const NO_PENALTY: &str = "penalties are not applied; leave it out";
 const NO_GUIDE: &str = "answers cannot be constrained to a format; leave it out";

@@ -162,12 +162,7 @@ impl Drop for FileOutput {
     }
 }
 
-fn copy_extent(
-    from: &File,
-    extent: Extent,
-    buffer: &mut Vec<u8>,
-    to: &mut impl Write,
-) -> io::Result<()> {
+fn copy_extent(from: &File, extent: Extent, buffer: &mut Vec<u8>, to: &mut impl Write) -> io::Result<()> {
     let num_bytes = usize::try_from(extent.num_bytes).map_err(io::Error::other)?;
     buffer.resize(num_bytes, 0);
     from.read_exact_at(buffer, extent.offset)?;
