@@ -102,25 +102,26 @@ fn say(text: &str) {
 
 fn bar_style(is_total_known: bool, has_colour: bool) -> ProgressStyle {
     let template = match (is_total_known, has_colour) {
-        (true, true) => "{bar:28.cyan/dim} {human_pos}/{human_len} {msg:.dim}",
-        (true, false) => "{bar:28} {human_pos}/{human_len} {msg}",
-        (false, true) => "{spinner:.cyan} {human_pos} done {msg:.dim}",
-        (false, false) => "{spinner} {human_pos} done {msg}",
+        (true, true) => "{bar:16.cyan/dim} {human_pos}/{human_len} {wide_msg:.dim}",
+        (true, false) => "{bar:16} {human_pos}/{human_len} {wide_msg}",
+        (false, true) => "{spinner:.cyan} {human_pos} done {wide_msg:.dim}",
+        (false, false) => "{spinner} {human_pos} done {wide_msg}",
     };
     ProgressStyle::with_template(template).expect("the templates above parse").progress_chars("━╸─")
 }
 
-/// `  212 prompt tok/s  98.1 generated tok/s  3m 05s left`
+/// `  3m 05s left  212 prompt + 98.1 generated tok/s`; what matters most comes first, since a
+/// narrow terminal cuts the end.
 fn details(now: Duration, stats: &RunStats, rates: &Rates) -> String {
     let mut text = String::new();
     if stats.num_failed > 0 {
         text += &format!("  {} failed", grouped(stats.num_failed));
     }
-    if let Some(speed) = rates.speed() {
-        text += &format!("  {:.0} prompt tok/s  {:.1} generated tok/s", speed.prompt, speed.generated);
-    }
     if let Some(left) = time_left(now, stats) {
         text += &format!("  {} left", duration(left));
+    }
+    if let Some(speed) = rates.speed() {
+        text += &format!("  {:.0} prompt + {:.1} generated tok/s", speed.prompt, speed.generated);
     }
     text
 }
@@ -157,7 +158,7 @@ mod tests {
         rates.observe(Duration::from_secs(10), &stats);
         assert_eq!(
             plain_line(Duration::from_secs(10), &stats, &rates),
-            "mlxbatch: 10/40 requests done after 10s, 1 failed, 200 prompt tok/s, 50.5 generated tok/s, 30s left"
+            "mlxbatch: 10/40 requests done after 10s, 1 failed, 30s left, 200 prompt + 50.5 generated tok/s"
         );
         assert_eq!(
             plain_line(Duration::from_secs(10), &before, &Rates::default()),

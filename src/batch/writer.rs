@@ -8,7 +8,9 @@ mod file;
 mod order_index;
 mod stream;
 
-use std::fs;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use self::file::FileOutput;
@@ -50,24 +52,23 @@ enum Kind {
 impl ResultWriter {
     /// Checks and opens the output; nothing of an earlier run is lost by it.
     pub fn create(output: &OutputPath, input: &InputPath) -> Result<Self, BatchError> {
-        let path = match output {
-            OutputPath::Stdout => {
-                return Ok(Self { kind: Kind::Stream(StreamOutput::stdout()?), warnings: Vec::new() });
-            }
-            OutputPath::File(path) => resolve_links(path),
+        let kind = match output {
+            OutputPath::Stdout => Kind::Stream(StreamOutput::stdout(input.path())?),
+            OutputPath::File(path) => match fs::metadata(path) {
+                Ok(metadata) if metadata.is_dir() => {
+                    return Err(BatchError::OutputIsDirectory { output: path.clone() });
+                }
+                Ok(metadata) if !metadata.is_file() => Kind::Stream(StreamOutput::open(path)?),
+                Ok(metadata) if metadata.permissions().readonly() => {
+                    return Err(BatchError::OutputReadOnly { output: path.clone() });
+                }
+                _ => {
+                    let (file, warnings) = FileOutput::create(resolve_links(path), input.path())?;
+                    return Ok(Self { kind: Kind::File(file), warnings });
+                }
+            },
         };
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => return Err(BatchError::OutputIsDirectory { output: path }),
-            Ok(metadata) if !metadata.is_file() => {
-                return Ok(Self { kind: Kind::Stream(StreamOutput::open(&path)?), warnings: Vec::new() });
-            }
-            Ok(metadata) if metadata.permissions().readonly() => {
-                return Err(BatchError::OutputReadOnly { output: path });
-            }
-            _ => {}
-        }
-        let (file, warnings) = FileOutput::create(path, input.path())?;
-        Ok(Self { kind: Kind::File(file), warnings })
+        Ok(Self { kind, warnings: Vec::new() })
     }
 
     /// What was noticed on opening the output.
@@ -127,6 +128,14 @@ fn resolve_links(path: &Path) -> PathBuf {
         };
     }
     path
+}
+
+/// Whether two paths or open files are one regular file.
+fn is_same_file(one: io::Result<Metadata>, other: io::Result<Metadata>) -> bool {
+    match (one, other) {
+        (Ok(one), Ok(other)) => one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -15,27 +15,25 @@ impl Lines {
         Self { parser: RequestParser::new("in.jsonl".into(), Some("tiny".into())), line: 0 }
     }
 
-    fn parse(&mut self, line: impl AsRef<[u8]>) -> Result<Request, FailedLine> {
+    fn parse(&mut self, line: impl AsRef<[u8]>) -> Result<Request, Box<FailedLine>> {
         self.line += 1;
-        self.parser
-            .parse(Place { index: self.line - 1, line: self.line }, line.as_ref())
-            .map_err(|failed| *failed)
+        self.parser.parse(Place { index: self.line - 1, line: self.line }, line.as_ref())
     }
 }
 
-fn parse(line: Value) -> Result<Request, FailedLine> {
+fn parse(line: Value) -> Result<Request, Box<FailedLine>> {
     Lines::new().parse(line.to_string())
 }
 
 /// Parses a chat request with these fields beside a sound message.
-fn parse_fields(fields: Value) -> Result<Request, FailedLine> {
+fn parse_fields(fields: Value) -> Result<Request, Box<FailedLine>> {
     let mut line = json!({"messages": [{"role": "user", "content": "Hi"}]});
     let Value::Object(fields) = fields else { panic!("fields are an object") };
     line.as_object_mut().expect("built as one").extend(fields);
     parse(line)
 }
 
-fn parse_messages(messages: Value) -> Result<Vec<Value>, FailedLine> {
+fn parse_messages(messages: Value) -> Result<Vec<Value>, Box<FailedLine>> {
     match parse(json!({"messages": messages}))?.prompt {
         Prompt::Chat { messages, .. } => Ok(messages),
         Prompt::Text(_) => panic!("messages make a chat"),
@@ -43,7 +41,7 @@ fn parse_messages(messages: Value) -> Result<Vec<Value>, FailedLine> {
 }
 
 /// Code and param of a refused request.
-fn refused<T: std::fmt::Debug>(result: Result<T, FailedLine>) -> (&'static str, String) {
+fn refused<T: std::fmt::Debug>(result: Result<T, Box<FailedLine>>) -> (&'static str, String) {
     match result.expect_err("must be refused").error {
         LineError::Request(error) => {
             assert_eq!(error.status, 400);

@@ -7,14 +7,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::super::error::BatchError;
 use super::order_index::{Extent, OrderIndex};
-use super::{Flow, Published};
+use super::{Flow, Published, is_same_file};
 
 /// How many results of earlier, killed runs are kept beside the output.
 const MAX_LEFTOVERS: u32 = 10_000;
@@ -40,7 +40,8 @@ impl FileOutput {
         }
         let partial_path = with_suffix(&output, ".partial");
         if let Some(input) = input {
-            if is_same_file(input, &output) || is_same_file(input, &partial_path) {
+            let is_input = |path: &Path| is_same_file(fs::metadata(input), fs::metadata(path));
+            if is_input(&output) || is_input(&partial_path) {
                 return Err(BatchError::OutputIsInput { output, input: input.into() });
             }
         }
@@ -182,16 +183,9 @@ fn open_partial(path: &Path) -> Result<File, BatchError> {
             return Err(BatchError::OutputInUse { partial: path.into() });
         }
         // Between opening and locking, its owner may have published it: then this is OUTPUT now.
-        if is_file_at(&file, path) {
+        if is_same_file(file.metadata(), fs::metadata(path)) {
             return Ok(file);
         }
-    }
-}
-
-fn is_file_at(file: &File, path: &Path) -> bool {
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
     }
 }
 
@@ -226,11 +220,4 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name: OsString = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn is_same_file(one: &Path, other: &Path) -> bool {
-    match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => one.is_file() && (one.dev(), one.ino()) == (other.dev(), other.ino()),
-        _ => false,
-    }
 }

@@ -4,7 +4,7 @@
 //! does not grow. A closed pipe ends the writing quietly.
 
 use std::env;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::super::error::BatchError;
 use super::order_index::{Extent, OrderIndex};
-use super::{Flow, Published};
+use super::{Flow, Published, is_same_file};
 
 pub(super) struct StreamOutput {
     out: File,
@@ -34,11 +34,19 @@ struct Held {
 
 impl StreamOutput {
     /// Writes to standard output, past Rust's own buffer.
-    pub fn stdout() -> Result<Self, BatchError> {
+    ///
+    /// With `>> input` a run would read its own results and never end: refused.
+    pub fn stdout(input: Option<&Path>) -> Result<Self, BatchError> {
         let name = "<stdout>".to_owned();
-        match io::stdout().as_fd().try_clone_to_owned() {
-            Ok(descriptor) => Ok(Self::new(descriptor.into(), name)),
-            Err(source) => Err(BatchError::WriteStream { name, source }),
+        let out: File = match io::stdout().as_fd().try_clone_to_owned() {
+            Ok(descriptor) => descriptor.into(),
+            Err(source) => return Err(BatchError::WriteStream { name, source }),
+        };
+        match input {
+            Some(input) if is_same_file(fs::metadata(input), out.metadata()) => {
+                Err(BatchError::OutputIsInput { output: "-".into(), input: input.into() })
+            }
+            _ => Ok(Self::new(out, name)),
         }
     }
 

@@ -218,6 +218,22 @@ fn a_pipe_gets_results_in_order_and_an_interrupted_run_the_rest() {
     assert_eq!(text, expected([0, 1, 2, 3, 4, 5, 8]));
 }
 
+/// Process substitution, `-o >(gzip > out.gz)`, names a pipe as `/dev/fd/63`. Following that link
+/// by hand led to a file called `pipe:[12345]`.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pipe_named_by_its_descriptor_is_a_pipe() {
+    use std::os::fd::AsRawFd;
+
+    let folder = tempfile::tempdir().unwrap();
+    let both_ends = File::options().read(true).write(true).open(make_fifo(folder.path())).unwrap();
+    let mut writer = open(Path::new(&format!("/dev/fd/{}", both_ends.as_raw_fd()))).unwrap();
+    write_all(&mut writer, [0]);
+    let mut text = vec![0; expected([0]).len()];
+    (&both_ends).read_exact(&mut text).unwrap();
+    assert_eq!(text, expected([0]).into_bytes());
+}
+
 #[test]
 fn a_closed_pipe_is_an_outcome_and_no_error() {
     let folder = tempfile::tempdir().unwrap();
