@@ -1,1 +1,280 @@
-//! Flags and help.
+//! Flags and help, exactly as typed.
+//!
+//! Owns names, ranges, defaults and wording of the command line; man pages and completions are
+//! generated from here and nowhere else. What a flag does is the command's business.
+
+mod values;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::batch::{InputPath, OutputPath, RequestParams};
+
+/// Small enough for any Mac, good enough to be useful; what `mlx-lm` takes as well.
+pub const DEFAULT_MODEL: &str = "mlx-community/Llama-3.2-3B-Instruct-4bit";
+
+/// The limit on an answer where request, flag and model say nothing.
+pub const DEFAULT_MAX_TOKENS: u32 = 1024;
+
+/// Wide enough to use a GPU well; 32 conversations of 1,000 tokens are 3.5 GB of KV for the
+/// default model.
+pub const DEFAULT_BATCH_SIZE: u32 = 32;
+
+pub const DEFAULT_PREFILL_CHUNK: u32 = 2048;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    all requests are done
+  1    a fatal error: nothing to read, no model, no room to write
+  2    the command line cannot be understood
+  3    finished, but some lines failed; their output lines say why
+  130  interrupted by Ctrl-C; what was done is kept";
+
+const VALIDATE_EXIT_CODES: &str = "\
+Exit codes:
+  0    every line is a sound request
+  1    a fatal error: nothing to read, no room to write
+  2    the command line cannot be understood
+  3    some lines are not";
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  Answer every conversation of a file:
+    mlxbatch run convos.jsonl -o out.jsonl
+  Check the file first, without a model:
+    mlxbatch validate convos.jsonl
+  Say which version, MLX and device are in use:
+    mlxbatch --version -v";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  One line of input, and a run over a file of them:
+    {\"id\": \"a1\", \"messages\": [{\"role\": \"user\", \"content\": \"Why is the sky blue?\"}]}
+    mlxbatch run convos.jsonl -o out.jsonl
+  Another model, from the hub, a folder or a GGUF file:
+    mlxbatch run convos.jsonl -o out.jsonl --model mlx-community/Qwen3-4B-4bit
+    mlxbatch run convos.jsonl -o out.jsonl --model ./models/qwen3
+  Short greedy answers that end at a blank line:
+    mlxbatch run convos.jsonl -o out.jsonl --max-tokens 64 --temperature 0 --stop $'\\n\\n'
+  In a pipe:
+    head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
+
+const VALIDATE_EXAMPLES: &str = "\
+Examples:
+  mlxbatch validate convos.jsonl
+  zcat convos.jsonl.gz | mlxbatch validate -";
+
+fn help_end(examples: &str, exit_codes: &str) -> String {
+    format!("{examples}\n\n{exit_codes}")
+}
+
+/// Answers files of conversations with a local language model on Apple's MLX
+///
+/// Reads one request per line (JSONL), computes them together and writes one result per line, in
+/// the shape of the OpenAI Batch API.
+#[derive(Debug, Parser)]
+#[command(name = "mlxbatch", disable_version_flag = true, disable_help_subcommand = true)]
+#[command(arg_required_else_help = true, max_term_width = 100, after_help = help_end(MAIN_EXAMPLES, EXIT_CODES))]
+pub struct Cli {
+    /// Print the version; with -v also MLX, device and BLAS
+    #[arg(short = 'V', long)]
+    pub version: bool,
+
+    /// Say more
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+impl Cli {
+    /// Parses the process's arguments; prints help or a usage error and exits where that ends it.
+    pub fn from_command_line() -> Self {
+        let cli = Self::parse();
+        if cli.command.is_none() && !cli.version {
+            let mut command = Self::command();
+            command.error(ErrorKind::MissingSubcommand, "no command given; try `mlxbatch --help`").exit();
+        }
+        cli
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer every request of a file
+    ///
+    /// Each input line is {"messages": […]} with an optional "id" or "custom_id", a line of the
+    /// OpenAI Batch API, or {"prompt": "…"} for a raw completion. Generation parameters in a
+    /// line win over flags, flags win over the model's generation_config.json. Each line has
+    /// exactly one output line, in input order once the run has ended; blank lines are skipped.
+    /// A line that cannot be answered gets an error and the run goes on.
+    #[command(after_help = help_end(RUN_EXAMPLES, EXIT_CODES))]
+    Run(Box<RunArgs>),
+
+    /// Check a file of requests without loading a model
+    ///
+    /// Prints each problem as file:line: reason, then a count by kind.
+    #[command(after_help = help_end(VALIDATE_EXAMPLES, VALIDATE_EXIT_CODES))]
+    Validate(ValidateArgs),
+
+    /// Print the completion script of a shell
+    ///
+    /// bash: mlxbatch completions bash > ~/.local/share/bash-completion/completions/mlxbatch
+    ///
+    /// zsh: mlxbatch completions zsh > a folder of $fpath, as _mlxbatch
+    ///
+    /// fish: mlxbatch completions fish > ~/.config/fish/completions/mlxbatch.fish
+    #[command(verbatim_doc_comment)]
+    Completions(CompletionsArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// File of requests, one JSON object per line; - reads standard input
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
+    pub input: InputPath,
+
+    /// File for the results; - writes to standard output
+    ///
+    /// Results are appended to FILE.partial as they finish and become FILE, in input order, when
+    /// the run ends. A FILE.partial that a killed run has left is kept as FILE.partial.1.
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: OutputPath,
+
+    /// Print nothing but errors
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Say which model, device and settings are in use
+    #[arg(short, long)]
+    pub verbose: bool,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    #[command(flatten)]
+    pub generation: GenerationArgs,
+
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// Folder in the Hugging Face or MLX layout, .gguf file, or hub repository
+    ///
+    /// A repository is downloaded once and kept in HF_HOME; HF_TOKEN opens private ones. Without
+    /// this flag MLXBATCH_MODEL names the model.
+    #[arg(short, long, env = "MLXBATCH_MODEL", hide_env_values = true, value_name = "MODEL")]
+    #[arg(default_value = DEFAULT_MODEL, value_hint = ValueHint::AnyPath)]
+    #[arg(value_parser = values::model)]
+    pub model: String,
+
+    /// Branch, tag or commit of the hub repository
+    #[arg(long, value_name = "REVISION", default_value = "main")]
+    pub revision: String,
+
+    /// Use only files that are already on this machine
+    #[arg(long)]
+    pub offline: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Generation (a request's own fields win)")]
+pub struct GenerationArgs {
+    /// Longest answer, in tokens [default: the model's own, else 1024]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
+    pub max_tokens: Option<u32>,
+
+    /// Randomness, 0 to 2; 0 always takes the likeliest token [default: the model's own, else 0]
+    #[arg(long, value_name = "T", value_parser = values::temperature)]
+    #[arg(allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+
+    /// Sample from the likeliest tokens up to this total probability, above 0 up to 1
+    #[arg(long, value_name = "P", value_parser = values::top_p, allow_negative_numbers = true)]
+    pub top_p: Option<f32>,
+
+    /// Sample from this many likeliest tokens; 0 for all
+    #[arg(long, value_name = "K", value_parser = values::whole_number)]
+    #[arg(allow_negative_numbers = true)]
+    pub top_k: Option<u32>,
+
+    /// Drop tokens below this share of the likeliest token's probability, 0 to 1
+    #[arg(long, value_name = "P", value_parser = values::min_p, allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+
+    /// Seed of the sampling; the same seed gives the same answers [default: 0]
+    #[arg(long, value_name = "N", value_parser = values::seed, allow_negative_numbers = true)]
+    pub seed: Option<u64>,
+
+    /// End an answer before this text; may be given several times
+    #[arg(long, value_name = "TEXT", value_parser = values::stop, allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+}
+
+impl GenerationArgs {
+    /// The flags as parameters, to be put behind a request's own with [`RequestParams::or`].
+    pub fn to_params(&self) -> RequestParams {
+        RequestParams {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            seed: self.seed,
+            stop: (!self.stop.is_empty()).then(|| self.stop.clone()),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Compute")]
+pub struct ComputeArgs {
+    /// Requests that are decoded together; fewer need less memory
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SIZE)]
+    #[arg(value_parser = values::batch_size, allow_negative_numbers = true)]
+    pub batch_size: u32,
+
+    /// Most prompt tokens computed in one step; fewer need less memory
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_PREFILL_CHUNK)]
+    #[arg(value_parser = values::prefill_chunk, allow_negative_numbers = true)]
+    pub prefill_chunk: u32,
+
+    /// Precision of the computation
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    pub dtype: DtypeArg,
+}
+
+/// Precision of the computation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    /// The model's own on a GPU; f32 on a CPU
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Debug, Args)]
+pub struct ValidateArgs {
+    /// File of requests, one JSON object per line; - reads standard input
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
+    pub input: InputPath,
+
+    /// Print the problems only, neither counts nor warnings
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// Shell to complete for
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,37 @@
-fn main() {}
+//! Parses the command line, calls the command and turns its result into an exit code.
+//!
+//! Owns how errors look. Nothing else happens here.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use mlxbatch::batch::BatchError;
+use mlxbatch::cli::Cli;
+use mlxbatch::commands;
+
+const FATAL: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = Cli::from_command_line();
+    match commands::execute(&cli) {
+        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Err(error) => {
+            // Nothing is left to say it to if standard error is closed.
+            let _ = io::stderr().write_all(render(&error).as_bytes());
+            ExitCode::from(FATAL)
+        }
+    }
+}
+
+/// The error, what caused it and what to do, one line each.
+fn render(error: &anyhow::Error) -> String {
+    let mut text = format!("mlxbatch: error: {error}\n");
+    for cause in error.chain().skip(1) {
+        text += &format!("  because: {cause}\n");
+    }
+    let hint = error.chain().find_map(|cause| cause.downcast_ref::<BatchError>()).and_then(BatchError::hint);
+    if let Some(hint) = hint {
+        text += &format!("  hint: {hint}\n");
+    }
+    text
+}

@@ -1,1 +1,32 @@
-//! batch
+//! Request formats in, results out, progress and summary.
+//!
+//! Owns the JSONL on both sides of a run: reading and checking lines, the output line's shape,
+//! getting results onto disk in input order, and what is said on standard error meanwhile. Knows
+//! neither templates, tokens nor models; what to answer is decided above.
+
+mod error;
+mod line_error;
+mod lines;
+mod paths;
+mod progress;
+mod rates;
+mod reader;
+mod record;
+mod request;
+mod summary;
+mod units;
+mod warnings;
+mod writer;
+
+pub use error::BatchError;
+pub use line_error::{FailedLine, LineError, RequestError};
+pub use lines::count_requests;
+pub use paths::{InputPath, OutputPath};
+pub use progress::Progress;
+pub use reader::{DEFAULT_MAX_LINE_BYTES, ReaderOptions, RequestReader};
+pub use record::{Completion, FinishReason, Record, Served};
+pub use request::{Form, Prompt, Request, RequestHead, RequestParams};
+pub use summary::{Ending, RunStats, summary};
+pub use units::counted as count_text;
+pub use warnings::Warnings;
+pub use writer::{Flow, Published, ResultWriter};

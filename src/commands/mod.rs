@@ -1,1 +1,60 @@
-//! commands
+//! One file per subcommand, and what they all end in.
+//!
+//! Owns the dispatch and the meaning of the exit codes. What the commands are made of is in the
+//! modules below them.
+
+pub mod completions;
+pub mod interrupt;
+pub mod run;
+pub mod validate;
+pub mod version;
+
+use std::io;
+
+use crate::cli::{Cli, Command};
+
+/// How a command ended, if it did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All is done.
+    Done,
+    /// Finished, but some lines failed.
+    SomeFailed,
+    /// Ended by Ctrl-C; what was done is kept.
+    Interrupted,
+    /// Nobody reads the output any more, as with `| head`.
+    OutputClosed,
+}
+
+impl Outcome {
+    /// The process's exit code; 1 and 2 are for errors.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Done | Self::OutputClosed => 0,
+            Self::SomeFailed => 3,
+            Self::Interrupted => interrupt::EXIT_CODE,
+        }
+    }
+}
+
+/// Does what the command line asks for.
+pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
+    if cli.version {
+        return version::print(cli.verbose);
+    }
+    match &cli.command {
+        Some(Command::Run(args)) => run::run(args, cli.verbose || args.verbose),
+        Some(Command::Validate(args)) => validate::validate(args),
+        Some(Command::Completions(args)) => completions::print(args),
+        None => anyhow::bail!("no command given; see `mlxbatch --help`"),
+    }
+}
+
+/// Turns the result of writing to standard output into an outcome: a closed pipe is none's fault.
+fn written(result: io::Result<()>, outcome: Outcome) -> anyhow::Result<Outcome> {
+    match result {
+        Ok(()) => Ok(outcome),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Outcome::OutputClosed),
+        Err(error) => Err(anyhow::Error::new(error).context("cannot write to standard output")),
+    }
+}

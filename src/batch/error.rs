@@ -1,0 +1,108 @@
+//! What ends a run on the file side.
+//!
+//! Owns the texts and the hints of fatal errors with the input and the output. A bad line is not
+//! fatal: see `line_error`.
+
+use std::io;
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+/// A fatal error with the input or the output.
+#[derive(Debug, Error)]
+pub enum BatchError {
+    #[error("cannot open the input {name}")]
+    OpenInput { name: String, source: io::Error },
+    #[error("the input {name} is a directory, not a JSONL file")]
+    InputIsDirectory { name: String },
+    #[error("cannot read the input {name} after line {line}")]
+    ReadInput { name: String, line: u64, source: io::Error },
+    #[error("the output folder {} of --output {} does not exist", folder.display(), output.display())]
+    OutputFolderMissing { folder: PathBuf, output: PathBuf },
+    #[error("--output {} is a directory", output.display())]
+    OutputIsDirectory { output: PathBuf },
+    #[error("--output {} is write-protected", output.display())]
+    OutputReadOnly { output: PathBuf },
+    #[error("--output {} would overwrite the input {}", output.display(), input.display())]
+    OutputIsInput { output: PathBuf, input: PathBuf },
+    #[error("another run is writing {}", partial.display())]
+    OutputInUse { partial: PathBuf },
+    #[error("cannot create {}", path.display())]
+    CreateOutput { path: PathBuf, source: io::Error },
+    #[error("cannot move the results of an earlier run from {} to {}", from.display(), to.display())]
+    MoveAside { from: PathBuf, to: PathBuf, source: io::Error },
+    #[error("cannot write to {}", path.display())]
+    WriteOutput { path: PathBuf, num_kept: u64, source: io::Error },
+    #[error("cannot write to {name}")]
+    WriteStream { name: String, source: io::Error },
+    #[error("cannot publish the results as {}", output.display())]
+    Publish { output: PathBuf, partial: PathBuf, num_kept: u64, source: io::Error },
+    #[error("cannot hold results that finished early in a temporary file in {}", folder.display())]
+    Hold { folder: PathBuf, source: io::Error },
+}
+
+impl BatchError {
+    /// Says what to do about it, where that is not plain from the text.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::OpenInput { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the path; `-` reads standard input".into())
+            }
+            Self::InputIsDirectory { .. } => {
+                Some("name one file; `cat *.jsonl | mlxbatch run - …` joins several".into())
+            }
+            Self::OutputFolderMissing { folder, .. } => {
+                Some(format!("create it with `mkdir -p {}`", folder.display()))
+            }
+            Self::OutputIsDirectory { output } => {
+                Some(format!("name a file in it, such as {}", output.join("out.jsonl").display()))
+            }
+            Self::OutputReadOnly { output } => {
+                Some(format!("choose another --output, or run `chmod u+w {}`", output.display()))
+            }
+            Self::OutputIsInput { .. } => Some("choose another --output".into()),
+            Self::OutputInUse { .. } => Some("wait for it to end, or choose another --output".into()),
+            Self::WriteOutput { path, num_kept, source } => {
+                let kept = kept_text(*num_kept, &path.display().to_string());
+                Some(match source.kind() {
+                    io::ErrorKind::StorageFull => format!("the disk is full; {kept}"),
+                    _ => kept,
+                })
+            }
+            Self::Publish { partial, num_kept, .. } => {
+                Some(kept_text(*num_kept, &format!("{}, in the order they finished", partial.display())))
+            }
+            Self::Hold { .. } => Some("point TMPDIR at a folder with free space".into()),
+            Self::WriteStream { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                Some("the disk behind it is full".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+fn kept_text(num_kept: u64, place: &str) -> String {
+    match num_kept {
+        0 => "no result had been written yet".into(),
+        1 => format!("the 1 finished result is in {place}"),
+        n => format!("the {n} finished results are in {place}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_says_where_the_results_are() {
+        let error = BatchError::WriteOutput {
+            path: "out.jsonl.partial".into(),
+            num_kept: 2,
+            source: io::ErrorKind::StorageFull.into(),
+        };
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("the disk is full; the 2 finished results are in out.jsonl.partial")
+        );
+    }
+}

@@ -1,0 +1,105 @@
+//! What can be wrong with one input line.
+//!
+//! Owns the two kinds of failure and their fields, as the OpenAI Batch API names them: a request
+//! that cannot be served, and a line that is no request at all. How they look on an output line
+//! is `record`'s business.
+
+use super::request::RequestHead;
+
+/// Why a request cannot be served; becomes `response.body.error` under a 4xx or 5xx status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestError {
+    pub status: u16,
+    /// Names file, line and reason once [`RequestError::at`] has been called.
+    pub message: String,
+    /// The `type` field.
+    pub kind: &'static str,
+    /// The request's field at fault, such as `messages[2].role`.
+    pub param: Option<String>,
+    pub code: &'static str,
+}
+
+impl RequestError {
+    /// A 400 about one field, or about the whole request when `param` is empty.
+    pub fn bad_request(code: &'static str, param: &str, reason: impl AsRef<str>) -> Self {
+        let reason = reason.as_ref();
+        Self {
+            status: 400,
+            message: if param.is_empty() { reason.to_owned() } else { format!("{param}: {reason}") },
+            kind: "invalid_request_error",
+            param: (!param.is_empty()).then(|| param.to_owned()),
+            code,
+        }
+    }
+
+    /// A field that must be there is not.
+    pub fn missing(param: &str, reason: impl AsRef<str>) -> Self {
+        Self::bad_request("missing_required_parameter", param, reason)
+    }
+
+    /// A field of the wrong JSON type.
+    pub fn wrong_type(param: &str, reason: impl AsRef<str>) -> Self {
+        Self::bad_request("invalid_type", param, reason)
+    }
+
+    /// A field of the right type but out of range.
+    pub fn invalid(param: &str, reason: impl AsRef<str>) -> Self {
+        Self::bad_request("invalid_value", param, reason)
+    }
+
+    /// Something that cannot be honoured and whose neglect would change the answer.
+    pub fn unsupported(param: &str, reason: impl AsRef<str>) -> Self {
+        Self::bad_request("unsupported_value", param, reason)
+    }
+
+    /// A 500: the request is fine, computing its answer failed.
+    pub fn internal(reason: impl Into<String>) -> Self {
+        Self {
+            status: 500,
+            message: reason.into(),
+            kind: "server_error",
+            param: None,
+            code: "internal_error",
+        }
+    }
+
+    /// Puts `file:line: ` ahead of the message.
+    pub fn at(mut self, file: &str, line: u64) -> Self {
+        self.message = format!("{file}:{line}: {}", self.message);
+        self
+    }
+}
+
+/// What is wrong with an input line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LineError {
+    /// A request that cannot be served.
+    Request(RequestError),
+    /// No request at all; becomes the output line's top-level `error`.
+    NotARequest { code: &'static str, message: String },
+}
+
+impl LineError {
+    /// The text that names file, line and reason.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Request(error) => &error.message,
+            Self::NotARequest { message, .. } => message,
+        }
+    }
+
+    /// The machine-readable kind.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Request(error) => error.code,
+            Self::NotARequest { code, .. } => code,
+        }
+    }
+}
+
+/// An input line that gets an error for its output line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FailedLine {
+    pub head: RequestHead,
+    pub error: LineError,
+}

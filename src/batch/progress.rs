@@ -1,0 +1,187 @@
+//! What is shown on standard error while a run works.
+//!
+//! Owns the bar on a terminal, the plain lines elsewhere and the silence of `--quiet`. How fast
+//! it goes is computed in `rates`; the end of a run is told by `summary`.
+
+use std::env;
+use std::io::{self, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::rates::{Rates, time_left};
+use super::summary::RunStats;
+use super::units::{counted, duration, grouped};
+
+/// How often a log file gets a line.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often the numbers beside the bar change.
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Shows how far a run is.
+pub struct Progress {
+    display: Display,
+    started: Instant,
+    due: Duration,
+    rates: Rates,
+}
+
+enum Display {
+    Bar(ProgressBar),
+    Plain,
+    Quiet,
+}
+
+impl Progress {
+    /// A bar if standard error is a terminal, else plain lines; nothing for `is_quiet`.
+    pub fn new(num_total: Option<u64>, is_quiet: bool) -> Self {
+        let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
+        let display = if is_quiet {
+            Display::Quiet
+        } else if io::stderr().is_terminal() && !is_dumb {
+            let has_colour = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            let bar = ProgressBar::with_draw_target(num_total, ProgressDrawTarget::stderr());
+            bar.set_style(bar_style(num_total.is_some(), has_colour));
+            Display::Bar(bar)
+        } else {
+            Display::Plain
+        };
+        let due = match display {
+            Display::Bar(_) => Duration::ZERO,
+            _ => PLAIN_INTERVAL,
+        };
+        Self { display, started: Instant::now(), due, rates: Rates::default() }
+    }
+
+    /// Shows the counters if it is time to; cheap enough for every step.
+    pub fn update(&mut self, stats: &RunStats) {
+        let now = self.started.elapsed();
+        self.rates.observe(now, stats);
+        if now < self.due {
+            return;
+        }
+        match &self.display {
+            Display::Quiet => {}
+            Display::Plain => {
+                self.due = now + PLAIN_INTERVAL;
+                say(&plain_line(now, stats, &self.rates));
+            }
+            Display::Bar(bar) => {
+                self.due = now + BAR_INTERVAL;
+                // A file that grew after it was counted must not end in a bar past its end.
+                if let Some(num_total) = stats.num_total {
+                    bar.set_length(num_total.max(stats.num_done()));
+                }
+                bar.set_position(stats.num_done());
+                bar.set_message(details(now, stats, &self.rates));
+            }
+        }
+    }
+
+    /// Says something, above the bar if there is one; not even `--quiet` hides it.
+    pub fn say(&self, text: &str) {
+        match &self.display {
+            Display::Bar(bar) => bar.suspend(|| say(text)),
+            Display::Plain | Display::Quiet => say(text),
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Display::Bar(bar) = self.display {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// A closed standard error is no reason to fail.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+fn bar_style(is_total_known: bool, has_colour: bool) -> ProgressStyle {
+    let template = match (is_total_known, has_colour) {
+        (true, true) => "{bar:16.cyan/dim} {human_pos}/{human_len} {wide_msg:.dim}",
+        (true, false) => "{bar:16} {human_pos}/{human_len} {wide_msg}",
+        (false, true) => "{spinner:.cyan} {human_pos} done {wide_msg:.dim}",
+        (false, false) => "{spinner} {human_pos} done {wide_msg}",
+    };
+    ProgressStyle::with_template(template).expect("the templates above parse").progress_chars("━╸─")
+}
+
+/// `  3m 05s left  212 prompt + 98.1 generated tok/s`; what matters most comes first, since a
+/// narrow terminal cuts the end.
+fn details(now: Duration, stats: &RunStats, rates: &Rates) -> String {
+    let mut text = String::new();
+    if stats.num_failed > 0 {
+        text += &format!("  {} failed", grouped(stats.num_failed));
+    }
+    if let Some(left) = time_left(now, stats) {
+        text += &format!("  {} left", duration(left));
+    }
+    if let Some(speed) = rates.speed() {
+        text += &format!("  {:.0} prompt + {:.1} generated tok/s", speed.prompt, speed.generated);
+    }
+    text
+}
+
+fn plain_line(now: Duration, stats: &RunStats, rates: &Rates) -> String {
+    let done = match stats.num_total {
+        Some(num_total) => {
+            let num_total = num_total.max(stats.num_done());
+            format!("{}/{}", grouped(stats.num_done()), counted(num_total, "request"))
+        }
+        None => counted(stats.num_done(), "request"),
+    };
+    let details = details(now, stats, rates).replace("  ", ", ");
+    format!("mlxbatch: {done} done after {}{details}", duration(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_line_tells_all_there_is() {
+        let mut rates = Rates::default();
+        let before = RunStats::default();
+        rates.observe(Duration::ZERO, &before);
+        let stats = RunStats {
+            num_total: Some(40),
+            num_ok: 9,
+            num_failed: 1,
+            num_prompt_tokens: 2_000,
+            num_generated_tokens: 505,
+            ..RunStats::default()
+        };
+        rates.observe(Duration::from_secs(10), &stats);
+        assert_eq!(
+            plain_line(Duration::from_secs(10), &stats, &rates),
+            "mlxbatch: 10/40 requests done after 10s, 1 failed, 30s left, 200 prompt + 50.5 generated tok/s"
+        );
+        assert_eq!(
+            plain_line(Duration::from_secs(10), &before, &Rates::default()),
+            "mlxbatch: 0 requests done after 10s"
+        );
+    }
+
+    #[test]
+    fn all_styles_parse() {
+        for (is_total_known, has_colour) in [(true, true), (true, false), (false, true), (false, false)] {
+            bar_style(is_total_known, has_colour);
+        }
+    }
+
+    #[test]
+    fn a_line_is_due_every_ten_seconds_only() {
+        let mut progress = Progress::new(Some(2), true);
+        progress.display = Display::Plain;
+        progress.update(&RunStats::default());
+        assert_eq!(progress.due, PLAIN_INTERVAL);
+        progress.started =
+            Instant::now().checked_sub(Duration::from_secs(11)).expect("the clock is past 11 s");
+        progress.update(&RunStats::default());
+        assert!(progress.due >= Duration::from_secs(21), "{:?}", progress.due);
+    }
+}

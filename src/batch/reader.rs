@@ -1,0 +1,158 @@
+//! Requests from a file or standard input, one at a time.
+//!
+//! Owns opening the input and numbering its requests. Memory does not grow with the input, but
+//! for 16 bytes of digest per request, which find duplicate ids. Blank lines are no requests: they
+//! get no output line and only count in line numbers.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::sync::Arc;
+
+use super::error::BatchError;
+use super::line_error::FailedLine;
+use super::lines::{Content, LineReader};
+use super::paths::InputPath;
+use super::request::{Place, Request, RequestParser};
+use super::warnings::Warnings;
+
+/// A longer line than this is a mistake rather than a request.
+pub const DEFAULT_MAX_LINE_BYTES: usize = 64 << 20;
+
+/// How input is read.
+#[derive(Debug, Clone)]
+pub struct ReaderOptions {
+    /// A longer line is an error line; its bytes are skipped without being kept.
+    pub max_line_bytes: usize,
+    /// Requests that name another model than this are answered, with a warning.
+    pub served_model: Option<String>,
+}
+
+impl Default for ReaderOptions {
+    fn default() -> Self {
+        Self { max_line_bytes: DEFAULT_MAX_LINE_BYTES, served_model: None }
+    }
+}
+
+/// Reads requests one after the other.
+pub struct RequestReader {
+    lines: LineReader<Box<dyn BufRead + Send>>,
+    parser: RequestParser,
+    name: Arc<str>,
+    max_line_bytes: usize,
+    num_requests: u64,
+}
+
+impl RequestReader {
+    /// Opens the input.
+    pub fn open(input: &InputPath, options: ReaderOptions) -> Result<Self, BatchError> {
+        let source: Box<dyn BufRead + Send> = match input {
+            InputPath::Stdin => Box::new(BufReader::new(io::stdin())),
+            InputPath::File(path) => {
+                let failed = |source| BatchError::OpenInput { name: input.name(), source };
+                let file = File::open(path).map_err(failed)?;
+                if file.metadata().map_err(failed)?.is_dir() {
+                    return Err(BatchError::InputIsDirectory { name: input.name() });
+                }
+                Box::new(BufReader::with_capacity(1 << 18, file))
+            }
+        };
+        Ok(Self::from_source(source, &input.name(), options))
+    }
+
+    fn from_source(source: Box<dyn BufRead + Send>, name: &str, options: ReaderOptions) -> Self {
+        let name: Arc<str> = name.into();
+        Self {
+            lines: LineReader::new(source, options.max_line_bytes),
+            parser: RequestParser::new(Arc::clone(&name), options.served_model),
+            name,
+            max_line_bytes: options.max_line_bytes,
+            num_requests: 0,
+        }
+    }
+
+    /// The input's name in messages, for errors that come up later in a request's life.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many requests have been read, failed lines included.
+    pub fn num_requests(&self) -> u64 {
+        self.num_requests
+    }
+
+    /// What was odd but could be lived with, so far.
+    pub fn warnings(&self) -> &Warnings {
+        &self.parser.warnings
+    }
+
+    /// Reads the next request or the next line that is none; nothing at the end of the input.
+    pub fn next_request(&mut self) -> Result<Option<Result<Request, Box<FailedLine>>>, BatchError> {
+        let line = match self.lines.next_line() {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(None),
+            Err(source) => {
+                let line = self.lines.line_number();
+                return Err(BatchError::ReadInput { name: self.name.to_string(), line, source });
+            }
+        };
+        let place = Place { index: self.num_requests, line: line.number };
+        self.num_requests += 1;
+        Ok(Some(match line.content {
+            Content::Bytes(bytes) => self.parser.parse(place, bytes),
+            Content::TooLong { num_bytes } => {
+                Err(self.parser.too_long(place, num_bytes, self.max_line_bytes))
+            }
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &'static [u8], max_line_bytes: usize) -> Vec<Result<Request, Box<FailedLine>>> {
+        let options = ReaderOptions { max_line_bytes, ..ReaderOptions::default() };
+        let mut reader = RequestReader::from_source(Box::new(text), "in.jsonl", options);
+        let mut items = Vec::new();
+        while let Some(item) = reader.next_request().expect("a slice reads without error") {
+            items.push(item);
+        }
+        assert_eq!(items.len() as u64, reader.num_requests());
+        items
+    }
+
+    #[test]
+    fn indices_have_no_gaps_where_line_numbers_have() {
+        let items = read(b"\n{\"prompt\": \"a\"}\n\nnonsense\n{\"prompt\": \"b\"}", 100);
+        let places: Vec<_> = items
+            .iter()
+            .map(|item| match item {
+                Ok(request) => (request.head.index, request.head.line, true),
+                Err(failed) => (failed.head.index, failed.head.line, false),
+            })
+            .collect();
+        assert_eq!(places, [(0, 2, true), (1, 4, false), (2, 5, true)]);
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_an_error_line() {
+        let items = read(b"{\"prompt\": \"a long one\"}\n{\"prompt\": \"b\"}\n", 20);
+        let failed = items[0].as_ref().expect_err("over the limit");
+        assert_eq!(failed.error.code(), "line_too_long");
+        assert_eq!(failed.error.message(), "in.jsonl:1: the line has 24 bytes; at most 20 are read");
+        assert_eq!(items[1].as_ref().expect("under it").head.custom_id, "line-2");
+    }
+
+    #[test]
+    fn a_missing_file_and_a_folder_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |path: &std::path::Path| {
+            RequestReader::open(&InputPath::File(path.into()), ReaderOptions::default())
+                .err()
+                .expect("nothing to read there")
+        };
+        let missing = open(&folder.path().join("no.jsonl"));
+        assert!(missing.to_string().contains("no.jsonl") && missing.hint().is_some(), "{missing}");
+        assert!(open(folder.path()).to_string().contains("is a directory"));
+    }
+}

@@ -1,0 +1,317 @@
+//! The output line: one JSON object in the shape of the OpenAI Batch API.
+//!
+//! Owns that shape and the ids in it, which follow from the input line alone so that a run can be
+//! repeated. Where the line goes is the writer's business.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::line_error::{FailedLine, LineError, RequestError};
+use super::request::{Form, RequestHead};
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// The model's end token or a stop string.
+    Stop,
+    /// `max_tokens` or the end of the context.
+    Length,
+    /// The answer calls tools.
+    ToolCalls,
+}
+
+/// A finished answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    pub text: String,
+    pub finish_reason: FinishReason,
+    pub num_prompt_tokens: u64,
+    pub num_completion_tokens: u64,
+    /// Prompt tokens whose KV came from the cache.
+    pub num_cached_tokens: u64,
+}
+
+/// Who answers: the same for all records of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// The model's name as the user gave it.
+    pub model: String,
+    /// Seconds since 1970.
+    pub created: u64,
+}
+
+/// One output line and its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    index: u64,
+    line: String,
+}
+
+impl Record {
+    /// The record of an answered request.
+    pub fn success(head: &RequestHead, completion: &Completion, served: &Served) -> Self {
+        let usage = Usage {
+            prompt_tokens: completion.num_prompt_tokens,
+            completion_tokens: completion.num_completion_tokens,
+            total_tokens: completion.num_prompt_tokens.saturating_add(completion.num_completion_tokens),
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: completion.num_cached_tokens },
+        };
+        let hash = hex(&head.digest);
+        let (id, object, message, text) = match head.form {
+            Form::Chat => {
+                let message = Message { role: "assistant", content: &completion.text };
+                (format!("chatcmpl-{hash}"), "chat.completion", Some(message), None)
+            }
+            Form::Text => (format!("cmpl-{hash}"), "text_completion", None, Some(completion.text.as_str())),
+        };
+        let choice =
+            Choice { index: 0, message, text, logprobs: None, finish_reason: completion.finish_reason };
+        let answer =
+            Answer { id, object, created: served.created, model: &served.model, choices: [choice], usage };
+        Self::new(head, Some((200, Body::Answer(answer))), None)
+    }
+
+    /// The record of a request that cannot be served.
+    pub fn request_error(head: &RequestHead, error: &RequestError) -> Self {
+        let fields = RequestErrorFields {
+            message: &error.message,
+            kind: error.kind,
+            param: error.param.as_deref(),
+            code: error.code,
+        };
+        Self::new(head, Some((error.status, Body::Error { error: fields })), None)
+    }
+
+    /// The record of a line that is no request.
+    pub fn not_a_request(head: &RequestHead, code: &str, message: &str) -> Self {
+        Self::new(head, None, Some(LineErrorFields { code, message }))
+    }
+
+    /// The record of a line that the reader could not make a request of.
+    pub fn failed(failed: &FailedLine) -> Self {
+        match &failed.error {
+            LineError::Request(error) => Self::request_error(&failed.head, error),
+            LineError::NotARequest { code, message } => Self::not_a_request(&failed.head, code, message),
+        }
+    }
+
+    fn new(
+        head: &RequestHead,
+        response: Option<(u16, Body<'_>)>,
+        error: Option<LineErrorFields<'_>>,
+    ) -> Self {
+        let line = OutputLine {
+            id: format!("batch_req_{}", head.line),
+            custom_id: &head.custom_id,
+            response: response.map(|(status_code, body)| Response {
+                status_code,
+                request_id: format!("req_{}", hex(&head.digest)),
+                body,
+            }),
+            error,
+            metadata: head.metadata.as_ref(),
+        };
+        let line = serde_json::to_string(&line).expect("strings, numbers and parsed JSON serialise");
+        Self { index: head.index, line }
+    }
+
+    /// Its place among the output lines, from 0.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The JSON text, without a line end.
+    pub fn to_line(&self) -> String {
+        self.line.clone()
+    }
+
+    pub(super) fn line(&self) -> &str {
+        &self.line
+    }
+}
+
+#[derive(Serialize)]
+struct OutputLine<'a> {
+    id: String,
+    custom_id: &'a str,
+    response: Option<Response<'a>>,
+    error: Option<LineErrorFields<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a Value>,
+}
+
+#[derive(Serialize)]
+struct Response<'a> {
+    status_code: u16,
+    request_id: String,
+    body: Body<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Body<'a> {
+    Answer(Answer<'a>),
+    Error { error: RequestErrorFields<'a> },
+}
+
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: [Choice<'a>; 1],
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    /// Always null: readers of the API's answers expect the key.
+    logprobs: Option<()>,
+    finish_reason: FinishReason,
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    role: &'static str,
+    content: &'a str,
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+}
+
+#[derive(Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: u64,
+}
+
+#[derive(Serialize)]
+struct RequestErrorFields<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: &'a str,
+}
+
+#[derive(Serialize)]
+struct LineErrorFields<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+fn hex(digest: &[u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(*digest))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn head(form: Form) -> RequestHead {
+        let metadata = Some(json!({"split": "test"}));
+        RequestHead { index: 1, line: 3, custom_id: "a".into(), digest: [0xab; 16], form, metadata }
+    }
+
+    fn parsed(record: &Record) -> Value {
+        serde_json::from_str(&record.to_line()).expect("an output line is JSON")
+    }
+
+    const COMPLETION: Completion = Completion {
+        text: String::new(),
+        finish_reason: FinishReason::Length,
+        num_prompt_tokens: 7,
+        num_completion_tokens: 2,
+        num_cached_tokens: 5,
+    };
+
+    #[test]
+    fn a_chat_answer_has_the_shape_of_the_batch_api() {
+        let completion = Completion { text: "Hi \"there\"\n".into(), ..COMPLETION };
+        let served = Served { model: "tiny".into(), created: 1_700_000_000 };
+        let record = Record::success(&head(Form::Chat), &completion, &served);
+        assert_eq!(record.index(), 1);
+        assert!(!record.to_line().contains('\n'));
+        let hash = "ab".repeat(16);
+        assert_eq!(
+            parsed(&record),
+            json!({
+                "id": "batch_req_3",
+                "custom_id": "a",
+                "response": {
+                    "status_code": 200,
+                    "request_id": format!("req_{hash}"),
+                    "body": {
+                        "id": format!("chatcmpl-{hash}"),
+                        "object": "chat.completion",
+                        "created": 1_700_000_000,
+                        "model": "tiny",
+                        "choices": [{
+                            "index": 0,
+                            "message": {"role": "assistant", "content": "Hi \"there\"\n"},
+                            "logprobs": null,
+                            "finish_reason": "length",
+                        }],
+                        "usage": {
+                            "prompt_tokens": 7,
+                            "completion_tokens": 2,
+                            "total_tokens": 9,
+                            "prompt_tokens_details": {"cached_tokens": 5},
+                        },
+                    },
+                },
+                "error": null,
+                "metadata": {"split": "test"},
+            })
+        );
+    }
+
+    #[test]
+    fn a_raw_completion_has_text_in_place_of_a_message() {
+        let served = Served { model: "tiny".into(), created: 0 };
+        let line = parsed(&Record::success(&head(Form::Text), &COMPLETION, &served));
+        let body = &line["response"]["body"];
+        assert_eq!(body["object"], "text_completion");
+        assert_eq!(
+            body["choices"],
+            json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": "length"}])
+        );
+    }
+
+    #[test]
+    fn a_refused_request_has_its_error_in_the_body() {
+        let error = RequestError::invalid("top_p", "must be from 0 to 1, not 2").at("in.jsonl", 3);
+        let line = parsed(&Record::request_error(&head(Form::Chat), &error));
+        assert_eq!(line["response"]["status_code"], 400);
+        assert_eq!(line["error"], Value::Null);
+        assert_eq!(
+            line["response"]["body"],
+            json!({"error": {
+                "message": "in.jsonl:3: top_p: must be from 0 to 1, not 2",
+                "type": "invalid_request_error",
+                "param": "top_p",
+                "code": "invalid_value",
+            }})
+        );
+    }
+
+    #[test]
+    fn a_line_that_is_no_request_has_no_response() {
+        let line = parsed(&Record::not_a_request(&head(Form::Chat), "invalid_json", "in.jsonl:3: no"));
+        assert_eq!(line["response"], Value::Null);
+        assert_eq!(line["error"], json!({"code": "invalid_json", "message": "in.jsonl:3: no"}));
+    }
+}

@@ -1,0 +1,106 @@
+//! The parameters of a request that steer its answer.
+//!
+//! Owns their names, types and ranges. What applies where a request is silent is decided with
+//! [`RequestParams::or`], strongest first: request, flag, the model's generation_config.json.
+
+use serde_json::Value;
+
+use super::super::line_error::RequestError;
+use super::fields::{Fields, expected};
+
+/// Generation parameters, each absent where nobody has spoken.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RequestParams {
+    pub max_tokens: Option<u32>,
+    /// 0 to 2; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// Above 0, up to 1.
+    pub top_p: Option<f32>,
+    /// 0 keeps all.
+    pub top_k: Option<u32>,
+    /// 0 to 1; 0 keeps all.
+    pub min_p: Option<f32>,
+    pub seed: Option<u64>,
+    /// None of them is empty; an empty list means no stops, whatever the flags say.
+    pub stop: Option<Vec<String>>,
+}
+
+impl RequestParams {
+    /// Fills what is absent from `fallback`.
+    pub fn or(self, fallback: &Self) -> Self {
+        Self {
+            max_tokens: self.max_tokens.or(fallback.max_tokens),
+            temperature: self.temperature.or(fallback.temperature),
+            top_p: self.top_p.or(fallback.top_p),
+            top_k: self.top_k.or(fallback.top_k),
+            min_p: self.min_p.or(fallback.min_p),
+            seed: self.seed.or(fallback.seed),
+            stop: self.stop.or_else(|| fallback.stop.clone()),
+        }
+    }
+
+    pub(super) fn take(fields: &mut Fields) -> Result<Self, RequestError> {
+        let mut params = Self {
+            max_tokens: take_max_tokens(fields)?,
+            temperature: fields.take_number("temperature", 0.0..=2.0)?,
+            top_p: fields.take_number("top_p", 0.0..=1.0)?,
+            top_k: take_top_k(fields)?,
+            min_p: fields.take_number("min_p", 0.0..=1.0)?,
+            seed: take_seed(fields)?,
+            stop: take_stop(fields)?,
+        };
+        // The limit of a small top_p is the most probable token alone: greedy.
+        if params.top_p == Some(0.0) {
+            params.temperature = Some(0.0);
+            params.top_p = None;
+        }
+        Ok(params)
+    }
+}
+
+fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
+    let range = 1..=i128::from(u32::MAX);
+    let old = fields.take_integer("max_tokens", range.clone())?;
+    let new = fields.take_integer("max_completion_tokens", range)?;
+    if let (Some(old), Some(new)) = (old, new) {
+        if old != new {
+            let reason = "differs from `max_completion_tokens`; give one of them";
+            return Err(RequestError::invalid("max_tokens", reason));
+        }
+    }
+    Ok(new.or(old).and_then(|num_tokens| u32::try_from(num_tokens).ok()))
+}
+
+fn take_top_k(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
+    // Some servers write "all" as -1, others as 0.
+    let top_k = fields.take_integer("top_k", -1..=i128::from(u32::MAX))?;
+    Ok(top_k.map(|top_k| u32::try_from(top_k).unwrap_or(0)))
+}
+
+fn take_seed(fields: &mut Fields) -> Result<Option<u64>, RequestError> {
+    let seed = fields.take_integer("seed", i128::from(i64::MIN)..=i128::from(u64::MAX))?;
+    // Negative seeds are as good as others: their bits are taken as they are.
+    Ok(seed.map(|seed| seed as u64))
+}
+
+fn take_stop(fields: &mut Fields) -> Result<Option<Vec<String>>, RequestError> {
+    let stops = match fields.take("stop") {
+        None => return Ok(None),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(values)) => {
+            let mut stops = Vec::with_capacity(values.len());
+            for (position, value) in values.into_iter().enumerate() {
+                match value {
+                    Value::String(text) => stops.push(text),
+                    other => return Err(expected("a string", &format!("stop[{position}]"), &other)),
+                }
+            }
+            stops
+        }
+        Some(other) => return Err(expected("a string or a list of strings", "stop", &other)),
+    };
+    if stops.iter().any(String::is_empty) {
+        return Err(RequestError::invalid("stop", "must not be empty: every answer would end at once"));
+    }
+    Ok(Some(stops))
+}

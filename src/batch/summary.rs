@@ -1,0 +1,155 @@
+//! What a run counted, and the lines that say so at its end.
+//!
+//! Owns the counters and their wording. Who counts is the run; who prints is the command.
+
+use std::time::Duration;
+
+use super::units::{counted, duration, grouped, rate, size};
+
+/// The counters of a run, at any moment of it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RunStats {
+    /// Requests in the input, where that is known beforehand.
+    pub num_total: Option<u64>,
+    /// Requests answered.
+    pub num_ok: u64,
+    /// Lines that got an error.
+    pub num_failed: u64,
+    /// Prompt tokens so far, counted as they are prefilled or taken from the cache.
+    pub num_prompt_tokens: u64,
+    /// Those of them whose KV came from the cache.
+    pub num_cached_tokens: u64,
+    pub num_generated_tokens: u64,
+    /// Time in forward passes that prefill. Zero where it is not told apart from `decode`.
+    pub prefill: Duration,
+    /// Time in forward passes that only decode.
+    pub decode: Duration,
+    /// Time since the run began, loading included.
+    pub wall: Duration,
+    pub peak_memory_bytes: Option<u64>,
+}
+
+impl RunStats {
+    /// Requests that have their output line.
+    pub fn num_done(&self) -> u64 {
+        self.num_ok.saturating_add(self.num_failed)
+    }
+
+    /// Prompt tokens that were really computed.
+    pub fn num_prefilled_tokens(&self) -> u64 {
+        self.num_prompt_tokens.saturating_sub(self.num_cached_tokens)
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Complete,
+    /// By Ctrl-C; what was done is published.
+    Interrupted,
+}
+
+/// The lines at the end of a run; `place` is where the results are.
+pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let done = match (stats.num_total, ending) {
+        (Some(num_total), Ending::Interrupted) => {
+            format!("{} of {}", grouped(stats.num_done()), counted(num_total, "request"))
+        }
+        _ => counted(stats.num_done(), "request"),
+    };
+    let outcome = match stats.num_failed {
+        0 => "all ok".into(),
+        num_failed => format!("{} ok, {} failed", grouped(stats.num_ok), grouped(num_failed)),
+    };
+    let verb = match ending {
+        Ending::Complete => "done",
+        Ending::Interrupted => "done when interrupted",
+    };
+    let outcome = if stats.num_done() == 0 { String::new() } else { format!(": {outcome}") };
+    lines.push(format!("{done} {verb} in {}{outcome}", duration(stats.wall)));
+
+    if stats.num_prompt_tokens > 0 {
+        let cached = match stats.num_cached_tokens {
+            0 => String::new(),
+            num_cached => format!(", {} of them cached", grouped(num_cached)),
+        };
+        lines.push(format!(
+            "  prompt     {}{cached}{}",
+            counted(stats.num_prompt_tokens, "token"),
+            speed(stats.num_prefilled_tokens(), stats.prefill)
+        ));
+    }
+    if stats.num_generated_tokens > 0 {
+        lines.push(format!(
+            "  generated  {}{}",
+            counted(stats.num_generated_tokens, "token"),
+            speed(stats.num_generated_tokens, stats.decode)
+        ));
+    }
+    if let Some(num_bytes) = stats.peak_memory_bytes {
+        lines.push(format!("  memory     {} at its peak", size(num_bytes)));
+    }
+    lines.push(format!("  results    {place}"));
+    lines
+}
+
+fn speed(num_tokens: u64, time: Duration) -> String {
+    if time.is_zero() { String::new() } else { format!(", {} tokens/s", rate(num_tokens, time)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_run_in_six_lines() {
+        let stats = RunStats {
+            num_total: Some(110),
+            num_ok: 108,
+            num_failed: 2,
+            num_prompt_tokens: 13_400,
+            num_cached_tokens: 1_400,
+            num_generated_tokens: 7_000,
+            prefill: Duration::from_secs(60),
+            decode: Duration::from_secs(70),
+            wall: Duration::from_secs(135),
+            peak_memory_bytes: Some(1 << 30),
+        };
+        assert_eq!(
+            summary(&stats, Ending::Complete, "out.jsonl"),
+            [
+                "110 requests done in 2m 15s: 108 ok, 2 failed",
+                "  prompt     13,400 tokens, 1,400 of them cached, 200 tokens/s",
+                "  generated  7,000 tokens, 100 tokens/s",
+                "  memory     1.0 GiB at its peak",
+                "  results    out.jsonl",
+            ]
+        );
+    }
+
+    #[test]
+    fn one_is_singular_and_nothing_is_left_out() {
+        let one = RunStats {
+            num_ok: 1,
+            num_prompt_tokens: 1,
+            num_generated_tokens: 1,
+            wall: Duration::from_secs(1),
+            ..RunStats::default()
+        };
+        assert_eq!(
+            summary(&one, Ending::Complete, "<stdout>"),
+            [
+                "1 request done in 1.0s: all ok",
+                "  prompt     1 token",
+                "  generated  1 token",
+                "  results    <stdout>"
+            ]
+        );
+        let none = RunStats { num_total: Some(7), ..RunStats::default() };
+        assert_eq!(
+            summary(&none, Ending::Interrupted, "o")[0],
+            "0 of 7 requests done when interrupted in 0.0s"
+        );
+    }
+}

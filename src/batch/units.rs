@@ -1,0 +1,96 @@
+//! Numbers as people read them.
+//!
+//! Owns the rendering of counts, rates, durations and sizes. No output of its own.
+
+use std::time::Duration;
+
+/// Renders a count with its noun: `1 request`, `1,234 requests`.
+pub fn counted(num: u64, singular: &str) -> String {
+    match num {
+        1 => format!("1 {singular}"),
+        _ => format!("{} {singular}s", grouped(num)),
+    }
+}
+
+/// `1,234,567`
+pub(super) fn grouped(num: u64) -> String {
+    let digits = num.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `12.3`, or `1,234` where the fraction says nothing; `–` where there is no time to divide by.
+pub(super) fn rate(num: u64, time: Duration) -> String {
+    let per_second = num as f64 / time.as_secs_f64();
+    if !per_second.is_finite() {
+        "–".into()
+    } else if per_second < 100.0 {
+        format!("{per_second:.1}")
+    } else {
+        grouped(per_second.round() as u64)
+    }
+}
+
+/// `0.4s`, `12s`, `3m 05s`, `2h 03m`, `4d 01h`.
+pub(super) fn duration(time: Duration) -> String {
+    let num_seconds = time.as_secs_f64().round() as u64;
+    let (num_minutes, num_hours) = (num_seconds / 60, num_seconds / 3600);
+    if time < Duration::from_secs(10) {
+        format!("{:.1}s", time.as_secs_f64())
+    } else if num_minutes == 0 {
+        format!("{num_seconds}s")
+    } else if num_hours == 0 {
+        format!("{num_minutes}m {:02}s", num_seconds % 60)
+    } else if num_hours < 24 {
+        format!("{num_hours}h {:02}m", num_minutes % 60)
+    } else {
+        format!("{}d {:02}h", num_hours / 24, num_hours % 24)
+    }
+}
+
+/// `512 MiB`, `1.4 GiB`.
+pub(super) fn size(num_bytes: u64) -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    let num_mib = num_bytes as f64 / MIB;
+    if num_mib < 1024.0 { format!("{num_mib:.0} MiB") } else { format!("{:.1} GiB", num_mib / 1024.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_have_their_plural_and_commas() {
+        assert_eq!(counted(0, "request"), "0 requests");
+        assert_eq!(counted(1, "request"), "1 request");
+        assert_eq!(counted(1_234_567, "request"), "1,234,567 requests");
+        assert_eq!(grouped(100), "100");
+    }
+
+    #[test]
+    fn durations_change_units() {
+        let texts =
+            [0.04, 9.96, 59.4, 59.6, 185.0, 7_380.0, 349_200.0].map(Duration::from_secs_f64).map(duration);
+        assert_eq!(texts, ["0.0s", "10.0s", "59s", "1m 00s", "3m 05s", "2h 03m", "4d 01h"]);
+    }
+
+    #[test]
+    fn a_rate_over_no_time_is_no_number() {
+        assert_eq!(rate(5, Duration::ZERO), "–");
+        assert_eq!(rate(0, Duration::ZERO), "–");
+        assert_eq!(rate(5, Duration::from_secs(2)), "2.5");
+        assert_eq!(rate(123_456, Duration::from_secs(10)), "12,346");
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        assert_eq!(size(300 << 20), "300 MiB");
+        assert_eq!(size(3 << 29), "1.5 GiB");
+    }
+}

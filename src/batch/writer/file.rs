@@ -1,0 +1,223 @@
+//! Results into a regular file that appears whole.
+//!
+//! Owns `OUTPUT.partial`, which is valid JSONL at any moment, and its publication as OUTPUT: a
+//! rename where the results finished in input order, else a copy in order through the index on
+//! disk. Holds a lock on the partial file, so that two runs cannot take each other's.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::super::error::BatchError;
+use super::order_index::{Extent, OrderIndex};
+use super::{Flow, Published, is_same_file};
+
+/// How many results of earlier, killed runs are kept beside the output.
+const MAX_LEFTOVERS: u32 = 10_000;
+
+pub(super) struct FileOutput {
+    output: PathBuf,
+    partial_path: PathBuf,
+    partial: File,
+    /// Length of the partial file up to its last complete line.
+    end: u64,
+    index: OrderIndex,
+    num_results: u64,
+    /// One past the index written last, while all came in ascending order.
+    next_in_order: Option<u64>,
+    is_published: bool,
+}
+
+impl FileOutput {
+    pub fn create(output: PathBuf, input: Option<&Path>) -> Result<(Self, Vec<String>), BatchError> {
+        let folder = folder_of(&output);
+        if !folder.is_dir() {
+            return Err(BatchError::OutputFolderMissing { folder: folder.into(), output });
+        }
+        let partial_path = with_suffix(&output, ".partial");
+        if let Some(input) = input {
+            let is_input = |path: &Path| is_same_file(fs::metadata(input), fs::metadata(path));
+            if is_input(&output) || is_input(&partial_path) {
+                return Err(BatchError::OutputIsInput { output, input: input.into() });
+            }
+        }
+        let mut warnings = Vec::new();
+        let mut partial = open_partial(&partial_path)?;
+        if has_content(&partial) {
+            let aside = move_aside(&partial_path)?;
+            warnings.push(format!(
+                "{} held results of a run that did not end; they are now in {}",
+                partial_path.display(),
+                aside.display()
+            ));
+            partial = open_partial(&partial_path)?;
+        }
+        let index = OrderIndex::create_in(folder)
+            .map_err(|source| BatchError::CreateOutput { path: folder.join("a temporary file"), source })?;
+        let file = Self {
+            output,
+            partial_path,
+            partial,
+            end: 0,
+            index,
+            num_results: 0,
+            next_in_order: Some(0),
+            is_published: false,
+        };
+        Ok((file, warnings))
+    }
+
+    pub fn partial_path(&self) -> &Path {
+        &self.partial_path
+    }
+
+    pub fn write(&mut self, index: u64, line: &str) -> Result<(), BatchError> {
+        self.append(index, line).map_err(|source| {
+            // A line cut short by a full disk would spoil the file; a device cannot be cut.
+            let _ = self.partial.set_len(self.end);
+            BatchError::WriteOutput { path: self.partial_path.clone(), num_kept: self.num_results, source }
+        })
+    }
+
+    fn append(&mut self, index: u64, line: &str) -> io::Result<()> {
+        let bytes = [line.as_bytes(), b"\n"].concat();
+        self.partial.write_all(&bytes)?;
+        let num_bytes = bytes.len() as u64;
+        self.index.set(index, Extent { offset: self.end, num_bytes })?;
+        self.end += num_bytes;
+        self.num_results += 1;
+        self.next_in_order = self.next_in_order.filter(|&next| index >= next).map(|_| index + 1);
+        Ok(())
+    }
+
+    /// Makes the results OUTPUT, in order.
+    pub fn publish(mut self) -> Result<Published, BatchError> {
+        self.move_to_output().map_err(|source| BatchError::Publish {
+            output: self.output.clone(),
+            partial: self.partial_path.clone(),
+            num_kept: self.num_results,
+            source,
+        })?;
+        self.is_published = true;
+        Ok(self.published_at(&self.output))
+    }
+
+    /// Leaves the results where they are.
+    pub fn keep_partial(self) -> Result<Published, BatchError> {
+        Ok(self.published_at(&self.partial_path))
+    }
+
+    fn published_at(&self, path: &Path) -> Published {
+        Published { place: path.display().to_string(), num_results: self.num_results, flow: Flow::Open }
+    }
+
+    fn move_to_output(&mut self) -> io::Result<()> {
+        let folder = folder_of(&self.output).to_path_buf();
+        if self.next_in_order.is_some() {
+            self.partial.sync_all()?;
+            fs::rename(&self.partial_path, &self.output)?;
+        } else {
+            self.write_in_order(&folder)?;
+            // The results are published: a partial file that cannot be removed is a nuisance only.
+            let _ = fs::remove_file(&self.partial_path);
+        }
+        // Makes the rename itself durable; some file systems cannot, and then it is done already.
+        let _ = File::open(&folder).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+
+    fn write_in_order(&mut self, folder: &Path) -> io::Result<()> {
+        // As any program creates files: the process's umask takes its share.
+        let ordered = tempfile::Builder::new()
+            .prefix(".mlxbatch-")
+            .suffix(".jsonl")
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(folder)?;
+        let mut writer = BufWriter::with_capacity(1 << 16, ordered.as_file());
+        let mut buffer = Vec::new();
+        let mut num_copied = 0;
+        let partial = &self.partial;
+        self.index.for_each(|extent| {
+            num_copied += 1;
+            copy_extent(partial, extent, &mut buffer, &mut writer)
+        })?;
+        writer.flush()?;
+        drop(writer);
+        assert_eq!(num_copied, self.num_results, "each index is written once");
+        ordered.as_file().sync_all()?;
+        ordered.persist(&self.output).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+impl Drop for FileOutput {
+    /// Leaves no empty file behind a run that failed before its first result.
+    fn drop(&mut self) {
+        if self.num_results == 0 && !self.is_published {
+            let _ = fs::remove_file(&self.partial_path);
+        }
+    }
+}
+
+fn copy_extent(from: &File, extent: Extent, buffer: &mut Vec<u8>, to: &mut impl Write) -> io::Result<()> {
+    let num_bytes = usize::try_from(extent.num_bytes).map_err(io::Error::other)?;
+    buffer.resize(num_bytes, 0);
+    from.read_exact_at(buffer, extent.offset)?;
+    to.write_all(buffer)
+}
+
+fn open_partial(path: &Path) -> Result<File, BatchError> {
+    let failed = |source| BatchError::CreateOutput { path: path.into(), source };
+    loop {
+        // Never truncated: an earlier run's results may be in it.
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Ok(file);
+        }
+        // File systems without locks are served too, without this protection.
+        if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {
+            return Err(BatchError::OutputInUse { partial: path.into() });
+        }
+        // Between opening and locking, its owner may have published it: then this is OUTPUT now.
+        if is_same_file(file.metadata(), fs::metadata(path)) {
+            return Ok(file);
+        }
+    }
+}
+
+fn has_content(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
+}
+
+fn move_aside(partial: &Path) -> Result<PathBuf, BatchError> {
+    let failed = |to: PathBuf, source| BatchError::MoveAside { from: partial.into(), to, source };
+    for number in 1..=MAX_LEFTOVERS {
+        let aside = with_suffix(partial, &format!(".{number}"));
+        if fs::symlink_metadata(&aside).is_ok() {
+            continue;
+        }
+        return match fs::rename(partial, &aside) {
+            Ok(()) => Ok(aside),
+            Err(source) => Err(failed(aside, source)),
+        };
+    }
+    let source = io::Error::other("every name up to here is taken; remove what you do not need");
+    Err(failed(with_suffix(partial, &format!(".{MAX_LEFTOVERS}")), source))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name: OsString = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}

@@ -1,0 +1,80 @@
+//! Checks of flag values.
+//!
+//! Owns ranges and the messages that say what a flag wants. The flags themselves are in `cli`.
+
+/// Far beyond what any machine decodes together; catches a slipped zero before memory does.
+const MAX_BATCH_SIZE: u32 = 4096;
+
+const MAX_PREFILL_CHUNK: u32 = 1 << 20;
+
+pub(super) fn model(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("name a folder, a .gguf file or a hub repository such as owner/name".into());
+    }
+    Ok(text.into())
+}
+
+pub(super) fn at_least_one(text: &str) -> Result<u32, String> {
+    whole_number_in(text, 1, u32::MAX)
+}
+
+pub(super) fn whole_number(text: &str) -> Result<u32, String> {
+    whole_number_in(text, 0, u32::MAX)
+}
+
+pub(super) fn batch_size(text: &str) -> Result<u32, String> {
+    whole_number_in(text, 1, MAX_BATCH_SIZE)
+}
+
+pub(super) fn prefill_chunk(text: &str) -> Result<u32, String> {
+    whole_number_in(text, 1, MAX_PREFILL_CHUNK)
+}
+
+/// Negative seeds are taken by their bits, as in a request.
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    text.parse::<u64>()
+        .or_else(|_| text.parse::<i64>().map(|seed| seed as u64))
+        .map_err(|_| "give a whole number below 2^64".into())
+}
+
+pub(super) fn temperature(text: &str) -> Result<f32, String> {
+    number_in(text, 2.0, "0 always takes the likeliest token, 1 samples as the model predicts")
+}
+
+/// Above 0, since no token at all would be left; requests may say 0 and mean greedy.
+pub(super) fn top_p(text: &str) -> Result<f32, String> {
+    match number_in(text, 1.0, "1 keeps all tokens")? {
+        0.0 => Err("must be above 0; for the likeliest token alone give --temperature 0".into()),
+        top_p => Ok(top_p),
+    }
+}
+
+pub(super) fn min_p(text: &str) -> Result<f32, String> {
+    number_in(text, 1.0, "0 keeps all tokens")
+}
+
+pub(super) fn stop(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("give a text; the empty one would end every answer at once".into());
+    }
+    Ok(text.into())
+}
+
+fn whole_number_in(text: &str, min: u32, max: u32) -> Result<u32, String> {
+    let wanted = match max {
+        u32::MAX => format!("give a whole number, {min} or more"),
+        _ => format!("give a whole number from {min} to {max}"),
+    };
+    match text.trim().parse::<u32>() {
+        Ok(number) if (min..=max).contains(&number) => Ok(number),
+        _ => Err(wanted),
+    }
+}
+
+fn number_in(text: &str, max: f32, advice: &str) -> Result<f32, String> {
+    match text.trim().parse::<f32>() {
+        Ok(number) if (0.0..=max).contains(&number) => Ok(number),
+        _ => Err(format!("give a number from 0 to {max}; {advice}")),
+    }
+}

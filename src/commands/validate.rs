@@ -1,0 +1,96 @@
+//! `mlxbatch validate`: reads and checks a file of requests, without a model.
+//!
+//! Owns the report. The checks are those of a run, by the same reader; what only a model can tell
+//! (a prompt over the context length, a template that refuses) is not checked here.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
+
+use super::{Outcome, written};
+use crate::batch::{InputPath, ReaderOptions, RequestReader, count_text};
+use crate::cli::ValidateArgs;
+
+/// Checks a file: problems and counts on standard output, warnings on standard error.
+pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
+    let mut reader = RequestReader::open(&args.input, ReaderOptions::default())?;
+    let mut report = Report::default();
+    let mut stdout = BufWriter::new(io::stdout().lock());
+    // Whoever types requests into a terminal sees each problem at once.
+    let is_live = args.input == InputPath::Stdin;
+
+    while let Some(item) = reader.next_request()? {
+        let Err(failed) = item else { continue };
+        report.add(failed.error.code());
+        let mut shown = writeln!(stdout, "{}", failed.error.message());
+        if is_live {
+            shown = shown.and_then(|()| stdout.flush());
+        }
+        if shown.is_err() {
+            return written(shown, Outcome::SomeFailed);
+        }
+    }
+    report.num_requests = reader.num_requests();
+
+    if !args.quiet {
+        for warning in reader.warnings().texts() {
+            let _ = writeln!(io::stderr(), "mlxbatch: warning: {warning}");
+        }
+        if report.num_requests == 0 {
+            let _ = writeln!(io::stderr(), "mlxbatch: warning: {} holds no requests", reader.name());
+        }
+        let shown = writeln!(stdout, "{}: {}", reader.name(), report.text());
+        if shown.is_err() {
+            return written(shown, report.outcome());
+        }
+    }
+    written(stdout.flush(), report.outcome())
+}
+
+#[derive(Debug, Default)]
+struct Report {
+    num_requests: u64,
+    num_by_code: BTreeMap<&'static str, u64>,
+}
+
+impl Report {
+    fn add(&mut self, code: &'static str) {
+        *self.num_by_code.entry(code).or_default() += 1;
+    }
+
+    fn outcome(&self) -> Outcome {
+        if self.num_by_code.is_empty() { Outcome::Done } else { Outcome::SomeFailed }
+    }
+
+    /// `12 requests, 3 with problems (2 invalid_json, 1 invalid_value)`
+    fn text(&self) -> String {
+        let requests = count_text(self.num_requests, "request");
+        let num_problems: u64 = self.num_by_code.values().sum();
+        match (self.num_requests, num_problems) {
+            (0, _) => requests,
+            (1, 0) => format!("{requests}, ok"),
+            (_, 0) => format!("{requests}, all ok"),
+            _ => {
+                let kinds: Vec<_> =
+                    self.num_by_code.iter().map(|(code, num)| format!("{num} {code}")).collect();
+                format!("{requests}, {num_problems} with problems ({})", kinds.join(", "))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_counts_by_kind() {
+        let mut report = Report { num_requests: 1, ..Report::default() };
+        assert_eq!((report.text().as_str(), report.outcome()), ("1 request, ok", Outcome::Done));
+        report.num_requests = 12;
+        for code in ["invalid_value", "invalid_json", "invalid_json"] {
+            report.add(code);
+        }
+        assert_eq!(report.text(), "12 requests, 3 with problems (2 invalid_json, 1 invalid_value)");
+        assert_eq!(report.outcome(), Outcome::SomeFailed);
+    }
+}

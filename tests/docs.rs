@@ -1,0 +1,111 @@
+//! Man pages follow the flags.
+//!
+//! Owns generating the pages in `man/` from `cli`, and fails when they are stale. To bring them up
+//! to date: `MLXBATCH_BLESS=1 cargo test --test docs`.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::CommandFactory;
+use mlxbatch::cli::Cli;
+
+fn man_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("man")
+}
+
+/// Names and texts of all pages.
+fn pages() -> Vec<(String, String)> {
+    let mut root = Cli::command().version(env!("CARGO_PKG_VERSION"));
+    root.build();
+    let subcommands: Vec<_> = root.get_subcommands().cloned().collect();
+    let mut pages = vec![page("mlxbatch".into(), root)];
+    for subcommand in subcommands {
+        let name = format!("mlxbatch-{}", subcommand.get_name());
+        pages.push(page(name.clone(), subcommand.version(env!("CARGO_PKG_VERSION"))));
+    }
+    pages
+}
+
+fn page(name: String, command: clap::Command) -> (String, String) {
+    let ending = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    // No date: the pages change when the flags do and not with the calendar.
+    let man = clap_mangen::Man::new(command.after_help(""))
+        .title(name.to_uppercase())
+        .date("")
+        .source(concat!("mlxbatch ", env!("CARGO_PKG_VERSION")))
+        .manual("mlxbatch");
+    let mut text = Vec::new();
+    man.render_title(&mut text).unwrap();
+    man.render_name_section(&mut text).unwrap();
+    man.render_synopsis_section(&mut text).unwrap();
+    man.render_description_section(&mut text).unwrap();
+    man.render_options_section(&mut text).unwrap();
+    if name == "mlxbatch" {
+        man.render_subcommands_section(&mut text).unwrap();
+    }
+    let mut text = String::from_utf8(text).expect("help is UTF-8");
+    text += &literal_sections(&ending);
+    (format!("{name}.1"), text)
+}
+
+/// Turns the text after the help, sections of a heading and indented lines, into manual sections
+/// whose lines are kept as they are: examples must not be wrapped.
+fn literal_sections(text: &str) -> String {
+    let mut roff = String::new();
+    for section in text.split("\n\n").filter(|section| !section.is_empty()) {
+        let (heading, lines) = section.split_once('\n').expect("a heading stands over its lines");
+        let heading = heading.trim_end_matches(':').to_uppercase().replace("EXIT CODES", "EXIT STATUS");
+        roff += &format!(".SH \"{heading}\"\n.nf\n");
+        for line in lines.lines() {
+            let line = line.strip_prefix("  ").unwrap_or(line);
+            roff += &line.replace('\\', "\\\\").replace('-', "\\-").replace('\'', "\\(aq");
+            roff.push('\n');
+        }
+        roff += ".fi\n";
+    }
+    roff
+}
+
+#[test]
+fn man_pages_are_up_to_date() {
+    let pages = pages();
+    if env::var_os("MLXBATCH_BLESS").is_some() {
+        fs::create_dir_all(man_folder()).unwrap();
+        for (name, text) in &pages {
+            fs::write(man_folder().join(name), text).unwrap();
+        }
+    }
+    for (name, text) in &pages {
+        let committed = fs::read_to_string(man_folder().join(name)).unwrap_or_default();
+        assert!(
+            committed == *text,
+            "man/{name} is stale; run `MLXBATCH_BLESS=1 cargo test --test docs` and commit the result"
+        );
+    }
+    let mut committed: Vec<_> = fs::read_dir(man_folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    committed.sort();
+    let mut generated: Vec<_> = pages.into_iter().map(|(name, _)| name).collect();
+    generated.sort();
+    assert_eq!(committed, generated, "man/ holds a page of a command that is gone");
+}
+
+#[test]
+fn every_page_tells_the_exit_codes_and_every_flag() {
+    for (name, text) in pages() {
+        if name != "mlxbatch-completions.1" {
+            assert!(text.contains("EXIT STATUS") && text.contains("cannot be understood"), "{name}");
+        }
+    }
+    let run = pages().into_iter().find(|(name, _)| name == "mlxbatch-run.1").expect("run has a page").1;
+    let mut root = Cli::command();
+    root.build();
+    for flag in
+        root.find_subcommand("run").expect("there is one").get_arguments().filter_map(|arg| arg.get_long())
+    {
+        assert!(run.contains(&flag.replace('-', "\\-")), "mlxbatch-run.1 lacks --{flag}");
+    }
+}
