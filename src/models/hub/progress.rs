@@ -1,0 +1,143 @@
+//! What a person sees of a download, on standard error.
+//!
+//! Owns bars on a terminal and plain lines elsewhere. Nothing here can fail: a closed standard
+//! error must not end a download.
+
+use std::io::{IsTerminal, Write};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+/// How downloads are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Progress {
+    Quiet,
+    Lines,
+    Bars,
+}
+
+/// Shows one file's way into the cache.
+pub(super) struct FileProgress {
+    view: View,
+}
+
+enum View {
+    Quiet,
+    Lines { name: String, size_bytes: Option<u64>, shown_tenths: u64 },
+    Bar(ProgressBar),
+}
+
+impl Progress {
+    /// Chooses bars for a terminal and plain lines for a log.
+    pub(super) fn new(quiet: bool) -> Self {
+        match (quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Self::Quiet,
+            (false, true) => Self::Bars,
+            (false, false) => Self::Lines,
+        }
+    }
+
+    /// Says something that concerns the download.
+    pub(super) fn note(self, message: &str) {
+        if self != Self::Quiet {
+            print_line(message);
+        }
+    }
+
+    /// Begins to show a file; a size that nobody knows shows as bytes alone.
+    pub(super) fn start(self, name: &str, size_bytes: Option<u64>) -> FileProgress {
+        let view = match self {
+            Self::Quiet => View::Quiet,
+            Self::Lines => {
+                let size = size_bytes.map(|size| format!(" ({})", HumanBytes(size))).unwrap_or_default();
+                print_line(&format!("downloading {name}{size}"));
+                View::Lines { name: name.to_string(), size_bytes, shown_tenths: 0 }
+            }
+            Self::Bars => {
+                let template = match size_bytes {
+                    Some(_) => "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+                    None => "{msg} {bytes} {bytes_per_sec}",
+                };
+                let style = ProgressStyle::with_template(template).expect("the templates are well-formed");
+                let bar = size_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
+                View::Bar(bar.with_style(style.progress_chars("=> ")).with_message(name.to_string()))
+            }
+        };
+        FileProgress { view }
+    }
+}
+
+impl FileProgress {
+    /// Shows how many bytes are here.
+    pub(super) fn set(&mut self, num_bytes: u64) {
+        match &mut self.view {
+            View::Quiet => {}
+            View::Bar(bar) => bar.set_position(num_bytes),
+            View::Lines { name, size_bytes, shown_tenths } => {
+                let tenths = tenths(num_bytes, *size_bytes);
+                // The beginning and the end have lines of their own; small files need no others.
+                if tenths > *shown_tenths
+                    && tenths < 10
+                    && size_bytes.is_some_and(|size| size >= MIN_LINES_BYTES)
+                {
+                    print_line(&format!("downloading {name}: {tenths}0% ({})", HumanBytes(num_bytes)));
+                }
+                *shown_tenths = tenths;
+            }
+        }
+    }
+
+    /// Says something about the file without tearing its bar apart.
+    pub(super) fn note(&self, message: &str) {
+        match &self.view {
+            View::Quiet => {}
+            View::Bar(bar) => bar.suspend(|| print_line(message)),
+            View::Lines { .. } => print_line(message),
+        }
+    }
+
+    /// Shows that the file is there.
+    pub(super) fn finish(self) {
+        match self.view {
+            View::Quiet => {}
+            View::Bar(bar) => bar.finish(),
+            View::Lines { name, .. } => print_line(&format!("downloaded {name}")),
+        }
+    }
+}
+
+/// Files below this size get no lines on their way.
+const MIN_LINES_BYTES: u64 = 64 << 20;
+
+/// How many tenths of a file are here.
+fn tenths(num_bytes: u64, size_bytes: Option<u64>) -> u64 {
+    match size_bytes {
+        Some(size) if size > 0 => num_bytes.min(size).saturating_mul(10) / size,
+        _ => 0,
+    }
+}
+
+fn print_line(message: &str) {
+    let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tenths_hold_at_the_edges() {
+        assert_eq!(tenths(5, Some(10)), 5);
+        assert_eq!(tenths(0, Some(0)), 0);
+        assert_eq!(tenths(99, Some(10)), 10);
+        assert_eq!(tenths(99, None), 0);
+    }
+
+    #[test]
+    fn both_kinds_of_bar_have_a_style() {
+        for size_bytes in [None, Some(3)] {
+            let mut bar = Progress::Bars.start("f", size_bytes);
+            bar.set(2);
+            bar.finish();
+        }
+    }
+}
