@@ -116,12 +116,12 @@ impl RepoCache {
         let path = dir.join(name);
         let link = || -> io::Result<()> {
             fs::create_dir_all(&dir)?;
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
             let target = Path::new("..").join("..").join("blobs").join(etag);
-            std::os::unix::fs::symlink(target, &path)
+            // Renamed into place: another process may be making the same link.
+            let link =
+                tempfile::Builder::new().make_in(&dir, |new| std::os::unix::fs::symlink(&target, new))?;
+            link.into_temp_path().persist(&path)?;
+            Ok(())
         };
         link().map_err(|source| io_error("link", &path, source))
     }
@@ -184,8 +184,12 @@ mod tests {
         }
         let cache = cache(dir.path(), None).unwrap();
         fs::write(repo.join("refs/main"), "abc123").unwrap();
-        for name in ["config.json", "tokenizer.json", "model.safetensors"] {
-            assert!(cache.complete_snapshot().unwrap_err().contains(name), "{name}");
+        for (name, missing) in [
+            ("config.json", "config.json"),
+            ("tokenizer.json", "tokenizer.json"),
+            ("model.safetensors", "*.safetensors"),
+        ] {
+            assert!(cache.complete_snapshot().unwrap_err().contains(missing), "{name}");
             fs::write(repo.join("blobs").join(name), "{}").unwrap();
             cache.link(name, "abc123", name).unwrap();
         }
