@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use rustix::fs::{FlockOperation, flock};
 
+use super::listing::is_plain_hash;
 use super::{HubError, HubOptions};
 use crate::models::files;
 
@@ -76,7 +77,7 @@ impl RepoCache {
             Err(_) => self.revision().to_string(),
         };
         let dir = self.snapshot_dir(&commit);
-        if !super::client::is_plain_hash(&commit) || !dir.is_dir() {
+        if !is_plain_hash(&commit) || !dir.is_dir() {
             return Err(match self.repo_dir.is_dir() {
                 true => "that revision has not been downloaded".to_string(),
                 false => "it has never been downloaded".to_string(),

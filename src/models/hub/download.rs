@@ -11,7 +11,8 @@ use std::thread::sleep;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
 
 use super::cache::{RepoCache, io_error};
-use super::client::{Client, Content, Failure, RemoteFile};
+use super::client::{Client, Failure};
+use super::listing::{Content, RemoteFile};
 use super::progress::{FileProgress, Progress};
 use super::{HubError, HubOptions};
 
@@ -31,15 +32,25 @@ pub(super) struct Downloader<'a> {
 impl Downloader<'_> {
     /// Makes sure that all of these files are in the snapshot, whole.
     pub(super) fn download_all(&self, files: &[&RemoteFile]) -> Result<(), HubError> {
+        let mut pending = Vec::new();
         for file in files {
             let content = match &file.content {
                 Some(content) => content.clone(),
                 None => self.ask_content(&file.name)?,
             };
             if !self.is_in_snapshot(&file.name, &content) {
-                self.download(&file.name, &content)?;
-                self.cache.link(&content.etag, self.commit, &file.name)?;
+                pending.push((&file.name, content));
             }
+        }
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let num_bytes =
+            pending.iter().filter_map(|(_, content)| content.size_bytes).fold(0, u64::saturating_add);
+        self.progress.announce(&self.client.repo_id(), pending.len(), num_bytes, &self.options.cache_dir);
+        for (name, content) in pending {
+            self.download(name, &content)?;
+            self.cache.link(&content.etag, self.commit, name)?;
         }
         Ok(())
     }

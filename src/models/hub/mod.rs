@@ -12,6 +12,7 @@ mod cache;
 mod client;
 mod download;
 mod error;
+mod listing;
 mod options;
 mod progress;
 
@@ -23,8 +24,9 @@ pub use options::{AccessToken, HubOptions};
 
 use super::files::{self, INDEX_FILE};
 use cache::RepoCache;
-use client::{Client, RemoteFile, RepoListing};
+use client::Client;
 use download::Downloader;
+use listing::{RemoteFile, RepoListing};
 use progress::Progress;
 
 /// A complete copy of a repository's model files at one commit.

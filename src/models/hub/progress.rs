@@ -4,6 +4,7 @@
 //! error must not end a download.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
@@ -41,6 +42,13 @@ impl Progress {
         if self != Self::Quiet {
             print_line(message);
         }
+    }
+
+    /// Says how much there is to fetch, and where it will lie.
+    pub(super) fn announce(self, repo: &str, num_files: usize, num_bytes: u64, cache_dir: &Path) {
+        let files = if num_files == 1 { "file" } else { "files" };
+        let (size, dir) = (HumanBytes(num_bytes), cache_dir.display());
+        self.note(&format!("fetching {num_files} {files} ({size}) of {repo} into {dir}"));
     }
 
     /// Begins to show a file; a size that nobody knows shows as bytes alone.
