@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use super::listing::is_plain_hash;
 use super::{HubError, HubOptions};
@@ -95,6 +96,10 @@ impl RepoCache {
             return Ok(());
         }
         let path = self.ref_path();
+        // A cache that cannot be written to will do as long as there is nothing to write.
+        if fs::read_to_string(&path).is_ok_and(|text| text.trim() == commit) {
+            return Ok(());
+        }
         let write = || -> io::Result<()> {
             let dir = path.parent().expect("a ref lies under refs/");
             fs::create_dir_all(dir)?;
@@ -135,9 +140,18 @@ impl RepoCache {
         let lock = || -> io::Result<File> {
             fs::create_dir_all(&self.locks_dir)?;
             let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                on_wait();
-                flock(&file, FlockOperation::LockExclusive)?;
+            let locked = match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    on_wait();
+                    flock(&file, FlockOperation::LockExclusive)
+                }
+                result => result,
+            };
+            match locked {
+                // Some network file systems know no locks. Two writers at once then cost a second
+                // download, not a wrong file: the hash is checked.
+                Err(Errno::NOLCK | Errno::NOTSUP | Errno::NOSYS) | Ok(()) => {}
+                Err(error) => return Err(error.into()),
             }
             Ok(file)
         };

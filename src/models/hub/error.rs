@@ -14,8 +14,8 @@ use crate::models::files::FolderError;
 #[derive(Debug, Error)]
 pub enum HubError {
     #[error(
-        "{repo} (revision {revision}) is needed from the cache {}, as this run is offline (--offline or \
-         HF_HUB_OFFLINE), but {detail}; run once online to download it, or give --model a local folder",
+        "this run is offline (--offline or HF_HUB_OFFLINE) and needs {repo} at revision {revision} from the cache \
+         {}, but {detail}; run once online to download it, or give --model a local folder",
         .cache_dir.display()
     )]
     Offline { repo: String, revision: String, cache_dir: PathBuf, detail: String },

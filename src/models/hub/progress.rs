@@ -23,7 +23,7 @@ pub(super) struct FileProgress {
 
 enum View {
     Quiet,
-    Lines { name: String, size_bytes: Option<u64>, shown_tenths: u64 },
+    Lines { name: String, size_bytes: Option<u64>, num_bytes: u64 },
     Bar(ProgressBar),
 }
 
@@ -56,9 +56,10 @@ impl Progress {
         let view = match self {
             Self::Quiet => View::Quiet,
             Self::Lines => {
-                let size = size_bytes.map(|size| format!(" ({})", HumanBytes(size))).unwrap_or_default();
-                print_line(&format!("downloading {name}{size}"));
-                View::Lines { name: name.to_string(), size_bytes, shown_tenths: 0 }
+                if has_lines_on_its_way(size_bytes) {
+                    print_line(&format!("downloading {name}"));
+                }
+                View::Lines { name: name.to_string(), size_bytes, num_bytes: 0 }
             }
             Self::Bars => {
                 let template = match size_bytes {
@@ -80,16 +81,12 @@ impl FileProgress {
         match &mut self.view {
             View::Quiet => {}
             View::Bar(bar) => bar.set_position(num_bytes),
-            View::Lines { name, size_bytes, shown_tenths } => {
-                let tenths = tenths(num_bytes, *size_bytes);
-                // The beginning and the end have lines of their own; small files need no others.
-                if tenths > *shown_tenths
-                    && tenths < 10
-                    && size_bytes.is_some_and(|size| size >= MIN_LINES_BYTES)
-                {
-                    print_line(&format!("downloading {name}: {tenths}0% ({})", HumanBytes(num_bytes)));
+            View::Lines { name, size_bytes, num_bytes: shown_bytes } => {
+                let now = tenths(num_bytes, *size_bytes);
+                if has_lines_on_its_way(*size_bytes) && now > tenths(*shown_bytes, *size_bytes) && now < 10 {
+                    print_line(&format!("downloading {name}: {now}0% ({})", HumanBytes(num_bytes)));
                 }
-                *shown_tenths = tenths;
+                *shown_bytes = num_bytes;
             }
         }
     }
@@ -108,13 +105,18 @@ impl FileProgress {
         match self.view {
             View::Quiet => {}
             View::Bar(bar) => bar.finish(),
-            View::Lines { name, .. } => print_line(&format!("downloaded {name}")),
+            View::Lines { name, num_bytes, .. } => {
+                print_line(&format!("downloaded {name} ({})", HumanBytes(num_bytes)));
+            }
         }
     }
 }
 
-/// Files below this size get no lines on their way.
-const MIN_LINES_BYTES: u64 = 64 << 20;
+/// Whether a file is large enough for lines before it is there.
+fn has_lines_on_its_way(size_bytes: Option<u64>) -> bool {
+    const MIN_BYTES: u64 = 64 << 20;
+    size_bytes.is_none_or(|size| size >= MIN_BYTES)
+}
 
 /// How many tenths of a file are here.
 fn tenths(num_bytes: u64, size_bytes: Option<u64>) -> u64 {
