@@ -2,10 +2,10 @@
 //!
 //! Owns tokens, gates, wrong names and repositories that are no models.
 
-use mlxbatch::models::hub::{AccessToken, HubError};
+use mlxbatch::models::hub::{AccessToken, HubError, fetch};
 use mlxbatch::models::{ModelSource, SourceError};
 
-use crate::server::REPO;
+use crate::server::{OLD_REPO, REPO};
 use crate::{assert_says, assert_shards, setup, sharded_model};
 
 #[test]
@@ -82,4 +82,17 @@ fn an_endpoint_that_is_no_hub_is_named() {
     let setup = setup(sharded_model());
     setup.hub.state().commit = "../..".to_string();
     assert_says(&setup.fetch().unwrap_err(), &["makes no sense", "HF_ENDPOINT"]);
+}
+
+#[test]
+fn a_renamed_private_repository_is_followed_with_the_token() {
+    let mut setup = setup(sharded_model());
+    setup.hub.state().private_to = Some("hf_right".to_string());
+    setup.options.token = Some(AccessToken::new("hf_right", "HF_TOKEN"));
+    // With and without hashes in the listing: the latter asks for each file's first.
+    for bare_listing in [false, true] {
+        setup.hub.state().bare_listing = bare_listing;
+        setup.options.cache_dir = setup.home.path().join(format!("cache-{bare_listing}"));
+        assert_shards(&fetch(OLD_REPO, &setup.options).unwrap().dir);
+    }
 }

@@ -135,6 +135,18 @@ fn a_file_that_is_damaged_twice_is_an_error() {
 }
 
 #[test]
+fn a_file_longer_than_announced_is_not_taken_either() {
+    let setup = setup(sharded_model());
+    setup.fault(SHARD_1, &[Fault::Lengthen]);
+    setup.fault(SHARD_2, &[Fault::Lengthen, Fault::Lengthen]);
+    let error = setup.fetch().unwrap_err();
+    assert!(matches!(error, HubError::Damaged { .. }), "{error}");
+    assert_says(&error, &[SHARD_2, &format!("got {} bytes", SHARD_BYTES + 1)]);
+    setup.fault(SHARD_2, &[]);
+    assert_shards(&setup.fetch().unwrap().dir);
+}
+
+#[test]
 fn a_part_left_by_something_else_does_not_end_up_in_the_model() {
     let setup = setup(sharded_model());
     let blobs = setup.repo_dir().join("blobs");

@@ -12,6 +12,8 @@ use std::thread;
 use ring::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256, digest};
 
 pub const REPO: &str = "owner/tiny";
+/// What the repository was called before; the hub sends those who ask for it on.
+pub const OLD_REPO: &str = "owner/old-name";
 pub const COMMIT: &str = "1111111111111111111111111111111111111111";
 
 /// What one request for bytes does instead of sending the whole file.
@@ -23,6 +25,8 @@ pub enum Fault {
     Status(u16),
     /// Flips the last byte.
     Damage,
+    /// Sends a byte too many.
+    Lengthen,
 }
 
 /// What the hub holds and how it behaves; tests change it while it runs.
@@ -190,6 +194,9 @@ fn respond(request: &Request, port: u16, state: &mut State) -> Reply {
     if let Some(name) = path.strip_prefix("/cdn/") {
         return send_file(request, name, state);
     }
+    if path.contains(OLD_REPO) {
+        return Reply::new(307, "").with("Location", request.path.replace(OLD_REPO, REPO));
+    }
     // As the hub does: a stranger is not told whether a repository exists.
     let refuses =
         |state: &State| state.private_to.as_ref().is_some_and(|to| authorization != format!("Bearer {to}"));
@@ -263,6 +270,7 @@ fn send_file(request: &Request, name: &str, state: &mut State) -> Reply {
     match fault {
         Some(Fault::Status(status)) => return Reply::new(status, "as told"),
         Some(Fault::Damage) => *body.last_mut().unwrap() ^= 1,
+        Some(Fault::Lengthen) => body.push(0),
         Some(Fault::BreakAfter(num_bytes)) => break_after = Some(num_bytes),
         None => {}
     }

@@ -127,7 +127,8 @@ impl Downloader<'_> {
         let mut most_bytes = part.num_bytes;
         loop {
             shown.set(part.num_bytes);
-            if content.size_bytes == Some(part.num_bytes) {
+            // Longer than announced is for the check to find: asking for more would not help.
+            if content.size_bytes.is_some_and(|size| part.num_bytes >= size) {
                 return Ok(());
             }
             let reason = match self.client.open(self.commit, name, part.num_bytes) {
