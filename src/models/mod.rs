@@ -5,16 +5,22 @@
 
 mod config;
 mod config_gguf;
+pub mod files;
+mod generation;
 pub mod gguf;
 mod gguf_names;
+pub mod hub;
 mod rope;
+pub mod source;
 mod spec;
 
 pub use config::{ConfigError, read_config};
 pub use config_gguf::read_gguf_config;
+pub use generation::{GenerationDefaults, read_generation_config};
 pub use gguf::{GgufError, GgufHeader};
 pub use gguf_names::{GgufWeight, gguf_weight};
 pub use rope::RopeSpec;
+pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
     Activation, AttentionSpec, LayerSpec, ModelSpec, NormSpec, Quantization, QuantizationSpec, WeightNames,
 };

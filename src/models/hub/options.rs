@@ -1,0 +1,148 @@
+//! Where the hub is, where its files are kept and who asks: read once from the environment.
+//!
+//! Owns the meaning of the HF_ variables, as huggingface_hub reads them. Flags are laid over the
+//! result by the caller; nothing below reads the environment again.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A secret that says who asks; never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AccessToken {
+    pub(super) secret: String,
+    /// Where it came from, for messages: a variable or a file.
+    pub origin: String,
+}
+
+impl AccessToken {
+    /// Wraps a token; `origin` is what a message calls it.
+    pub fn new(secret: &str, origin: &str) -> Self {
+        Self { secret: secret.to_string(), origin: origin.to_string() }
+    }
+}
+
+impl fmt::Debug for AccessToken {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "AccessToken(from {})", self.origin)
+    }
+}
+
+/// How models are found on the hub; made once per run with [`HubOptions::from_env`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubOptions {
+    /// The hub's address, without a slash at the end.
+    pub endpoint: String,
+    /// Holds one folder per repository, as Python's huggingface_hub lays it out.
+    pub cache_dir: PathBuf,
+    pub token: Option<AccessToken>,
+    /// The user's home folder, for `~/` in `--model`.
+    pub home: Option<PathBuf>,
+    /// A branch, a tag or a commit; `main` where none is given.
+    pub revision: Option<String>,
+    /// Makes no connection at all.
+    pub offline: bool,
+    /// Shows no progress; warnings are still shown.
+    pub quiet: bool,
+    /// The pause before the first retry; it doubles with each further one.
+    pub first_retry_delay: Duration,
+}
+
+impl HubOptions {
+    /// Reads HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_TOKEN_PATH and HF_HUB_OFFLINE.
+    pub fn from_env() -> Self {
+        Self::from_vars(|name| std::env::var(name).ok())
+    }
+
+    /// Reads the same variables from `var`.
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Self {
+        let var =
+            |name: &str| var(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty());
+        let home = var("HOME").map(PathBuf::from);
+        let path = |name: &str| {
+            let value = var(name)?;
+            match (value.strip_prefix("~/"), &home) {
+                (Some(rest), Some(home)) => Some(home.join(rest)),
+                _ => Some(PathBuf::from(value)),
+            }
+        };
+        let hf_home = path("HF_HOME").unwrap_or_else(|| {
+            let cache = path("XDG_CACHE_HOME").or_else(|| home.as_ref().map(|home| home.join(".cache")));
+            cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
+        });
+        let cache_dir = path("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub"));
+        let token = if var("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|value| is_true(&value)) {
+            None
+        } else {
+            let named = |name: &str| Some(AccessToken { secret: var(name)?, origin: name.to_string() });
+            named("HF_TOKEN").or_else(|| named("HUGGING_FACE_HUB_TOKEN")).or_else(|| {
+                let file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
+                let secret = std::fs::read_to_string(&file).ok()?.trim().to_string();
+                Some(AccessToken { secret, origin: file.display().to_string() })
+                    .filter(|token| !token.secret.is_empty())
+            })
+        };
+        let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string());
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_string(),
+            cache_dir,
+            token,
+            home,
+            revision: None,
+            offline: var("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            quiet: var("HF_HUB_DISABLE_PROGRESS_BARS").is_some_and(|value| is_true(&value)),
+            first_retry_delay: Duration::from_secs(1),
+        }
+    }
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "on", "yes", "true"].contains(&value.to_ascii_lowercase().as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(vars: &[(&str, &str)]) -> HubOptions {
+        HubOptions::from_vars(|name| {
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string())
+        })
+    }
+
+    #[test]
+    fn the_cache_is_where_python_keeps_it() {
+        let cache = |vars: &[(&str, &str)]| options(vars).cache_dir;
+        assert_eq!(cache(&[("HOME", "/h")]), PathBuf::from("/h/.cache/huggingface/hub"));
+        assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), PathBuf::from("/x/huggingface/hub"));
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]), PathBuf::from("/h/hf/hub"));
+        assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), PathBuf::from("/c"));
+        assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "")]), PathBuf::from("/h/.cache/huggingface/hub"));
+    }
+
+    #[test]
+    fn the_token_comes_from_the_variable_then_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().to_str().unwrap();
+        assert_eq!(options(&[("HF_HOME", home)]).token, None);
+        std::fs::write(dir.path().join("token"), "hf_file\n").unwrap();
+        let token = options(&[("HF_HOME", home)]).token.unwrap();
+        assert_eq!((token.secret.as_str(), token.origin.ends_with("/token")), ("hf_file", true));
+        let token = options(&[("HF_HOME", home), ("HF_TOKEN", " hf_var ")]).token.unwrap();
+        assert_eq!((token.secret.as_str(), token.origin.as_str()), ("hf_var", "HF_TOKEN"));
+        assert_eq!(options(&[("HF_HOME", home), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")]).token, None);
+    }
+
+    #[test]
+    fn a_token_is_never_printed() {
+        let shown = format!("{:?}", options(&[("HF_TOKEN", "hf_secret")]));
+        assert!(shown.contains("HF_TOKEN") && !shown.contains("hf_secret"), "{shown}");
+    }
+
+    #[test]
+    fn offline_is_on_for_the_words_python_takes() {
+        for (value, offline) in [("1", true), ("TRUE", true), ("yes", true), ("0", false), ("", false)] {
+            assert_eq!(options(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value:?}");
+        }
+    }
+}
