@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Prepares a Linux machine to build mlxbatch: system packages, MLX, mlx-c, bindings, cargo config.
 #
-#   scripts/setup.sh [build|model]...     (default: build)
+#   scripts/setup.sh [build|model|reference]...     (default: build)
 #
-#   build   everything `cargo build` needs
-#   model   SmolLM2-135M-Instruct, the example model, into .mlx/models/
+#   build      everything `cargo build` needs
+#   model      SmolLM2-135M-Instruct, the example model, into .mlx/models/
+#   reference  mlx-lm in .mlx/reference/ and the model as it reads it: for benchmarks and checks only
 #
 # Everything fetched or built lands under .mlx/; only .cargo/config.toml lies outside, since cargo
 # reads it there. Each step is skipped when its result is already there, so a second run takes
@@ -167,11 +168,46 @@ setup_model() {
     mv "$gguf" "$folder/SmolLM2-135M-Instruct.gguf"
 }
 
+# A Python environment with mlx-lm, and the example model as a float32 folder that both programs read.
+setup_reference() {
+    local folder=$root/.mlx/reference model=$root/.mlx/models/smollm2-f32 python=${PYTHON:-python3}
+    local requirements=scripts/requirements/mlx-lm.txt
+    # The copy of the requirements is written last, so an unfinished environment is made anew.
+    if ! cmp -s "$requirements" "$folder/requirements.txt"; then
+        "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null ||
+            fail "mlx-lm's pinned packages are for Python 3.11 to 3.13, and $python is not one of them" \
+                "install one of these and run this again with PYTHON=<its path>"
+        "$python" -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
+        rm -rf "$folder"
+        "$python" -m venv "$folder" >"$root/.mlx/reference.log" 2>&1 ||
+            fail "$python -m venv failed" "its messages are in .mlx/reference.log"
+        say "fetching mlx-lm and what it needs from PyPI (about 100 MB)"
+        "$folder/bin/python" -m pip install --quiet --require-hashes --only-binary=:all: --disable-pip-version-check \
+            -r "$requirements" >>"$root/.mlx/reference.log" 2>&1 || {
+            tail -n 5 "$root/.mlx/reference.log" >&2
+            fail "download failed or its hash is not the pinned one ($requirements)" \
+                "check the network and run this again; the whole log is .mlx/reference.log" \
+                "a hash mismatch means the file is not the one this version was tested with: do not use it"
+        }
+        cp "$requirements" "$folder/requirements.txt"
+    fi
+    if [ ! -f "$model/model.safetensors" ]; then
+        setup_model
+        say "converting the example model to float32 (540 MB)"
+        rm -rf "$model" "$model.part"
+        "$folder/bin/python" scripts/gguf_to_mlx.py "$root/.mlx/models/smollm2/SmolLM2-135M-Instruct.gguf" "$model.part" \
+            --dtype float32 >"$root/.mlx/convert.log" 2>&1 ||
+            fail "the model could not be converted" "its messages are in .mlx/convert.log; is the disk full?"
+        mv "$model.part" "$model"
+    fi
+}
+
 mkdir -p .mlx
 for step in "${@:-build}"; do
     case $step in
     build) setup_build ;;
     model) setup_model ;;
-    *) fail "unknown step $step" "use build or model" ;;
+    reference) setup_reference ;;
+    *) fail "unknown step $step" "use build, model or reference" ;;
     esac
 done

@@ -1,0 +1,135 @@
+"""The two programs that compare.py compares, each run in a process of its own and measured alike.
+
+Owns starting a child, its wall time and peak memory, and turning what it reports into one
+dictionary with the same keys for both sides. Leaves what is compared, how often and against which
+bar to compare.py, and what mlx-lm's figures mean to mlx_lm_run.py. Standard library only.
+"""
+
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+class SideError(Exception):
+    """A side could not be run or its figures cannot be compared; the text says what to do."""
+
+
+def find_openblas():
+    """The path of the system's OpenBLAS, to be preloaded; None on macOS, where MLX brings its BLAS."""
+    if sys.platform == "darwin":
+        return None
+    ldconfig = shutil.which("ldconfig") or "/sbin/ldconfig"
+    listing = subprocess.run([ldconfig, "-p"], capture_output=True, text=True, check=False).stdout
+    for line in listing.splitlines():
+        if line.strip().startswith("libopenblas.so"):
+            return line.split(" => ")[-1].strip()
+    raise SideError("no OpenBLAS found: install libopenblas-dev (scripts/setup.sh does), or name it with --openblas")
+
+
+def run_child(command, environment, what):
+    """Runs a command to its end; returns its standard output, wall seconds and peak memory.
+
+    Peak memory is the kernel's ru_maxrss of this one child. The kernel also counts what the child
+    was before exec, a copy of this process, so this process stays small: a few tens of MiB.
+    """
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        began = time.perf_counter()
+        try:
+            child = subprocess.Popen(command, stdout=out, stderr=err, env=environment)
+        except OSError as error:
+            raise SideError(f"cannot start {what}: {error}") from error
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.terminate()
+            raise
+        seconds = time.perf_counter() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if child.returncode != 0:
+            tail = "\n".join(err.read().splitlines()[-15:])
+            raise SideError(f"{what} ended with exit code {child.returncode}:\n{tail}")
+        return out.read(), seconds, usage.ru_maxrss * RSS_UNIT_BYTES
+
+
+def environment_with(preload):
+    """This process's environment without any LD_PRELOAD but the given one, and offline."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment.pop("LD_PRELOAD", None)
+    if preload:
+        environment["LD_PRELOAD"] = preload
+    return environment
+
+
+def run_mlx_lm(options, data, max_tokens, openblas):
+    """mlx-lm's figures on a JSONL file, with the given OpenBLAS preloaded or, with None, stock."""
+    command = [options.python, str(HERE / "mlx_lm_run.py"), str(data), "--model-folder", options.model_folder]
+    command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
+    out, seconds, peak_bytes = run_child(command, environment_with(openblas), "mlx-lm")
+    figures = json.loads(out)
+    if sys.platform == "linux" and bool(openblas) != bool(figures["openblas"]):
+        raise SideError(f"mlx-lm was to run {'with' if openblas else 'without'} OpenBLAS but uses {figures['openblas']}")
+    return {**figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes}
+
+
+def run_mlxbatch(options, data, max_tokens):
+    """mlxbatch's figures on a JSONL file, from its --report and its output lines."""
+    with tempfile.TemporaryDirectory(prefix="mlxbatch-bench-") as folder:
+        output, report = pathlib.Path(folder, "out.jsonl"), pathlib.Path(folder, "report.json")
+        command = [options.mlxbatch, "run", str(data), "-o", str(output), "--model", options.model]
+        command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
+        command += ["--temperature", "0", "--report", str(report)]
+        _, seconds, peak_bytes = run_child(command, environment_with(None), "mlxbatch")
+        figures = json.loads(report.read_text(encoding="utf-8"))
+        lines = output.read_text(encoding="utf-8").splitlines()
+    if figures["num_failed"]:
+        raise SideError(f"mlxbatch: {figures['num_failed']} of {figures['num_requests']} requests failed")
+    figures["answers"] = [answer(json.loads(line)) for line in lines]
+    # mlxbatch reports the seconds inside decode steps; mlx-lm's twin of it has this name.
+    figures["decode_step_seconds"] = figures["decode_seconds"]
+    return {**figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes}
+
+
+def answer(line):
+    body = line["response"]["body"]
+    choice = body["choices"][0]
+    return {
+        "text": choice["message"]["content"] or "",
+        "num_tokens": body["usage"]["completion_tokens"],
+        "stopped": choice["finish_reason"] == "stop",
+    }
+
+
+def machine():
+    """The machine and the programs in words, for the head of the table."""
+    cpu, memory_bytes, system = platform.processor(), 0, platform.platform()
+    if sys.platform == "darwin":
+        cpu = first_line(["sysctl", "-n", "machdep.cpu.brand_string"])
+        memory_bytes = int(first_line(["sysctl", "-n", "hw.memsize"]) or 0)
+    elif sys.platform == "linux":
+        info = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((x.split(":", 1)[1].strip() for x in info if x.startswith("model name")), cpu)
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        release = platform.freedesktop_os_release()
+        system = f"{release.get('PRETTY_NAME', 'Linux')} {platform.machine()}"
+    return f"{cpu}, {os.cpu_count()} cores, {memory_bytes / 2**30:.0f} GiB, {system}"
+
+
+def first_line(command):
+    """The first line that a command prints, or an empty string."""
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout.splitlines()
+    except OSError:
+        return ""
+    return lines[0] if lines else ""
