@@ -1,0 +1,135 @@
+//! A request → what the engine runs.
+//!
+//! Owns the order of precedence of parameters, the context limit and the key of a request's
+//! random numbers. Formats are `batch/`'s, templates and tokens `text/`'s.
+
+use std::sync::Arc;
+
+use serde_json::Map;
+
+use crate::{
+    batch::{Prompt, RequestError, RequestHead, RequestParams},
+    engine::{GenerationRequest, RequestId, SamplingParams, TokenId, sampling_key},
+    text::{RenderRequest, TextError, TextModel},
+};
+
+/// What all requests of a run share.
+#[derive(Debug)]
+pub(super) struct Preparer {
+    pub end_ids: Arc<[TokenId]>,
+    /// Flags over the model's generation_config.json.
+    pub fallback: RequestParams,
+    /// Longest answer where nobody has spoken.
+    pub default_max_tokens: u32,
+    pub max_context: usize,
+    pub vocab_size: usize,
+}
+
+/// A request ready to be submitted.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub generation: GenerationRequest,
+    pub stops: Vec<String>,
+}
+
+impl Preparer {
+    /// Renders, tokenises and checks a request.
+    pub(super) fn prepare(
+        &self,
+        text: &TextModel,
+        head: &RequestHead,
+        prompt: &Prompt,
+        params: RequestParams,
+    ) -> Result<Prepared, RequestError> {
+        let tokens = encode(text, prompt)?;
+        let (param, num_tokens) = (prompt_param(prompt), tokens.len());
+        if num_tokens == 0 {
+            return Err(RequestError::invalid(param, "the prompt has no tokens"));
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
+            return Err(RequestError::invalid(
+                param,
+                format!(
+                    "the tokenizer gave token {token}, but the model knows {} tokens; they do not belong together",
+                    self.vocab_size
+                ),
+            ));
+        }
+        if num_tokens >= self.max_context {
+            return Err(RequestError::bad_request(
+                "context_length_exceeded",
+                param,
+                format!(
+                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for an answer",
+                    self.max_context
+                ),
+            ));
+        }
+        let own_seed = params.seed;
+        let params = params.or(&self.fallback);
+        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
+        let sampling = SamplingParams {
+            temperature: params.temperature.unwrap_or(0.0),
+            top_p: params.top_p.unwrap_or(1.0),
+            top_k: params.top_k.unwrap_or(0),
+            min_p: params.min_p.unwrap_or(0.0),
+            key: key(own_seed, params.seed, head),
+        };
+        Ok(Prepared {
+            generation: GenerationRequest {
+                id: RequestId(head.index),
+                prompt: tokens,
+                max_new_tokens: max_tokens.min(self.max_context - num_tokens),
+                end_ids: Arc::clone(&self.end_ids),
+                sampling,
+            },
+            stops: params.stop.unwrap_or_default(),
+        })
+    }
+}
+
+/// A request's own seed alone makes its answer; the run's seed is told apart by the request's id,
+/// so that equal prompts under one seed are drawn independently, in whatever order they stand.
+fn key(own_seed: Option<u64>, seed: Option<u64>, head: &RequestHead) -> u64 {
+    match own_seed {
+        Some(seed) => sampling_key(seed, 0),
+        None => {
+            let id = blake3::hash(head.custom_id.as_bytes());
+            let request_key = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            sampling_key(seed.unwrap_or(0), request_key)
+        }
+    }
+}
+
+fn prompt_param(prompt: &Prompt) -> &'static str {
+    match prompt {
+        Prompt::Chat { .. } => "messages",
+        Prompt::Text(_) => "prompt",
+    }
+}
+
+fn encode(text: &TextModel, prompt: &Prompt) -> Result<Vec<TokenId>, RequestError> {
+    let encoded = match prompt {
+        Prompt::Text(prompt) => text.encode_prompt(prompt),
+        Prompt::Chat { messages, tools, template_kwargs } => {
+            encode_chat(text, messages, tools.as_ref(), template_kwargs)
+        }
+    };
+    encoded.map_err(|error| {
+        let code = match &error {
+            TextError::NoChatTemplate { .. } => "no_chat_template",
+            _ if error.is_request_fault() => "template_error",
+            _ => "text_error",
+        };
+        RequestError::bad_request(code, prompt_param(prompt), error.to_string())
+    })
+}
+
+fn encode_chat(
+    text: &TextModel,
+    messages: &[serde_json::Value],
+    tools: Option<&serde_json::Value>,
+    extra: &Map<String, serde_json::Value>,
+) -> Result<Vec<TokenId>, TextError> {
+    text.encode_chat(&RenderRequest { messages, tools, add_generation_prompt: true, extra })
+}

@@ -1,0 +1,53 @@
+//! `--report FILE`: the run's counters as JSON, for benchmarks and CI.
+//!
+//! Owns the names of its fields; the counting is the session's.
+
+use std::{io, path::Path, time::Duration};
+
+use serde_json::json;
+
+use crate::{batch::RunStats, engine};
+
+/// Finds out early whether the report can be written at all.
+pub(super) fn check_writable(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if path.is_dir() {
+        anyhow::bail!("--report {} is a directory; name a file in it", path.display());
+    }
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            anyhow::bail!("the folder {} of --report does not exist; create it first", folder.display())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes the counters of a run that took `load_time` before its first forward pass.
+pub(super) fn write(
+    path: &Path,
+    stats: &RunStats,
+    engine: &engine::Stats,
+    load_time: Duration,
+) -> io::Result<()> {
+    let run_time = stats.wall.saturating_sub(load_time);
+    let report = json!({
+        "num_requests": stats.num_done(),
+        "num_failed": stats.num_failed,
+        "num_prompt_tokens": stats.num_prompt_tokens,
+        "num_prefilled_tokens": engine.num_prefilled_tokens(),
+        "num_cached_tokens": stats.num_cached_tokens,
+        "num_generated_tokens": stats.num_generated_tokens,
+        "num_passes": engine.num_passes(),
+        "num_wasted_rows": engine.num_wasted_rows(),
+        "peak_rows": engine.peak_rows,
+        "prefill_seconds": stats.prefill.as_secs_f64(),
+        "decode_seconds": stats.decode.as_secs_f64(),
+        "load_seconds": load_time.as_secs_f64(),
+        "run_seconds": run_time.as_secs_f64(),
+        "wall_seconds": stats.wall.as_secs_f64(),
+        "peak_memory_bytes": stats.peak_memory_bytes,
+        "prefill_tokens_per_second": engine.prefill_tokens_per_second(),
+        "decode_tokens_per_second": engine.decode_tokens_per_second(),
+    });
+    std::fs::write(path, format!("{report:#}\n"))
+}

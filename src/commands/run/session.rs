@@ -1,0 +1,204 @@
+//! The loop of a run: requests in as rows fall free, tokens to text, results out.
+//!
+//! Owns what is between reader, engine and writer, and the run's counters. Memory is bounded by
+//! the batch: at most a waiting line and a running batch of requests are held.
+
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Instant};
+
+use anyhow::Context;
+
+use super::{
+    model::OpenModel,
+    prepare::{Prepared, Preparer},
+};
+use crate::{
+    batch::{
+        Completion, FinishReason, Flow, Progress, Record, Request, RequestError, RequestHead, RequestReader,
+        ResultWriter, RunStats, Served,
+    },
+    cli::{DEFAULT_MAX_TOKENS, RunArgs},
+    commands::interrupt::Interrupt,
+    engine::{self, Engine, Event, Limits, RequestId, SubmitError},
+    mlx::{ComputeDevice, MlxRunner},
+    text::{Answer, TextModel},
+};
+
+/// A run under way.
+pub(super) struct Session {
+    pub stats: RunStats,
+    pub progress: Progress,
+    engine: Engine<MlxRunner>,
+    text: TextModel,
+    preparer: Preparer,
+    served: Served,
+    active: HashMap<RequestId, Active>,
+    started: Instant,
+}
+
+/// A request in the engine.
+struct Active {
+    head: RequestHead,
+    answer: Answer,
+    /// A stop string has been found.
+    is_stopped: bool,
+}
+
+impl Session {
+    pub(super) fn new(
+        model: OpenModel,
+        args: &RunArgs,
+        served: Served,
+        num_total: Option<u64>,
+        progress: Progress,
+    ) -> Self {
+        let positive = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
+        let limits = Limits {
+            max_batch_size: positive(args.compute.batch_size),
+            prefill_chunk: positive(args.compute.prefill_chunk),
+            max_batch_tokens: model.max_kv_tokens,
+            lookahead: LOOKAHEAD_ON_CPU || ComputeDevice::current() == ComputeDevice::Gpu,
+        };
+        let preparer = Preparer {
+            end_ids: Arc::from(model.text.end_ids()),
+            fallback: args.generation.to_params().or(&model.defaults),
+            default_max_tokens: DEFAULT_MAX_TOKENS,
+            max_context: model.spec.max_context,
+            vocab_size: model.spec.vocab_size,
+        };
+        Self {
+            stats: RunStats { num_total, ..RunStats::default() },
+            progress,
+            engine: Engine::new(model.runner, limits),
+            text: model.text,
+            preparer,
+            served,
+            active: HashMap::new(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Runs until the input is used up, the user interrupts or nobody reads the output.
+    pub(super) fn run(
+        &mut self,
+        reader: &mut RequestReader,
+        writer: &mut ResultWriter,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<Flow> {
+        let mut has_more = true;
+        while !interrupt.is_set() {
+            while has_more && self.engine.has_room() && !interrupt.is_set() {
+                let record = match reader.next_request()? {
+                    None => {
+                        has_more = false;
+                        None
+                    }
+                    Some(Ok(request)) => self.submit(request, reader.name())?,
+                    Some(Err(failed)) => Some(Record::failed(&failed)),
+                };
+                if let Some(record) = record {
+                    self.stats.num_failed += 1;
+                    if writer.write(&record)? == Flow::Closed {
+                        return Ok(Flow::Closed);
+                    }
+                    self.show();
+                }
+            }
+            if !has_more && self.engine.is_idle() {
+                break;
+            }
+            let events = self.engine.step().context("computing the answers failed")?;
+            for event in events {
+                if let Some(record) = self.handle(event, reader.name())?
+                    && writer.write(&record)? == Flow::Closed
+                {
+                    return Ok(Flow::Closed);
+                }
+            }
+            self.show();
+        }
+        Ok(Flow::Open)
+    }
+
+    /// Hands a request to the engine; returns its record if it cannot be served.
+    fn submit(&mut self, request: Request, file: &str) -> anyhow::Result<Option<Record>> {
+        let Request { head, mut prompt, params } = request;
+        prompt.rename_developer_role();
+        let refused = |head: &RequestHead, error: RequestError| {
+            Ok(Some(Record::request_error(head, &error.at(file, head.line))))
+        };
+        let Prepared { generation, stops } =
+            match self.preparer.prepare(&self.text, &head, &prompt, params) {
+                Ok(prepared) => prepared,
+                Err(error) => return refused(&head, error),
+            };
+        let id = generation.id;
+        match self.engine.submit(generation) {
+            Ok(()) => {}
+            Err(error @ SubmitError::TooLong { .. }) => {
+                let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
+                return refused(&head, error);
+            }
+            Err(error) => return Err(error).context("the engine refused a request"),
+        }
+        let answer = Answer::new(self.text.tokenizer(), &stops);
+        self.active.insert(id, Active { head, answer, is_stopped: false });
+        Ok(None)
+    }
+
+    /// Takes one event of the engine; returns the record of a request that ended.
+    fn handle(&mut self, event: Event, file: &str) -> anyhow::Result<Option<Record>> {
+        match event {
+            Event::Token { id, token } => {
+                let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
+                if active.answer.push(token)?.is_some() {
+                    active.is_stopped = true;
+                    self.engine.stop(id);
+                }
+                Ok(None)
+            }
+            Event::Finished { id, reason, num_prompt_tokens, num_cached_tokens, num_new_tokens } => {
+                let Some(mut active) = self.active.remove(&id) else { return Ok(None) };
+                let found_stop = active.answer.finish()?.is_some() || active.is_stopped;
+                let finish_reason = match reason {
+                    _ if found_stop => FinishReason::Stop,
+                    engine::FinishReason::Stop => FinishReason::Stop,
+                    engine::FinishReason::Length => FinishReason::Length,
+                    engine::FinishReason::Error => {
+                        self.stats.num_failed += 1;
+                        let error = RequestError::internal("computing the answer failed").at(file, active.head.line);
+                        return Ok(Some(Record::request_error(&active.head, &error)));
+                    }
+                };
+                self.stats.num_ok += 1;
+                let completion = Completion {
+                    text: active.answer.into_text(),
+                    finish_reason,
+                    num_prompt_tokens: num_prompt_tokens as u64,
+                    num_completion_tokens: num_new_tokens as u64,
+                    num_cached_tokens: num_cached_tokens as u64,
+                };
+                Ok(Some(Record::success(&active.head, &completion, &self.served)))
+            }
+        }
+    }
+
+    /// Brings the counters up to date and shows them.
+    fn show(&mut self) {
+        let stats = self.engine.stats();
+        self.stats.num_prompt_tokens = (stats.num_prefilled_tokens() + stats.num_cached_tokens) as u64;
+        self.stats.num_cached_tokens = stats.num_cached_tokens as u64;
+        self.stats.num_generated_tokens = stats.num_generated_tokens as u64;
+        self.stats.prefill = stats.prefill.time;
+        self.stats.decode = stats.decode.time;
+        self.stats.wall = self.started.elapsed();
+        self.progress.update(&self.stats);
+    }
+
+    /// The engine's own counters.
+    pub(super) fn engine_stats(&self) -> &engine::Stats {
+        self.engine.stats()
+    }
+}
+
+/// Whether the CPU gets a pass before the tokens of the last one are read.
+const LOOKAHEAD_ON_CPU: bool = true;
