@@ -8,9 +8,11 @@ mod error;
 mod files;
 mod gguf_merges;
 mod gguf_tokenizer;
+mod template;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
 
 pub use error::TextError;
+pub use template::{ChatTemplate, RenderRequest};
 pub use tokenizer::Tokenizer;
