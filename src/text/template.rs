@@ -120,6 +120,9 @@ impl ChatTemplate {
 
     /// Renders a request's messages.
     pub fn render(&self, request: &RenderRequest) -> Result<String, TextError> {
+        if request.messages.is_empty() {
+            return Err(TextError::NoMessages);
+        }
         let variant = match (&self.tool_use, request.tools) {
             (Some(tool_use), Some(_)) => tool_use,
             _ => &self.default,

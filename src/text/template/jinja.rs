@@ -16,11 +16,16 @@ use super::json;
 use crate::text::TextError;
 
 /// Fuel every render has: an instruction costs 1, 64 bytes of data cost 1.
-const BASE_FUEL: u64 = 2_000_000;
-/// Fuel for every JSON value of the request; real templates need under 100.
-const FUEL_PER_VALUE: u64 = 2_000;
+const BASE_FUEL: u64 = 1_000_000;
+/// Fuel for every JSON value of the request; real templates need about a tenth.
+const FUEL_PER_VALUE: u64 = 1_000;
 /// Fuel for every byte of the request: enough to copy each of them 64 times.
 const FUEL_PER_BYTE: u64 = 1;
+const MAX_FUEL: u64 = 16_000_000;
+/// Lists nested by a template are freed by recursion, on the stack; a unit of fuel buys at most
+/// one level, for which about 50 bytes were measured. Only what is used takes memory.
+const STACK_BYTES_PER_FUEL: u64 = 96;
+const BASE_STACK_BYTES: u64 = 4 << 20;
 
 const NAME: &str = "chat_template";
 
@@ -76,9 +81,30 @@ impl Program {
 
     /// Renders with a JSON object's members as variables.
     pub(super) fn render(&self, variables: serde_json::Value) -> Result<String, TextError> {
+        let fuel = BASE_FUEL.saturating_add(fuel_for(&variables)).min(MAX_FUEL);
+        let stack_bytes = BASE_STACK_BYTES + fuel * STACK_BYTES_PER_FUEL;
+        let failed = |message: String| TextError::TemplateFailed {
+            origin: self.origin.clone(),
+            line: 0,
+            message,
+        };
+        let stack_bytes = usize::try_from(stack_bytes).map_err(|e| failed(e.to_string()))?;
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("chat template".to_owned())
+                .stack_size(stack_bytes)
+                .spawn_scoped(scope, || self.render_here(variables, fuel))
+                .map_err(|e| failed(format!("no thread can be started for it: {e}")))?
+                .join()
+                .unwrap_or_else(|_| Err(failed("the template engine panicked".to_owned())))
+        })
+    }
+
+    /// Renders on the current stack.
+    fn render_here(&self, variables: serde_json::Value, fuel: u64) -> Result<String, TextError> {
         // The environment is a handful of shared pointers; fuel is set per render in a copy.
         let mut environment = self.environment.clone();
-        environment.set_fuel(Some(BASE_FUEL.saturating_add(fuel_for(&variables))));
+        environment.set_fuel(Some(fuel));
         environment
             .get_template(NAME)
             .and_then(|template| template.render(template_value(variables)))

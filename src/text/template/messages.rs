@@ -1,9 +1,10 @@
 //! A request's messages in the form a template expects.
 //!
-//! Owns two differences between the OpenAI form and what templates handle: content as a list of
-//! text parts, and tool-call arguments as JSON text. Rendering is the parent module's business.
+//! Owns the differences between the OpenAI form and what templates handle: nulls, names of the
+//! reasoning field, content as a list of text parts, and tool-call arguments as JSON text.
+//! Rendering is the parent module's business.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::text::TextError;
 
@@ -98,10 +99,11 @@ pub(super) fn prepare(messages: &[Value], form: ContentForm) -> Result<Vec<Value
 
 fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
     let mut message = message.as_object().ok_or("it is no JSON object")?.clone();
+    normalize(&mut message);
     let role = message.get("role").and_then(Value::as_str).ok_or("it has no \"role\"")?;
     let role_form = form.of_role(role);
     match message.get_mut("content") {
-        None | Some(Value::Null) => {}
+        None => {}
         Some(content @ Value::String(_)) => {
             if role_form == RoleForm::Parts {
                 *content = json!([{"type": "text", "text": content}]);
@@ -120,6 +122,21 @@ fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
         calls.iter_mut().for_each(parse_arguments);
     }
     Ok(Value::Object(message))
+}
+
+/// The names under which a message's reasoning is found; templates read the first, gpt-oss's the
+/// second.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// Does what transformers 5 does to every message before any template sees it.
+///
+/// Many templates print a null as "None" or fail on it, while all handle a missing key.
+pub(super) fn normalize(message: &mut Map<String, Value>) {
+    message.retain(|_, value| !value.is_null());
+    if let Some(reasoning) = REASONING.iter().find_map(|name| message.get(*name)).cloned() {
+        message.entry("thinking").or_insert_with(|| reasoning.clone());
+        message.insert("reasoning_content".to_owned(), reasoning);
+    }
 }
 
 fn join_parts(parts: &[Value]) -> Result<String, String> {
@@ -180,7 +197,7 @@ mod tests {
     #[test]
     fn arguments_become_objects() {
         let call = |arguments: Value| {
-            [json!({"role": "assistant", "content": null, "tool_calls": [
+            [json!({"role": "assistant", "tool_calls": [
                 {"type": "function", "function": {"name": "f", "arguments": arguments}}]})]
         };
         for (given, expected) in [
@@ -191,6 +208,18 @@ mod tests {
             (json!({"a": 1}), json!({"a": 1})),
         ] {
             assert_eq!(prepare(&call(given), BOTH).expect("well-formed"), call(expected));
+        }
+    }
+
+    /// OpenAI clients send `"content": null` with tool calls, and templates printed "None".
+    #[test]
+    fn nulls_vanish_and_reasoning_has_all_its_names() {
+        let message = |json: Value| prepare(&[json], BOTH).expect("well-formed");
+        let given = json!({"role": "assistant", "content": null, "name": null});
+        assert_eq!(message(given), [json!({"role": "assistant"})]);
+        let all = json!({"role": "assistant", "thinking": "hm", "reasoning_content": "hm"});
+        for name in ["thinking", "reasoning_content"] {
+            assert_eq!(message(json!({"role": "assistant", name: "hm"})), std::slice::from_ref(&all));
         }
     }
 

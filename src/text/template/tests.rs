@@ -63,7 +63,9 @@ fn real_templates_render_as_with_transformers() {
         let variant = render.variant();
         let name = format!("{} {}", render.template, render.case);
         let request = render.request(&render.messages);
-        let as_given = variant.program.render(variables(&Map::new(), &render.messages, &request));
+        let mut as_given = render.messages.clone();
+        as_given.iter_mut().filter_map(Value::as_object_mut).for_each(messages::normalize);
+        let as_given = variant.program.render(variables(&Map::new(), &as_given, &request));
         match (&render.expected, &as_given) {
             (Value::String(expected), Ok(text)) if text == expected => {}
             (Value::Object(_), Err(_)) => {}
@@ -137,11 +139,13 @@ fn render(source: &str, variables: Value) -> String {
 /// Pairs of a template and what Jinja2 3.1.6 in transformers' environment makes of it.
 #[test]
 fn values_look_as_in_python() {
-    let variables = json!({"x": {"b": 1, "a": [1.0, 1e16, 1e-5, true, null], "é<": "\"\\\n\u{1}\u{7f}🦀"},
+    let variables = json!({"x": {"b": 1, "a": [1.0, 1e16, 1e-5, true, null], "é<": "\"\\\n\u{1}🦀"},
+                           "del": "\u{7f}",
                            "f": 1e22, "s": "a-b-c", "items_first": {"items": 5}});
     for (source, expected) in [
         ("{{ x|tojson }}", r#"{"b": 1, "a": [1.0, 1e+16, 1e-05, true, null], "é<": "\"\\\n\u0001🦀"}"#),
-        ("{{ x['é<']|tojson(ensure_ascii=True) }}", r#""\"\\\n\u0001\u007f\ud83e\udd80""#),
+        ("{{ x['é<']|tojson(ensure_ascii=True) }}", r#""\"\\\n\u0001\ud83e\udd80""#),
+        ("{{ del|tojson }} {{ del|tojson(ensure_ascii=true) }}", "\"\u{7f}\" \"\\u007f\""),
         ("{{ [1, [], {}, {'a': 2}]|tojson(indent=2) }}", "[\n  1,\n  [],\n  {},\n  {\n    \"a\": 2\n  }\n]"),
         ("{{ {'b': 1, 'a': 2}|tojson(sort_keys=true, separators=(',', ':')) }}", r#"{"a":2,"b":1}"#),
         ("{{ none }} {{ true }} {{ f }} {{ 3.0 }} {{ 7 // 2 }} {{ missing }}", "None True 1e+22 3.0 3 "),
@@ -305,11 +309,10 @@ fn a_requests_own_variables_win_over_special_tokens_only() {
     let template = from_folder(&[("chat_template.jinja", "{{ bos_token }}{{ tools }}{{ mode }}")]);
     let template = template.expect("well-formed").expect("there");
     let extra = json!({"bos_token": "B", "tools": "T", "mode": "M"});
-    let request = RenderRequest {
-        messages: &[],
-        tools: None,
-        add_generation_prompt: false,
-        extra: extra.as_object().expect("an object"),
-    };
+    let messages = [json!({"role": "user", "content": "hi"})];
+    let extra = extra.as_object().expect("an object");
+    let request = RenderRequest { messages: &messages, tools: None, add_generation_prompt: false, extra };
     assert_eq!(template.render(&request).expect("renders"), "BNoneM");
+    let empty = RenderRequest { messages: &[], ..request };
+    assert!(matches!(template.render(&empty), Err(TextError::NoMessages)));
 }
