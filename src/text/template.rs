@@ -148,9 +148,10 @@ impl Sources {
             Some(Source::new(format!("{origin}: chat_template {name:?}"), text))
         };
         match value.as_str() {
-            Some(text) => {
-                Sources { default: Some(Source::new(format!("{origin}: chat_template"), text)), tool_use: None }
-            }
+            Some(text) => Sources {
+                default: Some(Source::new(format!("{origin}: chat_template"), text)),
+                tool_use: None,
+            },
             None => Sources { default: named("default"), tool_use: named("tool_use") },
         }
     }
@@ -160,12 +161,8 @@ impl Variant {
     fn new(source: &Source, special_tokens: &Map<String, Value>) -> Result<Variant, TextError> {
         let program = Program::compile(&source.origin, &source.text)?;
         let content_form = ContentForm::probe(|messages| {
-            let request = RenderRequest {
-                messages: &[],
-                tools: None,
-                add_generation_prompt: true,
-                extra: &Map::new(),
-            };
+            let request =
+                RenderRequest { messages: &[], tools: None, add_generation_prompt: true, extra: &Map::new() };
             program.render(variables(special_tokens, messages, &request)).ok()
         });
         Ok(Variant { program, content_form })

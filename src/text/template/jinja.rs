@@ -83,11 +83,8 @@ impl Program {
     pub(super) fn render(&self, variables: serde_json::Value) -> Result<String, TextError> {
         let fuel = BASE_FUEL.saturating_add(fuel_for(&variables)).min(MAX_FUEL);
         let stack_bytes = BASE_STACK_BYTES + fuel * STACK_BYTES_PER_FUEL;
-        let failed = |message: String| TextError::TemplateFailed {
-            origin: self.origin.clone(),
-            line: 0,
-            message,
-        };
+        let failed =
+            |message: String| TextError::TemplateFailed { origin: self.origin.clone(), line: 0, message };
         let stack_bytes = usize::try_from(stack_bytes).map_err(|e| failed(e.to_string()))?;
         std::thread::scope(|scope| {
             std::thread::Builder::new()

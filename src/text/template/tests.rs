@@ -1,6 +1,6 @@
 //! Tests of chat templates: renders of real templates by transformers, sources, limits.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::NaiveDate;
@@ -32,9 +32,8 @@ impl Render {
         let now = day.unwrap_or_default().and_hms_opt(12, 0, 0).expect("noon exists");
         let program = Program::with_clock(&path.display().to_string(), &source, Arc::new(move || now));
         let program = program.expect("the fixture compiles");
-        let probe = |messages: &[Value]| {
-            program.render(variables(&self.extra, messages, &self.request(&[]))).ok()
-        };
+        let probe =
+            |messages: &[Value]| program.render(variables(&self.extra, messages, &self.request(&[]))).ok();
         let content_form = ContentForm::probe(probe);
         Variant { program, content_form }
     }
@@ -92,7 +91,8 @@ fn arguments_as_text_render_like_objects() {
     let renders = renders();
     let mut num_checked = 0;
     for render in renders.iter().filter(|render| render.case == "tool_calls_text_arguments") {
-        let same = |other: &&Render| other.template == render.template && other.case == "tool_calls_null_content";
+        let same =
+            |other: &&Render| other.template == render.template && other.case == "tool_calls_null_content";
         let as_object = renders.iter().find(same).expect("the fixtures come in pairs");
         let variant = render.variant();
         let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
@@ -153,9 +153,15 @@ fn values_look_as_in_python() {
         ("{{ s.split('-')[1:] }}{{ s[::-1] }}{{ s.removeprefix('a-') }}", "['b', 'c']c-b-ab-c"),
         ("{{ s.partition('-')[2] }} {{ s.rsplit('-', 1) }}", "b-c ['a-b', 'c']"),
         ("{% for k, v in items_first.items() %}{{ k }}={{ v }}{% endfor %}", "items=5"),
-        ("{{ s is sequence }} {{ x is sequence }} {{ s is iterable }} {{ 5 is iterable }}", "True True True False"),
+        (
+            "{{ s is sequence }} {{ x is sequence }} {{ s is iterable }} {{ 5 is iterable }}",
+            "True True True False",
+        ),
         ("{{ missing is iterable }} {{ x.get('q', 'd') }} {{ 'b' in x }}", "True d True"),
-        ("{% set ns = namespace(n=0) %}{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "4"),
+        (
+            "{% set ns = namespace(n=0) %}{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+            "4",
+        ),
         ("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\nb\nc"),
         ("{{ strftime_now('%d %b %Y %H:%M') }}", "05 Jul 2024 09:08"),
         ("{% for i in [1] %}{%- generation -%} a {% endgeneration %}{% endfor %}", "a "),
@@ -205,20 +211,23 @@ fn hostile_templates_are_stopped() {
         let error = program(source).render(json!({})).expect_err(source);
         assert!(matches!(error, TextError::TemplateFailed { .. }), "{source}: {error}");
     }
-    let nested = "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}done";
+    let nested =
+        "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}done";
     assert_eq!(program(nested).render(json!({})).ok().as_deref().unwrap_or("done"), "done");
 }
 
 /// A long conversation has fuel in proportion, or honest users would run out.
 #[test]
 fn long_conversations_have_fuel_enough() {
-    let turns = (0..10_000).map(|i| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "Hi."}));
+    let turns =
+        (0..10_000).map(|i| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "Hi."}));
     let long = json!([{"role": "user", "content": "x".repeat(4 << 20)}]);
     for messages in [turns.collect::<Value>(), long] {
         for name in ["qwen3", "llama3_2"] {
             let path = format!("{}/fixtures/templates/{name}.jinja", env!("CARGO_MANIFEST_DIR"));
             let source = std::fs::read_to_string(path).expect("the fixture is there");
-            let variables = json!({"messages": messages, "tools": null, "add_generation_prompt": true, "bos_token": ""});
+            let variables =
+                json!({"messages": messages, "tools": null, "add_generation_prompt": true, "bos_token": ""});
             program(&source).render(variables).expect("renders");
         }
     }
@@ -272,8 +281,10 @@ fn a_template_for_tools_is_used_with_tools() {
     let named = json!({"chat_template": [{"name": "tool_use", "template": "tools"},
                                          {"name": "default", "template": "default"}]});
     let in_config = from_folder(&[("tokenizer_config.json", &named.to_string())]);
-    let in_files =
-        from_folder(&[("chat_template.jinja", "default"), ("additional_chat_templates/tool_use.jinja", "tools")]);
+    let in_files = from_folder(&[
+        ("chat_template.jinja", "default"),
+        ("additional_chat_templates/tool_use.jinja", "tools"),
+    ]);
     let file = GgufFile::default()
         .str("tokenizer.chat_template", "default")
         .str("tokenizer.chat_template.tool_use", "tools");
