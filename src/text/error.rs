@@ -39,6 +39,8 @@ pub enum TextError {
     /// The template called `raise_exception`: it refuses these messages.
     #[error("the model's chat template refuses these messages: {0}")]
     TemplateRaised(String),
+    #[error("\"messages\" is empty: a chat template needs at least one message")]
+    NoMessages,
     #[error("messages[{index}]: {problem}")]
     Message { index: usize, problem: String },
 }
@@ -46,7 +48,7 @@ pub enum TextError {
 impl TextError {
     /// Whether the request's own messages are at fault, not the model's files.
     pub fn is_request_fault(&self) -> bool {
-        matches!(self, TextError::TemplateRaised(_) | TextError::Message { .. })
+        matches!(self, TextError::TemplateRaised(_) | TextError::NoMessages | TextError::Message { .. })
     }
 
     pub(super) fn io(path: &Path, error: &std::io::Error) -> TextError {

@@ -67,9 +67,17 @@ mod tests {
 
     #[test]
     fn merges_rank_by_score_then_length() {
-        let mut pieces =
-            [("a", 0.0), ("b", 0.0), ("c", 0.0), ("ab", -2.0), ("bc", -1.0), ("abc", -3.0), ("é", 0.0), ("éa", -3.0)]
-                .map(|(text, score)| piece(text, score));
+        let mut pieces = [
+            ("a", 0.0),
+            ("b", 0.0),
+            ("c", 0.0),
+            ("ab", -2.0),
+            ("bc", -1.0),
+            ("abc", -3.0),
+            ("é", 0.0),
+            ("éa", -3.0),
+        ]
+        .map(|(text, score)| piece(text, score));
         assert_eq!(
             spm_merges(&pieces),
             [("b", "c"), ("a", "b"), ("ab", "c"), ("a", "bc"), ("é", "a")],

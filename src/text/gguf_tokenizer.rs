@@ -112,7 +112,10 @@ impl<'a> Metadata<'a> {
             return Ok(None);
         };
         let bos = usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).ok_or_else(|| {
-            self.unusable(format!("tokenizer.ggml.bos_token_id {id} is not among {} tokens", self.tokens.len()))
+            self.unusable(format!(
+                "tokenizer.ggml.bos_token_id {id} is not among {} tokens",
+                self.tokens.len()
+            ))
         })?;
         let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
         let second = json!({"SpecialToken": {"id": bos, "type_id": 1}});
@@ -247,8 +250,11 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
     for ((id, token, kind), score) in metadata.entries().zip(scores) {
         // llama.cpp writes user-defined pieces with plain spaces and a score of -1000, where the
         // model's own file has U+2581 and 0.
-        let (text, score) =
-            if kind == Kind::User { (token.replace(' ', "\u{2581}"), 0.0) } else { (token.to_owned(), score) };
+        let (text, score) = if kind == Kind::User {
+            (token.replace(' ', "\u{2581}"), 0.0)
+        } else {
+            (token.to_owned(), score)
+        };
         vocab.insert(text.clone(), json!(id));
         if matches!(kind, Kind::Control | Kind::User | Kind::Unknown) {
             let special = match metadata.is_gemma() {
@@ -262,10 +268,9 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
     let merges = spm_merges(&pieces).into_iter().map(|(left, right)| json!([left, right])).collect();
 
     let unknown_id = metadata.header.u64("tokenizer.ggml.unknown_token_id").unwrap_or(0);
-    let unknown = usize::try_from(unknown_id)
-        .ok()
-        .and_then(|id| pieces.get(id))
-        .ok_or_else(|| metadata.unusable(format!("tokenizer.ggml.unknown_token_id {unknown_id} is no token")))?;
+    let unknown = usize::try_from(unknown_id).ok().and_then(|id| pieces.get(id)).ok_or_else(|| {
+        metadata.unusable(format!("tokenizer.ggml.unknown_token_id {unknown_id} is no token"))
+    })?;
 
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"});
     let mut decoders = vec![

@@ -3,14 +3,25 @@
 //! Owns everything between a request's messages and token ids, and between answer tokens and
 //! the answer's text. Request formats are `batch/`'s, running the tokens the engine's business.
 
+mod answer;
 mod bytes;
+mod ends;
 mod error;
 mod files;
 mod gguf_merges;
 mod gguf_tokenizer;
+mod stop;
+mod stream;
+mod template;
 #[cfg(test)]
 mod testing;
+mod text_model;
 mod tokenizer;
 
+pub use answer::Answer;
 pub use error::TextError;
+pub use stop::{StopMatcher, Stopped};
+pub use stream::StreamDecoder;
+pub use template::{ChatTemplate, RenderRequest};
+pub use text_model::TextModel;
 pub use tokenizer::Tokenizer;

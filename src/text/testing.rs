@@ -38,7 +38,8 @@ pub(super) fn byte_level_json() -> Value {
 
 /// The tokenizer of [`byte_level_json`].
 pub(super) fn byte_level() -> Tokenizer {
-    Tokenizer::from_json(byte_level_json().to_string().as_bytes(), Path::new("byte-level")).expect("well-formed")
+    Tokenizer::from_json(byte_level_json().to_string().as_bytes(), Path::new("byte-level"))
+        .expect("well-formed")
 }
 
 /// A SentencePiece-like tokenizer: letters, byte fallback, and a decoder that strips one leading

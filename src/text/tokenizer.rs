@@ -148,11 +148,11 @@ mod tests {
     #[test]
     fn truncation_and_padding_of_the_file_are_ignored() {
         let mut json = crate::text::testing::byte_level_json();
-        json["truncation"] =
-            serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
         json["padding"] = serde_json::json!({"strategy": {"Fixed": 64}, "direction": "Right",
             "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"});
-        let tokenizer = Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json")).expect("loads");
+        let tokenizer =
+            Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json")).expect("loads");
         let ids = tokenizer.encode("abcdef", false).expect("encodes");
         assert_eq!(tokenizer.decode(&ids).expect("decodes"), "abcdef");
         assert_eq!(ids.len(), 6);

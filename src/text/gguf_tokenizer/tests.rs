@@ -1,6 +1,5 @@
 //! Tests of tokenizers rebuilt from small hand-made GGUF metadata.
 
-use super::*;
 use crate::models::gguf::testing::GgufFile;
 use crate::text::Tokenizer;
 use crate::text::bytes::char_of;
@@ -62,7 +61,8 @@ fn sentence_piece_file() -> GgufFile {
         types.push(6);
         scores.push(0.0);
     }
-    let normal = [("▁t", -1.0), ("he", -2.0), ("▁the", -3.0), ("▁", -10.0), ("t", -11.0), ("h", -12.0), ("e", -13.0)];
+    let normal =
+        [("▁t", -1.0), ("he", -2.0), ("▁the", -3.0), ("▁", -10.0), ("t", -11.0), ("h", -12.0), ("e", -13.0)];
     for (token, score) in normal {
         tokens.push(token.to_owned());
         types.push(1);
@@ -106,9 +106,17 @@ fn unusable_metadata_say_what_is_wrong() {
     let refused = [
         ("no tokenizer", GgufFile::default().strings("tokenizer.ggml.tokens", &tokens)),
         ("tokenizer.ggml.tokens", GgufFile::default().str("tokenizer.ggml.model", "gpt2")),
-        ("\"t5\"", GgufFile::default().str("tokenizer.ggml.model", "t5").strings("tokenizer.ggml.tokens", &tokens)),
+        (
+            "\"t5\"",
+            GgufFile::default().str("tokenizer.ggml.model", "t5").strings("tokenizer.ggml.tokens", &tokens),
+        ),
         ("\"chameleon\"", byte_level_file("chameleon")),
-        ("scores", GgufFile::default().str("tokenizer.ggml.model", "llama").strings("tokenizer.ggml.tokens", &tokens)),
+        (
+            "scores",
+            GgufFile::default()
+                .str("tokenizer.ggml.model", "llama")
+                .strings("tokenizer.ggml.tokens", &tokens),
+        ),
         (
             "1 entries for 2 tokens",
             GgufFile::default()

@@ -1,0 +1,120 @@
+//! One running request's answer: tokens in, final text out.
+//!
+//! Owns joining streaming decode and stop strings. When the model itself is at its end, and
+//! everything about running it, is decided elsewhere.
+
+use super::{StopMatcher, Stopped, StreamDecoder, TextError, Tokenizer};
+
+/// An answer that grows token by token.
+#[derive(Debug)]
+pub struct Answer {
+    decoder: StreamDecoder,
+    matcher: StopMatcher,
+    text: String,
+    num_tokens: usize,
+    is_stopped: bool,
+}
+
+impl Answer {
+    /// Begins an answer that ends at the first of the stop strings.
+    pub fn new(tokenizer: &Tokenizer, stops: &[String]) -> Answer {
+        Answer {
+            decoder: StreamDecoder::new(tokenizer),
+            matcher: StopMatcher::new(stops),
+            text: String::new(),
+            num_tokens: 0,
+            is_stopped: false,
+        }
+    }
+
+    /// Takes the next token; `Some` when a stop string is complete and the request is to be
+    /// stopped. Tokens that come after that, already under way, are ignored.
+    pub fn push(&mut self, id: u32) -> Result<Option<Stopped>, TextError> {
+        if self.is_stopped {
+            return Ok(None);
+        }
+        self.num_tokens += 1;
+        let text = self.decoder.push(id)?;
+        Ok(self.take(&text))
+    }
+
+    /// Ends the answer: what was held back is added to the text, unless a stop string is found
+    /// there at last.
+    pub fn finish(&mut self) -> Result<Option<Stopped>, TextError> {
+        if self.is_stopped {
+            return Ok(None);
+        }
+        let text = self.decoder.finish()?;
+        let stopped = self.take(&text);
+        if stopped.is_none() {
+            self.text.push_str(&self.matcher.finish());
+            self.is_stopped = true;
+        }
+        Ok(stopped)
+    }
+
+    /// Returns the text that is certain; all of it once finished or stopped.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Consumes the answer and returns its text.
+    pub fn into_text(self) -> String {
+        self.text
+    }
+
+    /// Returns how many tokens were taken, including those of the stop string.
+    pub fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    fn take(&mut self, text: &str) -> Option<Stopped> {
+        let (released, stopped) = self.matcher.push(text);
+        self.text.push_str(&released);
+        self.is_stopped = stopped.is_some();
+        stopped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::testing::{byte_fallback, byte_level};
+
+    #[test]
+    fn an_answer_without_stops_is_the_decode_of_its_tokens() {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("the 🦀 <|end|>the", false).expect("encodes");
+        let mut answer = Answer::new(&tokenizer, &[]);
+        for id in &ids {
+            assert_eq!(answer.push(*id).expect("decodes"), None);
+        }
+        assert_eq!(answer.finish().expect("decodes"), None);
+        assert_eq!((answer.num_tokens(), answer.text()), (ids.len(), "the 🦀 the"));
+    }
+
+    #[test]
+    fn a_stop_across_tokens_ends_it_and_later_tokens_are_ignored() {
+        let tokenizer = byte_level();
+        let mut answer = Answer::new(&tokenizer, &["🦀.".to_owned()]);
+        let ids = tokenizer.encode("a🦀b🦀.c", false).expect("encodes");
+        let stops: Vec<bool> = ids.iter().map(|id| answer.push(*id).expect("decodes").is_some()).collect();
+        assert_eq!(stops.iter().position(|stopped| *stopped), Some(10));
+        assert_eq!(answer.finish().expect("decodes"), None);
+        assert_eq!((answer.num_tokens(), answer.text()), (11, "a🦀b"));
+        assert_eq!(answer.into_text(), "a🦀b");
+    }
+
+    /// Byte tokens are held until their run ends, so a stop string at the very end of an answer
+    /// comes out only when it is finished.
+    #[test]
+    fn a_stop_in_the_last_held_text_is_found_at_the_end() {
+        let tokenizer = byte_fallback();
+        let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()]);
+        for id in tokenizer.encode("ab🦀", false).expect("encodes") {
+            assert_eq!(answer.push(id).expect("decodes"), None);
+        }
+        let stopped = answer.finish().expect("decodes").expect("the stop string is there");
+        assert_eq!((stopped.stop.as_str(), answer.text()), ("🦀", "ab"));
+    }
+}

@@ -1,0 +1,329 @@
+//! Tests of chat templates: renders of real templates by transformers, sources, limits.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chrono::NaiveDate;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::*;
+use crate::models::gguf::testing::GgufFile;
+
+/// One entry of `renders.json`: a template, its input, and what transformers made of it.
+#[derive(Deserialize)]
+struct Render {
+    template: String,
+    case: String,
+    messages: Vec<Value>,
+    tools: Option<Value>,
+    add_generation_prompt: bool,
+    extra: Map<String, Value>,
+    now: Option<String>,
+    expected: Value,
+}
+
+impl Render {
+    fn variant(&self) -> Variant {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/templates");
+        let path = dir.join(format!("{}.jinja", self.template));
+        let source = std::fs::read_to_string(&path).expect("the fixture is there");
+        let day = self.now.as_ref().map(|day| day.parse::<NaiveDate>().expect("a day"));
+        let now = day.unwrap_or_default().and_hms_opt(12, 0, 0).expect("noon exists");
+        let program = Program::with_clock(&path.display().to_string(), &source, Arc::new(move || now));
+        let program = program.expect("the fixture compiles");
+        let probe =
+            |messages: &[Value]| program.render(variables(&self.extra, messages, &self.request(&[]))).ok();
+        let content_form = ContentForm::probe(probe);
+        Variant { program, content_form }
+    }
+
+    fn request<'a>(&'a self, messages: &'a [Value]) -> RenderRequest<'a> {
+        RenderRequest {
+            messages,
+            tools: self.tools.as_ref(),
+            add_generation_prompt: self.add_generation_prompt,
+            extra: &self.extra,
+        }
+    }
+}
+
+fn renders() -> Vec<Render> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures/templates/renders.json");
+    let text = std::fs::read_to_string(path).expect("the fixture is there");
+    serde_json::from_str(&text).expect("the fixture is well-formed")
+}
+
+#[test]
+fn real_templates_render_as_with_transformers() {
+    let renders = renders();
+    let mut wrong = Vec::new();
+    for render in &renders {
+        let variant = render.variant();
+        let name = format!("{} {}", render.template, render.case);
+        let request = render.request(&render.messages);
+        let mut as_given = render.messages.clone();
+        as_given.iter_mut().filter_map(Value::as_object_mut).for_each(messages::normalize);
+        let as_given = variant.program.render(variables(&Map::new(), &as_given, &request));
+        match (&render.expected, &as_given) {
+            (Value::String(expected), Ok(text)) if text == expected => {}
+            (Value::Object(_), Err(_)) => {}
+            _ => wrong.push(format!("{name}\n  {as_given:?}\n  {}", render.expected)),
+        }
+        // What we change beforehand must change nothing for content and arguments in the form
+        // that templates expect.
+        if !matches!(render.case.as_str(), "content_parts" | "tool_calls_text_arguments") {
+            let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
+            let prepared = variant.program.render(variables(&Map::new(), &prepared, &request));
+            if prepared.ok() != as_given.ok() {
+                wrong.push(format!("{name}: preparing the messages changed the render"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), renders.len(), wrong.join("\n"));
+    assert!(renders.len() >= 300);
+}
+
+/// The OpenAI form has a call's arguments as JSON text. Templates that write arguments with
+/// `tojson` would quote that text a second time.
+#[test]
+fn arguments_as_text_render_like_objects() {
+    let renders = renders();
+    let mut num_checked = 0;
+    for render in renders.iter().filter(|render| render.case == "tool_calls_text_arguments") {
+        let same =
+            |other: &&Render| other.template == render.template && other.case == "tool_calls_null_content";
+        let as_object = renders.iter().find(same).expect("the fixtures come in pairs");
+        let variant = render.variant();
+        let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
+        let text = variant.program.render(variables(&Map::new(), &prepared, &render.request(&[])));
+        match as_object.expected.as_str() {
+            Some(expected) => assert_eq!(text.expect("renders"), expected, "{}", render.template),
+            None => assert!(text.is_err(), "{}", render.template),
+        }
+        num_checked += 1;
+    }
+    assert!(num_checked >= 8);
+}
+
+/// Where transformers prints a list of text parts as Python would, or fails, the parts' text is
+/// rendered instead.
+#[test]
+fn text_parts_never_show_as_lists() {
+    let mut num_checked = 0;
+    for render in renders().iter().filter(|render| render.case == "content_parts") {
+        let variant = render.variant();
+        let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
+        let text = variant.program.render(variables(&Map::new(), &prepared, &render.request(&[])));
+        let text = text.expect("text parts render with every template");
+        assert!(text.contains("One &") && text.contains("<two>") && text.contains("Be brief."), "{text}");
+        assert!(!text.contains("'text'") && !text.contains("\"text\""), "{}: {text}", render.template);
+        if let Some(expected) = render.expected.as_str().filter(|expected| !expected.contains("'text'")) {
+            assert_eq!(text, expected, "{}", render.template);
+        }
+        num_checked += 1;
+    }
+    assert!(num_checked >= 8);
+}
+
+fn program(source: &str) -> Program {
+    let now = NaiveDate::from_ymd_opt(2024, 7, 5).and_then(|day| day.and_hms_opt(9, 8, 7));
+    let now = now.expect("the day exists");
+    Program::with_clock("test", source, Arc::new(move || now)).expect("compiles")
+}
+
+fn render(source: &str, variables: Value) -> String {
+    program(source).render(variables).expect("renders")
+}
+
+/// Pairs of a template and what Jinja2 3.1.6 in transformers' environment makes of it.
+#[test]
+fn values_look_as_in_python() {
+    let variables = json!({"x": {"b": 1, "a": [1.0, 1e16, 1e-5, true, null], "é<": "\"\\\n\u{1}🦀"},
+                           "del": "\u{7f}",
+                           "f": 1e22, "s": "a-b-c", "items_first": {"items": 5}});
+    for (source, expected) in [
+        ("{{ x|tojson }}", r#"{"b": 1, "a": [1.0, 1e+16, 1e-05, true, null], "é<": "\"\\\n\u0001🦀"}"#),
+        ("{{ x['é<']|tojson(ensure_ascii=True) }}", r#""\"\\\n\u0001\ud83e\udd80""#),
+        ("{{ del|tojson }} {{ del|tojson(ensure_ascii=true) }}", "\"\u{7f}\" \"\\u007f\""),
+        ("{{ [1, [], {}, {'a': 2}]|tojson(indent=2) }}", "[\n  1,\n  [],\n  {},\n  {\n    \"a\": 2\n  }\n]"),
+        ("{{ {'b': 1, 'a': 2}|tojson(sort_keys=true, separators=(',', ':')) }}", r#"{"a":2,"b":1}"#),
+        ("{{ none }} {{ true }} {{ f }} {{ 3.0 }} {{ 7 // 2 }} {{ missing }}", "None True 1e+22 3.0 3 "),
+        ("{{ ['a', none, 1.5] }}", "['a', None, 1.5]"),
+        ("{{ s.split('-')[1:] }}{{ s[::-1] }}{{ s.removeprefix('a-') }}", "['b', 'c']c-b-ab-c"),
+        ("{{ s.partition('-')[2] }} {{ s.rsplit('-', 1) }}", "b-c ['a-b', 'c']"),
+        ("{% for k, v in items_first.items() %}{{ k }}={{ v }}{% endfor %}", "items=5"),
+        (
+            "{{ s is sequence }} {{ x is sequence }} {{ s is iterable }} {{ 5 is iterable }}",
+            "True True True False",
+        ),
+        ("{{ missing is iterable }} {{ x.get('q', 'd') }} {{ 'b' in x }}", "True d True"),
+        (
+            "{% set ns = namespace(n=0) %}{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+            "4",
+        ),
+        ("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\nb\nc"),
+        ("{{ strftime_now('%d %b %Y %H:%M') }}", "05 Jul 2024 09:08"),
+        ("{% for i in [1] %}{%- generation -%} a {% endgeneration %}{% endfor %}", "a "),
+        ("{{ '{% generate %}' }}", "{% generate %}"),
+    ] {
+        assert_eq!(render(source, variables.clone()), expected, "{source}");
+    }
+}
+
+#[test]
+fn failures_say_where_and_why() {
+    let fails = |source: &str| program(source).render(json!({})).expect_err("it must fail");
+    let raised = fails("\n{% for i in [1] %}{{ raise_exception('no ' ~ 'system role') }}{% endfor %}");
+    assert!(matches!(&raised, TextError::TemplateRaised(message) if message == "no system role"), "{raised}");
+    assert!(raised.is_request_fault());
+    let raised = fails("{% macro m() %}{{ raise_exception('inner') }}{% endmacro %}{{ m() }}");
+    assert!(matches!(&raised, TextError::TemplateRaised(message) if message == "inner"), "{raised}");
+
+    let failed = fails("a\n{{ missing.attribute }}");
+    assert!(matches!(failed, TextError::TemplateFailed { line: 2, .. }), "{failed}");
+    let failed = fails("{{ strftime_now('%Q') }}").to_string();
+    assert!(failed.contains("%Q"), "{failed}");
+    assert!(fails("{{ missing|tojson }}").to_string().contains("JSON"));
+    assert!(fails("{{ 'a' + missing }}").to_string().contains("line 1"));
+
+    let error = Program::compile("m/chat_template.jinja", "a\n\n{% if %}").expect_err("no condition");
+    assert!(matches!(&error, TextError::TemplateSyntax { line: 3, .. }), "{error}");
+    assert!(error.to_string().starts_with("m/chat_template.jinja: "), "{error}");
+}
+
+/// A template comes with a model from the internet: whatever it does, a render ends soon, in
+/// bounded memory and on the stack there is.
+#[test]
+fn hostile_templates_are_stopped() {
+    for source in [
+        "{% for i in range(100000) %}{% for j in range(100000) %}x{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+        "{% set ns = namespace(x=[1]) %}{% for i in range(999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x|tojson }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 'x' * 1000000000 }}",
+        "{{ [1]|tojson(indent=1000000000) }}",
+        "{{ 'a'.rsplit('') }}",
+        "{% include 'chat_template' %}",
+        "{% include '/etc/passwd' %}",
+    ] {
+        let error = program(source).render(json!({})).expect_err(source);
+        assert!(matches!(error, TextError::TemplateFailed { .. }), "{source}: {error}");
+    }
+    let nested =
+        "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}done";
+    assert_eq!(program(nested).render(json!({})).ok().as_deref().unwrap_or("done"), "done");
+}
+
+/// A long conversation has fuel in proportion, or honest users would run out.
+#[test]
+fn long_conversations_have_fuel_enough() {
+    let turns =
+        (0..10_000).map(|i| json!({"role": if i % 2 == 0 { "user" } else { "assistant" }, "content": "Hi."}));
+    let long = json!([{"role": "user", "content": "x".repeat(4 << 20)}]);
+    for messages in [turns.collect::<Value>(), long] {
+        for name in ["qwen3", "llama3_2"] {
+            let path = format!("{}/fixtures/templates/{name}.jinja", env!("CARGO_MANIFEST_DIR"));
+            let source = std::fs::read_to_string(path).expect("the fixture is there");
+            let variables =
+                json!({"messages": messages, "tools": null, "add_generation_prompt": true, "bos_token": ""});
+            program(&source).render(variables).expect("renders");
+        }
+    }
+}
+
+const PLAIN: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}";
+
+fn hello(template: &ChatTemplate, tools: Option<&Value>) -> String {
+    let messages = [json!({"role": "user", "content": "hi"})];
+    let extra = Map::new();
+    let request = RenderRequest { messages: &messages, tools, add_generation_prompt: false, extra: &extra };
+    template.render(&request).expect("renders")
+}
+
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("inside the folder")).expect("made");
+        std::fs::write(path, text).expect("written");
+    }
+    dir
+}
+
+fn from_folder(files: &[(&str, &str)]) -> Result<Option<ChatTemplate>, TextError> {
+    ChatTemplate::from_folder(folder(files).path())
+}
+
+#[test]
+fn the_first_source_wins() {
+    let jinja = ("chat_template.jinja", "jinja");
+    let config = ("tokenizer_config.json", r#"{"chat_template": "config"}"#);
+    let json_file = ("chat_template.json", r#"{"chat_template": "json"}"#);
+    let no_template = ("tokenizer_config.json", r#"{"chat_template": null}"#);
+    for (files, expected) in [
+        (vec![jinja, config, json_file], Some("jinja")),
+        (vec![config, json_file], Some("config")),
+        (vec![no_template, json_file], Some("json")),
+        (vec![no_template], None),
+        (vec![], None),
+    ] {
+        let template = from_folder(&files).expect("well-formed");
+        assert_eq!(template.map(|template| hello(&template, None)).as_deref(), expected);
+    }
+    assert!(matches!(from_folder(&[("tokenizer_config.json", "{")]), Err(TextError::Json { .. })));
+    assert!(matches!(from_folder(&[("chat_template.jinja", "{%")]), Err(TextError::TemplateSyntax { .. })));
+}
+
+#[test]
+fn a_template_for_tools_is_used_with_tools() {
+    let named = json!({"chat_template": [{"name": "tool_use", "template": "tools"},
+                                         {"name": "default", "template": "default"}]});
+    let in_config = from_folder(&[("tokenizer_config.json", &named.to_string())]);
+    let in_files = from_folder(&[
+        ("chat_template.jinja", "default"),
+        ("additional_chat_templates/tool_use.jinja", "tools"),
+    ]);
+    let file = GgufFile::default()
+        .str("tokenizer.chat_template", "default")
+        .str("tokenizer.chat_template.tool_use", "tools");
+    for template in [in_config, in_files, ChatTemplate::from_gguf(&file.header())] {
+        let template = template.expect("well-formed").expect("there");
+        assert_eq!(hello(&template, None), "default");
+        assert_eq!(hello(&template, Some(&json!([]))), "tools");
+    }
+}
+
+#[test]
+fn special_tokens_come_as_text_objects_or_ids() {
+    let object = r#"{"bos_token": {"content": "<s>", "lstrip": false}, "add_bos_token": true}"#;
+    let string = r#"{"bos_token": "<s>"}"#;
+    let null = r#"{"bos_token": null}"#;
+    for files in [
+        vec![("tokenizer_config.json", object), ("special_tokens_map.json", r#"{"bos_token": "other"}"#)],
+        vec![("tokenizer_config.json", null), ("special_tokens_map.json", string)],
+    ] {
+        let files = [files, vec![("chat_template.jinja", PLAIN)]].concat();
+        let template = from_folder(&files).expect("well-formed").expect("there");
+        assert_eq!(hello(&template, None), "<s>user:hi;");
+    }
+    let file = GgufFile::default().str("tokenizer.chat_template", PLAIN);
+    let file = file.strings("tokenizer.ggml.tokens", &["a", "<s>"]).u32("tokenizer.ggml.bos_token_id", 1);
+    let template = ChatTemplate::from_gguf(&file.header()).expect("well-formed").expect("there");
+    assert_eq!(hello(&template, None), "<s>user:hi;");
+    assert!(ChatTemplate::from_gguf(&GgufFile::default().header()).expect("well-formed").is_none());
+}
+
+#[test]
+fn a_requests_own_variables_win_over_special_tokens_only() {
+    let template = from_folder(&[("chat_template.jinja", "{{ bos_token }}{{ tools }}{{ mode }}")]);
+    let template = template.expect("well-formed").expect("there");
+    let extra = json!({"bos_token": "B", "tools": "T", "mode": "M"});
+    let messages = [json!({"role": "user", "content": "hi"})];
+    let extra = extra.as_object().expect("an object");
+    let request = RenderRequest { messages: &messages, tools: None, add_generation_prompt: false, extra };
+    assert_eq!(template.render(&request).expect("renders"), "BNoneM");
+    let empty = RenderRequest { messages: &[], ..request };
+    assert!(matches!(template.render(&empty), Err(TextError::NoMessages)));
+}
