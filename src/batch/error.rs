@@ -62,6 +62,9 @@ impl BatchError {
             }
             Self::OutputIsInput { .. } => Some("choose another --output".into()),
             Self::OutputInUse { .. } => Some("wait for it to end, or choose another --output".into()),
+            Self::CreateOutput { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("choose an --output in a folder that you may write to".into())
+            }
             Self::WriteOutput { path, num_kept, source } => {
                 let kept = kept_text(*num_kept, &path.display().to_string());
                 Some(match source.kind() {

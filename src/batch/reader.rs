@@ -1,7 +1,7 @@
 //! Requests from a file or standard input, one at a time.
 //!
 //! Owns opening the input and numbering its requests. Memory does not grow with the input, but
-//! for 16 bytes of digest per request, which find duplicate ids. Blank lines are no requests: they
+//! for the digests of the ids (some 40 bytes a request), which find duplicates. Blank lines are no requests: they
 //! get no output line and only count in line numbers.
 
 use std::fs::File;

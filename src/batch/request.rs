@@ -98,7 +98,7 @@ pub(super) struct Place {
 pub(super) struct RequestParser {
     file: Arc<str>,
     served_model: Option<String>,
-    /// 128 bits of each id's digest: 16 bytes a line, however long the ids.
+    /// 128 bits of each id's digest, however long the id.
     seen_ids: HashSet<u128>,
     pub warnings: Warnings,
 }
