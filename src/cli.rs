@@ -5,6 +5,8 @@
 
 mod values;
 
+use std::path::PathBuf;
+
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
 
@@ -12,6 +14,9 @@ use crate::batch::{InputPath, OutputPath, RequestParams};
 
 /// Small enough for any Mac, good enough to be useful; what `mlx-lm` takes as well.
 pub const DEFAULT_MODEL: &str = "mlx-community/Llama-3.2-3B-Instruct-4bit";
+
+/// What a hub repository is taken at without `--revision`.
+pub const DEFAULT_REVISION: &str = "main";
 
 /// The limit on an answer where request, flag and model say nothing.
 pub const DEFAULT_MAX_TOKENS: u32 = 1024;
@@ -150,6 +155,10 @@ pub struct RunArgs {
     #[arg(short, long)]
     pub verbose: bool,
 
+    /// Write the run's counters to this file as JSON
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub report: Option<PathBuf>,
+
     #[command(flatten)]
     pub model: ModelArgs,
 
@@ -173,7 +182,7 @@ pub struct ModelArgs {
     pub model: String,
 
     /// Branch, tag or commit of the hub repository
-    #[arg(long, value_name = "REVISION", default_value = "main")]
+    #[arg(long, value_name = "REVISION", default_value = DEFAULT_REVISION)]
     pub revision: String,
 
     /// Use only files that are already on this machine

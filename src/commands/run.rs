@@ -45,6 +45,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let mut session = Session::new(model, args, served, num_total, progress);
     let looped = session.run(&mut reader, &mut writer, &interrupt);
 
+    let engine_stats = *session.engine_stats();
     let Session { mut stats, progress, .. } = session;
     progress.finish();
     stats.wall = started.elapsed();
@@ -59,7 +60,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         Ending::Complete => writer.finish()?,
     };
     if let Some(path) = &args.report {
-        report::write(path, &stats, load_time)
+        report::write(path, &stats, &engine_stats, load_time)
             .with_context(|| format!("cannot write the report to {}", path.display()))?;
     }
     if !args.quiet {

@@ -15,7 +15,9 @@ pub fn print(is_verbose: bool) -> anyhow::Result<Outcome> {
 
 fn build_facts() -> Vec<(String, String)> {
     let system = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-    vec![("system".into(), system)]
+    let mut facts = vec![("system".into(), system)];
+    facts.extend(crate::mlx::version_facts());
+    facts
 }
 
 /// The version line, then the facts in aligned columns.

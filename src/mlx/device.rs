@@ -136,7 +136,17 @@ pub fn peak_memory_bytes() -> u64 {
     sys::peak_resident_bytes()
 }
 
-/// Memory that can still be taken without swapping, in bytes; `None` where it is not known.
+/// Memory that the KV of a run may take, in bytes: what the machine has left, or on a GPU what MLX
+/// allows itself; `None` where neither is known.
+pub fn free_memory_bytes() -> Option<u64> {
+    available_memory_bytes().or_else(|| {
+        let limit = mlx_rs::memory::memory_limit().ok()?;
+        let active = mlx_rs::memory::active_memory().ok()?;
+        limit.checked_sub(active).map(|free| free as u64)
+    })
+}
+
+/// Memory of this machine that can still be taken without swapping, in bytes; Linux only.
 pub(super) fn available_memory_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

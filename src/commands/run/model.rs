@@ -49,7 +49,9 @@ impl OpenModel {
             super::eprint_line(&format!("mlxbatch: warning: {warning}"));
         }
         let mut options = HubOptions::from_env();
-        options.revision = args.model.revision.clone();
+        if args.model.revision != crate::cli::DEFAULT_REVISION {
+            options.revision = Some(args.model.revision.clone());
+        }
         options.offline |= args.model.offline;
         options.quiet |= args.quiet;
         let description = describe(ModelSource::resolve(&args.model.model, &options)?)?;
