@@ -7,7 +7,8 @@
 mod merges;
 mod metadata;
 
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use self::merges::{Piece, spm_merges};
 use self::metadata::{Kind, Metadata};
@@ -31,8 +32,37 @@ const GEMMA_SPECIAL: &[&str] = &[
     "<end_of_image>",
 ];
 
-/// Builds the text of the tokenizer as a JSON value.
-pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<Value, TextError> {
+/// A `tokenizer.json`. The large parts are plain lists, not JSON values: with a quarter of a
+/// million tokens the difference is seconds.
+#[derive(Debug, Serialize)]
+pub(super) struct TokenizerJson {
+    version: &'static str,
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Option<Value>,
+    decoder: Value,
+    model: Bpe,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Bpe {
+    r#type: &'static str,
+    unk_token: Option<String>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "as_map")]
+    vocab: Vec<(String, u32)>,
+    merges: Vec<(String, String)>,
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, u32)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(token, id)| (token, id)))
+}
+
+/// Builds the tokenizer that the metadata describe.
+pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<TokenizerJson, TextError> {
     let metadata = Metadata::read(header)?;
     match header.str("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(&metadata),
@@ -104,7 +134,7 @@ fn named_split(name: &str) -> Option<Split> {
     })
 }
 
-fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
+fn byte_level(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
     let name = metadata.header.str("tokenizer.ggml.pre").unwrap_or_default();
     let split = named_split(name).ok_or_else(|| {
         metadata.unusable(format!(
@@ -117,12 +147,12 @@ fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
         .strings("tokenizer.ggml.merges")
         .ok_or_else(|| metadata.unusable("tokenizer.ggml.merges is missing or no list of strings"))?
         .iter()
-        .map(|merge| merge.split_once(' ').map(|(left, right)| json!([left, right])))
-        .collect::<Option<Vec<Value>>>()
+        .map(|merge| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
+        .collect::<Option<Vec<_>>>()
         .ok_or_else(|| metadata.unusable("an entry of tokenizer.ggml.merges is not two tokens"))?;
 
     let is_qwen = name.contains("qwen");
-    let mut vocab = Map::new();
+    let mut vocab = Vec::new();
     let mut added = Vec::new();
     for (id, token, kind) in metadata.entries() {
         if kind == Kind::Unused {
@@ -130,7 +160,7 @@ fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
         }
         // Added tokens are in the vocabulary too: the text's merges cannot produce them, and so
         // each keeps its id.
-        vocab.insert(token.to_owned(), json!(id));
+        vocab.push((token.to_owned(), id));
         if matches!(kind, Kind::Control | Kind::User) {
             let is_plain = is_qwen && QWEN2_PLAIN.iter().any(|start| token.starts_with(start));
             added.push(added_token(id, token, kind == Kind::Control && !is_plain));
@@ -138,28 +168,28 @@ fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
     }
     let bos = metadata.add_bos(split.add_bos)?;
     let post_processor = match (split.post_processor, bos) {
-        (Some(step), Some(bos)) => json!({"type": "Sequence", "processors": [step, bos]}),
-        (step, bos) => step.or(bos).unwrap_or_default(),
+        (Some(step), Some(bos)) => Some(json!({"type": "Sequence", "processors": [step, bos]})),
+        (step, bos) => step.or(bos),
     };
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": split.normalizer,
-        "pre_tokenizer": split.pre_tokenizer,
-        "post_processor": post_processor,
-        "decoder": split.decoder,
-        "model": bpe(vocab, merges, None, split.ignore_merges),
-    }))
+    Ok(TokenizerJson {
+        version: "1.0",
+        added_tokens: added,
+        normalizer: split.normalizer,
+        pre_tokenizer: split.pre_tokenizer,
+        post_processor,
+        decoder: split.decoder,
+        model: Bpe { r#type: "BPE", ignore_merges: split.ignore_merges, vocab, merges, ..Bpe::default() },
+    })
 }
 
-fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
+fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
     let scores = metadata
         .header
         .f32s("tokenizer.ggml.scores")
         .filter(|scores| scores.len() == metadata.tokens.len())
         .ok_or_else(|| metadata.unusable("tokenizer.ggml.scores is missing or not one number per token"))?;
 
-    let mut vocab = Map::new();
+    let mut vocab = Vec::new();
     let mut added = Vec::new();
     let mut pieces = Vec::new();
     for ((id, token, kind), score) in metadata.entries().zip(scores) {
@@ -170,7 +200,7 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
         } else {
             (token.to_owned(), score)
         };
-        vocab.insert(text.clone(), json!(id));
+        vocab.push((text.clone(), id));
         if matches!(kind, Kind::Control | Kind::User | Kind::Unknown) {
             let special = match metadata.is_gemma() {
                 true => GEMMA_SPECIAL.contains(&text.as_str()),
@@ -180,7 +210,8 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
         }
         pieces.push(Piece { text, score, merges: matches!(kind, Kind::Normal | Kind::User) });
     }
-    let merges = spm_merges(&pieces).into_iter().map(|(left, right)| json!([left, right])).collect();
+    let merges =
+        spm_merges(&pieces).into_iter().map(|(left, right)| (left.to_owned(), right.to_owned())).collect();
 
     let unknown_id = metadata.header.u64("tokenizer.ggml.unknown_token_id").unwrap_or(0);
     let unknown = usize::try_from(unknown_id).ok().and_then(|id| pieces.get(id)).ok_or_else(|| {
@@ -204,28 +235,28 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
                        "invert": false}),
         false => Value::Null,
     };
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": metadata.add_bos(true)?,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": bpe(vocab, merges, Some(&unknown.text), false),
-    }))
+    Ok(TokenizerJson {
+        version: "1.0",
+        added_tokens: added,
+        normalizer,
+        pre_tokenizer,
+        post_processor: metadata.add_bos(true)?,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        model: Bpe {
+            r#type: "BPE",
+            unk_token: Some(unknown.text.clone()),
+            fuse_unk: true,
+            byte_fallback: true,
+            ignore_merges: false,
+            vocab,
+            merges,
+        },
+    })
 }
 
 fn added_token(id: u32, content: &str, special: bool) -> Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
            "normalized": false, "special": special})
-}
-
-/// A BPE model; only the SentencePiece family has an unknown token and falls back to bytes.
-fn bpe(vocab: Map<String, Value>, merges: Vec<Value>, unknown: Option<&str>, ignore_merges: bool) -> Value {
-    let is_sentence_piece = unknown.is_some();
-    json!({"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-           "end_of_word_suffix": null, "fuse_unk": is_sentence_piece, "byte_fallback": is_sentence_piece,
-           "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges})
 }
 
 #[cfg(test)]

@@ -48,8 +48,9 @@ impl Tokenizer {
 
     /// Rebuilds the tokenizer that a GGUF file's metadata describe.
     pub fn from_gguf(header: &GgufHeader) -> Result<Tokenizer, TextError> {
-        let json = gguf_tokenizer::tokenizer_json(header)?;
-        Tokenizer::from_json(json.to_string().as_bytes(), header.path())
+        let json = serde_json::to_vec(&gguf_tokenizer::tokenizer_json(header)?)
+            .map_err(|e| TextError::tokenizer(header.path(), e))?;
+        Tokenizer::from_json(&json, header.path())
     }
 
     /// Loads the text of a `tokenizer.json`; `path` is for error messages.
