@@ -19,7 +19,17 @@ const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Qwen's added tokens that show in text, although its GGUF files mark all of them as control.
-const QWEN2_PLAIN: &[&str] = &["<tool_call>", "</tool_call>", "<|fim_", "<|repo_name", "<|file_sep"];
+const QWEN2_PLAIN: &[&str] = &[
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+    "<|fim_",
+    "<|repo_name",
+    "<|file_sep",
+];
 /// Gemma's only true control tokens; its other added tokens are runs of spaces, HTML tags, …
 const GEMMA_SPECIAL: &[&str] = &[
     "<pad>",
@@ -60,6 +70,9 @@ struct Bpe {
 fn as_map<S: Serializer>(pairs: &[(String, u32)], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(token, id)| (token, id)))
 }
+
+/// Longer pieces are in no vocabulary; finding their merges takes time by the square of it.
+const MAX_PIECE_BYTES: usize = 1024;
 
 /// Builds the tokenizer that the metadata describe.
 pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<TokenizerJson, TextError> {
@@ -193,6 +206,9 @@ fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
     let mut added = Vec::new();
     let mut pieces = Vec::new();
     for ((id, token, kind), score) in metadata.entries().zip(scores) {
+        if token.len() > MAX_PIECE_BYTES {
+            return Err(metadata.unusable(format!("token {id} is longer than {MAX_PIECE_BYTES} bytes")));
+        }
         // llama.cpp writes user-defined pieces with plain spaces and a score of -1000, where the
         // model's own file has U+2581 and 0.
         let (text, score) = if kind == Kind::User {
