@@ -6,6 +6,7 @@
 
 mod reader;
 mod types;
+mod value;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -19,6 +20,7 @@ use thiserror::Error;
 
 use reader::Reader;
 pub use types::GgmlType;
+pub use value::{GgufNumbers, GgufValue};
 
 /// More than the largest header in use by a factor of ten; bounds memory on huge hostile files.
 const MAX_HEADER_BYTES: u64 = 512 << 20;
@@ -40,45 +42,6 @@ pub enum GgufError {
     Version { path: PathBuf, version: u32 },
     #[error("{}: damaged at byte {offset}: {problem}: download the file again", path.display())]
     Damaged { path: PathBuf, offset: u64, problem: String },
-}
-
-/// One metadata value.
-#[derive(Debug, Clone, PartialEq)]
-pub enum GgufValue {
-    Unsigned(u64),
-    Signed(i64),
-    Float(f64),
-    Bool(bool),
-    String(Box<str>),
-    Strings(Vec<Box<str>>),
-    Numbers(GgufNumbers),
-    /// Arrays of arrays; no known key uses them.
-    Nested(Vec<GgufValue>),
-}
-
-/// An array of numbers or booleans, kept as the file's own bytes so that it costs no more memory
-/// than it takes in the file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GgufNumbers {
-    kind: reader::Scalar,
-    bytes: Vec<u8>,
-}
-
-impl GgufNumbers {
-    /// Returns the number of elements.
-    pub fn len(&self) -> usize {
-        self.bytes.len() / self.kind.num_bytes()
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Decodes the elements one by one.
-    pub fn iter(&self) -> impl Iterator<Item = GgufValue> + '_ {
-        self.bytes.chunks_exact(self.kind.num_bytes()).filter_map(|bytes| self.kind.decode(bytes))
-    }
 }
 
 /// Where one tensor lies.

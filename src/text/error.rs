@@ -22,7 +22,7 @@ pub enum TextError {
     NoTokenizer { dir: PathBuf },
     #[error("{}: the tokenizer cannot be used: {message}", path.display())]
     Tokenizer { path: PathBuf, message: String },
-    #[error("text cannot be tokenized: {0}")]
+    #[error("the text cannot be tokenized: {0}")]
     Encode(String),
     #[error("tokens cannot be turned into text: {0}")]
     Decode(String),
@@ -48,7 +48,13 @@ pub enum TextError {
 impl TextError {
     /// Whether the request's own messages are at fault, not the model's files.
     pub fn is_request_fault(&self) -> bool {
-        matches!(self, TextError::TemplateRaised(_) | TextError::NoMessages | TextError::Message { .. })
+        matches!(
+            self,
+            TextError::TemplateRaised(_)
+                | TextError::NoMessages
+                | TextError::Message { .. }
+                | TextError::Encode(_)
+        )
     }
 
     pub(super) fn io(path: &Path, error: &std::io::Error) -> TextError {

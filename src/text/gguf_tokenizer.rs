@@ -4,17 +4,32 @@
 //! and SentencePiece BPE with byte fallback (`llama`). Loading the result is `tokenizer`'s
 //! business.
 
-use serde_json::{Map, Value, json};
+mod merges;
+mod metadata;
 
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+
+use self::merges::{Piece, spm_merges};
+use self::metadata::{Kind, Metadata};
 use super::TextError;
-use super::gguf_merges::{Piece, spm_merges};
 use crate::models::GgufHeader;
 
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Qwen's added tokens that show in text, although its GGUF files mark all of them as control.
-const QWEN2_PLAIN: &[&str] = &["<tool_call>", "</tool_call>", "<|fim_", "<|repo_name", "<|file_sep"];
+const QWEN2_PLAIN: &[&str] = &[
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+    "<|fim_",
+    "<|repo_name",
+    "<|file_sep",
+];
 /// Gemma's only true control tokens; its other added tokens are runs of spaces, HTML tags, …
 const GEMMA_SPECIAL: &[&str] = &[
     "<pad>",
@@ -27,19 +42,40 @@ const GEMMA_SPECIAL: &[&str] = &[
     "<end_of_image>",
 ];
 
-/// What llama.cpp calls a token's type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Normal,
-    Unknown,
-    Control,
-    User,
-    Unused,
-    Byte,
+/// A `tokenizer.json`. The large parts are plain lists, not JSON values: with a quarter of a
+/// million tokens the difference is seconds.
+#[derive(Debug, Serialize)]
+pub(super) struct TokenizerJson {
+    version: &'static str,
+    added_tokens: Vec<Value>,
+    normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Option<Value>,
+    decoder: Value,
+    model: Bpe,
 }
 
-/// Builds the text of the tokenizer as a JSON value.
-pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<Value, TextError> {
+#[derive(Debug, Default, Serialize)]
+struct Bpe {
+    r#type: &'static str,
+    unk_token: Option<String>,
+    fuse_unk: bool,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    #[serde(serialize_with = "as_map")]
+    vocab: Vec<(String, u32)>,
+    merges: Vec<(String, String)>,
+}
+
+fn as_map<S: Serializer>(pairs: &[(String, u32)], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(token, id)| (token, id)))
+}
+
+/// Longer pieces are in no vocabulary; finding their merges takes time by the square of it.
+const MAX_PIECE_BYTES: usize = 1024;
+
+/// Builds the tokenizer that the metadata describe.
+pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<TokenizerJson, TextError> {
     let metadata = Metadata::read(header)?;
     match header.str("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(&metadata),
@@ -48,84 +84,6 @@ pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<Value, TextError> {
             "tokenizer.ggml.model is {other:?}; gpt2 and llama are known: use the model's folder form"
         ))),
         None => Err(metadata.unusable("the file has no tokenizer (no tokenizer.ggml.model)")),
-    }
-}
-
-struct Metadata<'a> {
-    header: &'a GgufHeader,
-    tokens: &'a [Box<str>],
-    kinds: Vec<Kind>,
-}
-
-impl<'a> Metadata<'a> {
-    fn read(header: &'a GgufHeader) -> Result<Metadata<'a>, TextError> {
-        let unusable = |message: String| TextError::tokenizer(header.path(), message);
-        let tokens = header
-            .strings("tokenizer.ggml.tokens")
-            .ok_or_else(|| unusable("tokenizer.ggml.tokens is missing or no list of strings".to_owned()))?;
-        if u32::try_from(tokens.len()).is_err() {
-            return Err(unusable(format!("{} tokens are too many", tokens.len())));
-        }
-        let kinds = match header.value("tokenizer.ggml.token_type") {
-            None => vec![Kind::Normal; tokens.len()],
-            Some(_) => header
-                .i64s("tokenizer.ggml.token_type")
-                .ok_or_else(|| unusable("tokenizer.ggml.token_type is no list of integers".to_owned()))?
-                .into_iter()
-                .map(|code| match code {
-                    2 => Kind::Unknown,
-                    3 => Kind::Control,
-                    4 => Kind::User,
-                    5 => Kind::Unused,
-                    6 => Kind::Byte,
-                    _ => Kind::Normal,
-                })
-                .collect(),
-        };
-        if kinds.len() != tokens.len() {
-            return Err(unusable(format!(
-                "tokenizer.ggml.token_type has {} entries for {} tokens",
-                kinds.len(),
-                tokens.len()
-            )));
-        }
-        Ok(Metadata { header, tokens, kinds })
-    }
-
-    fn unusable(&self, message: impl ToString) -> TextError {
-        TextError::tokenizer(self.header.path(), message)
-    }
-
-    /// Returns every token with its id and kind.
-    fn entries(&self) -> impl Iterator<Item = (u32, &str, Kind)> {
-        self.tokens.iter().zip(&self.kinds).zip(0..).map(|((token, kind), id)| (id, &**token, *kind))
-    }
-
-    fn is_gemma(&self) -> bool {
-        self.header.str("general.architecture").is_some_and(|name| name.starts_with("gemma"))
-    }
-
-    /// Returns the post-processor that puts BOS in front, if the file asks for one.
-    fn add_bos(&self, by_default: bool) -> Result<Option<Value>, TextError> {
-        let add = self.header.bool("tokenizer.ggml.add_bos_token").unwrap_or(by_default);
-        let Some(id) = self.header.u64("tokenizer.ggml.bos_token_id").filter(|_| add) else {
-            return Ok(None);
-        };
-        let bos = usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).ok_or_else(|| {
-            self.unusable(format!(
-                "tokenizer.ggml.bos_token_id {id} is not among {} tokens",
-                self.tokens.len()
-            ))
-        })?;
-        let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
-        let second = json!({"SpecialToken": {"id": bos, "type_id": 1}});
-        Ok(Some(json!({
-            "type": "TemplateProcessing",
-            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [special, {"Sequence": {"id": "A", "type_id": 0}},
-                     second, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {&**bos: {"id": bos, "ids": [id], "tokens": [bos]}},
-        })))
     }
 }
 
@@ -189,7 +147,7 @@ fn named_split(name: &str) -> Option<Split> {
     })
 }
 
-fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
+fn byte_level(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
     let name = metadata.header.str("tokenizer.ggml.pre").unwrap_or_default();
     let split = named_split(name).ok_or_else(|| {
         metadata.unusable(format!(
@@ -202,12 +160,12 @@ fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
         .strings("tokenizer.ggml.merges")
         .ok_or_else(|| metadata.unusable("tokenizer.ggml.merges is missing or no list of strings"))?
         .iter()
-        .map(|merge| merge.split_once(' ').map(|(left, right)| json!([left, right])))
-        .collect::<Option<Vec<Value>>>()
+        .map(|merge| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
+        .collect::<Option<Vec<_>>>()
         .ok_or_else(|| metadata.unusable("an entry of tokenizer.ggml.merges is not two tokens"))?;
 
     let is_qwen = name.contains("qwen");
-    let mut vocab = Map::new();
+    let mut vocab = Vec::new();
     let mut added = Vec::new();
     for (id, token, kind) in metadata.entries() {
         if kind == Kind::Unused {
@@ -215,7 +173,7 @@ fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
         }
         // Added tokens are in the vocabulary too: the text's merges cannot produce them, and so
         // each keeps its id.
-        vocab.insert(token.to_owned(), json!(id));
+        vocab.push((token.to_owned(), id));
         if matches!(kind, Kind::Control | Kind::User) {
             let is_plain = is_qwen && QWEN2_PLAIN.iter().any(|start| token.starts_with(start));
             added.push(added_token(id, token, kind == Kind::Control && !is_plain));
@@ -223,31 +181,34 @@ fn byte_level(metadata: &Metadata) -> Result<Value, TextError> {
     }
     let bos = metadata.add_bos(split.add_bos)?;
     let post_processor = match (split.post_processor, bos) {
-        (Some(step), Some(bos)) => json!({"type": "Sequence", "processors": [step, bos]}),
-        (step, bos) => step.or(bos).unwrap_or_default(),
+        (Some(step), Some(bos)) => Some(json!({"type": "Sequence", "processors": [step, bos]})),
+        (step, bos) => step.or(bos),
     };
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": split.normalizer,
-        "pre_tokenizer": split.pre_tokenizer,
-        "post_processor": post_processor,
-        "decoder": split.decoder,
-        "model": bpe(vocab, merges, None, split.ignore_merges),
-    }))
+    Ok(TokenizerJson {
+        version: "1.0",
+        added_tokens: added,
+        normalizer: split.normalizer,
+        pre_tokenizer: split.pre_tokenizer,
+        post_processor,
+        decoder: split.decoder,
+        model: Bpe { r#type: "BPE", ignore_merges: split.ignore_merges, vocab, merges, ..Bpe::default() },
+    })
 }
 
-fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
+fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
     let scores = metadata
         .header
         .f32s("tokenizer.ggml.scores")
         .filter(|scores| scores.len() == metadata.tokens.len())
         .ok_or_else(|| metadata.unusable("tokenizer.ggml.scores is missing or not one number per token"))?;
 
-    let mut vocab = Map::new();
+    let mut vocab = Vec::new();
     let mut added = Vec::new();
     let mut pieces = Vec::new();
     for ((id, token, kind), score) in metadata.entries().zip(scores) {
+        if token.len() > MAX_PIECE_BYTES {
+            return Err(metadata.unusable(format!("token {id} is longer than {MAX_PIECE_BYTES} bytes")));
+        }
         // llama.cpp writes user-defined pieces with plain spaces and a score of -1000, where the
         // model's own file has U+2581 and 0.
         let (text, score) = if kind == Kind::User {
@@ -255,7 +216,7 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
         } else {
             (token.to_owned(), score)
         };
-        vocab.insert(text.clone(), json!(id));
+        vocab.push((text.clone(), id));
         if matches!(kind, Kind::Control | Kind::User | Kind::Unknown) {
             let special = match metadata.is_gemma() {
                 true => GEMMA_SPECIAL.contains(&text.as_str()),
@@ -265,7 +226,8 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
         }
         pieces.push(Piece { text, score, merges: matches!(kind, Kind::Normal | Kind::User) });
     }
-    let merges = spm_merges(&pieces).into_iter().map(|(left, right)| json!([left, right])).collect();
+    let merges =
+        spm_merges(&pieces).into_iter().map(|(left, right)| (left.to_owned(), right.to_owned())).collect();
 
     let unknown_id = metadata.header.u64("tokenizer.ggml.unknown_token_id").unwrap_or(0);
     let unknown = usize::try_from(unknown_id).ok().and_then(|id| pieces.get(id)).ok_or_else(|| {
@@ -289,28 +251,28 @@ fn sentence_piece(metadata: &Metadata) -> Result<Value, TextError> {
                        "invert": false}),
         false => Value::Null,
     };
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": normalizer,
-        "pre_tokenizer": pre_tokenizer,
-        "post_processor": metadata.add_bos(true)?,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": bpe(vocab, merges, Some(&unknown.text), false),
-    }))
+    Ok(TokenizerJson {
+        version: "1.0",
+        added_tokens: added,
+        normalizer,
+        pre_tokenizer,
+        post_processor: metadata.add_bos(true)?,
+        decoder: json!({"type": "Sequence", "decoders": decoders}),
+        model: Bpe {
+            r#type: "BPE",
+            unk_token: Some(unknown.text.clone()),
+            fuse_unk: true,
+            byte_fallback: true,
+            ignore_merges: false,
+            vocab,
+            merges,
+        },
+    })
 }
 
 fn added_token(id: u32, content: &str, special: bool) -> Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
            "normalized": false, "special": special})
-}
-
-/// A BPE model; only the SentencePiece family has an unknown token and falls back to bytes.
-fn bpe(vocab: Map<String, Value>, merges: Vec<Value>, unknown: Option<&str>, ignore_merges: bool) -> Value {
-    let is_sentence_piece = unknown.is_some();
-    json!({"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
-           "end_of_word_suffix": null, "fuse_unk": is_sentence_piece, "byte_fallback": is_sentence_piece,
-           "ignore_merges": ignore_merges, "vocab": vocab, "merges": merges})
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ mod bytes;
 mod ends;
 mod error;
 mod files;
-mod gguf_merges;
 mod gguf_tokenizer;
 mod stop;
 mod stream;

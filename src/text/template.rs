@@ -10,6 +10,8 @@ mod messages;
 mod special_tokens;
 
 #[cfg(test)]
+mod render_tests;
+#[cfg(test)]
 mod tests;
 
 use std::path::Path;

@@ -12,6 +12,10 @@ use tokenizers::DecoderWrapper;
 use super::{TextError, gguf_tokenizer};
 use crate::models::GgufHeader;
 
+/// Oniguruma gives up after ten million steps within one match, and the splitting patterns in
+/// use take one for each character of a run of spaces.
+const MAX_WHITESPACE_RUN: usize = 5_000_000;
+
 /// A model's tokenizer; clones share one copy.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
@@ -44,14 +48,15 @@ impl Tokenizer {
 
     /// Rebuilds the tokenizer that a GGUF file's metadata describe.
     pub fn from_gguf(header: &GgufHeader) -> Result<Tokenizer, TextError> {
-        let json = gguf_tokenizer::tokenizer_json(header)?;
-        Tokenizer::from_json(json.to_string().as_bytes(), header.path())
+        let json = serde_json::to_vec(&gguf_tokenizer::tokenizer_json(header)?)
+            .map_err(|e| TextError::tokenizer(header.path(), e))?;
+        Tokenizer::from_json(&json, header.path())
     }
 
     /// Loads the text of a `tokenizer.json`; `path` is for error messages.
     pub(super) fn from_json(json: &[u8], path: &Path) -> Result<Tokenizer, TextError> {
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(json).map_err(|e| TextError::tokenizer(path, e))?;
+        let mut tokenizer = contained(|| tokenizers::Tokenizer::from_bytes(json))
+            .map_err(|message| TextError::tokenizer(path, message))?;
         // Leftovers of training: prompts are neither cut nor padded.
         tokenizer.with_truncation(None).map_err(|e| TextError::tokenizer(path, e))?;
         tokenizer.with_padding(None);
@@ -77,11 +82,13 @@ impl Tokenizer {
     /// `add_special_tokens` lets the tokenizer put its own tokens around the text, usually a BOS
     /// in front: right for raw prompts, wrong for rendered chat templates, which write their own.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self
-            .0
-            .tokenizer
-            .encode_fast(text, add_special_tokens)
-            .map_err(|e| TextError::Encode(e.to_string()))?;
+        if has_long_whitespace_run(text) {
+            return Err(TextError::Encode(format!(
+                "it has more than {MAX_WHITESPACE_RUN} spaces in a row: shorten it"
+            )));
+        }
+        let encoding = contained(|| self.0.tokenizer.encode_fast(text, add_special_tokens))
+            .map_err(TextError::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -114,6 +121,25 @@ impl Tokenizer {
     pub(super) fn is_byte_level(&self) -> bool {
         self.0.is_byte_level
     }
+}
+
+/// Runs code of the tokenizers crate, which panics where a splitting pattern, which comes with
+/// the model, takes too many steps on a text, which comes with a request.
+fn contained<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    // Nothing of ours is half-changed when it unwinds: the closures only read.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(panic) => {
+            let message = panic.downcast_ref::<String>().map(String::as_str);
+            let message = message.or(panic.downcast_ref::<&str>().copied());
+            Err(format!("the tokenizer gave up ({})", message.unwrap_or("no reason given")))
+        }
+    }
+}
+
+fn has_long_whitespace_run(text: &str) -> bool {
+    text.len() > MAX_WHITESPACE_RUN
+        && text.split(|c: char| !c.is_whitespace()).any(|run| run.chars().count() > MAX_WHITESPACE_RUN)
 }
 
 #[cfg(test)]
@@ -156,5 +182,28 @@ mod tests {
         let ids = tokenizer.encode("abcdef", false).expect("encodes");
         assert_eq!(tokenizer.decode(&ids).expect("decodes"), "abcdef");
         assert_eq!(ids.len(), 6);
+    }
+
+    /// Twelve million spaces made the regex engine give up, and the tokenizers crate panic.
+    #[test]
+    fn long_runs_of_spaces_are_refused_not_fatal() {
+        let tokenizer = crate::text::testing::byte_level();
+        let error = tokenizer.encode(&" ".repeat(MAX_WHITESPACE_RUN + 1), false).expect_err("too long a run");
+        assert!(error.to_string().contains("spaces in a row"), "{error}");
+        assert!(tokenizer.encode(&" a".repeat(1000), false).is_ok());
+    }
+
+    /// The same with any pattern: one that takes exponential time on this text.
+    #[test]
+    fn a_pattern_that_gives_up_is_an_error() {
+        let mut json = crate::text::testing::byte_level_json();
+        json["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": false},
+            json["pre_tokenizer"].clone()]});
+        let tokenizer =
+            Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json")).expect("loads");
+        let error = tokenizer.encode(&"a".repeat(60), false).expect_err("it gives up").to_string();
+        assert!(error.contains("gave up"), "{error}");
+        assert_eq!(tokenizer.encode("th", false).expect("still usable"), [256]);
     }
 }

@@ -7,75 +7,14 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use super::value::Scalar;
 use super::{GgufError, GgufNumbers, GgufValue};
 
 /// Arrays of arrays of arrays have no use; the limit keeps recursion off the stack's end.
 const MAX_ARRAY_DEPTH: u32 = 4;
 
-/// The types of metadata values that have a fixed width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scalar {
-    U8,
-    I8,
-    U16,
-    I16,
-    U32,
-    I32,
-    F32,
-    Bool,
-    U64,
-    I64,
-    F64,
-}
-
 const TYPE_STRING: u32 = 8;
 const TYPE_ARRAY: u32 = 9;
-
-impl Scalar {
-    fn from_code(code: u32) -> Option<Scalar> {
-        Some(match code {
-            0 => Scalar::U8,
-            1 => Scalar::I8,
-            2 => Scalar::U16,
-            3 => Scalar::I16,
-            4 => Scalar::U32,
-            5 => Scalar::I32,
-            6 => Scalar::F32,
-            7 => Scalar::Bool,
-            10 => Scalar::U64,
-            11 => Scalar::I64,
-            12 => Scalar::F64,
-            _ => return None,
-        })
-    }
-
-    /// Returns the width in the file.
-    pub(super) fn num_bytes(self) -> usize {
-        match self {
-            Scalar::U8 | Scalar::I8 | Scalar::Bool => 1,
-            Scalar::U16 | Scalar::I16 => 2,
-            Scalar::U32 | Scalar::I32 | Scalar::F32 => 4,
-            Scalar::U64 | Scalar::I64 | Scalar::F64 => 8,
-        }
-    }
-
-    /// Decodes exactly [`Self::num_bytes`] bytes; `None` for any other number of them.
-    pub(super) fn decode(self, bytes: &[u8]) -> Option<GgufValue> {
-        Some(match self {
-            Scalar::U8 => GgufValue::Unsigned(u8::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::I8 => GgufValue::Signed(i8::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::U16 => GgufValue::Unsigned(u16::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::I16 => GgufValue::Signed(i16::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::U32 => GgufValue::Unsigned(u32::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::I32 => GgufValue::Signed(i32::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::F32 => GgufValue::Float(f32::from_le_bytes(bytes.try_into().ok()?).into()),
-            Scalar::Bool => GgufValue::Bool(u8::from_le_bytes(bytes.try_into().ok()?) != 0),
-            Scalar::U64 => GgufValue::Unsigned(u64::from_le_bytes(bytes.try_into().ok()?)),
-            Scalar::I64 => GgufValue::Signed(i64::from_le_bytes(bytes.try_into().ok()?)),
-            Scalar::F64 => GgufValue::Float(f64::from_le_bytes(bytes.try_into().ok()?)),
-        })
-    }
-}
 
 /// A position in a file of known length.
 pub(super) struct Reader {

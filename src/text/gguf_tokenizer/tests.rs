@@ -127,6 +127,13 @@ fn unusable_metadata_say_what_is_wrong() {
         ("bos_token_id 999", byte_level_file("llama-bpe").u32("tokenizer.ggml.bos_token_id", 999)),
         ("unknown_token_id 999", sentence_piece_file().u32("tokenizer.ggml.unknown_token_id", 999)),
         (
+            "token 1 is longer",
+            GgufFile::default()
+                .str("tokenizer.ggml.model", "llama")
+                .strings("tokenizer.ggml.tokens", &["a".to_owned(), "b".repeat(5000)])
+                .f32s("tokenizer.ggml.scores", &[0.0, 0.0]),
+        ),
+        (
             "two tokens",
             GgufFile::default()
                 .str("tokenizer.ggml.model", "gpt2")

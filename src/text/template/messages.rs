@@ -104,11 +104,10 @@ fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
     let role_form = form.of_role(role);
     match message.get_mut("content") {
         None => {}
-        Some(content @ Value::String(_)) => {
-            if role_form == RoleForm::Parts {
-                *content = json!([{"type": "text", "text": content}]);
-            }
+        Some(content @ Value::String(_)) if role_form == RoleForm::Parts => {
+            *content = json!([{"type": "text", "text": content}]);
         }
+        Some(Value::String(_)) => {}
         Some(content @ Value::Array(_)) => {
             // Joined in any case, which checks that all parts are text.
             let joined = join_parts(content.as_array().map_or(&[], Vec::as_slice))?;
