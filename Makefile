@@ -1,0 +1,46 @@
+# What there is to do here: `make` lists it. Everything fetched or built lies under .mlx/ and target/.
+# MLX_VARIANT=cuda12 or cuda13 takes the CUDA build of MLX on Linux.
+
+SHELL := /bin/bash
+BATCH ?= fixtures/example.jsonl
+OUT ?= out.jsonl
+MODEL ?= .mlx/models/smollm2/SmolLM2-135M-Instruct.gguf
+BENCH_ARGS ?=
+
+.PHONY: help setup model build run test lint docs bench check-smollm2 clean
+
+help: ## Show this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
+
+setup: ## Install what a build needs and fetch MLX (Linux; nothing to do on macOS)
+	@scripts/setup.sh build
+
+model: ## Fetch the example model, SmolLM2-135M-Instruct
+	@scripts/setup.sh model
+
+build: setup ## Build target/release/mlxbatch
+	@cargo build --release --locked
+
+run: build model ## Run the example batch through the example model into out.jsonl
+	target/release/mlxbatch run $(BATCH) -o $(OUT) --model $(MODEL)
+
+test: setup model ## Run the whole test suite
+	cargo test --locked
+
+lint: setup ## Check formatting and lints, warnings as errors
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+docs: setup ## Write the man pages anew from the flags
+	MLXBATCH_BLESS=1 cargo test --locked --test docs
+
+bench: build ## Compare with mlx-lm on the same conversations (BENCH_ARGS: see benches/compare.py --help)
+	@scripts/setup.sh model reference
+	.mlx/reference/bin/python benches/compare.py $(BENCH_ARGS)
+
+check-smollm2: build ## Compare 30 real answers with mlx-lm's, token for token
+	@scripts/setup.sh model reference
+	.mlx/reference/bin/python scripts/check_smollm2.py
+
+clean: ## Remove what was built and fetched
+	rm -rf target .mlx .cargo/config.toml
