@@ -189,7 +189,8 @@ def table(measured, stock, options):
     """The Markdown table's lines, and whether all bars are met."""
     if options.only:
         lines = [f"| median (min–max) of {options.rounds} | {options.only} |", "|---|--:|"]
-        lines += [f"| {name} | {spread([m[options.only][name] for m in measured])} |" for name in measured[0][options.only]]
+        columns = [m[options.only] for m in measured]
+        lines += [f"| {name} | {spread([column[name] for column in columns])} |" for name in columns[0]]
         return lines, True
     lines = [f"| median (min–max) of {options.rounds} | mlx-lm | mlxbatch | ratio | bar |", "|---|--:|--:|--:|---|"]
     all_met = True
@@ -203,7 +204,7 @@ def table(measured, stock, options):
         theirs, ours = (metrics(stock[side], 0)[PREFILL] for side in ("mlx-lm", "mlxbatch"))
         text, met = verdict([rate(ours, theirs)], STOCK_BAR)
         all_met = all_met and met
-        name = f"{PREFILL}, against stock mlx-lm ({options.stock_lines} lines)"
+        name = f"{PREFILL}, against stock mlx-lm on {options.stock_lines} lines"
         lines.append(f"| {name} | {spread([theirs])} | {spread([ours])} | {spread([rate(ours, theirs)], 1)} | {text} |")
     return lines, all_met
 
@@ -215,8 +216,8 @@ def notes(rounds, answers, options):
         if side in rounds[0]:
             f = rounds[0][side]
             lines.append(
-                f"- {side}: {f['num_prompt_tokens']:,} prompt tokens, {f['num_prefilled_tokens']:,} of them computed in "
-                f"prefill, {f['num_generated_tokens']:,} generated; {f['load_seconds']:.1f} s to load"
+                f"- {side}: {f['num_prompt_tokens']:,} prompt tokens, {f['num_prefilled_tokens']:,} of them computed "
+                f"in prefill, {f['num_generated_tokens']:,} generated; {f['load_seconds']:.1f} s to load"
             )
     if answers:
         num_different = len(answers["different_lines"])
@@ -226,11 +227,13 @@ def notes(rounds, answers, options):
         lines.append(f"- end-of-sequence tokens are {counted} as generated on both sides")
     if "mlx-lm" in rounds[0]:
         f = rounds[0]["mlx-lm"]
-        lines.append("- " + ", ".join(f"{k} {v}" for k, v in f["versions"].items()) + f", {f['device']}, BLAS {f['openblas'] or 'its own'}")
+        versions = ", ".join(f"{name} {version}" for name, version in f["versions"].items())
+        lines.append(f"- {versions}, {f['device']}, BLAS {f['openblas'] or 'its own'}")
         own = [[x["mlx-lm"][k] for x in rounds] for k in ("prompt_tps_of_mlx_lm", "generation_tps_of_mlx_lm")]
         lines.append(f"- as mlx-lm itself counts: {spread(own[0])} prompt and {spread(own[1])} generation tokens/s")
     if "mlxbatch" in rounds[0]:
-        lines.append(f"- {sides.first_line([options.mlxbatch, '--version'])}, commit {sides.first_line(['git', 'describe', '--always', '--dirty'])}")
+        commit = sides.first_line(["git", "describe", "--always", "--dirty"])
+        lines.append(f"- {sides.first_line([options.mlxbatch, '--version'])}, commit {commit}")
     load = rounds[0]["load_average"]
     if load > 0.5:
         lines.append(f"- warning: the machine was busy before the first round (load {load:.1f}); times are rough")
@@ -250,7 +253,8 @@ def main():
     except (sides.SideError, OSError) as error:
         sys.exit(f"compare.py: error: {error}")
     lines, all_met = table(measured, stock, options)
-    head = f"{options.data.name}, {num_lines} lines, {options.max_tokens} new tokens, batch {options.batch_size}, {time.strftime('%Y-%m-%d')}"
+    head = f"{options.data.name}, {num_lines} lines, {options.max_tokens} new tokens, batch {options.batch_size}"
+    head += time.strftime(", %Y-%m-%d")
     print("\n".join([head, sides.machine(), "", *lines, "", *notes(rounds, answers, options)]))
     if options.json:
         everything = {
