@@ -148,7 +148,9 @@ def compare_answers(theirs, ours):
     odd = [b for a, b in agreeing if not a["stopped"] and not b["stopped"] and a["num_tokens"] != b["num_tokens"]]
     if odd or not excess <= {0, 1} or len(excess) > 1:
         raise sides.SideError("equal answers have different token counts: the two sides do not count the same tokens")
-    return {"num_equal": len(agreeing), "different_lines": different, "counts_eos": excess != {0}}
+    # None where no answer shows it, since none ended with EOS on both sides.
+    counts_eos = (1 in excess) if excess else None
+    return {"num_equal": len(agreeing), "different_lines": different, "counts_eos": counts_eos}
 
 
 def comparable(rounds, options):
@@ -165,7 +167,7 @@ def comparable(rounds, options):
             if side in one:
                 figures = one[side]
                 num_stopped = sum(x["stopped"] for x in figures["answers"])
-                leave_out = num_stopped if side == "mlx-lm" and not counts_eos else 0
+                leave_out = num_stopped if side == "mlx-lm" and counts_eos is False else 0
                 row[side] = metrics(figures, figures["num_generated_tokens"] - leave_out)
         measured.append(row)
     return measured, answers
@@ -223,8 +225,9 @@ def notes(rounds, answers, options):
         num_different = len(answers["different_lines"])
         where = f" (lines {', '.join(map(str, answers['different_lines'][:20]))})" if num_different else ""
         lines.append(f"- answers: {answers['num_equal']} equal, {num_different} different{where}")
-        counted = "counted" if answers["counts_eos"] else "not counted"
-        lines.append(f"- end-of-sequence tokens are {counted} as generated on both sides")
+        if answers["counts_eos"] is not None:
+            counted = "counted" if answers["counts_eos"] else "not counted"
+            lines.append(f"- end-of-sequence tokens are {counted} as generated on both sides")
     if "mlx-lm" in rounds[0]:
         f = rounds[0]["mlx-lm"]
         versions = ", ".join(f"{name} {version}" for name, version in f["versions"].items())
