@@ -148,7 +148,9 @@ def compare_answers(theirs, ours):
     odd = [b for a, b in agreeing if not a["stopped"] and not b["stopped"] and a["num_tokens"] != b["num_tokens"]]
     if odd or not excess <= {0, 1} or len(excess) > 1:
         raise sides.SideError("equal answers have different token counts: the two sides do not count the same tokens")
-    return {"num_equal": len(agreeing), "different_lines": different, "counts_eos": excess != {0}}
+    # None where no answer shows it, since none ended with EOS on both sides.
+    counts_eos = (1 in excess) if excess else None
+    return {"num_equal": len(agreeing), "different_lines": different, "counts_eos": counts_eos}
 
 
 def comparable(rounds, options):
@@ -165,7 +167,7 @@ def comparable(rounds, options):
             if side in one:
                 figures = one[side]
                 num_stopped = sum(x["stopped"] for x in figures["answers"])
-                leave_out = num_stopped if side == "mlx-lm" and not counts_eos else 0
+                leave_out = num_stopped if side == "mlx-lm" and counts_eos is False else 0
                 row[side] = metrics(figures, figures["num_generated_tokens"] - leave_out)
         measured.append(row)
     return measured, answers
@@ -189,7 +191,8 @@ def table(measured, stock, options):
     """The Markdown table's lines, and whether all bars are met."""
     if options.only:
         lines = [f"| median (min–max) of {options.rounds} | {options.only} |", "|---|--:|"]
-        lines += [f"| {name} | {spread([m[options.only][name] for m in measured])} |" for name in measured[0][options.only]]
+        columns = [m[options.only] for m in measured]
+        lines += [f"| {name} | {spread([column[name] for column in columns])} |" for name in columns[0]]
         return lines, True
     lines = [f"| median (min–max) of {options.rounds} | mlx-lm | mlxbatch | ratio | bar |", "|---|--:|--:|--:|---|"]
     all_met = True
@@ -203,7 +206,7 @@ def table(measured, stock, options):
         theirs, ours = (metrics(stock[side], 0)[PREFILL] for side in ("mlx-lm", "mlxbatch"))
         text, met = verdict([rate(ours, theirs)], STOCK_BAR)
         all_met = all_met and met
-        name = f"{PREFILL}, against stock mlx-lm ({options.stock_lines} lines)"
+        name = f"{PREFILL}, against stock mlx-lm on {options.stock_lines} lines"
         lines.append(f"| {name} | {spread([theirs])} | {spread([ours])} | {spread([rate(ours, theirs)], 1)} | {text} |")
     return lines, all_met
 
@@ -215,22 +218,25 @@ def notes(rounds, answers, options):
         if side in rounds[0]:
             f = rounds[0][side]
             lines.append(
-                f"- {side}: {f['num_prompt_tokens']:,} prompt tokens, {f['num_prefilled_tokens']:,} of them computed in "
-                f"prefill, {f['num_generated_tokens']:,} generated; {f['load_seconds']:.1f} s to load"
+                f"- {side}: {f['num_prompt_tokens']:,} prompt tokens, {f['num_prefilled_tokens']:,} of them computed "
+                f"in prefill, {f['num_generated_tokens']:,} generated; {f['load_seconds']:.1f} s to load"
             )
     if answers:
         num_different = len(answers["different_lines"])
         where = f" (lines {', '.join(map(str, answers['different_lines'][:20]))})" if num_different else ""
         lines.append(f"- answers: {answers['num_equal']} equal, {num_different} different{where}")
-        counted = "counted" if answers["counts_eos"] else "not counted"
-        lines.append(f"- end-of-sequence tokens are {counted} as generated on both sides")
+        if answers["counts_eos"] is not None:
+            counted = "counted" if answers["counts_eos"] else "not counted"
+            lines.append(f"- end-of-sequence tokens are {counted} as generated on both sides")
     if "mlx-lm" in rounds[0]:
         f = rounds[0]["mlx-lm"]
-        lines.append("- " + ", ".join(f"{k} {v}" for k, v in f["versions"].items()) + f", {f['device']}, BLAS {f['openblas'] or 'its own'}")
+        versions = ", ".join(f"{name} {version}" for name, version in f["versions"].items())
+        lines.append(f"- {versions}, {f['device']}, BLAS {f['openblas'] or 'its own'}")
         own = [[x["mlx-lm"][k] for x in rounds] for k in ("prompt_tps_of_mlx_lm", "generation_tps_of_mlx_lm")]
         lines.append(f"- as mlx-lm itself counts: {spread(own[0])} prompt and {spread(own[1])} generation tokens/s")
     if "mlxbatch" in rounds[0]:
-        lines.append(f"- {sides.first_line([options.mlxbatch, '--version'])}, commit {sides.first_line(['git', 'describe', '--always', '--dirty'])}")
+        commit = sides.first_line(["git", "describe", "--always", "--dirty"])
+        lines.append(f"- {sides.first_line([options.mlxbatch, '--version'])}, commit {commit}")
     load = rounds[0]["load_average"]
     if load > 0.5:
         lines.append(f"- warning: the machine was busy before the first round (load {load:.1f}); times are rough")
@@ -250,7 +256,8 @@ def main():
     except (sides.SideError, OSError) as error:
         sys.exit(f"compare.py: error: {error}")
     lines, all_met = table(measured, stock, options)
-    head = f"{options.data.name}, {num_lines} lines, {options.max_tokens} new tokens, batch {options.batch_size}, {time.strftime('%Y-%m-%d')}"
+    head = f"{options.data.name}, {num_lines} lines, {options.max_tokens} new tokens, batch {options.batch_size}"
+    head += time.strftime(", %Y-%m-%d")
     print("\n".join([head, sides.machine(), "", *lines, "", *notes(rounds, answers, options)]))
     if options.json:
         everything = {

@@ -79,7 +79,8 @@ def run_mlx_lm(options, data, max_tokens, openblas):
     out, seconds, peak_bytes = run_child(command, environment_with(openblas), "mlx-lm")
     figures = json.loads(out)
     if sys.platform == "linux" and bool(openblas) != bool(figures["openblas"]):
-        raise SideError(f"mlx-lm was to run {'with' if openblas else 'without'} OpenBLAS but uses {figures['openblas']}")
+        wanted = "with" if openblas else "without"
+        raise SideError(f"mlx-lm was to run {wanted} OpenBLAS but uses {figures['openblas']}")
     return {**figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes}
 
 

@@ -136,25 +136,27 @@ def main():
     tokenizer = Tokenizer.from_file(str(options.folder / "tokenizer.json"))
     num_bad = 0
     details = []
-    print(f"{len(golden['items'])} questions, {golden['max_tokens']} greedy tokens, against mlx-lm {golden['made_with']['mlx-lm']}")
-    print(f"{'model':<8} {'batch':>5} {'equal':>6} {'near-tie':>9} {'wrong':>6}")
+    version = golden["made_with"]["mlx-lm"]
+    print(f"{len(golden['items'])} questions, {golden['max_tokens']} greedy tokens, against mlx-lm {version}")
+    kinds = ("equal", "near-tie", "wrong")
+    print(f"{'model':<8} {'batch':>5}" + "".join(f"{kind:>10}" for kind in kinds))
     by_batch = {}
     for batch_size in options.batch_sizes:
         for name, model in (("folder", options.folder), ("gguf", options.gguf)):
             answers = ask(options, model, batch_size, golden)
             by_batch.setdefault(batch_size, {})[name] = answers
             verdicts = [judge(tokenizer, item, answer) for item, answer in zip(golden["items"], answers)]
-            counts = {kind: sum(v.kind == kind for v in verdicts) for kind in ("equal", "near-tie", "wrong")}
-            print(f"{name:<8} {batch_size:>5} {counts['equal']:>6} {counts['near-tie']:>9} {counts['wrong']:>6}", flush=True)
+            counts = [sum(v.kind == kind for v in verdicts) for kind in kinds]
+            print(f"{name:<8} {batch_size:>5}" + "".join(f"{count:>10}" for count in counts), flush=True)
             details += [f"{name}, batch {batch_size}, {item['id']}: {v.kind}: {v.detail}"
                         for item, v in zip(golden["items"], verdicts) if v.kind != "equal"]
-            num_bad += counts["wrong"]
+            num_bad += counts[kinds.index("wrong")]
     for batch_size, answers in by_batch.items():
         differing = [item["id"] for item, a, b in zip(golden["items"], answers["folder"], answers["gguf"]) if a != b]
         num_bad += len(differing)
-        print(f"folder and gguf, batch {batch_size}: " + (f"DIFFERENT on {', '.join(differing)}" if differing else "same answers"))
-    print("\n".join(details))
-    print("FAILED" if num_bad else "passed")
+        verdict = f"DIFFERENT on {', '.join(differing)}" if differing else "same answers"
+        print(f"folder and gguf, batch {batch_size}: {verdict}")
+    print(*details, "FAILED" if num_bad else "passed", sep="\n")
     sys.exit(1 if num_bad else 0)
 
 
