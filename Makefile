@@ -35,11 +35,11 @@ docs: setup ## Write the man pages anew from the flags
 	MLXBATCH_BLESS=1 cargo test --locked --test docs
 
 bench: build ## Compare with mlx-lm on the same conversations (BENCH_ARGS: see benches/compare.py --help)
-	@scripts/setup.sh model reference
-	.mlx/reference/bin/python benches/compare.py $(BENCH_ARGS)
+	@scripts/setup.sh build model reference
+	python3 benches/compare.py --stock $(BENCH_ARGS)
 
 check-smollm2: build ## Compare 30 real answers with mlx-lm's, token for token
-	@scripts/setup.sh model reference
+	@scripts/setup.sh build model reference
 	.mlx/reference/bin/python scripts/check_smollm2.py
 
 clean: ## Remove what was built and fetched

@@ -143,7 +143,8 @@ fn greedy_tokens_agree_whatever_the_batch() {
     for model in MODELS {
         let prompts = golden(model);
         for setting in settings {
-            for (index, (ours, golden)) in answers(model, &prompts, setting).iter().zip(&prompts).enumerate() {
+            for (index, (ours, golden)) in answers(model, &prompts, setting).iter().zip(&prompts).enumerate()
+            {
                 assert_eq!(ours, &golden.greedy, "{model}, prompt {index}, {setting:?}");
             }
         }

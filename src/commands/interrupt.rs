@@ -4,11 +4,12 @@
 //! duty. SIGTERM and SIGHUP count as Ctrl-C.
 
 use std::io::{self, Write};
-use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Context;
+
+use crate::mlx;
 
 /// What shells report for a process that Ctrl-C has ended.
 pub const EXIT_CODE: u8 = 130;
@@ -31,7 +32,7 @@ impl Interrupt {
                     "\nmlxbatch: stopping and keeping what is done; press Ctrl-C again to stop at once"
                 );
             }
-            Reaction::Abort => process::exit(EXIT_CODE.into()),
+            Reaction::Abort => mlx::exit_at_once(EXIT_CODE),
         })
         .context("cannot set up the handling of Ctrl-C")?;
         Ok(interrupt)

@@ -26,7 +26,8 @@ use crate::{
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let served_model = Some(args.model.model.clone());
-    let mut reader = RequestReader::open(&args.input, ReaderOptions { served_model, ..ReaderOptions::default() })?;
+    let mut reader =
+        RequestReader::open(&args.input, ReaderOptions { served_model, ..ReaderOptions::default() })?;
     let num_total = count_requests(&args.input)?;
     let mut writer = ResultWriter::create(&args.output, &args.input)?;
     if let Some(path) = &args.report {

@@ -5,13 +5,7 @@
 
 use mlx_rs::{Array, Dtype, fast, ops};
 
-use super::{
-    device::ComputeDevice,
-    error::Result,
-    kv::LayerKv,
-    ops::Ops,
-    sys,
-};
+use super::{device::ComputeDevice, error::Result, kv::LayerKv, ops::Ops, sys};
 use crate::models::AttentionSpec;
 
 /// Query rows of a prefill chunk that are computed together on the CPU: it leaves out the keys
@@ -137,9 +131,13 @@ impl Attention<'_> {
         let mut mask = Vec::with_capacity(num_rows * num_keys);
         for row in start..start + num_rows {
             let oldest = self.spec.window.map_or(0, |window| (row + 1).saturating_sub(window));
-            mask.extend((kv.first..kv.end()).map(|key| {
-                if key <= row && key >= oldest { 0.0 } else { f32::NEG_INFINITY }
-            }));
+            mask.extend(
+                (kv.first..kv.end()).map(
+                    |key| {
+                        if key <= row && key >= oldest { 0.0 } else { f32::NEG_INFINITY }
+                    },
+                ),
+            );
         }
         Ok(Array::from_slice(&mask, &[num_rows as i32, num_keys as i32]).as_dtype(dtype)?)
     }

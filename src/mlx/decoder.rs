@@ -11,7 +11,7 @@ use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
     linear::{Embedding, Linear, MatrixShape, Precision},
-    live::{LayerRows, LivePass, LiveKv},
+    live::{LayerRows, LiveKv, LivePass},
     ops::Ops,
     rope::{Rope, RopeTable},
     weights::Weights,
@@ -65,8 +65,10 @@ struct Norm {
 impl Norm {
     fn load(loader: &mut Loader<'_>, path: &str, size: usize) -> Result<Self> {
         let NormSpec { eps, one_plus_weight } = loader.spec.norm;
-        let mut weight =
-            loader.weights.take(&format!("{path}.weight"), &[size])?.as_dtype(loader.precision.dtype.mlx())?;
+        let mut weight = loader
+            .weights
+            .take(&format!("{path}.weight"), &[size])?
+            .as_dtype(loader.precision.dtype.mlx())?;
         if one_plus_weight {
             weight = weight.add(Array::from_f32(1.0).as_dtype(weight.dtype())?)?;
         }
@@ -102,12 +104,18 @@ impl Loader<'_> {
         let mlp_path = format!("{path}.mlp");
         // With norms on both sides of the MLP, `post_attention_layernorm` comes after attention;
         // without, it is the name of the norm before the MLP.
-        let mlp_norm = if layer.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+        let mlp_norm =
+            if layer.post_norms { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
         Ok(Block {
             spec: layer.clone(),
             rope,
             input_norm: Norm::load(self, &format!("{path}.input_layernorm"), hidden)?,
-            query: self.linear(&format!("{attention_path}.q_proj"), query_width, hidden, attention.qkv_bias)?,
+            query: self.linear(
+                &format!("{attention_path}.q_proj"),
+                query_width,
+                hidden,
+                attention.qkv_bias,
+            )?,
             key: self.linear(&format!("{attention_path}.k_proj"), kv_width, hidden, attention.qkv_bias)?,
             value: self.linear(&format!("{attention_path}.v_proj"), kv_width, hidden, attention.qkv_bias)?,
             output: self.linear(
@@ -132,9 +140,24 @@ impl Loader<'_> {
                 hidden,
             )?,
             mlp_norm: Norm::load(self, &format!("{path}.{mlp_norm}"), hidden)?,
-            gate: self.linear(&format!("{mlp_path}.gate_proj"), layer.intermediate_size, hidden, layer.mlp_bias)?,
-            up: self.linear(&format!("{mlp_path}.up_proj"), layer.intermediate_size, hidden, layer.mlp_bias)?,
-            down: self.linear(&format!("{mlp_path}.down_proj"), hidden, layer.intermediate_size, layer.mlp_bias)?,
+            gate: self.linear(
+                &format!("{mlp_path}.gate_proj"),
+                layer.intermediate_size,
+                hidden,
+                layer.mlp_bias,
+            )?,
+            up: self.linear(
+                &format!("{mlp_path}.up_proj"),
+                layer.intermediate_size,
+                hidden,
+                layer.mlp_bias,
+            )?,
+            down: self.linear(
+                &format!("{mlp_path}.down_proj"),
+                hidden,
+                layer.intermediate_size,
+                layer.mlp_bias,
+            )?,
             post_mlp_norm: self.optional_norm(
                 layer.post_norms,
                 &format!("{path}.post_feedforward_layernorm"),
@@ -159,14 +182,20 @@ impl Decoder {
         let tied = spec.tied_head.unwrap_or_else(|| !weights.contains("lm_head.weight"));
         let mut loader = Loader { spec, weights: &mut weights, precision };
         let table = MatrixShape { outputs: spec.vocab_size, inputs: spec.hidden_size };
-        let embedding = Embedding::load(loader.weights, "model.embed_tokens", table, (spec.quantization.as_ref(), precision))?;
+        let embedding = Embedding::load(
+            loader.weights,
+            "model.embed_tokens",
+            table,
+            (spec.quantization.as_ref(), precision),
+        )?;
         let mut rope_specs = Vec::new();
         let mut blocks = Vec::with_capacity(spec.layers.len());
         for (index, layer) in spec.layers.iter().enumerate() {
-            let rope = rope_specs.iter().position(|known| *known == layer.attention.rope).unwrap_or_else(|| {
-                rope_specs.push(layer.attention.rope.clone());
-                rope_specs.len() - 1
-            });
+            let rope =
+                rope_specs.iter().position(|known| *known == layer.attention.rope).unwrap_or_else(|| {
+                    rope_specs.push(layer.attention.rope.clone());
+                    rope_specs.len() - 1
+                });
             blocks.push(loader.block(index, layer, rope)?);
         }
         let norm = Norm::load(&mut loader, "model.norm", spec.hidden_size)?;
@@ -233,7 +262,8 @@ impl Decoder {
     ) -> Result<Array> {
         let spec = &block.spec.attention;
         let num_tokens = hidden.dim(0);
-        let heads = |x: Array, num_heads: usize| x.reshape(&[num_tokens, num_heads as i32, spec.head_dim as i32]);
+        let heads =
+            |x: Array, num_heads: usize| x.reshape(&[num_tokens, num_heads as i32, spec.head_dim as i32]);
         let normed = block.input_norm.forward(hidden)?;
         let mut queries = heads(block.query.forward(&normed)?, spec.num_heads)?;
         let mut keys = heads(block.key.forward(&normed)?, spec.num_kv_heads)?;

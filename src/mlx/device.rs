@@ -91,7 +91,9 @@ impl Blas {
     #[cfg(not(target_os = "macos"))]
     fn from_library(library: Option<String>) -> Self {
         match library {
-            Some(library) if library.contains("openblas") || library.contains("mkl") || library.contains("blis") => {
+            Some(library)
+                if library.contains("openblas") || library.contains("mkl") || library.contains("blis") =>
+            {
                 Self::OpenBlas
             }
             library => Self::Slow { library: library.unwrap_or_else(|| "none found".to_owned()) },
@@ -129,6 +131,11 @@ pub fn version_facts() -> Vec<(String, String)> {
         ("device".to_owned(), device.backend().to_owned()),
         ("blas".to_owned(), Blas::current().to_string()),
     ]
+}
+
+/// Ends the process at once, even while a forward pass is under way; nothing is flushed.
+pub fn exit_at_once(code: u8) -> ! {
+    sys::exit_at_once(code)
 }
 
 /// Most memory this process has had resident so far, in bytes.

@@ -31,8 +31,15 @@ pub(super) struct MatrixShape {
 #[derive(Debug)]
 enum Matrix {
     /// The transposed view, `(inputs, outputs)`.
-    Dense { transposed: Array },
-    Quantized { packed: Array, scales: Array, biases: Array, quantization: Quantization },
+    Dense {
+        transposed: Array,
+    },
+    Quantized {
+        packed: Array,
+        scales: Array,
+        biases: Array,
+        quantization: Quantization,
+    },
 }
 
 impl Matrix {

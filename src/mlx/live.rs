@@ -70,14 +70,22 @@ impl LiveKv {
 
     /// Number of tokens of a sequence, 0 if it is not known.
     pub(super) fn num_tokens(&self, sequence: SequenceId) -> usize {
-        let tail =
-            self.tail.rows.iter().position(|row| row.sequence == sequence).map_or(0, |row| self.tail.num_tokens(row));
+        let tail = self
+            .tail
+            .rows
+            .iter()
+            .position(|row| row.sequence == sequence)
+            .map_or(0, |row| self.tail.num_tokens(row));
         self.bodies.get(&sequence).map_or(0, |body| body.num_tokens + tail)
     }
 
     /// Brings the tail's rows in line with the sequences that decode in the next pass and makes
     /// room for one more slot. Those that are not decoding yet join.
-    pub(super) fn prepare_decode(&mut self, decoding: &[SequenceId], windows: &[Option<usize>]) -> Result<()> {
+    pub(super) fn prepare_decode(
+        &mut self,
+        decoding: &[SequenceId],
+        windows: &[Option<usize>],
+    ) -> Result<()> {
         self.tail.retain(|sequence| decoding.contains(&sequence))?;
         if self.tail.num_slots >= MAX_TAIL {
             self.move_tail_into_bodies(windows)?;
@@ -118,7 +126,11 @@ impl LiveKv {
     }
 
     /// Starts a pass: one decode row for each of the tail's rows, then the chunks.
-    pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>, windows: &[Option<usize>]) -> Result<LivePass> {
+    pub(super) fn begin_pass(
+        &mut self,
+        chunks: Vec<PassChunk>,
+        windows: &[Option<usize>],
+    ) -> Result<LivePass> {
         let mut pass = LivePass { chunks, ..LivePass::default() };
         for (row, tail_row) in self.tail.rows.iter().enumerate() {
             let body = self.bodies.get(&tail_row.sequence).map_or(0, |body| body.num_tokens);
@@ -130,9 +142,7 @@ impl LiveKv {
         if !self.tail.rows.is_empty() {
             self.tail.num_slots += 1;
             for &window in windows {
-                if !pass.tail_masks.contains_key(&window) {
-                    pass.tail_masks.insert(window, self.tail_mask(window));
-                }
+                pass.tail_masks.entry(window).or_insert_with(|| self.tail_mask(window));
             }
         }
         Ok(pass)
@@ -192,10 +202,9 @@ impl LiveKv {
         };
         let (new_keys, new_values) = (step(&rows.keys)?, step(&rows.values)?);
         let (keys, values) = match self.tail.layers.get(layer) {
-            Some((keys, values)) => (
-                ops::concatenate(&[keys, &new_keys], 2)?,
-                ops::concatenate(&[values, &new_values], 2)?,
-            ),
+            Some((keys, values)) => {
+                (ops::concatenate(&[keys, &new_keys], 2)?, ops::concatenate(&[values, &new_values], 2)?)
+            }
             None => (new_keys.contiguous()?, new_values.contiguous()?),
         };
         let window = attention.spec.window;
@@ -245,7 +254,8 @@ impl LiveKv {
             Some(earlier) => earlier.followed_by(&new_keys, &new_values)?,
             None => LayerKv { first: chunk.start, keys: new_keys, values: new_values }.compact()?,
         };
-        let attended = attention.chunk(Chunk { queries: &pick(&rows.queries)?, start: chunk.start, kv: &kv })?;
+        let attended =
+            attention.chunk(Chunk { queries: &pick(&rows.queries)?, start: chunk.start, kv: &kv })?;
         let end = kv.end();
         let kept = kv.visible_from(end, window)?.compact()?;
         if layer < body.layers.len() {

@@ -18,7 +18,9 @@ mod sys;
 mod weights;
 mod weights_gguf;
 
-pub use device::{Blas, ComputeDevice, ComputeDtype, free_memory_bytes, peak_memory_bytes, version_facts};
+pub use device::{
+    Blas, ComputeDevice, ComputeDtype, exit_at_once, free_memory_bytes, peak_memory_bytes, version_facts,
+};
 pub use error::MlxError;
 pub use model::{LoadedModel, WeightSource};
 pub use runner::MlxRunner;

@@ -42,7 +42,8 @@ impl LoadedModel {
             ComputeDevice::Cpu => ComputeDtype::Float32,
             ComputeDevice::Gpu => stored_dtype.unwrap_or(ComputeDtype::Bfloat16),
         });
-        let precision = Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
+        let precision =
+            Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
         let weights = match source {
             WeightSource::Safetensors(files) => Weights::from_safetensors(files, &spec.names)?,
             WeightSource::Gguf(path) => weights_gguf::load(path, spec)?,

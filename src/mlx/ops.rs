@@ -26,15 +26,8 @@ pub(super) struct Ops {
 }
 
 /// Coefficients of 2^f on [-0.5, 0.5], highest power first (Cephes, `exp2f.c`).
-const EXP2: [f32; 7] = [
-    1.535_336_2e-4,
-    1.339_887_4e-3,
-    9.618_437e-3,
-    5.550_332_5e-2,
-    2.402_264_8e-1,
-    6.931_472e-1,
-    1.0,
-];
+const EXP2: [f32; 7] =
+    [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0];
 
 impl Ops {
     pub(super) fn new(device: ComputeDevice) -> Self {
@@ -95,7 +88,7 @@ impl Ops {
 
     /// GELU, tanh approximation: x · sigmoid(2·√(2/π)·(x + 0.044715·x³)).
     pub(super) fn gelu_tanh(&self, x: &Array) -> Result<Array> {
-        const TWICE_ROOT_TWO_OVER_PI: f32 = 1.595_769_1;
+        const TWICE_ROOT_TWO_OVER_PI: f32 = 1.595_769;
         let like = |value: f32| Array::from_f32(value).as_dtype(x.dtype());
         let cubic = x.square()?.multiply(like(0.044_715)?)?.add(like(1.0)?)?;
         let inner = cubic.multiply(x)?.multiply(like(TWICE_ROOT_TWO_OVER_PI)?)?;
@@ -143,7 +136,10 @@ mod tests {
         for ((&x, silu), gelu) in inputs.iter().zip(silu).zip(gelu) {
             let x = f64::from(x);
             let expected = x / (1.0 + (-x).exp());
-            assert!((f64::from(silu) - expected).abs() <= 1e-6 * expected.abs() + 1e-12, "silu({x}) = {silu}");
+            assert!(
+                (f64::from(silu) - expected).abs() <= 1e-6 * expected.abs() + 1e-12,
+                "silu({x}) = {silu}"
+            );
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             let expected = 0.5 * x * (1.0 + inner.tanh());
             assert!((f64::from(gelu) - expected).abs() <= 2e-6 * expected.abs() + 1e-6, "gelu({x}) = {gelu}");
@@ -153,7 +149,9 @@ mod tests {
     #[test]
     fn softmax_matches_double_precision_and_ignores_masked_entries() {
         let ops = Ops::new(ComputeDevice::Cpu);
-        let row: Vec<f32> = (0..257).map(|i| if i % 5 == 4 { f32::NEG_INFINITY } else { (i as f32 * 0.7).sin() * 9.0 }).collect();
+        let row: Vec<f32> = (0..257)
+            .map(|i| if i % 5 == 4 { f32::NEG_INFINITY } else { (i as f32 * 0.7).sin() * 9.0 })
+            .collect();
         let got = values(&ops.softmax_last(&Array::from_slice(&row, &[1, 257])).unwrap());
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let exps: Vec<f64> = row.iter().map(|&x| f64::from(x - max).exp()).collect();

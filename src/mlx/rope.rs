@@ -94,7 +94,12 @@ impl Rope {
         let half = self.spec.dims / 2;
         // The two members of each pair, `(T, H, dims / 2)`.
         let (first, second) = if self.spec.interleaved {
-            let pairs = sys::slice_axis(x, 2, 0, self.spec.dims)?.reshape(&[num_tokens, num_heads, half as i32, 2])?;
+            let pairs = sys::slice_axis(x, 2, 0, self.spec.dims)?.reshape(&[
+                num_tokens,
+                num_heads,
+                half as i32,
+                2,
+            ])?;
             (
                 sys::slice_axis(&pairs, 3, 0, 1)?.squeeze_axes(&[3])?,
                 sys::slice_axis(&pairs, 3, 1, 2)?.squeeze_axes(&[3])?,
@@ -124,7 +129,9 @@ mod tests {
     /// The table and MLX's own fused kernel rotate alike, for both pairings and partial rotation.
     #[test]
     fn the_table_agrees_with_the_fused_kernel() {
-        for (dims, interleaved, input_scale) in [(8, false, 1.0), (8, true, 1.0), (4, false, 1.25), (4, true, 1.0)] {
+        for (dims, interleaved, input_scale) in
+            [(8, false, 1.0), (8, true, 1.0), (4, false, 1.25), (4, true, 1.0)]
+        {
             let spec = RopeSpec {
                 dims,
                 interleaved,

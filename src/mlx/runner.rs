@@ -67,7 +67,8 @@ impl MlxRunner {
             order.iter().enumerate().map(|(row, &sequence)| (sequence, row)).collect();
         for group in groups {
             let Input::Prompt(tokens) = &group.input else { continue };
-            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.decoder.spec.vocab_size) {
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.decoder.spec.vocab_size)
+            {
                 return Err(MlxError::Unsupported(format!(
                     "token {token} is outside the vocabulary of {}",
                     self.decoder.spec.vocab_size
@@ -190,6 +191,17 @@ impl MlxRunner {
         logits
             .to_vec_exact::<f32>()
             .map_err(|error| MlxError::Unsupported(format!("logits cannot be read: {error}")))
+    }
+}
+
+/// Waits for passes under way: a process that exits while OpenBLAS computes can hang for ever in
+/// that library's own clean-up.
+impl Drop for MlxRunner {
+    fn drop(&mut self) {
+        for tokens in self.launched.drain(..).flatten() {
+            // Nobody is left to hear of a failure.
+            let _ = tokens.eval();
+        }
     }
 }
 

@@ -142,7 +142,12 @@ mod tests {
     fn a_row_is_chosen_alike_alone_and_among_others() {
         let ops = Ops::new(ComputeDevice::Cpu);
         let rows: Vec<f32> = (0..4 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
-        let all = [params(0.8, 0.9, 0, 0.0, 1), params(0.0, 1.0, 0, 0.0, 2), params(1.0, 1.0, 10, 0.0, 3), params(1.3, 1.0, 0, 0.0, 4)];
+        let all = [
+            params(0.8, 0.9, 0, 0.0, 1),
+            params(0.0, 1.0, 0, 0.0, 2),
+            params(1.0, 1.0, 10, 0.0, 3),
+            params(1.3, 1.0, 0, 0.0, 4),
+        ];
         let choices: Vec<Choice> = all.iter().map(|params| Choice { params, position: 9 }).collect();
         let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices).unwrap();
         batch.eval().unwrap();

@@ -122,6 +122,12 @@ pub(super) fn library_of(symbol: &std::ffi::CStr) -> Option<String> {
     }
 }
 
+/// Ends the process without any clean-up, which may be waiting for a computation under way.
+pub(super) fn exit_at_once(code: u8) -> ! {
+    // SAFETY: `_exit` may be called at any time from any thread.
+    unsafe { libc::_exit(i32::from(code)) }
+}
+
 /// Most memory this process has had resident so far, in bytes.
 pub(super) fn peak_resident_bytes() -> u64 {
     // SAFETY: `getrusage` fills the zeroed struct it is given.

@@ -69,9 +69,7 @@ impl Weights {
     /// Hands out a weight whose shape the caller checks.
     pub(super) fn take_any_shape(&mut self, name: &str) -> Result<Array> {
         let full_name = self.full_name(name);
-        self.arrays
-            .remove(&full_name)
-            .ok_or_else(|| MlxError::Weights(format!("'{full_name}' is missing")))
+        self.arrays.remove(&full_name).ok_or_else(|| MlxError::Weights(format!("'{full_name}' is missing")))
     }
 
     /// Forgets a weight that is known to be a copy of another.
@@ -122,7 +120,8 @@ mod tests {
     }
 
     fn weights(list: &[&str]) -> Weights {
-        let arrays = list.iter().map(|name| ((*name).to_owned(), Array::from_slice(&[1.0f32, 2.0], &[2]))).collect();
+        let arrays =
+            list.iter().map(|name| ((*name).to_owned(), Array::from_slice(&[1.0f32, 2.0], &[2]))).collect();
         Weights::from_arrays(arrays, &names())
     }
 

@@ -29,10 +29,15 @@ pub(super) fn load(path: &Path, spec: &ModelSpec) -> Result<Weights> {
             }
             Some(GgufWeight::Interleaved { name, is_query }) => {
                 let attention = spec.layers.first().map(|layer| &layer.attention);
-                let num_heads = attention.map_or(1, |attention| {
-                    if is_query { attention.num_heads } else { attention.num_kv_heads }
-                });
-                let array = deinterleave(&array, num_heads).map_err(|error| unreadable(format!("{name}: {error}")))?;
+                let num_heads =
+                    attention.map_or(
+                        1,
+                        |attention| {
+                            if is_query { attention.num_heads } else { attention.num_kv_heads }
+                        },
+                    );
+                let array = deinterleave(&array, num_heads)
+                    .map_err(|error| unreadable(format!("{name}: {error}")))?;
                 arrays.insert(name, array);
             }
             Some(GgufWeight::Ignored) => {}
@@ -52,7 +57,9 @@ pub(super) fn load(path: &Path, spec: &ModelSpec) -> Result<Weights> {
 fn deinterleave(array: &Array, num_heads: usize) -> Result<Array> {
     let num_rows = array.dim(0) as usize;
     if num_rows % (2 * num_heads) != 0 {
-        return Err(MlxError::Weights(format!("{num_rows} rows do not divide into {num_heads} heads of pairs")));
+        return Err(MlxError::Weights(format!(
+            "{num_rows} rows do not divide into {num_heads} heads of pairs"
+        )));
     }
     let head_dim = num_rows / num_heads;
     let half = head_dim / 2;

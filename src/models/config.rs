@@ -11,7 +11,8 @@ use thiserror::Error;
 use super::{
     rope::{RopeScaling, RopeSpec},
     spec::{
-        Activation, AttentionSpec, LayerSpec, ModelSpec, NormSpec, Quantization, QuantizationSpec, WeightNames,
+        Activation, AttentionSpec, LayerSpec, ModelSpec, NormSpec, Quantization, QuantizationSpec,
+        WeightNames,
     },
 };
 
@@ -38,8 +39,8 @@ pub enum ConfigError {
 /// Reads `config.json` at `path` into a layer description.
 pub fn read_config(path: &Path) -> Result<ModelSpec, ConfigError> {
     let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
     let value: Value =
         serde_json::from_str(&text).map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
     parse_config(&value, &shown)
@@ -204,7 +205,9 @@ impl Family {
                     }
                 },
                 Some(_) => {
-                    return Err(format!("'layer_types' must be a list with one entry for each of {num_layers} layers"));
+                    return Err(format!(
+                        "'layer_types' must be a list with one entry for each of {num_layers} layers"
+                    ));
                 }
             },
             // mlx-lm computes these families with full attention throughout.
@@ -294,9 +297,9 @@ impl Fields<'_> {
 
     fn integer(&self, name: &str, default: Option<u64>, min: u64, max: u64) -> Result<usize, String> {
         let number = match self.get(name) {
-            Some(value) => {
-                value.as_u64().ok_or_else(|| format!("'{name}' must be a positive whole number, got {value}"))?
-            }
+            Some(value) => value
+                .as_u64()
+                .ok_or_else(|| format!("'{name}' must be a positive whole number, got {value}"))?,
             None => default.ok_or_else(|| format!("'{name}' is missing"))?,
         };
         if number < min || number > max {
@@ -397,9 +400,8 @@ fn quantization(
     root: &Map<String, Value>,
     text_config: Option<&Map<String, Value>>,
 ) -> Result<Option<QuantizationSpec>, String> {
-    let find = |object: &Map<String, Value>, name: &str| {
-        object.get(name).filter(|value| !value.is_null()).cloned()
-    };
+    let find =
+        |object: &Map<String, Value>, name: &str| object.get(name).filter(|value| !value.is_null()).cloned();
     let Some(value) = find(root, "quantization")
         .or_else(|| find(root, "quantization_config"))
         .or_else(|| text_config.and_then(|text| find(text, "quantization_config")))
@@ -419,7 +421,10 @@ fn quantization(
     for (path, entry) in settings {
         match entry {
             Value::Object(entry) => {
-                overrides.insert(path.clone(), Some(affine(entry, Some(default)).map_err(|e| format!("{path}: {e}"))?));
+                overrides.insert(
+                    path.clone(),
+                    Some(affine(entry, Some(default)).map_err(|e| format!("{path}: {e}"))?),
+                );
             }
             Value::Bool(false) => {
                 overrides.insert(path.clone(), None);

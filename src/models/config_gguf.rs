@@ -31,7 +31,9 @@ pub fn read_gguf_config(header: &GgufHeader) -> Result<ModelSpec, ConfigError> {
             )));
         }
     };
-    if let Some(tensor) = header.tensors().iter().find(|tensor| !READABLE_TYPES.contains(&tensor.ggml_type.name())) {
+    if let Some(tensor) =
+        header.tensors().iter().find(|tensor| !READABLE_TYPES.contains(&tensor.ggml_type.name()))
+    {
         return Err(invalid(format!(
             "tensor '{}' is of type {}, which MLX cannot read (it reads {}); use another quantisation of this model",
             tensor.name,
@@ -131,14 +133,20 @@ impl Translator<'_> {
     /// llama3's scaling, which llama.cpp stores as one factor per rotated pair.
     fn frequency_factors(&self) -> Result<Option<Vec<f32>>, String> {
         use std::io::{Read, Seek, SeekFrom};
-        let Some(tensor) = self.header.tensors().iter().find(|tensor| tensor.name == "rope_freqs.weight") else {
+        let Some(tensor) = self.header.tensors().iter().find(|tensor| tensor.name == "rope_freqs.weight")
+        else {
             return Ok(None);
         };
         let unreadable = |reason: String| format!("'rope_freqs.weight' cannot be read: {reason}");
         if tensor.ggml_type.name() != "F32" || tensor.num_bytes > 1 << 20 {
-            return Err(unreadable(format!("it is {} bytes of {}", tensor.num_bytes, tensor.ggml_type.name())));
+            return Err(unreadable(format!(
+                "it is {} bytes of {}",
+                tensor.num_bytes,
+                tensor.ggml_type.name()
+            )));
         }
-        let mut file = std::fs::File::open(self.header.path()).map_err(|error| unreadable(error.to_string()))?;
+        let mut file =
+            std::fs::File::open(self.header.path()).map_err(|error| unreadable(error.to_string()))?;
         let mut bytes = vec![0; tensor.num_bytes as usize];
         file.seek(SeekFrom::Start(tensor.offset_bytes))
             .and_then(|_| file.read_exact(&mut bytes))

@@ -28,7 +28,9 @@ pub fn read_generation_config(folder: &Path) -> Result<GenerationDefaults, Confi
     let shown = path.display().to_string();
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(GenerationDefaults::default()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(GenerationDefaults::default());
+        }
         Err(source) => return Err(ConfigError::Read { path: shown, source }),
     };
     let value: Value =
@@ -54,7 +56,11 @@ fn parse(value: &Value) -> Result<GenerationDefaults, String> {
     };
     let max_new_tokens = whole("max_new_tokens")?.filter(|&tokens| tokens > 0);
     if !get("do_sample").and_then(Value::as_bool).unwrap_or(false) {
-        return Ok(GenerationDefaults { max_new_tokens, temperature: Some(0.0), ..GenerationDefaults::default() });
+        return Ok(GenerationDefaults {
+            max_new_tokens,
+            temperature: Some(0.0),
+            ..GenerationDefaults::default()
+        });
     }
     Ok(GenerationDefaults {
         max_new_tokens,
@@ -73,7 +79,8 @@ mod tests {
 
     #[test]
     fn filters_count_only_where_the_file_asks_for_sampling() {
-        let sampling = json!({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_new_tokens": 99});
+        let sampling =
+            json!({"do_sample": true, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_new_tokens": 99});
         let defaults = parse(&sampling).unwrap();
         assert_eq!(
             defaults,
@@ -96,6 +103,8 @@ mod tests {
             config[field] = value;
             assert!(parse(&config).unwrap_err().contains(field));
         }
-        assert!(read_generation_config(Path::new("no-such-folder")).unwrap() == GenerationDefaults::default());
+        assert!(
+            read_generation_config(Path::new("no-such-folder")).unwrap() == GenerationDefaults::default()
+        );
     }
 }

@@ -22,9 +22,23 @@ pub struct RopeSpec {
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     None,
-    Linear { factor: f64 },
-    Llama3 { factor: f64, low_freq_factor: f64, high_freq_factor: f64, original_context: f64 },
-    Yarn { factor: f64, original_context: f64, beta_fast: f64, beta_slow: f64, mscale: f64, mscale_all_dim: f64 },
+    Linear {
+        factor: f64,
+    },
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_context: f64,
+    },
+    Yarn {
+        factor: f64,
+        original_context: f64,
+        beta_fast: f64,
+        beta_slow: f64,
+        mscale: f64,
+        mscale_all_dim: f64,
+    },
 }
 
 impl RopeSpec {
@@ -50,8 +64,7 @@ impl RopeSpec {
                 })
                 .collect(),
             RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim } => {
-                let mscale_of =
-                    |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                let mscale_of = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
                 input_scale = mscale_of(mscale) / mscale_of(mscale_all_dim);
                 // The pair index at which a wave makes this many turns over the original context.
                 let correction = |turns: f64| {

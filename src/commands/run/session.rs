@@ -126,11 +126,10 @@ impl Session {
         let refused = |head: &RequestHead, error: RequestError| {
             Ok(Some(Record::request_error(head, &error.at(file, head.line))))
         };
-        let Prepared { generation, stops } =
-            match self.preparer.prepare(&self.text, &head, &prompt, params) {
-                Ok(prepared) => prepared,
-                Err(error) => return refused(&head, error),
-            };
+        let Prepared { generation, stops } = match self.preparer.prepare(&self.text, &head, &prompt, params) {
+            Ok(prepared) => prepared,
+            Err(error) => return refused(&head, error),
+        };
         let id = generation.id;
         match self.engine.submit(generation) {
             Ok(()) => {}
@@ -165,7 +164,8 @@ impl Session {
                     engine::FinishReason::Length => FinishReason::Length,
                     engine::FinishReason::Error => {
                         self.stats.num_failed += 1;
-                        let error = RequestError::internal("computing the answer failed").at(file, active.head.line);
+                        let error =
+                            RequestError::internal("computing the answer failed").at(file, active.head.line);
                         return Ok(Some(Record::request_error(&active.head, &error)));
                     }
                 };

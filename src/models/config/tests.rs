@@ -119,9 +119,11 @@ fn nested_gemma_reads_the_text_config_and_skips_the_vision_tower() {
 
 #[test]
 fn any_json_value_is_an_answer_or_an_error_but_never_a_panic() {
-    let strange = [json!(null), json!(-1), json!(1e300), json!("x"), json!([]), json!({}), json!(true), json!(0)];
+    let strange =
+        [json!(null), json!(-1), json!(1e300), json!("x"), json!([]), json!({}), json!(true), json!(0)];
     let fields: Vec<String> = llama().as_object().unwrap().keys().cloned().collect();
-    let extra = ["head_dim", "rope_scaling", "rope_parameters", "layer_types", "sliding_window", "quantization"];
+    let extra =
+        ["head_dim", "rope_scaling", "rope_parameters", "layer_types", "sliding_window", "quantization"];
     for model_type in ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"] {
         for field in fields.iter().map(String::as_str).chain(extra) {
             for value in &strange {
