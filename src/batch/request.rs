@@ -78,10 +78,10 @@ impl Prompt {
     pub fn rename_developer_role(&mut self) {
         let Self::Chat { messages, .. } = self else { return };
         for message in messages {
-            if let Some(role) = message.get_mut("role") {
-                if role == "developer" {
-                    *role = "system".into();
-                }
+            if let Some(role) = message.get_mut("role")
+                && role == "developer"
+            {
+                *role = "system".into();
             }
         }
     }

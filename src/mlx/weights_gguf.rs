@@ -56,7 +56,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec) -> Result<Weights> {
 /// on quantised matrices and biases alike.
 fn deinterleave(array: &Array, num_heads: usize) -> Result<Array> {
     let num_rows = array.dim(0) as usize;
-    if num_rows % (2 * num_heads) != 0 {
+    if !num_rows.is_multiple_of(2 * num_heads) {
         return Err(MlxError::Weights(format!(
             "{num_rows} rows do not divide into {num_heads} heads of pairs"
         )));

@@ -190,7 +190,7 @@ impl Family {
         let slides = match self {
             Self::Gemma3 => {
                 let pattern = fields.integer("sliding_window_pattern", Some(6), 1, MAX_LAYERS)?;
-                (index + 1) % pattern != 0
+                !(index + 1).is_multiple_of(pattern)
             }
             Self::Llama => match fields.fields.get("layer_types") {
                 None | Some(Value::Null) => false,
@@ -276,7 +276,7 @@ impl Shape {
 }
 
 fn split_evenly(hidden_size: usize, num_heads: usize) -> Result<usize, String> {
-    if hidden_size % num_heads != 0 {
+    if !hidden_size.is_multiple_of(num_heads) {
         return Err(format!(
             "'hidden_size' ({hidden_size}) must be a multiple of 'num_attention_heads' ({num_heads})"
         ));

@@ -33,10 +33,10 @@ impl Envelope {
 
     fn open_batch_form(object: Map<String, Value>) -> Result<Self, RequestError> {
         let mut outer = Fields::new(object);
-        if let Some(method) = outer.take_string("method")? {
-            if !method.eq_ignore_ascii_case("POST") {
-                return Err(RequestError::unsupported("method", format!("must be \"POST\", not {method:?}")));
-            }
+        if let Some(method) = outer.take_string("method")?
+            && !method.eq_ignore_ascii_case("POST")
+        {
+            return Err(RequestError::unsupported("method", format!("must be \"POST\", not {method:?}")));
         }
         let url = outer.take_string("url")?;
         let body = outer

@@ -62,11 +62,11 @@ fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
     let range = 1..=i128::from(u32::MAX);
     let old = fields.take_integer("max_tokens", range.clone())?;
     let new = fields.take_integer("max_completion_tokens", range)?;
-    if let (Some(old), Some(new)) = (old, new) {
-        if old != new {
-            let reason = "differs from `max_completion_tokens`; give one of them";
-            return Err(RequestError::invalid("max_tokens", reason));
-        }
+    if let (Some(old), Some(new)) = (old, new)
+        && old != new
+    {
+        let reason = "differs from `max_completion_tokens`; give one of them";
+        return Err(RequestError::invalid("max_tokens", reason));
     }
     Ok(new.or(old).and_then(|num_tokens| u32::try_from(num_tokens).ok()))
 }

@@ -53,10 +53,10 @@ pub fn fetch(repo: &str, options: &HubOptions) -> Result<Snapshot, HubError> {
             }),
         };
     }
-    if cache.revision_is_commit() {
-        if let Ok(dir) = cache.complete_snapshot() {
-            return Ok(Snapshot { dir, warning: None });
-        }
+    if cache.revision_is_commit()
+        && let Ok(dir) = cache.complete_snapshot()
+    {
+        return Ok(Snapshot { dir, warning: None });
     }
     let error = match fetch_online(&cache, options) {
         Ok(dir) => return Ok(Snapshot { dir, warning: None }),
