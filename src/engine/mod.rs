@@ -37,7 +37,9 @@ pub(crate) mod fake_runner;
 mod tests;
 
 pub use request::{Event, FinishReason, GenerationRequest, RequestId, SubmitError};
-pub use runner::{Group, Input, Runner, RunnerError, SamplingParams, SequenceId, TokenId};
+pub use runner::{
+    Group, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, StoredSegment, TokenId,
+};
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;
 pub use stats::{PassTotals, Stats};

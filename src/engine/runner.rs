@@ -11,6 +11,18 @@ pub type TokenId = u32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
+/// Names a stored segment: the KV of one range of tokens. Never reused within a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SegmentId(pub u64);
+
+/// A segment that the runner holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredSegment {
+    pub id: SegmentId,
+    /// Memory it holds.
+    pub num_bytes: u64,
+}
+
 /// How the next token of one request is chosen; independent of what else is in the batch.
 ///
 /// The filters apply in this order: temperature, `top_k`, `top_p`, `min_p`.
@@ -40,6 +52,8 @@ impl SamplingParams {
 pub enum Input {
     /// A prefill chunk: these prompt tokens, at least one.
     Prompt(Vec<TokenId>),
+    /// A sequence's first decode step: the last token of its prompt.
+    Last(TokenId),
     /// A decode step: the one token that this sequence's previous group sampled. It may still be
     /// on the device, not collected yet.
     Sampled,
@@ -78,6 +92,23 @@ pub trait Runner {
     ///
     /// A pass that fails here counts as collected; the sequences in it are released next.
     fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError>;
+
+    /// Begins a sequence on stored segments, which follow each other from position 0; nothing is
+    /// copied, and nothing is freed while it runs.
+    fn resume(&mut self, sequence: SequenceId, path: &[SegmentId]) -> Result<(), RunnerError>;
+
+    /// Stores the first `num_tokens` tokens that a sequence has computed after its path.
+    ///
+    /// Of a sequence that prefills this is all it has computed, and the segment becomes the end of
+    /// its path. Of one that has ended it may be less; nothing but `release` may follow.
+    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<StoredSegment, RunnerError>;
+
+    /// Cuts a stored segment after its first `at` tokens into two that own their memory.
+    fn split(&mut self, segment: SegmentId, at: usize)
+    -> Result<(StoredSegment, StoredSegment), RunnerError>;
+
+    /// Forgets a stored segment; its memory is freed once no sequence runs on it.
+    fn discard(&mut self, segment: SegmentId);
 
     /// Drops a sequence's KV. Passes under way may still compute its rows, and their tokens are
     /// still collected.

@@ -88,7 +88,7 @@ proptest! {
             let num_groups = groups.len();
             let chunks = groups.iter().filter_map(|(_, group)| match &group.input {
                 Input::Prompt(tokens) => Some((tokens.as_slice(), group.sample.is_some())),
-                Input::Sampled => None,
+                Input::Last(_) | Input::Sampled => None,
             });
             // The cuts are those of the prompt alone; only an interruption leaves chunks away.
             let num_chunks = prompt.len().div_ceil(chunk);
