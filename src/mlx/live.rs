@@ -139,27 +139,24 @@ impl LiveKv {
             )));
         }
         let first = state.num_path_tokens();
-        let layers = match row {
+        let layers = if num_tokens == state.num_own_tokens {
             // A prefill stores all it has: the arrays themselves.
-            _ if num_tokens == state.num_own_tokens => std::mem::take(&mut state.own),
-            Some(row) if num_tokens > state.num_own_tokens => {
-                let from_tail = num_tokens - state.num_own_tokens;
-                (0..self.tail.layers.len())
-                    .map(|layer| {
-                        let (keys, values) = self.tail.row_kv(layer, row, from_tail)?;
-                        match state.own.get(layer) {
-                            Some(own) => own.followed_by(&keys, &values),
-                            None => LayerKv { first, keys, values }.compact(),
-                        }
-                    })
-                    .collect::<Result<Vec<_>>>()?
-            }
-            _ => {
-                return Err(MlxError::Unsupported(format!(
-                    "sequence {} cannot store {num_tokens} of its {} own tokens",
-                    sequence.0, state.num_own_tokens
-                )));
-            }
+            std::mem::take(&mut state.own)
+        } else if num_tokens < state.num_own_tokens {
+            let stored = |kv: &LayerKv| kv.slice(first..first + num_tokens)?.compact();
+            state.own.iter().map(stored).collect::<Result<Vec<_>>>()?
+        } else {
+            let row = row.expect("what is not its own is in the tail");
+            let from_tail = num_tokens - state.num_own_tokens;
+            (0..self.tail.layers.len())
+                .map(|layer| {
+                    let (keys, values) = self.tail.row_kv(layer, row, from_tail)?;
+                    match state.own.get(layer) {
+                        Some(own) => own.followed_by(&keys, &values),
+                        None => LayerKv { first, keys, values }.compact(),
+                    }
+                })
+                .collect::<Result<Vec<_>>>()?
         };
         mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
         let segment = store.insert(first, num_tokens, layers);
