@@ -9,7 +9,7 @@ mod common;
 use std::{num::NonZeroUsize, sync::Arc};
 
 use common::{Golden, golden, load};
-use mlxbatch::engine::{Engine, Event, GenerationRequest, Limits, RequestId, SamplingParams};
+use mlxbatch::engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams};
 
 const MODELS: [&str; 10] = [
     "tiny-llama",
@@ -41,7 +41,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
         max_batch_tokens: None,
         lookahead: setting.lookahead,
     };
-    let mut engine = Engine::new(load(model), limits);
+    let mut engine = Engine::new(load(model), limits, None);
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     if setting.reversed {
@@ -59,6 +59,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
                     max_new_tokens: 40,
                     end_ids: Arc::from([]),
                     sampling: greedy.clone(),
+                    plan: PromptPlan::default(),
                 })
                 .unwrap();
         }

@@ -32,7 +32,7 @@ fn prefill(
     for &cut in cuts {
         runner.launch(&[group(sequence, Input::Prompt(prompt[first..cut].to_vec()), first)]).unwrap();
         assert!(runner.collect().unwrap().is_empty(), "a chunk does not sample");
-        segments.push(runner.store(SequenceId(sequence), cut - first).unwrap().id);
+        segments.push(runner.store(SequenceId(sequence), cut - first).unwrap().segment.id);
         first = cut;
     }
     segments
@@ -67,8 +67,8 @@ fn one_stored_prefix_serves_several_sequences_at_once() {
         let last = prompt.prompt.len() - 1;
         let path = prefill(&mut runner, 0, &prompt.prompt, 0, &[20, 41]);
         // One goes on from both segments, one from the first alone, one has everything from 0 on.
-        runner.resume(SequenceId(1), &path).unwrap();
-        runner.resume(SequenceId(2), &path[..1]).unwrap();
+        runner.resume(SequenceId(1), &path, None).unwrap();
+        runner.resume(SequenceId(2), &path[..1], None).unwrap();
         prefill(&mut runner, 0, &prompt.prompt, 41, &[last]);
         prefill(&mut runner, 1, &prompt.prompt, 41, &[60, last]);
         prefill(&mut runner, 2, &prompt.prompt, 20, &[last]);
@@ -93,12 +93,15 @@ fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
         let (middle, lowest) = runner.split(lower.id, 1).unwrap();
         assert!(upper.num_bytes > middle.num_bytes && middle.num_bytes * 29 == upper.num_bytes);
         // All of it again; and the first half again, the rest computed anew.
-        runner.resume(SequenceId(1), &[upper.id, middle.id, lowest.id]).unwrap();
-        runner.resume(SequenceId(2), &[upper.id]).unwrap();
+        runner.resume(SequenceId(1), &[upper.id, middle.id, lowest.id], None).unwrap();
+        runner.resume(SequenceId(2), &[upper.id], None).unwrap();
         for segment in [upper.id, middle.id, lowest.id] {
             runner.discard(segment);
         }
-        assert!(runner.resume(SequenceId(3), &[upper.id]).is_err(), "discarded segments serve nobody new");
+        assert!(
+            runner.resume(SequenceId(3), &[upper.id], None).is_err(),
+            "discarded segments serve nobody new"
+        );
         prefill(&mut runner, 2, &prompt.prompt, 29, &[last]);
         let rows = [(1, prompt), (2, prompt)];
         for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
@@ -117,9 +120,9 @@ fn an_answer_is_stored_with_its_sequence_and_continued_later() {
         let answers = decode(&mut runner, &[(0, golden)]);
         assert_eq!(answers[0], golden.greedy, "{model}");
         // The prompt's last token and the answer's first 24 were fed; the rest is left out.
-        path.push(runner.store(SequenceId(0), 25).unwrap().id);
+        path.push(runner.store(SequenceId(0), 25).unwrap().segment.id);
         runner.release(SequenceId(0));
-        runner.resume(SequenceId(1), &path).unwrap();
+        runner.resume(SequenceId(1), &path, None).unwrap();
         let mut continued = Vec::new();
         for step in 0..10 {
             let input = if step == 0 { Input::Last(golden.greedy[24]) } else { Input::Sampled };
@@ -135,7 +138,7 @@ fn misuse_is_an_error_and_not_a_wrong_answer() {
     let mut runner = load("tiny-llama");
     let prompt = golden("tiny-llama").remove(2).prompt;
     let path = prefill(&mut runner, 0, &prompt, 0, &[10, 20]);
-    assert!(runner.resume(SequenceId(1), &path[1..]).is_err(), "a path begins at position 0");
+    assert!(runner.resume(SequenceId(1), &path[1..], None).is_err(), "a path begins at position 0");
     assert!(runner.store(SequenceId(0), 1).is_err(), "nothing is left to store");
     assert!(runner.split(path[0], 0).is_err() && runner.split(path[0], 10).is_err());
     assert!(runner.launch(&[group(0, Input::Prompt(vec![1]), 19)]).is_err(), "it has 20 tokens");

@@ -6,8 +6,11 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use crate::cache::ResumeRule;
+
 use super::{
-    Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, StoredSegment, TokenId,
+    Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
+    TokenId,
 };
 
 /// Tokens that the fake model knows; few, so that end tokens come up.
@@ -168,7 +171,12 @@ impl Runner for FakeRunner {
         Ok(tokens)
     }
 
-    fn resume(&mut self, sequence: SequenceId, path: &[SegmentId]) -> Result<(), RunnerError> {
+    fn resume(
+        &mut self,
+        sequence: SequenceId,
+        path: &[SegmentId],
+        _checkpoint: Option<SegmentId>,
+    ) -> Result<(), RunnerError> {
         let mut tokens: Vec<TokenId> = Vec::new();
         for id in path {
             let (segment, first) = self.segments.get(id).expect("a path of stored segments");
@@ -181,13 +189,13 @@ impl Runner for FakeRunner {
         Ok(())
     }
 
-    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<StoredSegment, RunnerError> {
+    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError> {
         let live = self.live.get_mut(&sequence).expect("a live sequence stores");
         let (first, end) = (live.num_path_tokens, live.num_path_tokens + num_tokens);
         assert!(num_tokens > 0 && end <= live.tokens.len(), "stores {num_tokens} tokens that are not there");
         let tokens = live.tokens[..end].to_vec();
         live.num_path_tokens = end;
-        Ok(self.insert_segment(tokens, first))
+        Ok(Stored { segment: self.insert_segment(tokens, first), checkpoint: None })
     }
 
     fn split(
@@ -200,6 +208,10 @@ impl Runner for FakeRunner {
         let upper = self.insert_segment(tokens[..first + at].to_vec(), first);
         let lower = self.insert_segment(tokens, first + at);
         Ok((upper, lower))
+    }
+
+    fn resume_rule(&self) -> ResumeRule {
+        ResumeRule::AnyToken
     }
 
     fn discard(&mut self, segment: SegmentId) {

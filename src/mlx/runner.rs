@@ -16,7 +16,10 @@ use super::{
     segment::{Segment, SegmentStore},
     sys,
 };
-use crate::engine::{Group, Input, Runner, RunnerError, SegmentId, SequenceId, StoredSegment, TokenId};
+use crate::cache::ResumeRule;
+use crate::engine::{
+    Group, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId,
+};
 
 /// Runs one loaded model.
 #[derive(Debug)]
@@ -266,17 +269,19 @@ impl Runner for MlxRunner {
         Ok(self.collect_pass()?)
     }
 
-    fn resume(&mut self, sequence: SequenceId, path: &[SegmentId]) -> std::result::Result<(), RunnerError> {
+    fn resume(
+        &mut self,
+        sequence: SequenceId,
+        path: &[SegmentId],
+        _checkpoint: Option<SegmentId>,
+    ) -> std::result::Result<(), RunnerError> {
         let path = path.iter().map(|&segment| self.segments.get(segment)).collect::<Result<Vec<_>>>()?;
         Ok(self.live.resume(sequence, path)?)
     }
 
-    fn store(
-        &mut self,
-        sequence: SequenceId,
-        num_tokens: usize,
-    ) -> std::result::Result<StoredSegment, RunnerError> {
-        Ok(stored(&*self.live.store(sequence, num_tokens, &mut self.segments)?))
+    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> std::result::Result<Stored, RunnerError> {
+        let segment = self.live.store(sequence, num_tokens, &mut self.segments)?;
+        Ok(Stored { segment: stored(&segment), checkpoint: None })
     }
 
     fn split(
@@ -286,6 +291,10 @@ impl Runner for MlxRunner {
     ) -> std::result::Result<(StoredSegment, StoredSegment), RunnerError> {
         let (upper, lower) = self.segments.split(segment, at)?;
         Ok((stored(&upper), stored(&lower)))
+    }
+
+    fn resume_rule(&self) -> ResumeRule {
+        ResumeRule::AnyToken
     }
 
     fn discard(&mut self, segment: SegmentId) {

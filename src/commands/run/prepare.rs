@@ -9,7 +9,7 @@ use serde_json::Map;
 
 use crate::{
     batch::{Prompt, RequestError, RequestHead, RequestParams},
-    engine::{GenerationRequest, RequestId, SamplingParams, TokenId, sampling_key},
+    engine::{GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
     text::{RenderRequest, TextError, TextModel},
 };
 
@@ -82,6 +82,7 @@ impl Preparer {
                 max_new_tokens: max_tokens.min(self.max_context - num_tokens),
                 end_ids: Arc::clone(&self.end_ids),
                 sampling,
+                plan: PromptPlan::default(),
             },
             stops: params.stop.unwrap_or_default(),
         })

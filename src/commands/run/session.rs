@@ -68,7 +68,7 @@ impl Session {
         Self {
             stats: RunStats { num_total, ..RunStats::default() },
             progress,
-            engine: Engine::new(model.runner, limits),
+            engine: Engine::new(model.runner, limits, None),
             text: model.text,
             preparer,
             served,
