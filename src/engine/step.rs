@@ -14,6 +14,10 @@ use super::prefixes::Prefixes;
 use super::scheduler::Limits;
 use super::sequence::{Sequence, State};
 use super::stats::Stats;
+#[cfg(test)]
+use super::{Stored, StoredSegment};
+#[cfg(test)]
+use crate::cache::PromptCache;
 use crate::cache::{CacheLimits, CacheUsage};
 
 use super::{
@@ -137,8 +141,18 @@ impl<R: Runner> Engine<R> {
     }
 
     #[cfg(test)]
-    pub(super) fn prefixes_mut(&mut self) -> (&mut Prefixes, &mut R) {
-        (&mut self.prefixes, &mut self.runner)
+    pub(super) fn cache_mut(&mut self) -> Option<&mut PromptCache<StoredSegment>> {
+        self.prefixes.cache_mut()
+    }
+
+    /// Bytes of answers whose tokens are not known yet.
+    #[cfg(test)]
+    pub(super) fn num_rest_bytes(&self) -> u64 {
+        let rests = self.running.iter().filter_map(|sequence| sequence.rest);
+        let bytes = |(rest, _): (Stored, usize)| {
+            rest.segment.num_bytes + rest.checkpoint.map_or(0, |held| held.num_bytes)
+        };
+        rests.map(bytes).sum()
     }
 
     /// Ends a request because the caller has seen enough of its answer, such as a stop string.

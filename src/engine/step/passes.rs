@@ -24,7 +24,7 @@ impl<R: Runner> Engine<R> {
             }
         }
         self.collect();
-        // Only now: until they are collected, its rows may have tokens in the pass before.
+        // Only now: its rows may have tokens in the pass that was just collected.
         if let Some((error, rows)) = failed_launch {
             self.fail(error, &rows);
         }
@@ -76,16 +76,17 @@ impl<R: Runner> Engine<R> {
         let rows = pass.rows.clone();
         self.passes.push_back(pass);
         self.prefixes.pass_launched();
-        for (index, work) in work {
+        let mut failed: Option<(RunnerError, Vec<Row>)> = None;
+        for ((index, work), row) in work.iter().zip(rows) {
             self.running[*index].advance(work);
+            if let Err(error) = self.after_launch(*index, work) {
+                failed.get_or_insert_with(|| (error, Vec::new())).1.push(row);
+            }
         }
-        for (index, work) in work {
-            self.after_launch(*index, work).map_err(|error| (error, rows.clone()))?;
-        }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
-    /// Stores what the launched work completes.
+    /// Stores what the launched work completes. An error ends this sequence alone.
     fn after_launch(&mut self, index: usize, work: &Work) -> Result<(), RunnerError> {
         let sequence = &mut self.running[index];
         if let Work::Prefill(range) = work {
@@ -94,9 +95,13 @@ impl<R: Runner> Engine<R> {
         // Its last token is launched: row and KV go to the next in line one pass early.
         if sequence.state == State::Draining {
             let end = sequence.num_prefill_tokens() + sequence.request.max_new_tokens;
-            let rest = self.prefixes.take_rest(&mut self.runner, sequence, end)?;
-            sequence.rest = rest.map(|rest| (rest, end));
+            let taken = self.prefixes.take_rest(&mut self.runner, sequence, end);
             self.runner.release(sequence.id);
+            match taken {
+                Ok(rest) => sequence.rest = rest.map(|rest| (rest, end)),
+                // The answer is whole, it only cannot be kept.
+                Err(error) => self.note_failure(error, Vec::new()),
+            }
         }
         Ok(())
     }
