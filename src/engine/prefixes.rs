@@ -190,6 +190,20 @@ impl Prefixes {
         }
     }
 
+    /// Makes room for recurrent state just given to a node; rather than the limit, it goes again.
+    fn make_room_for_checkpoint(
+        &mut self,
+        runner: &mut impl Runner,
+        node: NodeId,
+    ) -> Result<(), RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        make_room(cache, runner, self.now);
+        if cache.is_over_limit() && cache.tree().node(node).is_some() {
+            discard_all(runner, cache.set_checkpoint(node, None)?);
+        }
+        Ok(())
+    }
+
     /// Cuts a stored node after its first `at` tokens and returns the upper half.
     fn split(&mut self, runner: &mut impl Runner, node: NodeId, at: usize) -> Result<NodeId, RunnerError> {
         let cache = self.cache.as_mut().expect("only nodes of a cache are split");

@@ -3,7 +3,7 @@
 //! Owns taking an answer's KV out of the runner and hanging it below its prompt. What a sequence has
 //! stored of the prompt itself is [`super::prompts`]'.
 
-use super::{Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for_leaf};
+use super::{Prefixes, Unconfirmed, discard, make_room_for_leaf};
 use crate::cache::{Inserted, NodeId, Place, ResumeRule, Tier};
 use crate::engine::sequence::Sequence;
 use crate::engine::{Runner, RunnerError, Stored, TokenId};
@@ -32,52 +32,17 @@ impl Prefixes {
         &mut self,
         runner: &mut impl Runner,
         sequence: &Sequence,
-        mut rest: &[TokenId],
+        rest: &[TokenId],
         mut stored: Stored,
     ) -> Result<(), RunnerError> {
-        let needs_checkpoint = self.rule == ResumeRule::Checkpoints;
-        if needs_checkpoint && stored.checkpoint.is_none() {
+        let hung = self.hang(runner, sequence.hold.node, rest, &mut stored);
+        let Ok(Some(node)) = hung else {
             discard(runner, stored);
-            return Ok(());
-        }
-        let mut parent = sequence.hold.node;
-        loop {
-            let Some(cache) = &mut self.cache else { return Ok(()) };
-            let place = Place { parent, tokens: rest, tier: Tier::Assistant };
-            let (node, num_common) = match cache.insert(place, stored.segment, stored.checkpoint)? {
-                Inserted::New(node) => {
-                    make_room_for_leaf(cache, runner, node, self.now)?;
-                    self.note_stored(Unconfirmed::Node(node));
-                    return Ok(());
-                }
-                Inserted::Overlaps { node, num_common } => (node, num_common),
-            };
-            // Requests with the same prompt have answers that begin alike: at least with the last
-            // token of the prompt.
-            let other = cache.tree().node(node);
-            let is_pending = other.is_none_or(|node| node.segment().is_none());
-            let num_other = other.map_or(0, |node| node.tokens().len());
-            let is_all_there = num_common == rest.len();
-            if is_pending || is_all_there && !needs_checkpoint {
-                discard(runner, stored);
-                return Ok(());
-            }
-            let common = if num_common < num_other { self.split(runner, node, num_common)? } else { node };
-            if is_all_there {
-                return self.keep_checkpoint(runner, common, stored);
-            }
-            match runner.split(stored.segment.id, num_common) {
-                Ok((upper, lower)) => {
-                    runner.discard(upper.id);
-                    stored.segment = lower;
-                }
-                Err(error) => {
-                    discard(runner, stored);
-                    return Err(error);
-                }
-            }
-            (parent, rest) = (Some(common), &rest[num_common..]);
-        }
+            return hung.map(drop);
+        };
+        self.note_stored(Unconfirmed::Node(node));
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        make_room_for_leaf(cache, runner, node, self.now).map(drop)
     }
 
     /// Drops what [`Prefixes::take_rest`] took.
@@ -85,25 +50,60 @@ impl Prefixes {
         discard(runner, rest);
     }
 
+    /// Hangs what is new of an answer into the tree and returns its node; `None` where nothing is.
+    ///
+    /// What is left in `stored` then, and after an error, is the caller's to drop.
+    fn hang(
+        &mut self,
+        runner: &mut impl Runner,
+        mut parent: Option<NodeId>,
+        mut rest: &[TokenId],
+        stored: &mut Stored,
+    ) -> Result<Option<NodeId>, RunnerError> {
+        let needs_checkpoint = self.rule == ResumeRule::Checkpoints;
+        if needs_checkpoint && stored.checkpoint.is_none() {
+            return Ok(None);
+        }
+        loop {
+            let Some(cache) = &mut self.cache else { return Ok(None) };
+            let place = Place { parent, tokens: rest, tier: Tier::Assistant };
+            let (node, num_common) = match cache.insert(place, stored.segment, stored.checkpoint)? {
+                Inserted::New(node) => return Ok(Some(node)),
+                Inserted::Overlaps { node, num_common } => (node, num_common),
+            };
+            // Requests with the same prompt have answers that begin alike: at least with the last
+            // token of the prompt.
+            let other = cache.tree().node(node);
+            let is_pending = other.is_none_or(|node| node.segment().is_none());
+            let is_split = other.is_some_and(|node| num_common < node.tokens().len());
+            let is_all_there = num_common == rest.len();
+            if is_pending || is_all_there && !needs_checkpoint {
+                return Ok(None);
+            }
+            let common = if is_split { self.split(runner, node, num_common)? } else { node };
+            if is_all_there {
+                self.add_checkpoint(runner, common, stored)?;
+                return Ok(None);
+            }
+            let (upper, lower) = runner.split(stored.segment.id, num_common)?;
+            runner.discard(upper.id);
+            stored.segment = lower;
+            (parent, rest) = (Some(common), &rest[num_common..]);
+        }
+    }
+
     /// Keeps only the recurrent state of an answer whose tokens are stored already.
-    fn keep_checkpoint(
+    fn add_checkpoint(
         &mut self,
         runner: &mut impl Runner,
         node: NodeId,
-        stored: Stored,
+        stored: &mut Stored,
     ) -> Result<(), RunnerError> {
-        let has_one = |node| self.cache.as_ref()?.tree().node(node)?.checkpoint();
-        if has_one(node).is_some() {
-            discard(runner, stored);
-            return Ok(());
-        }
-        runner.discard(stored.segment.id);
-        self.note_stored(Unconfirmed::Checkpoint(node));
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        discard_all(runner, cache.set_checkpoint(node, stored.checkpoint)?);
-        make_room(cache, runner, self.now);
-        if cache.is_over_limit() && cache.tree().node(node).is_some() {
-            discard_all(runner, cache.set_checkpoint(node, None)?);
+        if cache.tree().node(node).is_some_and(|node| node.checkpoint().is_none()) {
+            cache.set_checkpoint(node, stored.checkpoint.take())?;
+            self.note_stored(Unconfirmed::Checkpoint(node));
+            self.make_room_for_checkpoint(runner, node)?;
         }
         Ok(())
     }

@@ -132,11 +132,7 @@ impl Prefixes {
         let Some(cache) = &mut self.cache else { return Ok(()) };
         runner.discard(stored.segment.id);
         discard_all(runner, cache.set_checkpoint(due.node, stored.checkpoint)?);
-        make_room(cache, runner, self.now);
-        if cache.is_over_limit() {
-            discard_all(runner, cache.set_checkpoint(due.node, None)?);
-        }
-        Ok(())
+        self.make_room_for_checkpoint(runner, due.node)
     }
 }
 
