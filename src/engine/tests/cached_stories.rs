@@ -175,7 +175,7 @@ fn recurrent_state_is_brought_once_to_a_stored_path_that_lacks_it() {
     // nothing, and so did everyone after it.
     let old = request(0, [words(0, 20), words(50, 10)].concat(), 4, &[]);
     for lookahead in [true, false] {
-        let engine = cached_engine(limits(4, 8, lookahead), ResumeRule::Checkpoints, u64::MAX);
+        let engine = cached_engine(limits(4, 64, lookahead), ResumeRule::Checkpoints, u64::MAX);
         let run = answered(engine, std::slice::from_ref(&old));
         assert_eq!(run.engine.runner().num_prefilled(), 29);
         // They leave the old prompt after 20 tokens, where no state was kept.
