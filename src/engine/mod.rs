@@ -4,23 +4,38 @@
 //! [`Runner`] does) and knows no text: stop strings are matched by the caller, which then calls
 //! [`Engine::stop`].
 //!
-//! A pass packs one row for each decoding sequence and the prompts of new ones. Where the device
-//! computes by itself, the engine looks ahead: it launches a pass before it has read the tokens of
-//! the pass before, which the runner feeds in on the device. Two steps, in which request B gives
-//! its end token in pass 1:
+//! A pass packs one row for each decoding sequence and the prompts of new ones. A prompt is computed
+//! in chunks, all but its last token, which is fed as the first decode row: so what is stored of a
+//! prompt never depends on how it is answered, and a prompt that is wholly stored has one token left
+//! to run. Chunks sample nothing.
+//!
+//! Where the device computes by itself, the engine looks ahead: it launches a pass before it has read
+//! the tokens of the pass before, which the runner feeds in on the device. Two steps, in which
+//! request B gives its end token in pass 1:
 //!
 //! ```text
 //!             step n                           step n + 1
 //!   host    | launch 2 | wait for 1 | events | launch 3 | wait for 2 | events |
 //!   device  | pass 1 ............|pass 2 ....................|pass 3 ..........
 //!
-//!   pass 1   A decode   B decode   C prefill      → A token, B finished (stop), C token
-//!   pass 2   A decode   B decode   C decode       → A token, B's row is dropped, C token
-//!   pass 3   A decode   D prefill  C decode       B's row went to D
+//!   pass 1   A decode   B decode   C chunk        → A token, B finished (stop)
+//!   pass 2   A decode   B decode   C decode       → A token, B's row is dropped, C's first token
+//!   pass 3   A decode   D chunk    C decode       B's row went to D
 //! ```
 //!
 //! An end token thus costs one wasted row. A request that reaches its length limit costs none: that
 //! is known by count, so no pass is launched beyond it, and its row is free one pass earlier.
+//!
+//! With a prompt cache, what several prompts begin with is computed by the first of them and stored
+//! as soon as it is launched. The others wait in line and resume on it, sharing its memory, as here
+//! D and E on a prefix P, with prompts P d₀ and P e₀:
+//!
+//! ```text
+//!   pass 1   D chunk P                            E waits; P is stored, E may enter
+//!   pass 2   D decode d₀   E decode e₀            → D's and E's first tokens
+//! ```
+//!
+//! Chunks end at the multiples of a fixed size and where the plan says, never where timing says.
 
 mod pass;
 mod prefixes;

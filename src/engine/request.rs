@@ -45,7 +45,8 @@ pub struct Cut {
     pub position: usize,
     /// Tier of the tokens that end here.
     pub tier: Tier,
-    /// Orders of the requests that begin with the tokens up to here; they stand side by side.
+    /// Orders of the requests that begin with the tokens up to here; they stand side by side. Where
+    /// it is one alone, what ends here is kept only if no other needs the room.
     pub users: RangeInclusive<u64>,
 }
 

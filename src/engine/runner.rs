@@ -87,7 +87,7 @@ pub struct RunnerError(pub String);
 ///
 /// Passes are launched in order and collected in the same order; a device that works
 /// asynchronously may have two passes under way. A sequence comes into being with its first
-/// group and lives until it is released.
+/// group, or before that with [`Runner::resume`], and lives until it is released.
 pub trait Runner {
     /// Starts one forward pass over the packed tokens of all groups.
     ///
@@ -114,10 +114,14 @@ pub trait Runner {
     /// Stores the first `num_tokens` tokens that a sequence has computed after its path.
     ///
     /// Of a sequence that prefills this is all it has computed, and the segment becomes the end of
-    /// its path. Of one that has ended it may be less; nothing but `release` may follow.
+    /// its path. Of one that has ended it may be less; nothing but `release` may follow. With
+    /// recurrent layers there is a checkpoint where the segment ends at the last computed position.
+    ///
+    /// Passes may be under way that compute what is stored; where one fails, it is discarded.
     fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError>;
 
-    /// Cuts a stored segment after its first `at` tokens into two that own their memory.
+    /// Cuts a stored segment after its first `at` tokens into two that own their memory. The whole
+    /// is discarded with that; after an error it is still there.
     fn split(&mut self, segment: SegmentId, at: usize)
     -> Result<(StoredSegment, StoredSegment), RunnerError>;
 

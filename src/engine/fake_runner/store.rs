@@ -10,7 +10,7 @@ use super::{SegmentId, StoredSegment, TokenId};
 /// Bytes of one token's fake KV.
 pub(crate) const BYTES_PER_TOKEN: u64 = 10;
 /// Bytes of a fake recurrent state.
-pub(crate) const BYTES_PER_CHECKPOINT: u64 = 15;
+const BYTES_PER_CHECKPOINT: u64 = 15;
 
 #[derive(Debug, Default)]
 pub(super) struct Store {
