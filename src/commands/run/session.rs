@@ -121,8 +121,7 @@ impl Session {
 
     /// Hands a request to the engine; returns its record if it cannot be served.
     fn submit(&mut self, request: Request, file: &str) -> anyhow::Result<Option<Record>> {
-        let Request { head, mut prompt, params } = request;
-        prompt.rename_developer_role();
+        let Request { head, prompt, params } = request;
         let refused = |head: &RequestHead, error: RequestError| {
             Ok(Some(Record::request_error(head, &error.at(file, head.line))))
         };
