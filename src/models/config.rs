@@ -162,10 +162,13 @@ impl Family {
             Self::Llama => fields.flag("attention_bias", false)?,
             Self::Qwen3 | Self::Gemma3 => false,
         };
-        let interleaved = matches!(self, Self::Llama | Self::Qwen2) && fields.flag("rope_traditional", false)?;
+        let interleaved =
+            matches!(self, Self::Llama | Self::Qwen2) && fields.flag("rope_traditional", false)?;
         let rope = RopeSpec::new(shape.head_dim, theta, interleaved, &scaling);
         if !rope.is_usable() {
-            return Err("'rope_theta' and the settings of 'rope_scaling' give no finite frequencies".to_owned());
+            return Err(
+                "'rope_theta' and the settings of 'rope_scaling' give no finite frequencies".to_owned()
+            );
         }
         Ok(LayerSpec {
             attention: AttentionSpec {

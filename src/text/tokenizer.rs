@@ -211,9 +211,8 @@ mod tests {
     /// token it does not define, made the tokenizers crate panic.
     #[test]
     fn a_damaged_file_is_an_error_and_no_panic() {
-        let load = |json: &serde_json::Value| {
-            Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json"))
-        };
+        let load =
+            |json: &serde_json::Value| Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json"));
         let mut json = crate::text::testing::byte_level_json();
         json["model"]["continuing_subword_prefix"] = "a longer prefix".into();
         let error = load(&json).expect_err("no merge has that prefix").to_string();

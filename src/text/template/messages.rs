@@ -104,7 +104,8 @@ pub(super) fn prepare(messages: &[Value], form: ContentForm) -> Result<Vec<Value
 fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
     let mut message = message.as_object().ok_or("it is no JSON object")?.clone();
     normalize(&mut message);
-    if let Some(role) = message.get_mut("role").filter(|role| !form.knows_developer && **role == "developer") {
+    if let Some(role) = message.get_mut("role").filter(|role| !form.knows_developer && **role == "developer")
+    {
         *role = json!("system");
     }
     let role = message.get("role").and_then(Value::as_str).ok_or("it has no \"role\"")?;
