@@ -46,7 +46,7 @@ impl OpenModel {
     pub(super) fn open(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Self> {
         let device = ComputeDevice::current();
         if let Some(warning) = Blas::current().warning(device) {
-            super::eprint_line(&format!("mlxbatch: warning: {warning}"));
+            super::warn(args, &[warning]);
         }
         let mut options = HubOptions::from_env();
         if args.model.revision != crate::cli::DEFAULT_REVISION {
@@ -54,6 +54,7 @@ impl OpenModel {
         }
         options.offline |= args.model.offline;
         options.quiet |= args.quiet;
+        options.hides_warnings = args.quiet;
         let description = describe(ModelSource::resolve(&args.model.model, &options)?)?;
         let dtype = match args.compute.dtype {
             DtypeArg::Auto => None,

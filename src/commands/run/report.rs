@@ -2,14 +2,31 @@
 //!
 //! Owns the names of its fields; the counting is the session's.
 
-use std::{io, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use serde_json::json;
 
-use crate::{batch::RunStats, engine};
+use crate::{
+    batch::{InputPath, OutputPath, RunStats},
+    engine,
+};
 
-/// Finds out early whether the report can be written at all.
-pub(super) fn check_writable(path: &Path) -> anyhow::Result<()> {
+/// Finds out early whether the report can be written at all, and to a file of its own.
+pub(super) fn check_writable(path: &Path, input: &InputPath, output: &OutputPath) -> anyhow::Result<()> {
+    let other = |name: &str, file: &Path| {
+        let is_same = path == file
+            || fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(file).is_ok_and(|file| path == file));
+        if is_same && !is_device(path) {
+            anyhow::bail!("--report {} is the {name}; give it a file of its own", path.display());
+        }
+        Ok(())
+    };
+    if let Some(input) = input.path() {
+        other("input", input)?;
+    }
+    if let OutputPath::File(output) = output {
+        other("output", output)?;
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {
         anyhow::bail!("--report {} is a directory; name a file in it", path.display());
@@ -20,6 +37,11 @@ pub(super) fn check_writable(path: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// What can be written to by many, such as `/dev/null`.
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
 /// Writes the counters of a run that took `load_time` before its first forward pass.
@@ -49,5 +71,5 @@ pub(super) fn write(
         "prefill_tokens_per_second": engine.prefill_tokens_per_second(),
         "decode_tokens_per_second": engine.decode_tokens_per_second(),
     });
-    std::fs::write(path, format!("{report:#}\n"))
+    fs::write(path, format!("{report:#}\n"))
 }

@@ -3,7 +3,12 @@
 //! Owns what is between reader, engine and writer, and the run's counters. Memory is bounded by
 //! the batch: at most a waiting line and a running batch of requests are held.
 
-use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 
@@ -13,8 +18,8 @@ use super::{
 };
 use crate::{
     batch::{
-        Completion, FinishReason, Flow, Progress, Record, Request, RequestError, RequestHead, RequestReader,
-        ResultWriter, RunStats, Served,
+        Completion, FinishReason, Flow, NextRequest, Progress, Record, Request, RequestError, RequestHead,
+        RequestReader, ResultWriter, RunStats, Served,
     },
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::interrupt::Interrupt,
@@ -22,6 +27,20 @@ use crate::{
     mlx::{ComputeDevice, MlxRunner},
     text::{Answer, TextModel},
 };
+
+/// How long an idle run waits for input before it looks at Ctrl-C and its progress again.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+
+/// Why a run's loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Every request has its output line.
+    InputUsedUp,
+    /// By Ctrl-C.
+    Interrupted,
+    /// Nobody reads the output any more.
+    OutputClosed,
+}
 
 /// A run under way.
 pub(super) struct Session {
@@ -83,46 +102,54 @@ impl Session {
         reader: &mut RequestReader,
         writer: &mut ResultWriter,
         interrupt: &Interrupt,
-    ) -> anyhow::Result<Flow> {
+    ) -> anyhow::Result<Stop> {
         let mut has_more = true;
-        while !interrupt.is_set() {
+        loop {
             while has_more && self.engine.has_room() && !interrupt.is_set() {
-                let record = match reader.next_request()? {
-                    None => {
+                // An input that is silent holds up nothing that can be computed.
+                let patience = if self.engine.is_idle() { IDLE_WAIT } else { Duration::ZERO };
+                let record = match reader.poll_request(patience)? {
+                    NextRequest::Request(request) => self.submit(request, reader.name())?,
+                    NextRequest::Failed(failed) => Some(Record::failed(&failed)),
+                    NextRequest::Pending => break,
+                    NextRequest::End => {
                         has_more = false;
                         None
                     }
-                    Some(Ok(request)) => self.submit(request, reader.name())?,
-                    Some(Err(failed)) => Some(Record::failed(&failed)),
                 };
                 if let Some(record) = record {
                     self.stats.num_failed += 1;
                     if writer.write(&record)? == Flow::Closed {
-                        return Ok(Flow::Closed);
+                        return Ok(Stop::OutputClosed);
                     }
                     self.show();
                 }
             }
-            if !has_more && self.engine.is_idle() {
-                break;
+            if interrupt.is_set() {
+                return Ok(Stop::Interrupted);
+            }
+            if self.engine.is_idle() {
+                if !has_more {
+                    return Ok(Stop::InputUsedUp);
+                }
+                self.show();
+                continue;
             }
             let events = self.engine.step().context("computing the answers failed")?;
             for event in events {
                 if let Some(record) = self.handle(event, reader.name())?
                     && writer.write(&record)? == Flow::Closed
                 {
-                    return Ok(Flow::Closed);
+                    return Ok(Stop::OutputClosed);
                 }
             }
             self.show();
         }
-        Ok(Flow::Open)
     }
 
     /// Hands a request to the engine; returns its record if it cannot be served.
     fn submit(&mut self, request: Request, file: &str) -> anyhow::Result<Option<Record>> {
-        let Request { head, mut prompt, params } = request;
-        prompt.rename_developer_role();
+        let Request { head, prompt, params } = request;
         let refused = |head: &RequestHead, error: RequestError| {
             Ok(Some(Record::request_error(head, &error.at(file, head.line))))
         };
