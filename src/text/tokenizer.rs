@@ -83,14 +83,22 @@ impl Tokenizer {
     /// `add_special_tokens` lets the tokenizer put its own tokens around the text, usually a BOS
     /// in front: right for raw prompts, wrong for rendered chat templates, which write their own.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        if has_long_whitespace_run(text) {
-            return Err(TextError::Encode(format!(
-                "it has more than {MAX_WHITESPACE_RUN} spaces in a row: shorten it"
-            )));
-        }
+        check_whitespace(text)?;
         let encoding = contained(|| self.0.tokenizer.encode_fast(text, add_special_tokens))
             .map_err(TextError::Encode)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Turns a rendered template into the same token ids, and into the range of bytes that each
+    /// comes from. Pieces of one character have that character's range, and spaces at a token's
+    /// ends may be left out of its.
+    pub(super) fn encode_with_ranges(
+        &self,
+        text: &str,
+    ) -> Result<(Vec<u32>, Vec<(usize, usize)>), TextError> {
+        check_whitespace(text)?;
+        let encoding = contained(|| self.0.tokenizer.encode(text, false)).map_err(TextError::Encode)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
@@ -158,6 +166,15 @@ fn silence_contained_panics() {
             }
         }));
     });
+}
+
+fn check_whitespace(text: &str) -> Result<(), TextError> {
+    if has_long_whitespace_run(text) {
+        return Err(TextError::Encode(format!(
+            "it has more than {MAX_WHITESPACE_RUN} spaces in a row: shorten it"
+        )));
+    }
+    Ok(())
 }
 
 fn has_long_whitespace_run(text: &str) -> bool {
