@@ -7,6 +7,7 @@ mod model;
 mod prepare;
 mod report;
 mod session;
+mod window;
 
 use std::io::Write;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -50,7 +51,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     interrupt.heed();
     let looped = session.run(&mut reader, &mut writer, &interrupt);
 
-    let engine_stats = *session.engine_stats();
+    let counters = report::Counters::of(&session);
     let Session { mut stats, progress, .. } = session;
     progress.finish();
     stats.wall = started.elapsed();
@@ -72,7 +73,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     }
     // Last, since the results are safe by now and a report is not worth losing the summary.
     if let Some(path) = &args.report {
-        report::write(path, &stats, &engine_stats, load_time)
+        report::write(path, &stats, &counters, load_time)
             .with_context(|| format!("cannot write the report to {}", path.display()))?;
     }
     Ok(match (stop, published.flow) {

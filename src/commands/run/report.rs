@@ -4,10 +4,12 @@
 
 use std::{fs, io, path::Path, time::Duration};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
+use super::session::Session;
 use crate::{
     batch::{InputPath, OutputPath, RunStats},
+    cache::CacheUsage,
     engine,
 };
 
@@ -44,24 +46,67 @@ fn is_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
+/// What the report says beside the run's own counters.
+pub(super) struct Counters {
+    engine: engine::Stats,
+    cache: Option<CacheUsage>,
+    num_unique_tokens: usize,
+}
+
+impl Counters {
+    pub(super) fn of(session: &Session) -> Self {
+        Self {
+            engine: *session.engine_stats(),
+            cache: session.cache_usage(),
+            num_unique_tokens: session.num_unique_tokens(),
+        }
+    }
+
+    fn cache(&self) -> Value {
+        let Some(usage) = &self.cache else { return Value::Null };
+        let tiers: Map<String, Value> = usage
+            .tiers
+            .iter()
+            .map(|(tier, usage)| {
+                let usage = json!({
+                    "num_cached_tokens": usage.num_cached_tokens,
+                    "num_evictions": usage.num_evictions,
+                    "num_entries": usage.num_entries,
+                    "num_bytes": usage.num_bytes,
+                });
+                (tier.name().to_owned(), usage)
+            })
+            .collect();
+        json!({
+            "num_bytes": usage.num_bytes,
+            "peak_bytes": usage.peak_bytes,
+            "num_over_limit": usage.num_over_limit,
+            "tiers": tiers,
+        })
+    }
+}
+
 /// Writes the counters of a run that took `load_time` before its first forward pass.
 pub(super) fn write(
     path: &Path,
     stats: &RunStats,
-    engine: &engine::Stats,
+    counters: &Counters,
     load_time: Duration,
 ) -> io::Result<()> {
+    let engine = &counters.engine;
     let run_time = stats.wall.saturating_sub(load_time);
     let report = json!({
         "num_requests": stats.num_done(),
         "num_failed": stats.num_failed,
         "num_prompt_tokens": stats.num_prompt_tokens,
+        "num_unique_tokens": counters.num_unique_tokens,
         "num_prefilled_tokens": engine.num_prefilled_tokens(),
         "num_cached_tokens": stats.num_cached_tokens,
         "num_generated_tokens": stats.num_generated_tokens,
         "num_passes": engine.num_passes(),
         "num_wasted_rows": engine.num_wasted_rows(),
         "peak_rows": engine.peak_rows,
+        "cache": counters.cache(),
         "prefill_seconds": stats.prefill.as_secs_f64(),
         "decode_seconds": stats.decode.as_secs_f64(),
         "load_seconds": load_time.as_secs_f64(),
