@@ -17,6 +17,7 @@
 //! without tensors.
 
 pub mod batch;
+pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod engine;
