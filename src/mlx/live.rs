@@ -11,6 +11,7 @@ use super::{
     attention::{Attention, Chunk, DecodeRows},
     error::{MlxError, Result},
     kv::{Body, LayerKv, MAX_TAIL, Tail},
+    recurrent::{LiveStates, RecurrentState},
     sys,
 };
 use crate::engine::SequenceId;
@@ -50,17 +51,24 @@ pub(super) struct LayerRows {
     pub values: Array,
 }
 
-/// KV of all running sequences.
+/// KV of all running sequences, by attention layer, and the states of their recurrent layers.
 #[derive(Debug, Default)]
 pub(super) struct LiveKv {
     bodies: HashMap<SequenceId, Body>,
     tail: Tail,
+    pub states: LiveStates,
 }
 
 impl LiveKv {
+    /// No sequences yet; each will start with these states of the recurrent layers.
+    pub(super) fn new(initial_states: Vec<RecurrentState>) -> Self {
+        Self { states: LiveStates::new(initial_states), ..Self::default() }
+    }
+
     /// Drops a sequence. Its tail row goes with the next pass.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.bodies.remove(&sequence);
+        self.states.release(sequence);
     }
 
     /// Sequences in the order of their decode rows.
@@ -98,7 +106,9 @@ impl LiveKv {
         if let Some(unknown) = joining.iter().find(|sequence| !self.bodies.contains_key(sequence)) {
             return Err(MlxError::Unsupported(format!("sequence {} decodes before its prefill", unknown.0)));
         }
-        self.tail.join(&joining)
+        self.tail.join(&joining)?;
+        let order: Vec<SequenceId> = self.decode_order().collect();
+        self.states.align_decode(&order)
     }
 
     fn move_tail_into_bodies(&mut self, windows: &[Option<usize>]) -> Result<()> {
@@ -267,11 +277,12 @@ impl LiveKv {
         Ok(attended)
     }
 
-    /// The KV arrays of a sequence's body, for evaluation.
+    /// The arrays of a sequence's body and states, for evaluation.
     pub(super) fn body_arrays(&self, sequence: SequenceId) -> impl Iterator<Item = &Array> {
         self.bodies
             .get(&sequence)
             .into_iter()
             .flat_map(|body| body.layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))
+            .chain(self.states.arrays(sequence))
     }
 }

@@ -42,10 +42,10 @@ impl MlxRunner {
     /// Takes over a loaded model.
     pub fn new(model: LoadedModel) -> Self {
         let decoder = model.into_decoder();
-        let windows = decoder.spec.layers.iter().map(|layer| layer.attention.window).collect();
+        let windows = decoder.spec.attention_layers().map(|attention| attention.window).collect();
         Self {
+            live: LiveKv::new(decoder.initial_states().to_vec()),
             decoder,
-            live: LiveKv::default(),
             windows,
             last_sampled: HashMap::new(),
             launched: VecDeque::new(),
@@ -180,7 +180,7 @@ impl MlxRunner {
 
     /// Log-probabilities of the token after `prompt`, computed on its own.
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
-        let mut live = LiveKv::default();
+        let mut live = LiveKv::new(self.decoder.initial_states().to_vec());
         let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
         let pass = live.begin_pass(vec![chunk], &self.windows)?;
         let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);
