@@ -13,7 +13,7 @@ use mlxbatch::{
 };
 use serde_json::Value;
 
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 12] = [
     "tiny-llama",
     "tiny-llama-sharded",
     "tiny-llama-rope3",
@@ -24,6 +24,8 @@ const MODELS: [&str; 10] = [
     "tiny-qwen2",
     "tiny-qwen3",
     "tiny-gemma3",
+    "tiny-lfm2",
+    "tiny-qwen3_5",
 ];
 
 struct Golden {
