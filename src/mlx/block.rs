@@ -65,7 +65,7 @@ pub(super) struct Block {
 
 #[derive(Debug)]
 enum Mixer {
-    Attention(SelfAttention),
+    Attention(Box<SelfAttention>),
     Recurrent {
         mixer: RecurrentMixer,
         /// Number of recurrent layers before it: its index in the live states.
@@ -100,7 +100,8 @@ impl Block {
             mixer_norm: loader.norm(&path(names.mixer_norm), hidden)?,
             mixer: match &layer.mixer {
                 MixerSpec::Attention(spec) => {
-                    Mixer::Attention(SelfAttention::load(loader, &block_path, spec, places.attention(spec))?)
+                    let place = places.attention(spec);
+                    Mixer::Attention(Box::new(SelfAttention::load(loader, &block_path, spec, place)?))
                 }
                 MixerSpec::Recurrent(spec) => Mixer::Recurrent {
                     mixer: RecurrentMixer::load(loader, &block_path, spec)?,

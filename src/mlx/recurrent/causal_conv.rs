@@ -64,3 +64,55 @@ impl CausalConv {
         Ok((sum, tail))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(array: &Array) -> Vec<f32> {
+        let array = array.contiguous().unwrap();
+        array.eval().unwrap();
+        array.to_vec_exact::<f32>().unwrap()
+    }
+
+    /// Whatever the cuts, the outputs are the same to the last bit, and those of MLX's convolution.
+    #[test]
+    fn cuts_change_nothing_and_mlx_agrees() {
+        let (channels, kernel_size, num_tokens) = (3usize, 4usize, 11usize);
+        let number = |index: usize| ((index * 37 % 101) as f32 - 50.0) / 17.0;
+        let stored: Vec<f32> = (0..channels * kernel_size).map(number).collect();
+        let kernel = (0..kernel_size)
+            .map(|position| {
+                let of_position: Vec<f32> =
+                    (0..channels).map(|channel| stored[channel * kernel_size + position]).collect();
+                Array::from_slice(&of_position, &[channels as i32])
+            })
+            .collect();
+        let bias = Array::from_slice(&[0.5f32, -1.0, 2.0], &[channels as i32]);
+        let conv = CausalConv { kernel, bias: Some(bias.clone()), num_channels: channels };
+        let inputs: Vec<f32> = (0..num_tokens * channels).map(|index| number(index + 5)).collect();
+        let inputs = Array::from_slice(&inputs, &[1, num_tokens as i32, channels as i32]);
+        let initial = conv.initial_tail(mlx_rs::Dtype::Float32).unwrap();
+        let (whole, last) = conv.forward(&inputs, &initial).unwrap();
+
+        for cuts in [vec![1; num_tokens], vec![2, 9], vec![6, 1, 4]] {
+            let (mut tail, mut outputs, mut first) = (initial.clone(), Vec::new(), 0);
+            for piece in cuts {
+                let part = sys::slice_axis(&inputs, 1, first, first + piece).unwrap();
+                let (output, next) = conv.forward(&part, &tail).unwrap();
+                outputs.extend(values(&output));
+                tail = next;
+                first += piece;
+            }
+            assert_eq!(outputs, values(&whole));
+            assert_eq!(values(&tail), values(&last));
+        }
+
+        let weight = Array::from_slice(&stored, &[channels as i32, kernel_size as i32, 1]);
+        let padded = ops::concatenate(&[&initial, &inputs], 1).unwrap();
+        let reference = ops::conv1d(&padded, &weight, 1, 0, 1, channels as i32).unwrap().add(&bias).unwrap();
+        for (ours, theirs) in values(&whole).iter().zip(values(&reference)) {
+            assert!((ours - theirs).abs() < 1e-5, "{ours} {theirs}");
+        }
+    }
+}

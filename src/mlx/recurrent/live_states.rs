@@ -13,7 +13,7 @@ use crate::{
     engine::SequenceId,
     mlx::{
         error::{MlxError, Result},
-        live::LivePass,
+        live::PassChunk,
         sys,
     },
 };
@@ -39,6 +39,14 @@ impl RowGroup {
     pub(super) fn pack(&self, by_sequence: &Array) -> Result<Array> {
         Ok(by_sequence.reshape(&[(self.num_sequences * self.num_tokens) as i32, -1])?)
     }
+}
+
+/// Whose a pass's packed rows are: one for each decoding sequence, in the order of the last
+/// `align_decode`, then the chunks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowOwners<'a> {
+    pub num_decode: usize,
+    pub chunks: &'a [PassChunk],
 }
 
 /// What a layer does with one group: its packed output rows and the state after them.
@@ -134,11 +142,10 @@ impl LiveStates {
     pub(super) fn advance(
         &mut self,
         layer: usize,
-        pass: &LivePass,
+        RowOwners { num_decode, chunks }: RowOwners<'_>,
         mix: &mut dyn FnMut(RowGroup, &RecurrentState) -> Result<Mixed>,
     ) -> Result<Array> {
-        let num_decode = pass.decode_positions.len();
-        let mut outputs = Vec::with_capacity(1 + pass.chunks.len());
+        let mut outputs = Vec::with_capacity(1 + chunks.len());
         if num_decode > 0 {
             let state = self.decoding.get_mut(layer).filter(|state| state.num_sequences() == num_decode);
             let state = state
@@ -148,7 +155,7 @@ impl LiveStates {
             outputs.push(output);
         }
         let mut first = num_decode;
-        for chunk in &pass.chunks {
+        for chunk in chunks {
             let states = self.waiting.entry(chunk.sequence).or_insert_with(|| self.initial.clone());
             let state = states
                 .get_mut(layer)
@@ -167,3 +174,6 @@ impl LiveStates {
         self.waiting.get(&sequence).into_iter().flatten().flat_map(RecurrentState::arrays)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ mod state;
 
 use mlx_rs::Array;
 
-use self::{gated_delta::GatedDelta, short_conv::ShortConv};
+use self::{gated_delta::GatedDelta, live_states::RowOwners, short_conv::ShortConv};
 pub(super) use self::{live_states::LiveStates, state::RecurrentState};
 use super::{block::BlockPass, error::Result, loader::Loader};
 use crate::models::RecurrentSpec;
@@ -51,7 +51,8 @@ impl RecurrentMixer {
         state_index: usize,
         pass: &mut BlockPass<'_>,
     ) -> Result<Array> {
-        let (ops, rows) = (pass.ops, pass.rows);
+        let ops = pass.ops;
+        let rows = RowOwners { num_decode: pass.rows.decode_positions.len(), chunks: &pass.rows.chunks };
         let states = &mut pass.live.states;
         match self {
             Self::GatedDelta(layer) => {

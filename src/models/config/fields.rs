@@ -93,7 +93,7 @@ impl Fields<'_> {
     }
 
     pub(super) fn check_heads(num_heads: usize, num_kv_heads: usize) -> Result<(), String> {
-        if num_heads % num_kv_heads != 0 {
+        if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(format!(
                 "'num_attention_heads' ({num_heads}) must be a multiple of 'num_key_value_heads' ({num_kv_heads})"
             ));
@@ -110,7 +110,7 @@ impl Fields<'_> {
     }
 
     pub(super) fn split_evenly(hidden_size: usize, num_heads: usize) -> Result<usize, String> {
-        if hidden_size % num_heads != 0 {
+        if !hidden_size.is_multiple_of(num_heads) {
             return Err(format!(
                 "'hidden_size' ({hidden_size}) must be a multiple of 'num_attention_heads' ({num_heads})"
             ));

@@ -79,7 +79,7 @@ fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<
         return Err(format!("'partial_rotary_factor' must lie between 0 and 1, got {rotated}"));
     }
     let dims = (head_dim as f64 * rotated) as usize;
-    if dims == 0 || dims % 2 != 0 {
+    if dims == 0 || !dims.is_multiple_of(2) {
         return Err(format!(
             "'partial_rotary_factor' of {rotated} rotates {dims} of {head_dim} dimensions; they must be even in number"
         ));
@@ -115,7 +115,7 @@ fn gated_delta(fields: &Fields) -> Result<GatedDeltaSpec, String> {
         value_head_dim: head("linear_value_head_dim")?,
         kernel_size: fields.integer("linear_conv_kernel_dim", Some(4), 2, 64)?,
     };
-    if spec.num_value_heads % spec.num_key_heads != 0 {
+    if !spec.num_value_heads.is_multiple_of(spec.num_key_heads) {
         return Err(format!(
             "'linear_num_value_heads' ({}) must be a multiple of 'linear_num_key_heads' ({})",
             spec.num_value_heads, spec.num_key_heads
@@ -140,7 +140,7 @@ fn full_attention(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, Strin
             .collect::<Result<_, _>>()?,
         None => {
             let interval = fields.integer("full_attention_interval", Some(4), 1, MAX_LAYERS)?;
-            (1..=num_layers).map(|number| number % interval == 0).collect()
+            (1..=num_layers).map(|number| number.is_multiple_of(interval)).collect()
         }
     };
     if !full.contains(&true) {
