@@ -10,6 +10,7 @@
 //! | [`batch`]    | request formats in, results out, progress and summary                       |
 //! | [`text`]     | chat template, tokenizer, streaming decode, stop matching                   |
 //! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
+//! | [`plan`]     | tree of all prompts: order, cuts, forecast of what is shared                |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //!
@@ -17,9 +18,11 @@
 //! without tensors.
 
 pub mod batch;
+pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod engine;
 pub mod mlx;
 pub mod models;
+pub mod plan;
 pub mod text;

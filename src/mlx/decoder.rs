@@ -105,10 +105,12 @@ impl Decoder {
         if let Some(scale) = &self.embedding_scale {
             hidden = hidden.multiply(scale)?;
         }
-        let mut pass = BlockPass { ops: &self.ops, device: self.device, rotations, rows: pass, live };
+        let mut block_pass =
+            BlockPass { ops: &self.ops, device: self.device, rotations, rows: pass, live: &mut *live };
         for block in &self.blocks {
-            hidden = block.forward(&hidden, &mut pass)?;
+            hidden = block.forward(&hidden, &mut block_pass)?;
         }
+        live.end_pass(pass);
         Ok(hidden)
     }
 

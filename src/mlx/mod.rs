@@ -18,6 +18,7 @@ mod recurrent;
 mod rope;
 mod runner;
 mod sampler;
+mod segment;
 mod self_attention;
 mod sys;
 mod weights;

@@ -87,7 +87,8 @@ impl SelfAttention {
         let (rope, table) = &pass.rotations[self.place.rope];
         let rows =
             LayerRows { queries: rope.rotate(&queries, table)?, keys: rope.rotate(&keys, table)?, values };
-        let attention = Attention { spec: &self.spec, ops: pass.ops, device: pass.device };
+        let attention =
+            Attention { spec: &self.spec, ops: pass.ops, device: pass.device, masks: &pass.rows.masks };
         let mut attended = pass.live.attend(self.place.kv_index, &attention, &rows, pass.rows)?;
         if let Some(gate) = gate {
             let gate = gate.reshape(&[num_tokens, (self.spec.num_heads * head_dim) as i32])?;

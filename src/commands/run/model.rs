@@ -18,6 +18,9 @@ use crate::{
     text::TextModel,
 };
 
+/// Limit of the prompt cache on machines that do not tell their memory.
+const DEFAULT_CACHE_BYTES: u64 = 2 << 30;
+
 /// A model ready to answer.
 pub(super) struct OpenModel {
     /// What the output's `model` field says.
@@ -29,6 +32,8 @@ pub(super) struct OpenModel {
     pub defaults: RequestParams,
     /// Tokens whose KV fits into memory beside the weights; `None` where that is not known.
     pub max_kv_tokens: Option<usize>,
+    /// Limit of the prompt cache where no flag says otherwise.
+    pub default_cache_bytes: u64,
 }
 
 /// A model's small files, read before its weights.
@@ -46,7 +51,7 @@ impl OpenModel {
     pub(super) fn open(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Self> {
         let device = ComputeDevice::current();
         if let Some(warning) = Blas::current().warning(device) {
-            super::eprint_line(&format!("mlxbatch: warning: {warning}"));
+            super::warn(args, &[warning]);
         }
         let mut options = HubOptions::from_env();
         if args.model.revision != crate::cli::DEFAULT_REVISION {
@@ -54,6 +59,7 @@ impl OpenModel {
         }
         options.offline |= args.model.offline;
         options.quiet |= args.quiet;
+        options.hides_warnings = args.quiet;
         let description = describe(ModelSource::resolve(&args.model.model, &options)?)?;
         let dtype = match args.compute.dtype {
             DtypeArg::Auto => None,
@@ -77,8 +83,11 @@ impl OpenModel {
             ));
         }
         let kv_bytes_per_token = description.spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1);
-        let max_kv_tokens = crate::mlx::free_memory_bytes()
-            .map(|free| usize::try_from(free / 10 * 8).unwrap_or(usize::MAX) / kv_bytes_per_token);
+        // What is left is shared between stored prefixes and the sequences that run.
+        let free_bytes = crate::mlx::free_memory_bytes();
+        let share = |free: u64| free / 10 * 4;
+        let max_kv_tokens =
+            free_bytes.map(|free| usize::try_from(share(free)).unwrap_or(usize::MAX) / kv_bytes_per_token);
         Ok(Self {
             name: description.name,
             spec: description.spec,
@@ -86,6 +95,7 @@ impl OpenModel {
             runner: MlxRunner::new(loaded),
             defaults: params_of(description.generation),
             max_kv_tokens,
+            default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, share),
         })
     }
 }

@@ -71,6 +71,11 @@ impl LiveStates {
         Self { initial, ..Self::default() }
     }
 
+    /// Whether the model has recurrent layers at all.
+    pub(in crate::mlx) fn are_kept(&self) -> bool {
+        !self.initial.is_empty()
+    }
+
     /// Drops a sequence. Its row of the batch goes when the batch is next rebuilt.
     pub(in crate::mlx) fn release(&mut self, sequence: SequenceId) {
         self.waiting.remove(&sequence);
@@ -101,7 +106,7 @@ impl LiveStates {
     /// Those that have left it without being released wait with their own copies.
     pub(in crate::mlx) fn align_decode(&mut self, order: &[SequenceId]) -> Result<()> {
         let unchanged = self.decode_order.iter().copied().eq(order.iter().copied().map(Some));
-        if self.initial.is_empty() || unchanged {
+        if !self.are_kept() || unchanged {
             return Ok(());
         }
         let leaving: Vec<SequenceId> =

@@ -57,4 +57,9 @@ impl RecurrentState {
     pub(in crate::mlx) fn arrays(&self) -> impl Iterator<Item = &Array> {
         std::iter::once(&self.conv_tail).chain(&self.memory)
     }
+
+    /// Bytes of all arrays.
+    pub(in crate::mlx) fn num_bytes(&self) -> u64 {
+        self.arrays().map(|array| array.nbytes() as u64).sum()
+    }
 }

@@ -5,10 +5,12 @@
 
 use serde_json::{Map, Value};
 
-use crate::models::rope::RopeScaling;
+use crate::models::rope::{RopeScaling, RopeSpec};
 
 /// No dimension of a real model comes near this; larger ones are damage.
 const MAX_DIMENSION: u64 = 1 << 24;
+/// Each layer keeps a frequency for every second one of these, before any weight is looked at.
+const MAX_HEAD_DIM: usize = 1 << 13;
 pub(super) const MAX_LAYERS: u64 = 1 << 12;
 
 /// Typed access to a JSON object; absent and null are the same.
@@ -54,6 +56,15 @@ impl Fields<'_> {
 
     pub(super) fn number(&self, name: &str, default: Option<f64>) -> Result<f64, String> {
         self.optional_number(name)?.or(default).ok_or_else(|| format!("'{name}' is missing"))
+    }
+
+    /// The cap of `cap * tanh(x / cap)`, which must be a positive number as an f32 too.
+    pub(super) fn softcap(&self, name: &str) -> Result<Option<f32>, String> {
+        match self.optional_number(name)?.map(|cap| (cap, cap as f32)) {
+            None => Ok(None),
+            Some((_, cap)) if cap > 0.0 && cap.is_finite() => Ok(Some(cap)),
+            Some((cap, _)) => Err(format!("'{name}' must be positive, got {cap}")),
+        }
     }
 
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
@@ -129,13 +140,33 @@ impl Fields<'_> {
         }
     }
 
-    /// A base of rotary frequencies, checked.
-    pub(super) fn checked_theta(&self, name: &str, theta: f64) -> Result<f64, String> {
-        if theta > 1.0 && theta.is_finite() {
-            Ok(theta)
-        } else {
-            Err(format!("'{name}' must be greater than 1, got {theta}"))
+    /// A width of heads that rotary positions can be applied to.
+    pub(super) fn check_head_dim(head_dim: usize) -> Result<(), String> {
+        if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
+            return Err(format!(
+                "'head_dim' must be even for rotary positions and at most {MAX_HEAD_DIM}, got {head_dim}"
+            ));
         }
+        Ok(())
+    }
+
+    /// Rotary positions of `dims` dimensions with the base `theta`, checked.
+    pub(super) fn rope(
+        dims: usize,
+        theta: f64,
+        interleaved: bool,
+        scaling: &RopeScaling,
+    ) -> Result<RopeSpec, String> {
+        if !(theta > 1.0 && theta.is_finite()) {
+            return Err(format!("'rope_theta' must be greater than 1, got {theta}"));
+        }
+        let rope = RopeSpec::new(dims, theta, interleaved, scaling);
+        if !rope.is_usable() {
+            return Err(
+                "'rope_theta' and the settings of 'rope_scaling' give no finite frequencies".to_owned()
+            );
+        }
+        Ok(rope)
     }
 
     /// `rope_theta`, which transformers 5 nests under `rope_parameters`.

@@ -9,7 +9,7 @@ use super::fields::{Fields, MAX_LAYERS};
 use crate::models::{
     names::{BlockNames, WeightNames},
     recurrent_spec::{RecurrentSpec, ShortConvSpec},
-    rope::{RopeScaling, RopeSpec},
+    rope::RopeScaling,
     spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
 };
 
@@ -63,6 +63,7 @@ fn attention(fields: &Fields, hidden_size: usize) -> Result<AttentionSpec, Strin
     let (num_heads, num_kv_heads) = fields.heads(Some(num_heads as u64))?;
     // A `head_dim` that a configuration may carry is not looked at, as in the reference.
     let head_dim = Fields::split_evenly(hidden_size, num_heads)?;
+    Fields::check_head_dim(head_dim)?;
     let nested_theta = match fields.nested("rope_parameters")? {
         Some(rope) => rope.optional_number("rope_theta")?,
         None => None,
@@ -80,7 +81,7 @@ fn attention(fields: &Fields, hidden_size: usize) -> Result<AttentionSpec, Strin
         output_bias: false,
         qk_norm: true,
         output_gate: false,
-        rope: RopeSpec::new(head_dim, fields.checked_theta("rope_theta", theta)?, false, &RopeScaling::None),
+        rope: Fields::rope(head_dim, theta, false, &RopeScaling::None)?,
         window: None,
         score_softcap: None,
     })

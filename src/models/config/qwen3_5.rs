@@ -9,7 +9,6 @@ use super::fields::{Fields, MAX_LAYERS};
 use crate::models::{
     names::WeightNames,
     recurrent_spec::{GatedDeltaSpec, RecurrentSpec},
-    rope::RopeSpec,
     spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
 };
 
@@ -70,6 +69,7 @@ fn names() -> WeightNames {
 fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<AttentionSpec, String> {
     let (num_heads, num_kv_heads) = fields.heads(None)?;
     let head_dim = fields.head_dim(hidden_size, num_heads)?;
+    Fields::check_head_dim(head_dim)?;
     let rope = fields.nested("rope_parameters")?;
     let rotated = match &rope {
         Some(rope) => rope.number("partial_rotary_factor", Some(0.25))?,
@@ -94,12 +94,12 @@ fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<
         output_bias: bias,
         qk_norm: true,
         output_gate: true,
-        rope: RopeSpec::new(
+        rope: Fields::rope(
             dims,
-            fields.checked_theta("rope_theta", fields.rope_theta(Some(100_000.0))?)?,
+            fields.rope_theta(Some(100_000.0))?,
             false,
             &fields.rope_scaling(max_context)?,
-        ),
+        )?,
         window: None,
         score_softcap: None,
     })

@@ -6,7 +6,7 @@
 use super::fields::{Fields, MAX_LAYERS};
 use crate::models::{
     names::{BlockNames, WeightNames},
-    rope::{RopeScaling, RopeSpec},
+    rope::RopeScaling,
     spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
 };
 
@@ -60,7 +60,7 @@ impl Family {
                 Self::Qwen3 => Some(fields.flag("tie_word_embeddings", false)?),
                 Self::Llama | Self::Qwen2 => Some(fields.flag("tie_word_embeddings", true)?),
             },
-            final_logit_softcap: fields.optional_number("final_logit_softcapping")?.map(|cap| cap as f32),
+            final_logit_softcap: fields.softcap("final_logit_softcapping")?,
             quantization: None,
             names: WeightNames {
                 prefix: if nested { "language_model.".to_owned() } else { String::new() },
@@ -92,7 +92,6 @@ impl Family {
             Self::Qwen3 => fields.rope_theta(None)?,
             Self::Llama => fields.rope_theta(Some(10_000.0))?,
         };
-        let theta = fields.checked_theta("rope_theta", theta)?;
         let scaling =
             if gemma && window.is_some() { RopeScaling::None } else { fields.rope_scaling(max_context)? };
         let qkv_bias = match self {
@@ -100,6 +99,8 @@ impl Family {
             Self::Llama => fields.flag("attention_bias", false)?,
             Self::Qwen3 | Self::Gemma3 => false,
         };
+        let interleaved =
+            matches!(self, Self::Llama | Self::Qwen2) && fields.flag("rope_traditional", false)?;
         Ok(LayerSpec {
             mixer: MixerSpec::Attention(AttentionSpec {
                 num_heads: shape.num_heads,
@@ -110,14 +111,9 @@ impl Family {
                 output_bias: self == Self::Llama && qkv_bias,
                 qk_norm: matches!(self, Self::Qwen3 | Self::Gemma3),
                 output_gate: false,
-                rope: RopeSpec::new(
-                    shape.head_dim,
-                    theta,
-                    matches!(self, Self::Llama | Self::Qwen2) && fields.flag("rope_traditional", false)?,
-                    &scaling,
-                ),
+                rope: Fields::rope(shape.head_dim, theta, interleaved, &scaling)?,
                 window,
-                score_softcap: fields.optional_number("attn_logit_softcapping")?.map(|cap| cap as f32),
+                score_softcap: fields.softcap("attn_logit_softcapping")?,
             }),
             intermediate_size: shape.intermediate_size,
             mlp_bias: self == Self::Llama && fields.flag("mlp_bias", false)?,
@@ -182,9 +178,7 @@ impl Shape {
             Family::Gemma3 => fields.dimension("head_dim", Some(256))?,
             Family::Llama | Family::Qwen3 => fields.head_dim(hidden_size, num_heads)?,
         };
-        if head_dim % 2 != 0 {
-            return Err(format!("'head_dim' must be even for rotary positions, got {head_dim}"));
-        }
+        Fields::check_head_dim(head_dim)?;
         let scale_base = match family {
             Family::Gemma3 => fields.number("query_pre_attn_scalar", Some(256.0))?,
             _ => head_dim as f64,
