@@ -13,7 +13,7 @@ use super::{
     weights::Weights,
     weights_gguf,
 };
-use crate::models::ModelSpec;
+use crate::models::{MixerSpec, ModelSpec};
 
 /// Where a model's weights are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +65,16 @@ impl LoadedModel {
 fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
     let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
-        let attention = &layer.attention;
-        let heads = 2 * (attention.num_heads + attention.num_kv_heads) * attention.head_dim;
-        sum.saturating_add((heads + 3 * layer.intermediate_size).saturating_mul(spec.hidden_size))
+        let mixer = match &layer.mixer {
+            MixerSpec::Attention(attention) => {
+                let gates = if attention.output_gate { attention.num_heads } else { 0 };
+                let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
+                heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
+            }
+            MixerSpec::Recurrent(recurrent) => recurrent.num_matrix_elements(spec.hidden_size),
+        };
+        let mlp = (3 * layer.intermediate_size).saturating_mul(spec.hidden_size);
+        sum.saturating_add(mixer).saturating_add(mlp)
     });
     let needed = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes()) as u64;
     device::available_memory_bytes().is_none_or(|available| needed <= available / 4 * 3)
