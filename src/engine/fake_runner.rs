@@ -1,12 +1,17 @@
 //! A runner without a model, for tests: the next token is a hash of all tokens so far.
 //!
 //! Owns the checks of the [`Runner`] contract and of the limits on every pass; a token at a wrong
-//! position, twice or missing changes every later token. Which answers are right is for the tests
-//! to say, by way of [`next_token`].
+//! position, twice or missing changes every later token. What is stored is kept by `store`. Which
+//! answers are right is for the tests to say, by way of [`next_token`].
+
+mod store;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::cache::ResumeRule;
+
+use store::Store;
+pub(crate) use store::{BYTES_PER_CHECKPOINT, BYTES_PER_TOKEN};
 
 use super::{
     Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
@@ -30,30 +35,36 @@ pub(crate) fn next_token(tokens: &[TokenId], sampling: &SamplingParams) -> Token
     u32::try_from((hash >> 7) % u64::from(VOCAB_SIZE)).expect("less than a u32")
 }
 
-/// Bytes of one token's fake KV.
-pub(crate) const BYTES_PER_TOKEN: u64 = 10;
+/// Which calls of the runner fail, each counted from 0.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Failures {
+    pub launch: Option<usize>,
+    pub collect: Option<usize>,
+    /// Counts `resume`, `store` and `split` together.
+    pub cache_call: Option<usize>,
+    /// Every collection comes back a token short.
+    pub loses_tokens: bool,
+}
 
 /// Computes nothing, remembers everything; panics where the engine breaks the contract.
 #[derive(Debug)]
 pub(crate) struct FakeRunner {
     limits: Limits,
+    rule: ResumeRule,
     live: HashMap<SequenceId, Live>,
-    /// Stored segments: the tokens from position 0 up to the segment's end, and where it begins.
-    segments: HashMap<SegmentId, (Vec<TokenId>, usize)>,
-    num_segments: u64,
+    store: Store,
     released: HashSet<SequenceId>,
     under_way: VecDeque<Vec<TokenId>>,
+    num_launched: usize,
     num_collected: usize,
+    num_cache_calls: usize,
     /// Every pass launched.
     pub passes: Vec<Vec<Group>>,
+    /// How often each prompt prefix was computed in a chunk, by its tokens.
+    pub prefilled: HashMap<Vec<TokenId>, usize>,
     /// Most passes that were under way at once.
     pub peak_under_way: usize,
-    /// The launch with this number fails, counted from 0.
-    pub failing_launch: Option<usize>,
-    /// The collection with this number fails, counted from 0.
-    pub failing_collect: Option<usize>,
-    /// Every collection comes back a token short.
-    pub loses_tokens: bool,
+    pub failures: Failures,
 }
 
 #[derive(Debug, Default)]
@@ -62,38 +73,47 @@ struct Live {
     tokens: Vec<TokenId>,
     /// Those of them that lie in stored segments.
     num_path_tokens: usize,
+    /// Those of them that were there when it began.
+    num_resumed_tokens: usize,
     sampled: Option<TokenId>,
+    /// The latest pass it was in.
+    last_pass: usize,
+    /// That pass failed.
+    is_lost: bool,
 }
 
 impl FakeRunner {
     pub(crate) fn new(limits: Limits) -> Self {
         FakeRunner {
             limits,
+            rule: ResumeRule::AnyToken,
             live: HashMap::new(),
-            segments: HashMap::new(),
-            num_segments: 0,
+            store: Store::default(),
             released: HashSet::new(),
             under_way: VecDeque::new(),
+            num_launched: 0,
             num_collected: 0,
+            num_cache_calls: 0,
             passes: Vec::new(),
+            prefilled: HashMap::new(),
             peak_under_way: 0,
-            failing_launch: None,
-            failing_collect: None,
-            loses_tokens: false,
+            failures: Failures::default(),
         }
     }
 
-    fn insert_segment(&mut self, tokens: Vec<TokenId>, first: usize) -> StoredSegment {
-        let id = SegmentId(self.num_segments);
-        self.num_segments += 1;
-        let num_bytes = (tokens.len() - first) as u64 * BYTES_PER_TOKEN;
-        self.segments.insert(id, (tokens, first));
-        StoredSegment { id, num_bytes }
+    /// Has the model resume by that rule; with [`ResumeRule::Checkpoints`] it has recurrent layers.
+    pub(crate) fn with_rule(self, rule: ResumeRule) -> Self {
+        FakeRunner { rule, ..self }
     }
 
-    /// Bytes of all stored segments.
+    /// Bytes of everything stored.
     pub(crate) fn num_stored_bytes(&self) -> u64 {
-        self.segments.values().map(|(tokens, first)| (tokens.len() - first) as u64 * BYTES_PER_TOKEN).sum()
+        self.store.num_bytes()
+    }
+
+    /// Stored segments and checkpoints whose values were lost with a failed pass.
+    pub(crate) fn num_lost(&self) -> usize {
+        self.store.num_lost()
     }
 
     /// Sequences that own KV.
@@ -101,15 +121,25 @@ impl FakeRunner {
         self.live.len()
     }
 
+    /// Prompt tokens computed in chunks.
+    pub(crate) fn num_prefilled(&self) -> usize {
+        self.prefilled.values().sum()
+    }
+
     fn run_group(&mut self, group: &Group) -> Option<TokenId> {
         assert!(!self.released.contains(&group.sequence), "a group of a released sequence: {group:?}");
         let live = self.live.entry(group.sequence).or_default();
+        assert!(!live.is_lost, "a group of a sequence whose pass failed: {group:?}");
         assert_eq!(group.start, live.tokens.len(), "starts elsewhere than its KV ends: {group:?}");
+        live.last_pass = self.num_launched;
         match &group.input {
             Input::Prompt(tokens) => {
                 assert!(!tokens.is_empty(), "an empty chunk: {group:?}");
                 assert_eq!(live.sampled, None, "a chunk after a sampled token: {group:?}");
-                live.tokens.extend(tokens);
+                for token in tokens {
+                    live.tokens.push(*token);
+                    *self.prefilled.entry(live.tokens.clone()).or_default() += 1;
+                }
             }
             Input::Last(token) => {
                 assert!(group.sample.is_some(), "a decode row that does not sample: {group:?}");
@@ -133,11 +163,28 @@ impl FakeRunner {
                 Input::Last(_) | Input::Sampled => 0,
             })
             .sum();
-        let num_kv_tokens = self.live.values().map(|live| live.tokens.len()).sum();
+        let num_kv_tokens = self.live.values().map(|live| live.tokens.len() - live.num_resumed_tokens).sum();
         assert!(num_prompt_tokens <= self.limits.prefill_chunk.get(), "{num_prompt_tokens} prompt tokens");
         assert!(self.limits.fits(num_kv_tokens), "{num_kv_tokens} tokens in the KV");
         assert!(self.live.len() <= self.limits.max_batch_size.get(), "{} rows", self.live.len());
         assert!(self.under_way.len() <= 2, "{} passes under way", self.under_way.len());
+    }
+
+    /// The values of a pass, and of all that was launched on top of it, are lost.
+    fn lose(&mut self, pass: usize) {
+        self.store.lose(pass);
+        for live in self.live.values_mut() {
+            live.is_lost |= live.last_pass >= pass;
+        }
+    }
+
+    fn cache_call(&mut self, name: &str) -> Result<(), RunnerError> {
+        let number = self.num_cache_calls;
+        self.num_cache_calls += 1;
+        if self.failures.cache_call == Some(number) {
+            return Err(RunnerError(format!("{name} is out of memory")));
+        }
+        Ok(())
     }
 }
 
@@ -148,11 +195,12 @@ impl Runner for FakeRunner {
         assert!(!groups.is_empty(), "an empty pass");
         let sequences: HashSet<SequenceId> = groups.iter().map(|group| group.sequence).collect();
         assert_eq!(sequences.len(), groups.len(), "a sequence twice in a pass: {groups:?}");
-        if self.failing_launch == Some(number) {
+        if self.failures.launch == Some(number) {
             return Err(RunnerError(format!("launch {number} is out of memory")));
         }
         let tokens = groups.iter().filter_map(|group| self.run_group(group)).collect();
         self.under_way.push_back(tokens);
+        self.num_launched += 1;
         self.peak_under_way = self.peak_under_way.max(self.under_way.len());
         self.check_limits(groups);
         Ok(())
@@ -160,12 +208,13 @@ impl Runner for FakeRunner {
 
     fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError> {
         let mut tokens = self.under_way.pop_front().expect("a pass is under way");
-        if self.loses_tokens {
+        if self.failures.loses_tokens {
             tokens.pop();
         }
         let number = self.num_collected;
         self.num_collected += 1;
-        if self.failing_collect == Some(number) {
+        if self.failures.collect == Some(number) {
+            self.lose(number);
             return Err(RunnerError(format!("pass {number} is out of memory")));
         }
         Ok(tokens)
@@ -175,27 +224,36 @@ impl Runner for FakeRunner {
         &mut self,
         sequence: SequenceId,
         path: &[SegmentId],
-        _checkpoint: Option<SegmentId>,
+        checkpoint: Option<SegmentId>,
     ) -> Result<(), RunnerError> {
-        let mut tokens: Vec<TokenId> = Vec::new();
-        for id in path {
-            let (segment, first) = self.segments.get(id).expect("a path of stored segments");
-            assert_eq!(*first, tokens.len(), "segments follow each other");
-            assert_eq!(segment[..*first], tokens[..], "a segment lies on one path only");
-            tokens = segment.clone();
+        self.cache_call("resume")?;
+        assert!(!path.is_empty(), "{sequence:?} resumes on nothing");
+        let tokens = self.store.tokens_of(path);
+        if self.rule == ResumeRule::Checkpoints {
+            let checkpoint = checkpoint.expect("a model with recurrent layers resumes at a checkpoint");
+            assert_eq!(self.store.checkpoint(checkpoint), tokens, "the checkpoint at the path's end");
         }
-        let live = Live { num_path_tokens: tokens.len(), tokens, sampled: None };
+        let live = Live {
+            num_path_tokens: tokens.len(),
+            num_resumed_tokens: tokens.len(),
+            tokens,
+            ..Live::default()
+        };
         assert!(self.live.insert(sequence, live).is_none(), "{sequence:?} is begun twice");
         Ok(())
     }
 
     fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError> {
+        self.cache_call("store")?;
         let live = self.live.get_mut(&sequence).expect("a live sequence stores");
         let (first, end) = (live.num_path_tokens, live.num_path_tokens + num_tokens);
         assert!(num_tokens > 0 && end <= live.tokens.len(), "stores {num_tokens} tokens that are not there");
-        let tokens = live.tokens[..end].to_vec();
         live.num_path_tokens = end;
-        Ok(Stored { segment: self.insert_segment(tokens, first), checkpoint: None })
+        let tokens = live.tokens[..end].to_vec();
+        let has_state = self.rule == ResumeRule::Checkpoints && end == live.tokens.len();
+        let pass = self.num_launched.checked_sub(1);
+        let checkpoint = has_state.then(|| self.store.insert_checkpoint(tokens.clone(), pass));
+        Ok(Stored { segment: self.store.insert_segment(tokens, first, pass), checkpoint })
     }
 
     fn split(
@@ -203,19 +261,16 @@ impl Runner for FakeRunner {
         segment: SegmentId,
         at: usize,
     ) -> Result<(StoredSegment, StoredSegment), RunnerError> {
-        let (tokens, first) = self.segments.remove(&segment).expect("a stored segment is split");
-        assert!(at > 0 && first + at < tokens.len(), "a split leaves two halves");
-        let upper = self.insert_segment(tokens[..first + at].to_vec(), first);
-        let lower = self.insert_segment(tokens, first + at);
-        Ok((upper, lower))
+        self.cache_call("split")?;
+        Ok(self.store.split(segment, at))
     }
 
     fn resume_rule(&self) -> ResumeRule {
-        ResumeRule::AnyToken
+        self.rule
     }
 
     fn discard(&mut self, segment: SegmentId) {
-        assert!(self.segments.remove(&segment).is_some(), "{segment:?} is discarded twice");
+        self.store.discard(segment);
     }
 
     fn release(&mut self, sequence: SequenceId) {

@@ -1,19 +1,30 @@
 //! Sequences on stored prefixes: what each resumes from, announces, stores and holds on to.
 //!
 //! Owns the traffic between running sequences, the prompt cache and the runner's segments, so that
-//! a prefix that several requests share is computed once. What is kept for how long is the
-//! cache's rule; which requests run when, the scheduler's.
+//! a prefix that several requests share is computed once: `prompts` for what comes before the first
+//! new token, `answers` for what comes after. What is kept for how long is the cache's rule; which
+//! requests run when, the scheduler's.
 //!
-//! A sequence holds on to one node, the end of the path it runs on; it is pinned, and so is all
-//! above it. The first to need a prefix announces it and stores it as soon as it is launched;
-//! whoever comes meanwhile waits.
+//! ```text
+//!   cache                            sequences
+//!   ── system ──┬── question A ──    1 announced all of its path and stores it piece by piece;
+//!               │                    it holds the end of what it has stored
+//!               └┄┄ question B ┄┄    2 waited until "system" was stored, resumed there and
+//!                                    announced the rest; 3 has the same prompt and waits for 2
+//! ```
+//!
+//! A sequence pins one node, below which it stores the next; so all above it stays too. What is
+//! stored of a pass that later fails is taken back.
 
-use std::collections::VecDeque;
+mod answers;
+mod prompts;
 
+use std::collections::{BTreeMap, VecDeque};
+
+use super::sequence::Sequence;
 use super::{PromptPlan, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId};
 use crate::cache::{
-    CacheError, CacheLimits, CacheUsage, Inserted, NodeId, OwnerId, Payload, Place, PromptCache, ResumeRule,
-    Tier, reusable,
+    CacheError, CacheLimits, CacheUsage, NodeId, OwnerId, Payload, PromptCache, ResumeRule, reusable,
 };
 
 impl Payload for StoredSegment {
@@ -31,34 +42,76 @@ impl From<CacheError> for RunnerError {
 /// A sequence's hold on the prompt cache.
 #[derive(Debug, Default)]
 pub(super) struct Hold {
-    /// The pinned end of its path.
+    /// The pinned node below which it stores what comes next.
     node: Option<NodeId>,
-    /// Tokens on its path.
+    /// Tokens on its stored path in the runner: what it stores next begins here.
     num_tokens: usize,
-    /// What it is to store, in order: nodes and the positions where they end.
-    announced: VecDeque<(NodeId, usize)>,
-    /// Something on its path was not kept, so nothing more can be stored below it.
+    /// What it is to store, in order.
+    due: VecDeque<Due>,
+    /// The end of its path was not kept, so nothing can be stored below it: from there on the
+    /// sequence owns its KV alone.
     is_detached: bool,
 }
 
+/// Something to be stored when a sequence has computed its prompt up to `end`.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    end: usize,
+    node: NodeId,
+    kind: DueKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DueKind {
+    /// The node is announced, and planned requests beside this one will use it.
+    Shared,
+    /// The node is announced, and nobody else is known to use it.
+    Private,
+    /// The node is stored, but without the recurrent state at its end.
+    Checkpoint,
+}
+
 impl Hold {
-    /// Tokens on the path that the sequence runs on.
+    /// Where what the sequence stores next begins.
     pub(super) fn num_tokens(&self) -> usize {
         self.num_tokens
     }
+
+    /// Where the prefill has to be cut for what is stored next.
+    pub(super) fn next_end(&self) -> Option<usize> {
+        self.due.front().map(|due| due.end)
+    }
+}
+
+/// Something stored whose values are not computed yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unconfirmed {
+    Node(NodeId),
+    Checkpoint(NodeId),
 }
 
 /// The prompt cache as the engine uses it; without limits nothing is stored or found.
 #[derive(Debug)]
 pub(super) struct Prefixes {
     cache: Option<PromptCache<StoredSegment>>,
+    rule: ResumeRule,
     /// Order of the request admitted last: planned uses before it are over.
     now: u64,
+    /// Stored nodes whose missing recurrent state a running sequence will bring.
+    awaited: BTreeMap<NodeId, SequenceId>,
+    /// What was stored since the launch of each pass under way, oldest first.
+    unconfirmed: VecDeque<Vec<Unconfirmed>>,
 }
 
 impl Prefixes {
     pub(super) fn new(limits: Option<CacheLimits>, rule: ResumeRule) -> Self {
-        Self { cache: limits.map(|limits| PromptCache::new(limits, rule)), now: 0 }
+        Self {
+            cache: limits.map(|limits| PromptCache::new(limits, rule)),
+            rule,
+            now: 0,
+            awaited: BTreeMap::new(),
+            unconfirmed: VecDeque::new(),
+        }
     }
 
     /// Counters of the cache, if there is one.
@@ -66,179 +119,104 @@ impl Prefixes {
         self.cache.as_ref().map(PromptCache::usage)
     }
 
+    #[cfg(test)]
+    pub(super) fn cache_mut(&mut self) -> Option<&mut PromptCache<StoredSegment>> {
+        self.cache.as_mut()
+    }
+
     /// Tells the cache of a request's plan: what is stored already may be meant for it.
     pub(super) fn expect(&mut self, prompt: &[TokenId], plan: &PromptPlan) -> Result<(), RunnerError> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
         let found = cache.find(reusable(prompt));
+        let whole = found.path.iter().map(|step| (step.node, step.end));
+        let partial = found.partial.map(|partial| (partial.node, found.num_tokens));
         let mut cuts = plan.cuts.iter().peekable();
-        for step in &found.path {
-            while cuts.next_if(|cut| cut.position < step.end).is_some() {}
+        for (node, end) in whole.chain(partial) {
+            while cuts.next_if(|cut| cut.position < end).is_some() {}
             let users = match cuts.peek() {
                 Some(cut) => cut.users.clone(),
                 None => plan.order..=plan.order,
             };
-            cache.expect(step.node, users)?;
+            cache.expect(node, users)?;
         }
         Ok(())
-    }
-
-    /// Prompt tokens that a sequence would resume with now; `None` if it should wait for another
-    /// that is computing more of them.
-    pub(super) fn resumable(&self, prompt: &[TokenId]) -> Option<usize> {
-        let Some(cache) = &self.cache else { return Some(0) };
-        let found = cache.find(reusable(prompt));
-        if found.pending().is_some() {
-            return None;
-        }
-        Some(cache.resume(&found).num_tokens)
-    }
-
-    /// Begins a sequence on what is stored of its prompt and announces the rest.
-    pub(super) fn admit(
-        &mut self,
-        runner: &mut impl Runner,
-        sequence: SequenceId,
-        prompt: &[TokenId],
-        plan: &PromptPlan,
-    ) -> Result<Hold, RunnerError> {
-        self.now = self.now.max(plan.order);
-        let Some(cache) = &mut self.cache else { return Ok(Hold::default()) };
-        let tokens = reusable(prompt);
-        let found = cache.find(tokens);
-        let resume = cache.resume(&found);
-        cache.record_hit(&found, &resume)?;
-        let mut end = found.path[..resume.num_nodes].last().map(|step| step.node);
-        if let Some(partial) = resume.partial {
-            let whole = segment_of(cache, partial.node)?;
-            let halves = runner.split(whole.id, partial.num_tokens)?;
-            end = Some(cache.split(partial.node, partial.num_tokens, halves)?.upper);
-        }
-        let mut path = Vec::new();
-        let mut next = end;
-        while let Some(id) = next {
-            path.push(segment_of(cache, id)?.id);
-            next = cache.tree().node(id).and_then(|node| node.parent());
-        }
-        path.reverse();
-        if let Some(id) = end {
-            let checkpoint = cache.tree().node(id).and_then(|node| node.checkpoint()).map(|held| held.id);
-            runner.resume(sequence, &path, checkpoint)?;
-            cache.pin(id)?;
-        }
-        let mut hold = Hold { node: end, num_tokens: resume.num_tokens, ..Hold::default() };
-        announce(cache, sequence, tokens, plan, &mut hold)?;
-        Ok(hold)
-    }
-
-    /// Stores what a sequence has announced, as far as it is launched.
-    pub(super) fn reached(
-        &mut self,
-        runner: &mut impl Runner,
-        sequence: SequenceId,
-        hold: &mut Hold,
-        position: usize,
-    ) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        while let Some(&(node, end)) = hold.announced.front().filter(|(_, end)| *end <= position) {
-            hold.announced.pop_front();
-            let stored = runner.store(sequence, end - hold.num_tokens)?;
-            cache.fulfil(node, stored.segment, stored.checkpoint)?;
-            cache.pin(node)?;
-            if let Some(before) = hold.node.replace(node) {
-                cache.unpin(before)?;
-            }
-            hold.num_tokens = end;
-            make_room(cache, runner, self.now);
-        }
-        Ok(())
-    }
-
-    /// Takes what a sequence has computed after its path out of the runner, `num_tokens` of it, for
-    /// [`Prefixes::keep`] once its tokens are known. The sequence must not run on.
-    pub(super) fn take_rest(
-        &self,
-        runner: &mut impl Runner,
-        sequence: SequenceId,
-        hold: &Hold,
-        end: usize,
-    ) -> Result<Option<Stored>, RunnerError> {
-        if self.cache.is_none() || hold.is_detached || end <= hold.num_tokens {
-            return Ok(None);
-        }
-        runner.store(sequence, end - hold.num_tokens).map(Some)
-    }
-
-    /// Keeps the end of a sequence's tokens, `rest` from its path on, as an answer, if there is room
-    /// and it is not there already.
-    pub(super) fn keep(
-        &mut self,
-        runner: &mut impl Runner,
-        hold: &Hold,
-        rest: &[TokenId],
-        stored: Stored,
-    ) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        let place = Place { parent: hold.node, tokens: rest, tier: Tier::Assistant };
-        match cache.insert(place, stored.segment, stored.checkpoint)? {
-            Inserted::New(_) => make_room(cache, runner, self.now),
-            Inserted::Overlaps { .. } => discard(runner, stored),
-        }
-        Ok(())
-    }
-
-    /// Drops what [`Prefixes::take_rest`] took.
-    pub(super) fn drop_rest(&self, runner: &mut impl Runner, rest: Stored) {
-        discard(runner, rest);
     }
 
     /// Lets go of what a sequence that has ended held, and of what it will not compute any more.
     pub(super) fn let_go(
         &mut self,
         runner: &mut impl Runner,
-        sequence: SequenceId,
-        hold: &Hold,
+        sequence: &mut Sequence,
     ) -> Result<(), RunnerError> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        cache.cancel(OwnerId(sequence.0));
+        let hold = std::mem::take(&mut sequence.hold);
+        cache.cancel(OwnerId(sequence.id.0));
+        self.awaited.retain(|_, owner| *owner != sequence.id);
         if let Some(node) = hold.node {
             cache.unpin(node)?;
         }
         make_room(cache, runner, self.now);
         Ok(())
     }
-}
 
-/// Announces the rest of a prompt, cut where its plan says.
-fn announce(
-    cache: &mut PromptCache<StoredSegment>,
-    sequence: SequenceId,
-    tokens: &[TokenId],
-    plan: &PromptPlan,
-    hold: &mut Hold,
-) -> Result<(), RunnerError> {
-    let whole = (tokens.len(), Tier::User, plan.order..=plan.order);
-    let cuts = plan.cuts.iter().map(|cut| (cut.position, cut.tier, cut.users.clone()));
-    let mut parent = hold.node;
-    let mut start = hold.num_tokens;
-    for (end, tier, users) in cuts.chain([whole]) {
-        if end <= start || end > tokens.len() {
-            continue;
+    /// Notes that a pass is launched: what is stored from now on may depend on it.
+    pub(super) fn pass_launched(&mut self) {
+        self.unconfirmed.push_back(Vec::new());
+    }
+
+    /// Notes that the oldest pass under way was computed.
+    pub(super) fn pass_collected(&mut self) {
+        self.unconfirmed.pop_front();
+    }
+
+    /// Takes back all that may depend on the passes under way, which have failed. To be called when
+    /// their sequences have let go.
+    pub(super) fn passes_failed(&mut self, runner: &mut impl Runner) -> Result<(), RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        for stored in self.unconfirmed.drain(..).flatten() {
+            match stored {
+                Unconfirmed::Node(node) | Unconfirmed::Checkpoint(node)
+                    if cache.tree().node(node).is_none() => {}
+                Unconfirmed::Node(node) => discard_all(runner, cache.remove(node)?),
+                Unconfirmed::Checkpoint(node) => discard_all(runner, cache.set_checkpoint(node, None)?),
+            }
         }
-        match cache.announce(Place { parent, tokens: &tokens[start..end], tier }, OwnerId(sequence.0))? {
-            Inserted::New(node) => {
-                cache.expect(node, users)?;
-                hold.announced.push_back((node, end));
-                (parent, start) = (Some(node), end);
-            }
-            // Stored without the checkpoint that this model would need to resume there: the
-            // sequence computes it for itself.
-            Inserted::Overlaps { .. } => {
-                hold.is_detached = true;
-                break;
-            }
+        Ok(())
+    }
+
+    fn note_stored(&mut self, stored: Unconfirmed) {
+        if let Some(last) = self.unconfirmed.back_mut() {
+            last.push(stored);
         }
     }
-    Ok(())
+
+    /// Makes room for recurrent state just given to a node; rather than the limit, it goes again.
+    fn make_room_for_checkpoint(
+        &mut self,
+        runner: &mut impl Runner,
+        node: NodeId,
+    ) -> Result<(), RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        make_room(cache, runner, self.now);
+        if cache.is_over_limit() && cache.tree().node(node).is_some() {
+            discard_all(runner, cache.set_checkpoint(node, None)?);
+        }
+        Ok(())
+    }
+
+    /// Cuts a stored node after its first `at` tokens and returns the upper half.
+    fn split(&mut self, runner: &mut impl Runner, node: NodeId, at: usize) -> Result<NodeId, RunnerError> {
+        let cache = self.cache.as_mut().expect("only nodes of a cache are split");
+        let halves = runner.split(segment_of(cache, node)?.id, at)?;
+        let upper = cache.split(node, at, halves)?.upper;
+        // Whatever the whole depended on, both halves depend on.
+        for stored in &mut self.unconfirmed {
+            if stored.contains(&Unconfirmed::Node(node)) {
+                stored.push(Unconfirmed::Node(upper));
+            }
+        }
+        Ok(upper)
+    }
 }
 
 fn segment_of(cache: &PromptCache<StoredSegment>, node: NodeId) -> Result<StoredSegment, RunnerError> {
@@ -247,8 +225,28 @@ fn segment_of(cache: &PromptCache<StoredSegment>, node: NodeId) -> Result<Stored
 }
 
 fn make_room(cache: &mut PromptCache<StoredSegment>, runner: &mut impl Runner, now: u64) {
-    for dropped in cache.make_room(now) {
-        runner.discard(dropped.id);
+    discard_all(runner, cache.make_room(now));
+}
+
+/// Makes room for a leaf that nobody needs in this run, and says whether it could stay itself.
+///
+/// It must not be pinned yet: rather than what this run still needs, or the limit, it goes.
+fn make_room_for_leaf(
+    cache: &mut PromptCache<StoredSegment>,
+    runner: &mut impl Runner,
+    leaf: NodeId,
+    now: u64,
+) -> Result<bool, RunnerError> {
+    make_room(cache, runner, now);
+    if cache.is_over_limit() && cache.tree().node(leaf).is_some() {
+        discard_all(runner, cache.remove(leaf)?);
+    }
+    Ok(cache.tree().node(leaf).is_some())
+}
+
+fn discard_all(runner: &mut impl Runner, dropped: impl IntoIterator<Item = StoredSegment>) {
+    for segment in dropped {
+        runner.discard(segment.id);
     }
 }
 

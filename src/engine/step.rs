@@ -1,22 +1,27 @@
-//! The running batch: takes requests in, steps them through forward passes, gives events out.
+//! The running batch: takes requests in, gives events out.
 //!
-//! Owns the waiting line, the running sequences and the passes under way. What a pass is made of
-//! is the scheduler's decision; what it computes, and every tensor, is the runner's.
+//! Owns the waiting line, the running sequences and how a request comes and goes. Bringing them on,
+//! pass by pass, is done in `passes`.
+
+mod passes;
 
 use std::collections::VecDeque;
 use std::mem;
 use std::time::Instant;
 
-use super::pass::{Pass, Row};
+use super::pass::Pass;
 use super::prefixes::Prefixes;
-use super::scheduler::{Composer, Limits};
-use super::sequence::{Sequence, State, Work};
+use super::scheduler::Limits;
+use super::sequence::{Sequence, State};
 use super::stats::Stats;
+#[cfg(test)]
+use super::{Stored, StoredSegment};
+#[cfg(test)]
+use crate::cache::PromptCache;
 use crate::cache::{CacheLimits, CacheUsage};
 
 use super::{
-    Event, FinishReason, GenerationRequest, Group, RequestId, Runner, RunnerError, SequenceId, SubmitError,
-    TokenId,
+    Event, FinishReason, GenerationRequest, RequestId, Runner, RunnerError, SequenceId, SubmitError,
 };
 
 /// Generates for many requests at once, in one running batch.
@@ -94,7 +99,7 @@ impl<R: Runner> Engine<R> {
             return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
         }
         if let Err(error) = self.prefixes.expect(&sequence.request.prompt, &sequence.request.plan) {
-            self.failure.get_or_insert(Failure { error, events: Vec::new() });
+            self.note_failure(error, Vec::new());
         }
         self.num_submitted += 1;
         self.waiting.push_back(sequence);
@@ -133,6 +138,21 @@ impl<R: Runner> Engine<R> {
     /// Counters of the prompt cache, if there is one.
     pub fn cache_usage(&self) -> Option<CacheUsage> {
         self.prefixes.usage()
+    }
+
+    #[cfg(test)]
+    pub(super) fn cache_mut(&mut self) -> Option<&mut PromptCache<StoredSegment>> {
+        self.prefixes.cache_mut()
+    }
+
+    /// Bytes of answers whose tokens are not known yet.
+    #[cfg(test)]
+    pub(super) fn num_rest_bytes(&self) -> u64 {
+        let rests = self.running.iter().filter_map(|sequence| sequence.rest);
+        let bytes = |(rest, _): (Stored, usize)| {
+            rest.segment.num_bytes + rest.checkpoint.map_or(0, |held| held.num_bytes)
+        };
+        rests.map(bytes).sum()
     }
 
     /// Ends a request because the caller has seen enough of its answer, such as a stop string.
@@ -177,154 +197,6 @@ impl<R: Runner> Engine<R> {
         self.limits.max_batch_size.get()
     }
 
-    /// Keeps the device busy with as many passes as it may have, then collects the oldest.
-    fn run_pass(&mut self) {
-        let max_passes = if self.limits.lookahead { 2 } else { 1 };
-        let mut failed_launch = None;
-        while self.passes.len() < max_passes && failed_launch.is_none() {
-            match self.compose() {
-                Some(work) => failed_launch = self.launch(&work).err(),
-                None => break,
-            }
-        }
-        self.collect();
-        // Only now: until they are collected, its rows may have tokens in the pass before.
-        if let Some((error, rows)) = failed_launch {
-            self.fail(error, &rows);
-        }
-    }
-
-    /// Decides the next pass and admits who is new in it.
-    fn compose(&mut self) -> Option<Vec<(usize, Work)>> {
-        let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
-        while let Some(mut sequence) = self.waiting.pop_front() {
-            // Whoever waits for a prefix that another computes holds up those behind: they are next
-            // to it in the plan's order and would wait as well.
-            let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
-            if let Some(num_cached_tokens) = num_cached_tokens {
-                sequence.enter(num_cached_tokens);
-            }
-            if num_cached_tokens.is_none() || !composer.has_place(&sequence.counts()) {
-                sequence.state = State::Waiting;
-                sequence.num_cached_tokens = 0;
-                self.waiting.push_front(sequence);
-                break;
-            }
-            let GenerationRequest { prompt, plan, .. } = &sequence.request;
-            match self.prefixes.admit(&mut self.runner, sequence.id, prompt, plan) {
-                Ok(hold) => sequence.hold = hold,
-                Err(error) => {
-                    self.failure =
-                        Some(Failure { error, events: vec![sequence.finished(FinishReason::Error)] });
-                    break;
-                }
-            }
-            self.stats.num_admitted += 1;
-            self.stats.num_prompt_tokens += sequence.request.prompt.len();
-            self.stats.num_cached_tokens += sequence.num_cached_tokens;
-            composer.add(sequence.counts());
-            self.running.push(sequence);
-        }
-        let work = composer.into_work();
-        (!work.is_empty()).then_some(work)
-    }
-
-    /// Launches a pass, and moves its sequences on as if none of them will turn out to have ended.
-    fn launch(&mut self, work: &[(usize, Work)]) -> Result<(), (RunnerError, Vec<Row>)> {
-        let groups: Vec<Group> = work.iter().map(|(index, work)| self.running[*index].group(work)).collect();
-        let pass = Pass::new(&groups);
-        if let Err(error) = self.runner.launch(&groups) {
-            return Err((error, pass.rows));
-        }
-        self.stats.peak_rows = self.stats.peak_rows.max(pass.rows.len());
-        let rows = pass.rows.clone();
-        self.passes.push_back(pass);
-        for (index, work) in work {
-            self.running[*index].advance(work);
-        }
-        for (index, work) in work {
-            self.after_launch(*index, work).map_err(|error| (error, rows.clone()))?;
-        }
-        Ok(())
-    }
-
-    /// Stores what the launched work completes.
-    fn after_launch(&mut self, index: usize, work: &Work) -> Result<(), RunnerError> {
-        let sequence = &mut self.running[index];
-        if let Work::Prefill(range) = work {
-            self.prefixes.reached(&mut self.runner, sequence.id, &mut sequence.hold, range.end)?;
-        }
-        // Its last token is launched: row and KV go to the next in line one pass early.
-        if sequence.state == State::Draining {
-            let end = sequence.num_prefill_tokens() + sequence.request.max_new_tokens;
-            let rest = self.prefixes.take_rest(&mut self.runner, sequence.id, &sequence.hold, end)?;
-            sequence.rest = rest.map(|rest| (rest, end));
-            self.runner.release(sequence.id);
-        }
-        Ok(())
-    }
-
-    /// Waits for the oldest pass, if any, and turns its tokens into events.
-    fn collect(&mut self) {
-        let Some(mut pass) = self.passes.pop_front() else { return };
-        let num_sampling = pass.sampling_rows().count();
-        let tokens = match self.runner.collect() {
-            Ok(tokens) if tokens.len() == num_sampling => tokens,
-            Ok(tokens) => {
-                let num_tokens = tokens.len();
-                let error = format!("a forward pass gave {num_tokens} tokens for {num_sampling} rows");
-                return self.fail_under_way(RunnerError(error), pass.rows);
-            }
-            Err(error) => return self.fail_under_way(error, pass.rows),
-        };
-
-        self.last_collected = Some(pass.note_collected(self.last_collected));
-        let mut num_wasted = 0;
-        for (id, token) in pass.sampling_rows().zip(tokens) {
-            if !self.accept(id, token) {
-                num_wasted += 1;
-            }
-        }
-        pass.totals.num_wasted_rows = num_wasted;
-        self.stats.add_pass(&pass.totals);
-    }
-
-    /// Takes in a sampled token. Returns false where its sequence had ended before.
-    fn accept(&mut self, id: SequenceId, token: TokenId) -> bool {
-        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return false };
-        self.stats.num_generated_tokens += 1;
-        let sequence = &mut self.running[index];
-        let accepted = sequence.accept(token);
-        let id = sequence.request_id();
-        self.events.extend(accepted.token.map(|token| Event::Token { id, token }));
-        if let Some(reason) = accepted.reason {
-            let sequence = self.remove_running(index, true);
-            self.events.push(sequence.finished(reason));
-        }
-        true
-    }
-
-    /// Ends the sequences of a pass that failed, and of those launched on top of it.
-    fn fail_under_way(&mut self, error: RunnerError, mut rows: Vec<Row>) {
-        for pass in mem::take(&mut self.passes) {
-            // Built on what failed; collected only to be rid of it, so its outcome is no news.
-            let _ = self.runner.collect();
-            rows.extend(pass.rows);
-        }
-        self.fail(error, &rows);
-    }
-
-    /// Ends the sequences of these rows, unless they have ended; the first error is the one told.
-    fn fail(&mut self, error: RunnerError, rows: &[Row]) {
-        let mut events = Vec::new();
-        for row in rows {
-            if let Some(index) = self.running.iter().position(|sequence| sequence.id == row.sequence) {
-                events.push(self.remove_running(index, false).finished(FinishReason::Error));
-            }
-        }
-        self.failure.get_or_insert_with(|| Failure { error, events: Vec::new() }).events.extend(events);
-    }
-
     /// Takes out a request wherever it is.
     fn take(&mut self, id: RequestId, keeps_answer: bool) -> Option<Sequence> {
         let is_it = |sequence: &Sequence| sequence.request_id() == id;
@@ -342,12 +214,17 @@ impl<R: Runner> Engine<R> {
         if sequence.state != State::Draining {
             self.runner.release(sequence.id);
         }
-        let let_go = self.prefixes.let_go(&mut self.runner, sequence.id, &sequence.hold);
+        let let_go = self.prefixes.let_go(&mut self.runner, &mut sequence);
         if let Err(error) = kept.and(let_go) {
             // The answer itself is whole: told as an error of the run, without a request that ends.
-            self.failure.get_or_insert(Failure { error, events: Vec::new() });
+            self.note_failure(error, Vec::new());
         }
         sequence
+    }
+
+    /// Has an error told, and then these events; of several errors the first.
+    fn note_failure(&mut self, error: RunnerError, events: Vec<Event>) {
+        self.failure.get_or_insert_with(|| Failure { error, events: Vec::new() }).events.extend(events);
     }
 
     /// Has the cache keep what a sequence computed after its path, as far as its tokens are known.
@@ -355,10 +232,9 @@ impl<R: Runner> Engine<R> {
         let known = sequence.num_known_tokens();
         let rest = match sequence.rest.take() {
             Some(rest) => Some(rest),
-            None if keeps_answer && matches!(sequence.state, State::Decoding { .. }) => self
-                .prefixes
-                .take_rest(&mut self.runner, sequence.id, &sequence.hold, known)?
-                .map(|rest| (rest, known)),
+            None if keeps_answer && matches!(sequence.state, State::Decoding { .. }) => {
+                self.prefixes.take_rest(&mut self.runner, sequence, known)?.map(|rest| (rest, known))
+            }
             None => None,
         };
         let Some((rest, end)) = rest else { return Ok(()) };
@@ -367,6 +243,6 @@ impl<R: Runner> Engine<R> {
             return Ok(());
         }
         let tokens = sequence.tokens(sequence.hold.num_tokens()..end);
-        self.prefixes.keep(&mut self.runner, &sequence.hold, &tokens, rest)
+        self.prefixes.keep(&mut self.runner, sequence, &tokens, rest)
     }
 }

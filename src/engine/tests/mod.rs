@@ -4,6 +4,10 @@
 //! limits at every pass. The runs themselves are in the files beside this one, the tests of single
 //! decisions beside the code that makes them.
 
+mod cached_random;
+mod cached_stories;
+mod checks;
+mod planner;
 mod random;
 mod stories;
 
@@ -80,10 +84,12 @@ struct Run {
     engine: Engine<FakeRunner>,
     outcomes: HashMap<RequestId, Outcome>,
     errors: Vec<RunnerError>,
+    /// Cached tokens of each request that finished.
+    num_cached: HashMap<RequestId, usize>,
 }
 
 fn run(engine: Engine<FakeRunner>, requests: &[(GenerationRequest, Interruption)]) -> Run {
-    let mut run = Run { engine, outcomes: HashMap::new(), errors: Vec::new() };
+    let mut run = Run { engine, outcomes: HashMap::new(), errors: Vec::new(), num_cached: HashMap::new() };
     let interruptions: HashMap<RequestId, Interruption> =
         requests.iter().map(|(request, interruption)| (request.id, *interruption)).collect();
     // Each step collects a pass, and a pass brings on every running sequence and the first prompt.
@@ -113,6 +119,7 @@ fn run(engine: Engine<FakeRunner>, requests: &[(GenerationRequest, Interruption)
             Ok(events) => run.take_in(&events, &interruptions),
             Err(error) => run.errors.push(error),
         }
+        checks::after_step(&mut run.engine);
     }
     unreachable!("the loop ends by return or by panic");
 }
@@ -139,7 +146,8 @@ impl Run {
                         _ => {}
                     }
                 }
-                Event::Finished { id, reason, num_new_tokens, .. } => {
+                Event::Finished { id, reason, num_new_tokens, num_cached_tokens, .. } => {
+                    self.num_cached.insert(id, num_cached_tokens);
                     let outcome = self.outcomes.get_mut(&id).expect("submitted");
                     assert!(!outcome.is_aborted, "an event of an aborted request");
                     outcome.finishes.push((reason, num_new_tokens));

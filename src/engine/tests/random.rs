@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use super::super::fake_runner::VOCAB_SIZE;
+use super::super::fake_runner::{Failures, VOCAB_SIZE};
 use super::*;
 
 const MAX_PROMPT_TOKENS: usize = 40;
@@ -84,19 +84,19 @@ proptest! {
         prop_assert!(entries.is_sorted_by_key(|(pass, _)| *pass), "somebody overtook: {entries:?}");
 
         for (id, groups) in &groups {
-            let prompt = &requests[id.0 as usize].0.prompt;
-            let num_groups = groups.len();
-            let chunks = groups.iter().filter_map(|(_, group)| match &group.input {
-                Input::Prompt(tokens) => Some((tokens.as_slice(), group.sample.is_some())),
-                Input::Last(_) | Input::Sampled => None,
-            });
-            // The cuts are those of the prompt alone; only an interruption leaves chunks away.
-            let num_chunks = prompt.len().div_ceil(chunk);
-            let cuts = prompt.chunks(chunk).enumerate().map(|(i, tokens)| (tokens, i + 1 == num_chunks));
-            let cuts: Vec<_> = cuts.take(num_groups).collect();
-            prop_assert_eq!(chunks.collect::<Vec<_>>(), cuts);
+            // The cuts are those of the prompt alone; only an interruption leaves chunks away. The
+            // last token is no part of them: it is the first decode row's input.
+            let (last, rest) = requests[id.0 as usize].0.prompt.split_last().expect("not empty");
+            let chunks = rest.chunks(chunk).map(|tokens| (Input::Prompt(tokens.to_vec()), false));
+            let num_chunks = chunks.len();
+            let first_row = [(Input::Last(*last), true)];
+            let rows = std::iter::repeat_with(|| (Input::Sampled, true));
+            let expected = chunks.chain(first_row).chain(rows).take(groups.len());
+            let inputs = groups.iter().map(|(_, group)| (group.input.clone(), group.sample.is_some()));
+            prop_assert_eq!(inputs.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
             // Once its prompt is done, a sequence is in every pass until it ends.
-            let decodes: Vec<usize> = groups.iter().skip(num_chunks - 1).map(|(pass, _)| *pass).collect();
+            let decodes = groups.iter().skip(num_chunks.saturating_sub(1)).map(|(pass, _)| *pass);
+            let decodes: Vec<usize> = decodes.collect();
             prop_assert!(decodes.windows(2).all(|pair| pair[1] == pair[0] + 1), "{decodes:?}");
         }
     }
@@ -110,8 +110,7 @@ proptest! {
     ) {
         let requests: Vec<_> = requests.into_iter().map(|(r, _)| (r, Interruption::None)).collect();
         let mut runner = FakeRunner::new(limits.clone());
-        runner.failing_launch = failing_launch;
-        runner.failing_collect = failing_collect;
+        runner.failures = Failures { launch: failing_launch, collect: failing_collect, ..Failures::default() };
         let run = run(Engine::new(runner, limits, None), &requests);
         prop_assert_eq!(run.engine.runner().num_live(), 0, "KV is left behind");
 

@@ -1,0 +1,112 @@
+//! What the fake runner has stored: tokens in place of tensors.
+//!
+//! Owns the checks that nothing is used after it was discarded, discarded twice, put on a path that
+//! it does not belong to, or used although the pass that was to compute it failed.
+
+use std::collections::HashMap;
+
+use super::{SegmentId, StoredSegment, TokenId};
+
+/// Bytes of one token's fake KV.
+pub(crate) const BYTES_PER_TOKEN: u64 = 10;
+/// Bytes of a fake recurrent state.
+pub(crate) const BYTES_PER_CHECKPOINT: u64 = 15;
+
+#[derive(Debug, Default)]
+pub(super) struct Store {
+    held: HashMap<SegmentId, Held>,
+    num_made: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    /// All tokens from position 0 up to its end.
+    tokens: Vec<TokenId>,
+    /// Where a segment begins; `None` for a checkpoint.
+    first: Option<usize>,
+    /// The pass that it was computed in or after.
+    pass: Option<usize>,
+    is_lost: bool,
+}
+
+impl Held {
+    fn num_bytes(&self) -> u64 {
+        self.first.map_or(BYTES_PER_CHECKPOINT, |first| (self.tokens.len() - first) as u64 * BYTES_PER_TOKEN)
+    }
+}
+
+impl Store {
+    fn insert(&mut self, held: Held) -> StoredSegment {
+        let id = SegmentId(self.num_made);
+        self.num_made += 1;
+        let num_bytes = held.num_bytes();
+        self.held.insert(id, held);
+        StoredSegment { id, num_bytes }
+    }
+
+    pub(super) fn insert_segment(
+        &mut self,
+        tokens: Vec<TokenId>,
+        first: usize,
+        pass: Option<usize>,
+    ) -> StoredSegment {
+        self.insert(Held { tokens, first: Some(first), pass, is_lost: false })
+    }
+
+    pub(super) fn insert_checkpoint(&mut self, tokens: Vec<TokenId>, pass: Option<usize>) -> StoredSegment {
+        self.insert(Held { tokens, first: None, pass, is_lost: false })
+    }
+
+    fn get(&self, id: SegmentId) -> &Held {
+        let held = self.held.get(&id).expect("what is used is stored");
+        assert!(!held.is_lost, "{id:?} is used, but its pass failed");
+        held
+    }
+
+    /// The tokens of a path of segments.
+    pub(super) fn tokens_of(&self, path: &[SegmentId]) -> Vec<TokenId> {
+        let mut tokens: Vec<TokenId> = Vec::new();
+        for id in path {
+            let segment = self.get(*id);
+            assert_eq!(segment.first, Some(tokens.len()), "segments follow each other");
+            assert!(segment.tokens.starts_with(&tokens), "a segment lies on one path only");
+            tokens.clone_from(&segment.tokens);
+        }
+        tokens
+    }
+
+    /// The tokens that a checkpoint is the state after.
+    pub(super) fn checkpoint(&self, id: SegmentId) -> &[TokenId] {
+        let held = self.get(id);
+        assert_eq!(held.first, None, "{id:?} is no checkpoint");
+        &held.tokens
+    }
+
+    pub(super) fn split(&mut self, id: SegmentId, at: usize) -> (StoredSegment, StoredSegment) {
+        let Held { tokens, first, pass, is_lost } = self.held.remove(&id).expect("what is split is stored");
+        let first = first.expect("a segment is split, not a checkpoint");
+        assert!(at > 0 && first + at < tokens.len(), "a split leaves two halves");
+        let upper = Held { tokens: tokens[..first + at].to_vec(), first: Some(first), pass, is_lost };
+        let upper = self.insert(upper);
+        (upper, self.insert(Held { tokens, first: Some(first + at), pass, is_lost }))
+    }
+
+    pub(super) fn discard(&mut self, id: SegmentId) {
+        assert!(self.held.remove(&id).is_some(), "{id:?} is discarded twice");
+    }
+
+    pub(super) fn num_bytes(&self) -> u64 {
+        self.held.values().map(Held::num_bytes).sum()
+    }
+
+    /// Marks what was computed in that pass or after it.
+    pub(super) fn lose(&mut self, pass: usize) {
+        for held in self.held.values_mut() {
+            held.is_lost |= held.pass.is_some_and(|computed| computed >= pass);
+        }
+    }
+
+    pub(super) fn num_lost(&self) -> usize {
+        self.held.values().filter(|held| held.is_lost).count()
+    }
+}

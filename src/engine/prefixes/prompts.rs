@@ -1,0 +1,180 @@
+//! Prompts on stored prefixes: waiting, resuming, announcing, storing piece by piece.
+//!
+//! Owns the way of a prompt's prefix from lookup to storage. What follows the prompt is
+//! [`super::answers`]'.
+//!
+//! Where recurrent layers need a checkpoint to resume, a stored path may lack one: the sequence
+//! then computes those tokens once more for itself, and leaves the checkpoint behind where its plan
+//! has others part from it and where it parts from the tree.
+
+use super::{Due, DueKind, Prefixes, Unconfirmed, discard_all, make_room, make_room_for_leaf, segment_of};
+use crate::cache::{Inserted, OwnerId, Place, PromptCache, Step, Tier, reusable};
+use crate::engine::sequence::Sequence;
+use crate::engine::{PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
+
+impl Prefixes {
+    /// Prompt tokens that a sequence would resume with now; `None` if it should wait for another
+    /// that is computing more of them.
+    pub(in crate::engine) fn resumable(&self, prompt: &[TokenId]) -> Option<usize> {
+        let Some(cache) = &self.cache else { return Some(0) };
+        let found = cache.find(reusable(prompt));
+        if found.pending().is_some() {
+            return None;
+        }
+        let resume = cache.resume(&found);
+        let mut beyond = found.path.iter().skip(resume.num_nodes);
+        if beyond.any(|step| self.awaited.contains_key(&step.node)) {
+            return None;
+        }
+        Some(resume.num_tokens)
+    }
+
+    /// Begins a sequence on what is stored of its prompt and announces the rest.
+    ///
+    /// Where that fails, nothing of it is left.
+    pub(in crate::engine) fn admit(
+        &mut self,
+        runner: &mut impl Runner,
+        sequence: &mut Sequence,
+    ) -> Result<(), RunnerError> {
+        self.now = self.now.max(sequence.request.plan.order);
+        let begun = self.begin(runner, sequence);
+        if begun.is_err() {
+            runner.release(sequence.id);
+            // The error that came first is the one to tell.
+            let _ = self.let_go(runner, sequence);
+        }
+        begun
+    }
+
+    fn begin(&mut self, runner: &mut impl Runner, sequence: &mut Sequence) -> Result<(), RunnerError> {
+        let Some(cache) = &self.cache else { return Ok(()) };
+        let tokens = reusable(&sequence.request.prompt);
+        let mut found = cache.find(tokens);
+        if let Some(partial) = found.partial.filter(|partial| partial.has_segment) {
+            self.split(runner, partial.node, partial.num_tokens)?;
+            let Some(cache) = &self.cache else { return Ok(()) };
+            found = cache.find(tokens);
+        }
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let resume = cache.resume(&found);
+        cache.record_hit(&found, &resume)?;
+        let (path, recomputed) = found.path.split_at(resume.num_nodes);
+        if let Some(last) = path.last() {
+            let checkpoint = cache.tree().node(last.node).and_then(|node| node.checkpoint());
+            let checkpoint = checkpoint.map(|held| held.id);
+            let path = path.iter().map(|step| Ok(segment_of(cache, step.node)?.id));
+            runner.resume(sequence.id, &path.collect::<Result<Vec<_>, RunnerError>>()?, checkpoint)?;
+        }
+        sequence.hold.num_tokens = resume.num_tokens;
+        if let Some(deepest) = found.path.last() {
+            cache.pin(deepest.node)?;
+            sequence.hold.node = Some(deepest.node);
+        }
+        for step in checkpoints_to_bring(recomputed, &sequence.request.plan) {
+            sequence.hold.due.push_back(Due { end: step.end, node: step.node, kind: DueKind::Checkpoint });
+            self.awaited.insert(step.node, sequence.id);
+        }
+        announce(cache, sequence)
+    }
+
+    /// Stores what a sequence has announced, as far as it is launched.
+    pub(in crate::engine) fn reached(
+        &mut self,
+        runner: &mut impl Runner,
+        sequence: &mut Sequence,
+        position: usize,
+    ) -> Result<(), RunnerError> {
+        while let Some(&due) = sequence.hold.due.front().filter(|due| due.end <= position) {
+            sequence.hold.due.pop_front();
+            let stored = runner.store(sequence.id, due.end - sequence.hold.num_tokens)?;
+            sequence.hold.num_tokens = due.end;
+            match due.kind {
+                DueKind::Checkpoint => self.bring_checkpoint(runner, due, stored)?,
+                DueKind::Shared | DueKind::Private => self.fulfil(runner, sequence, due, stored)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn fulfil(
+        &mut self,
+        runner: &mut impl Runner,
+        sequence: &mut Sequence,
+        due: Due,
+        stored: Stored,
+    ) -> Result<(), RunnerError> {
+        self.note_stored(Unconfirmed::Node(due.node));
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
+        let is_private = due.kind == DueKind::Private;
+        if is_private && !make_room_for_leaf(cache, runner, due.node, self.now)? {
+            sequence.hold.is_detached = true;
+            return Ok(());
+        }
+        cache.pin(due.node)?;
+        if let Some(before) = sequence.hold.node.replace(due.node) {
+            cache.unpin(before)?;
+        }
+        if is_private { announce(cache, sequence) } else { Ok(make_room(cache, runner, self.now)) }
+    }
+
+    /// Gives a stored node the recurrent state at its end. The KV that came with it is the
+    /// sequence's own copy of what the tree has.
+    fn bring_checkpoint(
+        &mut self,
+        runner: &mut impl Runner,
+        due: Due,
+        stored: Stored,
+    ) -> Result<(), RunnerError> {
+        self.awaited.remove(&due.node);
+        self.note_stored(Unconfirmed::Checkpoint(due.node));
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        runner.discard(stored.segment.id);
+        discard_all(runner, cache.set_checkpoint(due.node, stored.checkpoint)?);
+        self.make_room_for_checkpoint(runner, due.node)
+    }
+}
+
+/// The nodes, of those whose tokens are computed once more, that are worth a checkpoint.
+fn checkpoints_to_bring<'a>(recomputed: &'a [Step], plan: &'a PromptPlan) -> impl Iterator<Item = &'a Step> {
+    let is_shared = |step: &Step| {
+        plan.cuts.iter().any(|cut| cut.position == step.end && cut.users.start() < cut.users.end())
+    };
+    let last = recomputed.len().saturating_sub(1);
+    let chosen = recomputed.iter().enumerate();
+    chosen.filter(move |(index, step)| *index == last || is_shared(step)).map(|(_, step)| step)
+}
+
+/// Announces the rest of a prompt, cut where its plan says, up to the first piece that is private.
+///
+/// Private pieces are announced one by one, each when the one before is stored: so each can go again
+/// by itself where there is no room for it.
+fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> Result<(), RunnerError> {
+    let Sequence { id, request, hold, .. } = sequence;
+    let (plan, tokens) = (&request.plan, reusable(&request.prompt));
+    let whole = (tokens.len(), Tier::User, plan.order..=plan.order);
+    let cuts = plan.cuts.iter().map(|cut| (cut.position, cut.tier, cut.users.clone()));
+    let mut parent = hold.node;
+    let mut start = parent.and_then(|node| cache.tree().node(node)).map_or(0, |node| node.end());
+    for (end, tier, users) in cuts.chain([whole]) {
+        if end <= start || end > tokens.len() {
+            continue;
+        }
+        let place = Place { parent, tokens: &tokens[start..end], tier };
+        let Inserted::New(node) = cache.announce(place, OwnerId(id.0))? else {
+            // Another, outside the plan, was faster.
+            hold.is_detached = true;
+            break;
+        };
+        let is_private = users.start() >= users.end();
+        let kind = if is_private { DueKind::Private } else { DueKind::Shared };
+        hold.due.push_back(Due { end, node, kind });
+        if is_private {
+            break;
+        }
+        cache.expect(node, users)?;
+        (parent, start) = (Some(node), end);
+    }
+    Ok(())
+}

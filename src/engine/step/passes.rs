@@ -1,0 +1,173 @@
+//! One forward pass after the other, from composing to collecting.
+//!
+//! Owns the passes under way: who enters, what is launched, what becomes of its tokens or of its
+//! failure. What a pass is made of is the scheduler's decision; what it computes, and every tensor,
+//! is the runner's.
+
+use std::mem;
+
+use super::Engine;
+use crate::engine::pass::{Pass, Row};
+use crate::engine::scheduler::Composer;
+use crate::engine::sequence::{Sequence, State, Work};
+use crate::engine::{Event, FinishReason, Group, Runner, RunnerError, SequenceId, TokenId};
+
+impl<R: Runner> Engine<R> {
+    /// Keeps the device busy with as many passes as it may have, then collects the oldest.
+    pub(super) fn run_pass(&mut self) {
+        let max_passes = if self.limits.lookahead { 2 } else { 1 };
+        let mut failed_launch = None;
+        while self.passes.len() < max_passes && failed_launch.is_none() {
+            match self.compose() {
+                Some(work) => failed_launch = self.launch(&work).err(),
+                None => break,
+            }
+        }
+        self.collect();
+        // Only now: its rows may have tokens in the pass that was just collected.
+        if let Some((error, rows)) = failed_launch {
+            self.fail(error, &rows);
+        }
+    }
+
+    /// Decides the next pass and admits who is new in it.
+    fn compose(&mut self) -> Option<Vec<(usize, Work)>> {
+        let mut failed = None;
+        let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
+        while let Some(mut sequence) = self.waiting.pop_front() {
+            // Whoever waits for a prefix that another computes holds up those behind: they are next
+            // to it in the plan's order and would wait as well.
+            let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
+            if let Some(num_cached_tokens) = num_cached_tokens {
+                sequence.enter(num_cached_tokens);
+            }
+            if num_cached_tokens.is_none() || !composer.has_place(&sequence.counts()) {
+                sequence.state = State::Waiting;
+                sequence.num_cached_tokens = 0;
+                self.waiting.push_front(sequence);
+                break;
+            }
+            if let Err(error) = self.prefixes.admit(&mut self.runner, &mut sequence) {
+                sequence.num_cached_tokens = 0;
+                failed = Some((error, sequence.finished(FinishReason::Error)));
+                break;
+            }
+            self.stats.num_admitted += 1;
+            self.stats.num_prompt_tokens += sequence.request.prompt.len();
+            self.stats.num_cached_tokens += sequence.num_cached_tokens;
+            composer.add(sequence.counts());
+            self.running.push(sequence);
+        }
+        let work = composer.into_work();
+        if let Some((error, finished)) = failed {
+            self.note_failure(error, vec![finished]);
+        }
+        (!work.is_empty()).then_some(work)
+    }
+
+    /// Launches a pass, and moves its sequences on as if none of them will turn out to have ended.
+    fn launch(&mut self, work: &[(usize, Work)]) -> Result<(), (RunnerError, Vec<Row>)> {
+        let groups: Vec<Group> = work.iter().map(|(index, work)| self.running[*index].group(work)).collect();
+        let pass = Pass::new(&groups);
+        if let Err(error) = self.runner.launch(&groups) {
+            return Err((error, pass.rows));
+        }
+        self.stats.peak_rows = self.stats.peak_rows.max(pass.rows.len());
+        let rows = pass.rows.clone();
+        self.passes.push_back(pass);
+        self.prefixes.pass_launched();
+        let mut failed: Option<(RunnerError, Vec<Row>)> = None;
+        for ((index, work), row) in work.iter().zip(rows) {
+            self.running[*index].advance(work);
+            if let Err(error) = self.after_launch(*index, work) {
+                failed.get_or_insert_with(|| (error, Vec::new())).1.push(row);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Stores what the launched work completes. An error ends this sequence alone.
+    fn after_launch(&mut self, index: usize, work: &Work) -> Result<(), RunnerError> {
+        let sequence = &mut self.running[index];
+        if let Work::Prefill(range) = work {
+            self.prefixes.reached(&mut self.runner, sequence, range.end)?;
+        }
+        // Its last token is launched: row and KV go to the next in line one pass early.
+        if sequence.state == State::Draining {
+            let end = sequence.num_prefill_tokens() + sequence.request.max_new_tokens;
+            let taken = self.prefixes.take_rest(&mut self.runner, sequence, end);
+            self.runner.release(sequence.id);
+            match taken {
+                Ok(rest) => sequence.rest = rest.map(|rest| (rest, end)),
+                // The answer is whole, it only cannot be kept.
+                Err(error) => self.note_failure(error, Vec::new()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest pass, if any, and turns its tokens into events.
+    fn collect(&mut self) {
+        let Some(mut pass) = self.passes.pop_front() else { return };
+        let num_sampling = pass.sampling_rows().count();
+        let tokens = match self.runner.collect() {
+            Ok(tokens) if tokens.len() == num_sampling => tokens,
+            Ok(tokens) => {
+                let num_tokens = tokens.len();
+                let error = format!("a forward pass gave {num_tokens} tokens for {num_sampling} rows");
+                return self.fail_under_way(RunnerError(error), pass.rows);
+            }
+            Err(error) => return self.fail_under_way(error, pass.rows),
+        };
+
+        self.prefixes.pass_collected();
+        self.last_collected = Some(pass.note_collected(self.last_collected));
+        let mut num_wasted = 0;
+        for (id, token) in pass.sampling_rows().zip(tokens) {
+            if !self.accept(id, token) {
+                num_wasted += 1;
+            }
+        }
+        pass.totals.num_wasted_rows = num_wasted;
+        self.stats.add_pass(&pass.totals);
+    }
+
+    /// Takes in a sampled token. Returns false where its sequence had ended before.
+    fn accept(&mut self, id: SequenceId, token: TokenId) -> bool {
+        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return false };
+        self.stats.num_generated_tokens += 1;
+        let sequence = &mut self.running[index];
+        let accepted = sequence.accept(token);
+        let id = sequence.request_id();
+        self.events.extend(accepted.token.map(|token| Event::Token { id, token }));
+        if let Some(reason) = accepted.reason {
+            let sequence = self.remove_running(index, true);
+            self.events.push(sequence.finished(reason));
+        }
+        true
+    }
+
+    /// Ends the sequences of a pass that failed, and of those launched on top of it.
+    fn fail_under_way(&mut self, error: RunnerError, mut rows: Vec<Row>) {
+        for pass in mem::take(&mut self.passes) {
+            // Built on what failed; collected only to be rid of it, so its outcome is no news.
+            let _ = self.runner.collect();
+            rows.extend(pass.rows);
+        }
+        self.fail(error, &rows);
+        if let Err(error) = self.prefixes.passes_failed(&mut self.runner) {
+            self.note_failure(error, Vec::new());
+        }
+    }
+
+    /// Ends the sequences of these rows, unless they have ended; the first error is the one told.
+    fn fail(&mut self, error: RunnerError, rows: &[Row]) {
+        let mut events = Vec::new();
+        for row in rows {
+            if let Some(index) = self.running.iter().position(|sequence| sequence.id == row.sequence) {
+                events.push(self.remove_running(index, false).finished(FinishReason::Error));
+            }
+        }
+        self.note_failure(error, events);
+    }
+}

@@ -1,0 +1,1 @@
+//! Runs with the prompt cache that are told step by step.
