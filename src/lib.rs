@@ -9,8 +9,8 @@
 //! | [`commands`] | one file per subcommand                                                     |
 //! | [`batch`]    | request formats in, results out, progress and summary                       |
 //! | [`text`]     | chat template, tokenizer, streaming decode, stop matching                   |
-//! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
 //! | [`plan`]     | tree of all prompts: order, cuts, forecast of what is shared                |
+//! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
 //! | [`cache`]    | radix tree of stored prefixes, tiers, limits, eviction; holds no tensors    |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
