@@ -126,7 +126,7 @@ impl<R: Runner> Session<R> {
                 // An input that is silent holds up nothing that can be computed.
                 let patience = if self.engine.is_idle() { IDLE_WAIT } else { Duration::ZERO };
                 let record = match reader.poll_request(patience)? {
-                    NextRequest::Request(request) => self.submit(request, reader.name())?,
+                    NextRequest::Request(request) => self.submit(*request, reader.name())?,
                     NextRequest::Failed(failed) => Some(Record::failed(&failed)),
                     NextRequest::Pending => break,
                     NextRequest::End => {
