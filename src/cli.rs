@@ -8,12 +8,15 @@ mod values;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::batch::{InputPath, OutputPath, RequestParams};
 
 /// Small enough for any Mac, good enough to be useful; what `mlx-lm` takes as well.
 pub const DEFAULT_MODEL: &str = "mlx-community/Llama-3.2-3B-Instruct-4bit";
+
+/// Names the model where `--model` does not.
+const MODEL_VARIABLE: &str = "MLXBATCH_MODEL";
 
 /// What a hub repository is taken at without `--revision`.
 pub const DEFAULT_REVISION: &str = "main";
@@ -96,12 +99,24 @@ pub struct Cli {
 impl Cli {
     /// Parses the process's arguments; prints help or a usage error and exits where that ends it.
     pub fn from_command_line() -> Self {
-        let cli = Self::parse();
+        let cli =
+            Self::from_arg_matches(&Self::command_here().get_matches()).unwrap_or_else(|error| error.exit());
         if cli.command.is_none() && !cli.version {
             let mut command = Self::command();
             command.error(ErrorKind::MissingSubcommand, "no command given; try `mlxbatch --help`").exit();
         }
         cli
+    }
+}
+
+impl Cli {
+    /// The command line as this environment has it: a variable set to nothing is not set.
+    fn command_here() -> clap::Command {
+        match std::env::var_os(MODEL_VARIABLE) {
+            Some(model) if model.is_empty() => Self::command()
+                .mut_subcommand("run", |run| run.mut_arg("model", |model| model.env(None::<&'static str>))),
+            _ => Self::command(),
+        }
     }
 }
 
@@ -176,7 +191,7 @@ pub struct ModelArgs {
     ///
     /// A repository is downloaded once and kept in HF_HOME; HF_TOKEN opens private ones. Without
     /// this flag MLXBATCH_MODEL names the model.
-    #[arg(short, long, env = "MLXBATCH_MODEL", hide_env_values = true, value_name = "MODEL")]
+    #[arg(short, long, env = MODEL_VARIABLE, hide_env_values = true, value_name = "MODEL")]
     #[arg(default_value = DEFAULT_MODEL, value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = values::model)]
     pub model: String,

@@ -105,3 +105,29 @@ fn closed_pipe() -> Stdio {
     reader.wait().expect("`true` ends");
     writing_end.into()
 }
+
+#[test]
+fn a_mistyped_flag_is_told_the_one_that_was_meant() {
+    mlxbatch()
+        .args(["run", "in.jsonl", "-o", "out.jsonl", "--temprature", "1"])
+        .assert()
+        .code(2)
+        .stderr(contains("--temprature").and(contains("'--temperature'")));
+    mlxbatch().args(["runn", "in.jsonl"]).assert().code(2).stderr(contains("similar").and(contains("'run'")));
+}
+
+/// `MLXBATCH_MODEL= mlxbatch run …` was refused as if `--model ''` had been typed.
+#[test]
+fn an_empty_variable_is_as_good_as_none() {
+    mlxbatch()
+        .env("MLXBATCH_MODEL", "")
+        .args(["run", "no-such-file.jsonl", "-o", "out.jsonl"])
+        .assert()
+        .code(1)
+        .stderr(contains("cannot open the input no-such-file.jsonl"));
+    mlxbatch()
+        .args(["run", "no-such-file.jsonl", "-o", "out.jsonl", "--model", ""])
+        .assert()
+        .code(2)
+        .stderr(contains("--model"));
+}

@@ -39,7 +39,7 @@ impl Default for ReaderOptions {
 /// What the input has at the moment.
 #[derive(Debug)]
 pub enum NextRequest {
-    Request(Request),
+    Request(Box<Request>),
     /// A line that no request could be made of.
     Failed(Box<FailedLine>),
     /// Nothing came within the time given; the input is still open.
@@ -111,7 +111,7 @@ impl RequestReader {
     pub fn next_request(&mut self) -> Result<Option<Result<Request, Box<FailedLine>>>, BatchError> {
         loop {
             return Ok(match self.next(None)? {
-                NextRequest::Request(request) => Some(Ok(request)),
+                NextRequest::Request(request) => Some(Ok(*request)),
                 NextRequest::Failed(failed) => Some(Err(failed)),
                 NextRequest::Pending => continue,
                 NextRequest::End => None,
@@ -144,7 +144,7 @@ impl RequestReader {
             }
         };
         Ok(match parsed {
-            Ok(request) => NextRequest::Request(request),
+            Ok(request) => NextRequest::Request(Box::new(request)),
             Err(failed) => NextRequest::Failed(failed),
         })
     }

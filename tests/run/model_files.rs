@@ -29,6 +29,10 @@ fn refused(desk: &Desk, model: &str, parts: &[&str]) {
     for part in parts {
         assert!(stderr.contains(part), "no {part:?} in: {stderr}");
     }
+    let (error, causes) = stderr.split_once('\n').expect("it ends in a line end");
+    for cause in causes.lines().filter_map(|line| line.strip_prefix("  because: ")) {
+        assert!(!error.contains(cause), "the error is said twice: {stderr}");
+    }
     assert_eq!(desk.read("out.jsonl"), OLD_OUTPUT);
     assert!(!desk.names().iter().any(|name| name.contains("partial")), "{:?}", desk.names());
 }

@@ -71,7 +71,7 @@ impl Desk {
 
     /// `mlxbatch run in.jsonl -o out.jsonl` with the usual model.
     pub fn run(&self) -> Command {
-        self.run_with(&fixture_path(MODEL))
+        self.run_with(fixture_path(MODEL))
     }
 
     /// The same with another model.

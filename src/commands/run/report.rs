@@ -10,7 +10,7 @@ use super::session::Session;
 use crate::{
     batch::{InputPath, OutputPath, RunStats},
     cache::CacheUsage,
-    engine,
+    engine::{self, Runner},
 };
 
 /// Finds out early whether the report can be written at all, and to a file of its own.
@@ -54,7 +54,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn of(session: &Session) -> Self {
+    pub(super) fn of<R: Runner>(session: &Session<R>) -> Self {
         Self {
             engine: *session.engine_stats(),
             cache: session.cache_usage(),
@@ -107,8 +107,8 @@ pub(super) fn write(
         "num_wasted_rows": engine.num_wasted_rows(),
         "peak_rows": engine.peak_rows,
         "cache": counters.cache(),
-        "prefill_seconds": stats.prefill.as_secs_f64(),
-        "decode_seconds": stats.decode.as_secs_f64(),
+        "prefill_seconds": engine.prefill.time.as_secs_f64(),
+        "decode_seconds": engine.decode.time.as_secs_f64(),
         "load_seconds": load_time.as_secs_f64(),
         "run_seconds": run_time.as_secs_f64(),
         "wall_seconds": stats.wall.as_secs_f64(),

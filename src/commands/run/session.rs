@@ -25,7 +25,7 @@ use crate::{
     cache::{CacheLimits, CacheUsage, ResumeRule},
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::interrupt::Interrupt,
-    engine::{self, Engine, Event, Limits, RequestId, Runner, SubmitError},
+    engine::{self, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError},
     mlx::{ComputeDevice, MlxRunner},
     text::{Answer, TextModel},
 };
@@ -35,6 +35,10 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 
 /// Lines that are read ahead in each step while the engine has planned work.
 const LINES_A_STEP: usize = 32;
+
+/// One pass may fail for what is in it, such as memory for one long prompt; as many as this in a
+/// row, without a token in between, mean that the device is at fault.
+const MAX_FAILURES_IN_A_ROW: usize = 3;
 
 /// Why a run's loop ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,17 +52,27 @@ pub(super) enum Stop {
 }
 
 /// A run under way.
-pub(super) struct Session {
+pub(super) struct Session<R: Runner> {
     pub stats: RunStats,
     pub progress: Progress,
-    engine: Engine<MlxRunner>,
+    engine: Engine<R>,
     text: TextModel,
     preparer: Preparer,
     served: Served,
     windows: Windows,
     active: HashMap<RequestId, Active>,
     output_is_closed: bool,
+    failures: Failures,
     started: Instant,
+}
+
+/// Forward passes that failed.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Failures since the last token.
+    num_in_a_row: usize,
+    /// What the last one said; the requests it ended repeat it.
+    reason: String,
 }
 
 /// A request in the engine.
@@ -69,7 +83,7 @@ struct Active {
     is_stopped: bool,
 }
 
-impl Session {
+impl Session<MlxRunner> {
     pub(super) fn new(
         model: OpenModel,
         args: &RunArgs,
@@ -107,10 +121,13 @@ impl Session {
             windows: Windows::default(),
             active: HashMap::new(),
             output_is_closed: false,
+            failures: Failures::default(),
             started: Instant::now(),
         }
     }
+}
 
+impl<R: Runner> Session<R> {
     /// Runs until the input is used up, the user interrupts or nobody reads the output.
     pub(super) fn run(
         &mut self,
@@ -135,7 +152,13 @@ impl Session {
                 self.show();
                 continue;
             }
-            let events = self.engine.step().context("computing the answers failed")?;
+            let events = match self.engine.step() {
+                Ok(events) => events,
+                Err(error) => {
+                    self.note_failure(error)?;
+                    continue;
+                }
+            };
             for event in events {
                 if let Some(record) = self.handle(event, reader.name())? {
                     self.write(writer, &record)?;
@@ -159,13 +182,13 @@ impl Session {
         interrupt: &Interrupt,
     ) -> anyhow::Result<bool> {
         let mut num_left = if self.windows.has_planned() { LINES_A_STEP } else { usize::MAX };
-        while num_left > 0 && !self.windows.is_full() && !interrupt.is_set() {
+        while num_left > 0 && !self.windows.is_full() && !interrupt.is_set() && !self.output_is_closed {
             num_left -= 1;
             // An input that is silent holds up nothing that can be computed.
             let patience =
                 if self.engine.is_idle() && self.windows.is_empty() { IDLE_WAIT } else { Duration::ZERO };
             let record = match reader.poll_request(patience)? {
-                NextRequest::Request(request) => self.gather(request, reader.name()),
+                NextRequest::Request(request) => self.gather(*request, reader.name()),
                 NextRequest::Failed(failed) => Some(Record::failed(&failed)),
                 NextRequest::Pending => return Ok(true),
                 NextRequest::End => return Ok(false),
@@ -218,10 +241,22 @@ impl Session {
         Ok(())
     }
 
+    /// Lives with a failed pass, which costs the requests in it an error line each, unless nothing
+    /// works any more: then the run ends, rather than fail all that is left of the input.
+    fn note_failure(&mut self, error: RunnerError) -> anyhow::Result<()> {
+        self.failures.num_in_a_row += 1;
+        self.failures.reason = error.to_string();
+        if self.failures.num_in_a_row < MAX_FAILURES_IN_A_ROW {
+            return Ok(());
+        }
+        Err(error).context("computing the answers failed, time after time")
+    }
+
     /// Takes one event of the engine; returns the record of a request that ended.
     fn handle(&mut self, event: Event, file: &str) -> anyhow::Result<Option<Record>> {
         match event {
             Event::Token { id, token } => {
+                self.failures.num_in_a_row = 0;
                 let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
                 if active.answer.push(token)?.is_some() {
                     active.is_stopped = true;
@@ -238,8 +273,8 @@ impl Session {
                     engine::FinishReason::Length => FinishReason::Length,
                     engine::FinishReason::Error => {
                         self.stats.num_failed += 1;
-                        let error =
-                            RequestError::internal("computing the answer failed").at(file, active.head.line);
+                        let reason = format!("computing the answer failed: {}", self.failures.reason);
+                        let error = RequestError::internal(reason).at(file, active.head.line);
                         return Ok(Some(Record::request_error(&active.head, &error)));
                     }
                 };
@@ -262,8 +297,8 @@ impl Session {
         self.stats.num_prompt_tokens = (stats.num_prefilled_tokens() + stats.num_cached_tokens) as u64;
         self.stats.num_cached_tokens = stats.num_cached_tokens as u64;
         self.stats.num_generated_tokens = stats.num_generated_tokens as u64;
-        self.stats.prefill = stats.prefill.time;
-        self.stats.decode = stats.decode.time;
+        self.stats.prefill_tokens_per_second = stats.prefill_tokens_per_second();
+        self.stats.decode_tokens_per_second = stats.decode_tokens_per_second();
         self.stats.wall = self.started.elapsed();
         self.progress.update(&self.stats);
     }
@@ -286,3 +321,6 @@ impl Session {
 
 /// Whether the CPU gets a pass before the tokens of the last one are read.
 const LOOKAHEAD_ON_CPU: bool = true;
+
+#[cfg(test)]
+mod tests;
