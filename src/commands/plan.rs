@@ -16,7 +16,7 @@ use super::{Outcome, written};
 use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestReader};
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
 use crate::mlx::ComputeDevice;
-use crate::plan::{PlanPrompt, SharedPrefix, WindowPlan, window_is_full};
+use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, window_is_full};
 use crate::text::{TextModel, Tokenizer};
 
 /// Shared prefixes that are named in the report.
@@ -168,7 +168,7 @@ impl<'a> Totals<'a> {
                 max_new_tokens: *max_new_tokens,
             })
             .collect();
-        let plan = WindowPlan::new(&prompts, 0);
+        let plan = WindowPlan::new(&prompts, &PlanOptions::default());
         self.num_windows += 1;
         self.num_prompt_tokens += plan.num_prompt_tokens as u64;
         self.num_unique_tokens += plan.num_unique_tokens as u64;

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::batch::{count_text, number_text, size_text};
 use crate::plan::MAX_WINDOW_REQUESTS;
 
+/// People are shown what saves one token in so many; a common first word does not.
+const MIN_SHOWN_SHARE: u64 = 1000;
+
 /// A plan, added up over the file.
 #[derive(Debug, Clone)]
 pub(super) struct Report {
@@ -100,18 +103,21 @@ impl Report {
                 ),
             );
         }
-        if !self.largest_shared.is_empty() {
+        let min_saved_tokens = self.num_prompt_tokens.div_ceil(MIN_SHOWN_SHARE);
+        let shown: Vec<&NamedPrefix> =
+            self.largest_shared.iter().filter(|prefix| prefix.num_saved_tokens >= min_saved_tokens).collect();
+        if !shown.is_empty() {
             text += "\nlargest shared prefixes\n      tokens   requests      saved  text\n";
         }
-        for prefix in &self.largest_shared {
+        for prefix in shown {
             // What follows a shorter shared prefix, which has its own line.
             let dots = if prefix.num_parent_tokens > 0 { "… " } else { "" };
+            let begins = if prefix.text.is_empty() { "(no visible text)" } else { &prefix.text };
             text += &format!(
-                "  {:>10} {:>10} {:>10}  {dots}{}\n",
+                "  {:>10} {:>10} {:>10}  {dots}{begins}\n",
                 number_text(prefix.num_tokens),
                 number_text(prefix.num_users),
-                number_text(prefix.num_saved_tokens),
-                prefix.text
+                number_text(prefix.num_saved_tokens)
             );
         }
         text
@@ -178,7 +184,11 @@ mod tests {
             num_unique_tokens: 12_000,
             longest_prompt_tokens: 1_300,
             max_live_tokens: 40_000,
-            largest_shared: vec![prefix(1_000, 0, "system You are"), prefix(1_010, 1_000, "Question:")],
+            largest_shared: vec![
+                prefix(1_000, 0, "system You are"),
+                prefix(1_010, 1_000, ""),
+                prefix(1_001, 1_000, "A"),
+            ],
         }
     }
 
@@ -197,7 +207,7 @@ in.jsonl: 102 requests, 2 of them cannot be run
 largest shared prefixes
       tokens   requests      saved  text
        1,000        100     99,000  system You are
-       1,010        100        990  … Question:
+       1,010        100        990  … (no visible text)
 "
         );
     }
