@@ -274,6 +274,14 @@ pub struct ComputeArgs {
     #[arg(value_parser = values::prefill_chunk, allow_negative_numbers = true)]
     pub prefill_chunk: u32,
 
+    /// Memory for stored prompt prefixes, such as 512MB or 4GiB; 0 stores none [default: 40% of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub cache_bytes: Option<u64>,
+
+    /// Most stored prompt prefixes [default: as many as fit]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
+    pub cache_entries: Option<u32>,
+
     /// Precision of the computation
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,

@@ -18,6 +18,7 @@
 //! without tensors.
 
 pub mod batch;
+pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod engine;

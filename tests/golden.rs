@@ -4,14 +4,12 @@
 //! greedy step there has a gap of at least 5e-3 between the two best logits, so tokens must be
 //! equal whatever the batch.
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc};
+mod common;
 
-use mlxbatch::{
-    engine::{Engine, Event, GenerationRequest, Limits, RequestId, SamplingParams},
-    mlx::{LoadedModel, MlxRunner, WeightSource},
-    models::read_config,
-};
-use serde_json::Value;
+use std::{num::NonZeroUsize, sync::Arc};
+
+use common::{Golden, golden, load};
+use mlxbatch::engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams};
 
 const MODELS: [&str; 10] = [
     "tiny-llama",
@@ -25,44 +23,6 @@ const MODELS: [&str; 10] = [
     "tiny-qwen3",
     "tiny-gemma3",
 ];
-
-struct Golden {
-    prompt: Vec<u32>,
-    greedy: Vec<u32>,
-    last_logprobs: Vec<f64>,
-}
-
-fn numbers<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
-    value.as_array().unwrap().iter().map(|item| convert(item).unwrap()).collect()
-}
-
-fn golden(model: &str) -> Vec<Golden> {
-    let text = std::fs::read_to_string(format!("fixtures/{model}/golden.json")).unwrap();
-    let value: Value = serde_json::from_str(&text).unwrap();
-    let token = |value: &Value| value.as_u64().map(|token| token as u32);
-    value["prompts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|prompt| Golden {
-            prompt: numbers(&prompt["prompt_ids"], token),
-            greedy: numbers(&prompt["greedy_ids"], token),
-            last_logprobs: numbers(&prompt["last_logprobs"], Value::as_f64),
-        })
-        .collect()
-}
-
-fn load(model: &str) -> MlxRunner {
-    let folder = Path::new("fixtures").join(model);
-    let spec = read_config(&folder.join("config.json")).unwrap();
-    let mut files: Vec<_> = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
-        .collect();
-    files.sort();
-    MlxRunner::new(LoadedModel::load(&spec, &WeightSource::Safetensors(files), None, None).unwrap())
-}
 
 #[derive(Debug, Clone, Copy)]
 struct Setting {
@@ -81,7 +41,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
         max_batch_tokens: None,
         lookahead: setting.lookahead,
     };
-    let mut engine = Engine::new(load(model), limits);
+    let mut engine = Engine::new(load(model), limits, None);
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     if setting.reversed {
@@ -99,6 +59,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
                     max_new_tokens: 40,
                     end_ids: Arc::from([]),
                     sampling: greedy.clone(),
+                    plan: PromptPlan::default(),
                 })
                 .unwrap();
         }

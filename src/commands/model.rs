@@ -38,6 +38,7 @@ impl Description {
         }
         options.offline |= args.offline;
         options.quiet |= is_quiet;
+        options.hides_warnings = is_quiet;
         Self::of(ModelSource::resolve(&args.model, &options)?)
     }
 

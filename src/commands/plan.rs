@@ -43,6 +43,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         default_max_tokens: DEFAULT_MAX_TOKENS,
         max_context: model.spec.max_context,
         vocab_size: model.spec.vocab_size,
+        has_checkpoints: false,
     };
     let mut totals = Totals::new(model.text.tokenizer(), args.batch_size as usize);
     let mut window = Window::default();
@@ -105,8 +106,7 @@ struct Planned {
 }
 
 fn prepare(preparer: &Preparer, text: &TextModel, request: Request) -> Result<Planned, RequestError> {
-    let Request { head, mut prompt, params } = request;
-    prompt.rename_developer_role();
+    let Request { head, prompt, params } = request;
     let generation = preparer.prepare(text, &head, &prompt, params)?.generation;
     Ok(Planned { tokens: generation.prompt, max_new_tokens: generation.max_new_tokens })
 }

@@ -6,7 +6,12 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::{Group, Input, Limits, Runner, RunnerError, SamplingParams, SequenceId, TokenId};
+use crate::cache::ResumeRule;
+
+use super::{
+    Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
+    TokenId,
+};
 
 /// Tokens that the fake model knows; few, so that end tokens come up.
 pub(crate) const VOCAB_SIZE: u32 = 13;
@@ -25,11 +30,17 @@ pub(crate) fn next_token(tokens: &[TokenId], sampling: &SamplingParams) -> Token
     u32::try_from((hash >> 7) % u64::from(VOCAB_SIZE)).expect("less than a u32")
 }
 
+/// Bytes of one token's fake KV.
+pub(crate) const BYTES_PER_TOKEN: u64 = 10;
+
 /// Computes nothing, remembers everything; panics where the engine breaks the contract.
 #[derive(Debug)]
 pub(crate) struct FakeRunner {
     limits: Limits,
     live: HashMap<SequenceId, Live>,
+    /// Stored segments: the tokens from position 0 up to the segment's end, and where it begins.
+    segments: HashMap<SegmentId, (Vec<TokenId>, usize)>,
+    num_segments: u64,
     released: HashSet<SequenceId>,
     under_way: VecDeque<Vec<TokenId>>,
     num_collected: usize,
@@ -41,12 +52,16 @@ pub(crate) struct FakeRunner {
     pub failing_launch: Option<usize>,
     /// The collection with this number fails, counted from 0.
     pub failing_collect: Option<usize>,
+    /// Every collection comes back a token short.
+    pub loses_tokens: bool,
 }
 
 #[derive(Debug, Default)]
 struct Live {
     /// Tokens in the KV.
     tokens: Vec<TokenId>,
+    /// Those of them that lie in stored segments.
+    num_path_tokens: usize,
     sampled: Option<TokenId>,
 }
 
@@ -55,6 +70,8 @@ impl FakeRunner {
         FakeRunner {
             limits,
             live: HashMap::new(),
+            segments: HashMap::new(),
+            num_segments: 0,
             released: HashSet::new(),
             under_way: VecDeque::new(),
             num_collected: 0,
@@ -62,7 +79,21 @@ impl FakeRunner {
             peak_under_way: 0,
             failing_launch: None,
             failing_collect: None,
+            loses_tokens: false,
         }
+    }
+
+    fn insert_segment(&mut self, tokens: Vec<TokenId>, first: usize) -> StoredSegment {
+        let id = SegmentId(self.num_segments);
+        self.num_segments += 1;
+        let num_bytes = (tokens.len() - first) as u64 * BYTES_PER_TOKEN;
+        self.segments.insert(id, (tokens, first));
+        StoredSegment { id, num_bytes }
+    }
+
+    /// Bytes of all stored segments.
+    pub(crate) fn num_stored_bytes(&self) -> u64 {
+        self.segments.values().map(|(tokens, first)| (tokens.len() - first) as u64 * BYTES_PER_TOKEN).sum()
     }
 
     /// Sequences that own KV.
@@ -80,6 +111,11 @@ impl FakeRunner {
                 assert_eq!(live.sampled, None, "a chunk after a sampled token: {group:?}");
                 live.tokens.extend(tokens);
             }
+            Input::Last(token) => {
+                assert!(group.sample.is_some(), "a decode row that does not sample: {group:?}");
+                assert_eq!(live.sampled, None, "a last prompt token after a sampled one: {group:?}");
+                live.tokens.push(*token);
+            }
             Input::Sampled => {
                 assert!(group.sample.is_some(), "a decode row that does not sample: {group:?}");
                 live.tokens.push(live.sampled.expect("a decode row has a sampled token to feed"));
@@ -94,7 +130,7 @@ impl FakeRunner {
             .iter()
             .map(|group| match &group.input {
                 Input::Prompt(tokens) => tokens.len(),
-                Input::Sampled => 0,
+                Input::Last(_) | Input::Sampled => 0,
             })
             .sum();
         let num_kv_tokens = self.live.values().map(|live| live.tokens.len()).sum();
@@ -123,13 +159,63 @@ impl Runner for FakeRunner {
     }
 
     fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError> {
-        let tokens = self.under_way.pop_front().expect("a pass is under way");
+        let mut tokens = self.under_way.pop_front().expect("a pass is under way");
+        if self.loses_tokens {
+            tokens.pop();
+        }
         let number = self.num_collected;
         self.num_collected += 1;
         if self.failing_collect == Some(number) {
             return Err(RunnerError(format!("pass {number} is out of memory")));
         }
         Ok(tokens)
+    }
+
+    fn resume(
+        &mut self,
+        sequence: SequenceId,
+        path: &[SegmentId],
+        _checkpoint: Option<SegmentId>,
+    ) -> Result<(), RunnerError> {
+        let mut tokens: Vec<TokenId> = Vec::new();
+        for id in path {
+            let (segment, first) = self.segments.get(id).expect("a path of stored segments");
+            assert_eq!(*first, tokens.len(), "segments follow each other");
+            assert_eq!(segment[..*first], tokens[..], "a segment lies on one path only");
+            tokens = segment.clone();
+        }
+        let live = Live { num_path_tokens: tokens.len(), tokens, sampled: None };
+        assert!(self.live.insert(sequence, live).is_none(), "{sequence:?} is begun twice");
+        Ok(())
+    }
+
+    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError> {
+        let live = self.live.get_mut(&sequence).expect("a live sequence stores");
+        let (first, end) = (live.num_path_tokens, live.num_path_tokens + num_tokens);
+        assert!(num_tokens > 0 && end <= live.tokens.len(), "stores {num_tokens} tokens that are not there");
+        let tokens = live.tokens[..end].to_vec();
+        live.num_path_tokens = end;
+        Ok(Stored { segment: self.insert_segment(tokens, first), checkpoint: None })
+    }
+
+    fn split(
+        &mut self,
+        segment: SegmentId,
+        at: usize,
+    ) -> Result<(StoredSegment, StoredSegment), RunnerError> {
+        let (tokens, first) = self.segments.remove(&segment).expect("a stored segment is split");
+        assert!(at > 0 && first + at < tokens.len(), "a split leaves two halves");
+        let upper = self.insert_segment(tokens[..first + at].to_vec(), first);
+        let lower = self.insert_segment(tokens, first + at);
+        Ok((upper, lower))
+    }
+
+    fn resume_rule(&self) -> ResumeRule {
+        ResumeRule::AnyToken
+    }
+
+    fn discard(&mut self, segment: SegmentId) {
+        assert!(self.segments.remove(&segment).is_some(), "{segment:?} is discarded twice");
     }
 
     fn release(&mut self, sequence: SequenceId) {

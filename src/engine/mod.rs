@@ -23,6 +23,7 @@
 //! is known by count, so no pass is launched beyond it, and its row is free one pass earlier.
 
 mod pass;
+mod prefixes;
 mod request;
 mod runner;
 mod sampling;
@@ -36,8 +37,11 @@ pub(crate) mod fake_runner;
 #[cfg(test)]
 mod tests;
 
-pub use request::{Event, FinishReason, GenerationRequest, RequestId, SubmitError};
-pub use runner::{Group, Input, Runner, RunnerError, SamplingParams, SequenceId, TokenId};
+pub use crate::cache::TokenId;
+pub use request::{Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError};
+pub use runner::{
+    Group, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
+};
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;
 pub use stats::{PassTotals, Stats};

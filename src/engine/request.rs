@@ -3,11 +3,13 @@
 //! Owns the engine's outside vocabulary: requests, events, finish reasons and the reasons to
 //! refuse a request. Text and files are the caller's.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use thiserror::Error;
 
 use super::{SamplingParams, TokenId};
+use crate::cache::Tier;
 
 /// Names a request to its caller, who chooses the number; unique among unfinished requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +26,27 @@ pub struct GenerationRequest {
     /// Tokens that end the answer; usually shared by all requests of a run.
     pub end_ids: Arc<[TokenId]>,
     pub sampling: SamplingParams,
+    /// Where the prompt is cut for storing, and who else will use the pieces.
+    pub plan: PromptPlan,
+}
+
+/// What is known beforehand of a prompt among the others of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PromptPlan {
+    /// The request's place in the order of the run.
+    pub order: u64,
+    /// Ascending positions at which the prefill is cut and what is computed is stored.
+    pub cuts: Vec<Cut>,
+}
+
+/// A position in a prompt at which others part from it or a span of another tier begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    pub position: usize,
+    /// Tier of the tokens that end here.
+    pub tier: Tier,
+    /// Orders of the requests that begin with the tokens up to here; they stand side by side.
+    pub users: RangeInclusive<u64>,
 }
 
 /// Why a request ended.

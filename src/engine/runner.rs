@@ -4,12 +4,32 @@
 
 use thiserror::Error;
 
-/// Index of a token in the model's vocabulary.
-pub type TokenId = u32;
+use crate::cache::{ResumeRule, TokenId};
 
 /// Names a running sequence; never reused within a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
+
+/// Names a stored segment: the KV of one range of tokens. Never reused within a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SegmentId(pub u64);
+
+/// A segment that the runner holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredSegment {
+    pub id: SegmentId,
+    /// Memory it holds.
+    pub num_bytes: u64,
+}
+
+/// What a sequence has stored of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    pub segment: StoredSegment,
+    /// The state of recurrent layers at the segment's end, for models that have some and where it
+    /// is at hand.
+    pub checkpoint: Option<StoredSegment>,
+}
 
 /// How the next token of one request is chosen; independent of what else is in the batch.
 ///
@@ -40,6 +60,8 @@ impl SamplingParams {
 pub enum Input {
     /// A prefill chunk: these prompt tokens, at least one.
     Prompt(Vec<TokenId>),
+    /// A sequence's first decode step: the last token of its prompt.
+    Last(TokenId),
     /// A decode step: the one token that this sequence's previous group sampled. It may still be
     /// on the device, not collected yet.
     Sampled,
@@ -78,6 +100,32 @@ pub trait Runner {
     ///
     /// A pass that fails here counts as collected; the sequences in it are released next.
     fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError>;
+
+    /// Begins a sequence on stored segments, which follow each other from position 0; nothing is
+    /// copied, and nothing is freed while it runs. Models with recurrent layers take up the state
+    /// at the path's end from `checkpoint`.
+    fn resume(
+        &mut self,
+        sequence: SequenceId,
+        path: &[SegmentId],
+        checkpoint: Option<SegmentId>,
+    ) -> Result<(), RunnerError>;
+
+    /// Stores the first `num_tokens` tokens that a sequence has computed after its path.
+    ///
+    /// Of a sequence that prefills this is all it has computed, and the segment becomes the end of
+    /// its path. Of one that has ended it may be less; nothing but `release` may follow.
+    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError>;
+
+    /// Cuts a stored segment after its first `at` tokens into two that own their memory.
+    fn split(&mut self, segment: SegmentId, at: usize)
+    -> Result<(StoredSegment, StoredSegment), RunnerError>;
+
+    /// Forgets a stored segment or checkpoint; its memory is freed once no sequence runs on it.
+    fn discard(&mut self, segment: SegmentId);
+
+    /// Where this model can resume from stored KV.
+    fn resume_rule(&self) -> ResumeRule;
 
     /// Drops a sequence's KV. Passes under way may still compute its rows, and their tokens are
     /// still collected.

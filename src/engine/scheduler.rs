@@ -33,79 +33,79 @@ impl Limits {
     }
 }
 
-/// The work of the next pass.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Plan {
-    /// Waiting sequences that enter the running batch, from the front of the line.
-    pub num_admitted: usize,
-    /// Index and work of each sequence in the pass. The indices count the running sequences
-    /// first and then go on with the admitted ones.
-    pub work: Vec<(usize, Work)>,
-}
-
-/// Composes the next pass.
+/// Composes one pass.
 ///
 /// Every decoding sequence gets its row. Prompts then share the pass, first in, first out, while
 /// their chunks together stay within `prefill_chunk` tokens; a waiting sequence is admitted when
-/// its first chunk, a row and its whole KV fit. Nobody overtakes: the first that does not fit ends
+/// its first work, a row and its own KV fit. Nobody overtakes: the first that does not fit ends
 /// the pass. Nobody starves: the oldest prompt always fits, because no chunk is larger than
 /// `prefill_chunk`, no request larger than the KV budget, and running sequences end.
-pub(super) fn compose(
-    limits: &Limits,
-    running: impl ExactSizeIterator<Item = Counts>,
-    waiting: impl Iterator<Item = Counts>,
-) -> Plan {
-    let prefill_chunk = limits.prefill_chunk.get();
-    let mut room = PrefillRoom { max_tokens: prefill_chunk };
-    let mut num_rows = 0;
-    let mut num_kv_tokens = 0usize;
-    let mut decodes = Vec::new();
-    let mut prefills = Vec::new();
+pub(super) struct Composer<'a> {
+    limits: &'a Limits,
+    num_sequences: usize,
+    num_rows: usize,
+    num_kv_tokens: usize,
+    /// Prompt tokens that the pass may still take in.
+    num_prefill_left: usize,
+    decodes: Vec<(usize, Work)>,
+    prefills: Vec<(usize, Work)>,
+}
 
-    let num_running = running.len();
-    for (index, counts) in running.enumerate() {
+impl<'a> Composer<'a> {
+    /// Starts with the sequences that run already.
+    pub fn new(limits: &'a Limits, running: impl Iterator<Item = Counts>) -> Self {
+        let mut composer = Composer {
+            limits,
+            num_sequences: 0,
+            num_rows: 0,
+            num_kv_tokens: 0,
+            num_prefill_left: limits.prefill_chunk.get(),
+            decodes: Vec::new(),
+            prefills: Vec::new(),
+        };
+        for counts in running {
+            composer.add(counts);
+        }
+        composer
+    }
+
+    /// Whether a sequence that is to enter has its place in this pass.
+    pub fn has_place(&self, counts: &Counts) -> bool {
+        let num_prefill_tokens = match counts.next_work(self.limits.prefill_chunk.get()) {
+            Some(Work::Prefill(range)) => range.len(),
+            Some(Work::Decode) | None => 0,
+        };
+        self.num_rows < self.limits.max_batch_size.get()
+            && num_prefill_tokens <= self.num_prefill_left
+            && self.limits.fits(self.num_kv_tokens.saturating_add(counts.max_kv_tokens))
+    }
+
+    /// Adds the next sequence: the running ones first, then those that enter.
+    pub fn add(&mut self, counts: Counts) {
+        let index = self.num_sequences;
+        self.num_sequences += 1;
         if counts.is_running() {
-            num_rows += 1;
-            num_kv_tokens = num_kv_tokens.saturating_add(counts.max_kv_tokens);
+            self.num_rows += 1;
+            self.num_kv_tokens = self.num_kv_tokens.saturating_add(counts.max_kv_tokens);
         }
-        match counts.next_work(prefill_chunk) {
-            Some(Work::Prefill(range)) if room.take(range.len()) => {
-                prefills.push((index, Work::Prefill(range)));
-            }
-            Some(Work::Decode) => decodes.push((index, Work::Decode)),
-            Some(Work::Prefill(_)) | None => {}
+        match counts.next_work(self.limits.prefill_chunk.get()) {
+            Some(Work::Decode) => self.decodes.push((index, Work::Decode)),
+            Some(Work::Prefill(range)) => match self.num_prefill_left.checked_sub(range.len()) {
+                Some(left) => {
+                    self.num_prefill_left = left;
+                    self.prefills.push((index, Work::Prefill(range)));
+                }
+                // After the first that does not fit, no other may overtake it.
+                None => self.num_prefill_left = 0,
+            },
+            None => {}
         }
     }
 
-    let mut num_admitted = 0;
-    for counts in waiting {
-        let Some(Work::Prefill(range)) = counts.next_work(prefill_chunk) else { break };
-        let num_kv_after = num_kv_tokens.saturating_add(counts.max_kv_tokens);
-        let has_row = num_rows < limits.max_batch_size.get();
-        if !has_row || !limits.fits(num_kv_after) || !room.take(range.len()) {
-            break;
-        }
-        num_rows += 1;
-        num_kv_tokens = num_kv_after;
-        prefills.push((num_running + num_admitted, Work::Prefill(range)));
-        num_admitted += 1;
-    }
-
-    decodes.append(&mut prefills);
-    Plan { num_admitted, work: decodes }
-}
-
-/// Prompt tokens that a pass may still take in.
-struct PrefillRoom {
-    max_tokens: usize,
-}
-
-impl PrefillRoom {
-    /// Takes in a chunk if it fits; after the first that does not, no other may overtake it.
-    fn take(&mut self, num_tokens: usize) -> bool {
-        let left = self.max_tokens.checked_sub(num_tokens);
-        self.max_tokens = left.unwrap_or(0);
-        left.is_some()
+    /// Index and work of each sequence in the pass, decode rows first.
+    pub fn into_work(mut self) -> Vec<(usize, Work)> {
+        self.decodes.append(&mut self.prefills);
+        self.decodes
     }
 }
 
@@ -125,24 +125,34 @@ mod tests {
         }
     }
 
-    fn counts(num_prompt_tokens: usize, state: State) -> Counts {
-        Counts { num_prompt_tokens, max_kv_tokens: num_prompt_tokens + 10, state }
+    fn counts(num_prefill_tokens: usize, state: State) -> Counts {
+        Counts { num_prefill_tokens, next_cut: usize::MAX, max_kv_tokens: num_prefill_tokens + 10, state }
     }
 
-    fn plan(limits: &Limits, running: &[Counts], waiting: &[Counts]) -> Plan {
-        compose(limits, running.iter().copied(), waiting.iter().copied())
-    }
-
+    const START: State = State::Prefilling { position: 0 };
     const DECODING: State = State::Decoding { num_sampled: 1 };
+
+    /// The pass, and how many of those that wait enter it.
+    fn plan(limits: &Limits, running: &[Counts], waiting: &[Counts]) -> (usize, Vec<(usize, Work)>) {
+        let mut composer = Composer::new(limits, running.iter().copied());
+        let entering = waiting.iter().take_while(|counts| {
+            let has_place = composer.has_place(counts);
+            if has_place {
+                composer.add(**counts);
+            }
+            has_place
+        });
+        (entering.count(), composer.into_work())
+    }
 
     #[test]
     fn decoding_rows_run_beside_whole_prompts_that_share_a_chunk() {
         let running = [counts(5, DECODING), counts(5, State::Draining), counts(7, DECODING)];
-        let waiting = [counts(30, State::Waiting), counts(34, State::Waiting), counts(1, State::Waiting)];
-        let plan = plan(&limits(8, 64, None), &running, &waiting);
-        assert_eq!(plan.num_admitted, 2);
+        let waiting = [counts(30, START), counts(34, START), counts(1, START)];
+        let (num_admitted, work) = plan(&limits(8, 64, None), &running, &waiting);
+        assert_eq!(num_admitted, 2);
         assert_eq!(
-            plan.work,
+            work,
             [(0, Work::Decode), (2, Work::Decode), (3, Work::Prefill(0..30)), (4, Work::Prefill(0..34))]
         );
     }
@@ -150,32 +160,39 @@ mod tests {
     #[test]
     fn a_long_prompt_is_cut_and_its_last_piece_shares_a_pass() {
         let running = [counts(100, State::Prefilling { position: 64 })];
-        let waiting = [counts(28, State::Waiting), counts(2, State::Waiting)];
-        let plan = plan(&limits(8, 64, None), &running, &waiting);
-        assert_eq!(plan.work, [(0, Work::Prefill(64..100)), (1, Work::Prefill(0..28))]);
+        let waiting = [counts(28, START), counts(2, START)];
+        let (_, work) = plan(&limits(8, 64, None), &running, &waiting);
+        assert_eq!(work, [(0, Work::Prefill(64..100)), (1, Work::Prefill(0..28))]);
     }
 
     #[test]
     fn a_small_prompt_does_not_overtake_one_that_has_to_wait() {
-        let waiting = [counts(40, State::Waiting), counts(30, State::Waiting), counts(1, State::Waiting)];
-        assert_eq!(plan(&limits(8, 64, None), &[], &waiting).work, [(0, Work::Prefill(0..40))]);
+        let waiting = [counts(40, START), counts(30, START), counts(1, START)];
+        assert_eq!(plan(&limits(8, 64, None), &[], &waiting).1, [(0, Work::Prefill(0..40))]);
         // The same where KV is what the first one lacks.
         let running = [counts(40, DECODING)];
-        assert_eq!(plan(&limits(8, 64, Some(99)), &running, &waiting).num_admitted, 0);
-        assert_eq!(plan(&limits(8, 64, Some(100)), &running, &waiting).num_admitted, 1);
+        assert_eq!(plan(&limits(8, 64, Some(99)), &running, &waiting).0, 0);
+        assert_eq!(plan(&limits(8, 64, Some(100)), &running, &waiting).0, 1);
+    }
+
+    #[test]
+    fn a_wholly_stored_prompt_enters_as_a_decode_row_even_where_prefill_is_full() {
+        let waiting = [counts(64, START), counts(30, State::Decoding { num_sampled: 0 })];
+        let (num_admitted, work) = plan(&limits(8, 64, None), &[], &waiting);
+        assert_eq!((num_admitted, work), (2, vec![(1, Work::Decode), (0, Work::Prefill(0..64))]));
     }
 
     #[test]
     fn a_draining_sequence_has_given_back_its_row_and_its_kv() {
-        let waiting = [counts(40, State::Waiting)];
+        let waiting = [counts(40, START)];
         let limits = limits(1, 64, Some(50));
-        assert_eq!(plan(&limits, &[counts(40, DECODING)], &waiting).num_admitted, 0);
-        assert_eq!(plan(&limits, &[counts(40, State::Draining)], &waiting).num_admitted, 1);
+        assert_eq!(plan(&limits, &[counts(40, DECODING)], &waiting).0, 0);
+        assert_eq!(plan(&limits, &[counts(40, State::Draining)], &waiting).0, 1);
     }
 
     #[test]
-    fn nothing_to_do_is_an_empty_plan() {
-        assert_eq!(plan(&limits(4, 64, None), &[counts(4, State::Draining)], &[]), Plan::default());
+    fn nothing_to_do_is_an_empty_pass() {
+        assert_eq!(plan(&limits(4, 64, None), &[counts(4, State::Draining)], &[]), (0, Vec::new()));
     }
 
     /// What can be in the running batch under some limits, and a line behind it.
@@ -186,7 +203,7 @@ mod tests {
             (1usize..40).prop_map(|position| State::Prefilling { position })
         ];
         let running = prop::collection::vec((1usize..40, state), 0..8);
-        let waiting = prop::collection::vec(1usize..40, 0..8);
+        let waiting = prop::collection::vec((1usize..40, 1usize..40), 0..8);
         (running, waiting, 0usize..4, 1usize..16, prop::option::of(0usize..200)).prop_map(
             |(running, waiting, num_free, prefill_chunk, num_kv_left)| {
                 let running: Vec<Counts> = running
@@ -204,7 +221,10 @@ mod tests {
                     prefill_chunk,
                     num_kv_left.map(|left| num_kv + left),
                 );
-                (limits, running, waiting.into_iter().map(|n| counts(n, State::Waiting)).collect())
+                let waiting = waiting
+                    .into_iter()
+                    .map(|(num_tokens, next_cut)| Counts { next_cut, ..counts(num_tokens, START) });
+                (limits, running, waiting.collect())
             },
         )
     }
@@ -212,11 +232,11 @@ mod tests {
     proptest! {
         #[test]
         fn every_pass_keeps_the_budgets_and_leaves_nothing_idle((limits, running, waiting) in any_batch()) {
-            let plan = plan(&limits, &running, &waiting);
+            let (num_admitted, work) = plan(&limits, &running, &waiting);
             let all: Vec<Counts> = running.iter().chain(&waiting).copied().collect();
             let chunk = limits.prefill_chunk.get();
 
-            let admitted = &waiting[..plan.num_admitted];
+            let admitted = &waiting[..num_admitted];
             let in_batch = || running.iter().filter(|c| c.is_running()).chain(admitted);
             let num_kv: usize = in_batch().map(|c| c.max_kv_tokens).sum();
             prop_assert!(in_batch().count() <= limits.max_batch_size.get());
@@ -224,10 +244,11 @@ mod tests {
 
             let mut num_prefill_tokens = 0;
             let mut prefills = Vec::new();
-            for (index, work) in &plan.work {
+            for (index, work) in &work {
                 if let Work::Prefill(range) = work {
-                    prop_assert!(!range.is_empty() && range.end <= all[*index].num_prompt_tokens);
-                    prop_assert!(range.end % chunk == 0 || range.end == all[*index].num_prompt_tokens);
+                    let counts = all[*index];
+                    prop_assert!(!range.is_empty() && range.end <= counts.num_prefill_tokens);
+                    prop_assert!([counts.num_prefill_tokens, counts.next_cut].contains(&range.end) || range.end % chunk == 0);
                     num_prefill_tokens += range.len();
                     prefills.push(*index);
                 }
@@ -235,17 +256,16 @@ mod tests {
             prop_assert!(num_prefill_tokens <= chunk);
 
             // Every decoding row is there; prompts come in order, without gaps.
-            let decodes = plan.work.iter().filter(|(_, work)| *work == Work::Decode).count();
+            let decodes = work.iter().filter(|(_, work)| *work == Work::Decode).count();
             prop_assert_eq!(decodes, running.iter().filter(|c| c.state == DECODING).count());
-            let prompts: Vec<usize> = (0..all.len())
-                .filter(|&i| matches!(all[i].state, State::Prefilling { .. } | State::Waiting))
-                .collect();
+            let prompts: Vec<usize> =
+                (0..all.len()).filter(|&i| matches!(all[i].state, State::Prefilling { .. })).collect();
             prop_assert_eq!(&prefills[..], &prompts[..prefills.len()]);
 
             // The next in line is left out only for want of a row, of KV or of room in the pass.
             if let Some(&next) = prompts.get(prefills.len()) {
                 let Some(Work::Prefill(range)) = all[next].next_work(chunk) else { panic!("a prompt") };
-                let is_waiting = all[next].state == State::Waiting;
+                let is_waiting = next >= running.len();
                 prop_assert!(
                     num_prefill_tokens + range.len() > chunk
                         || is_waiting && in_batch().count() == limits.max_batch_size.get()

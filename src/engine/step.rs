@@ -8,9 +8,12 @@ use std::mem;
 use std::time::Instant;
 
 use super::pass::{Pass, Row};
-use super::scheduler::{self, Limits};
-use super::sequence::{Counts, Sequence, State, Work};
+use super::prefixes::Prefixes;
+use super::scheduler::{Composer, Limits};
+use super::sequence::{Sequence, State, Work};
 use super::stats::Stats;
+use crate::cache::{CacheLimits, CacheUsage};
+
 use super::{
     Event, FinishReason, GenerationRequest, Group, RequestId, Runner, RunnerError, SequenceId, SubmitError,
     TokenId,
@@ -24,6 +27,7 @@ use super::{
 pub struct Engine<R: Runner> {
     runner: R,
     limits: Limits,
+    prefixes: Prefixes,
     waiting: VecDeque<Sequence>,
     /// Admitted sequences, oldest first, until their last token is collected.
     running: Vec<Sequence>,
@@ -44,10 +48,13 @@ struct Failure {
 }
 
 impl<R: Runner> Engine<R> {
-    pub fn new(runner: R, limits: Limits) -> Self {
+    /// Makes an engine; without `cache` limits it stores no prefixes.
+    pub fn new(runner: R, limits: Limits, cache: Option<CacheLimits>) -> Self {
+        let prefixes = Prefixes::new(cache, runner.resume_rule());
         Engine {
             runner,
             limits,
+            prefixes,
             waiting: VecDeque::new(),
             running: Vec::new(),
             passes: VecDeque::new(),
@@ -70,12 +77,13 @@ impl<R: Runner> Engine<R> {
         if self.running.iter().chain(&self.waiting).any(|other| other.request_id() == request.id) {
             return Err(SubmitError::DuplicateId(request.id));
         }
-        let sequence = Sequence::new(SequenceId(self.num_submitted), request);
+        let mut sequence = Sequence::new(SequenceId(self.num_submitted), request);
+        sequence.request.plan.cuts.retain(|cut| cut.position > 0);
         let counts = sequence.counts();
         match self.limits.max_batch_tokens {
             Some(max_batch_tokens) if counts.max_kv_tokens > max_batch_tokens => {
                 return Err(SubmitError::TooLong {
-                    num_prompt_tokens: counts.num_prompt_tokens,
+                    num_prompt_tokens: sequence.request.prompt.len(),
                     max_new_tokens: sequence.request.max_new_tokens,
                     max_batch_tokens,
                 });
@@ -84,6 +92,9 @@ impl<R: Runner> Engine<R> {
         }
         if !self.has_room() {
             return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
+        }
+        if let Err(error) = self.prefixes.expect(&sequence.request.prompt, &sequence.request.plan) {
+            self.failure.get_or_insert(Failure { error, events: Vec::new() });
         }
         self.num_submitted += 1;
         self.waiting.push_back(sequence);
@@ -119,20 +130,25 @@ impl<R: Runner> Engine<R> {
         &self.runner
     }
 
+    /// Counters of the prompt cache, if there is one.
+    pub fn cache_usage(&self) -> Option<CacheUsage> {
+        self.prefixes.usage()
+    }
+
     /// Ends a request because the caller has seen enough of its answer, such as a stop string.
     ///
     /// Its row is free at once, tokens of passes under way are dropped, and the next step tells
     /// that it finished with [`FinishReason::Stop`]. Returns false where the request had ended
     /// already: its last token may complete a stop string and reach `max_new_tokens` in one step.
     pub fn stop(&mut self, id: RequestId) -> bool {
-        let sequence = self.take(id);
+        let sequence = self.take(id, true);
         self.events.extend(sequence.iter().map(|sequence| sequence.finished(FinishReason::Stop)));
         sequence.is_some()
     }
 
     /// Drops a request without a further event. Returns false where it had ended already.
     pub fn abort(&mut self, id: RequestId) -> bool {
-        self.take(id).is_some()
+        self.take(id, false).is_some()
     }
 
     /// Runs one forward pass and returns what came of it.
@@ -180,17 +196,37 @@ impl<R: Runner> Engine<R> {
 
     /// Decides the next pass and admits who is new in it.
     fn compose(&mut self) -> Option<Vec<(usize, Work)>> {
-        let running = self.running.iter().map(Sequence::counts);
-        let waiting = self.waiting.iter().map(Sequence::counts);
-        let plan = scheduler::compose(&self.limits, running, waiting);
-        for sequence in self.waiting.drain(..plan.num_admitted) {
-            let Counts { num_prompt_tokens, .. } = sequence.counts();
+        let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
+        while let Some(mut sequence) = self.waiting.pop_front() {
+            // Whoever waits for a prefix that another computes holds up those behind: they are next
+            // to it in the plan's order and would wait as well.
+            let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
+            if let Some(num_cached_tokens) = num_cached_tokens {
+                sequence.enter(num_cached_tokens);
+            }
+            if num_cached_tokens.is_none() || !composer.has_place(&sequence.counts()) {
+                sequence.state = State::Waiting;
+                sequence.num_cached_tokens = 0;
+                self.waiting.push_front(sequence);
+                break;
+            }
+            let GenerationRequest { prompt, plan, .. } = &sequence.request;
+            match self.prefixes.admit(&mut self.runner, sequence.id, prompt, plan) {
+                Ok(hold) => sequence.hold = hold,
+                Err(error) => {
+                    self.failure =
+                        Some(Failure { error, events: vec![sequence.finished(FinishReason::Error)] });
+                    break;
+                }
+            }
             self.stats.num_admitted += 1;
-            self.stats.num_prompt_tokens += num_prompt_tokens;
+            self.stats.num_prompt_tokens += sequence.request.prompt.len();
             self.stats.num_cached_tokens += sequence.num_cached_tokens;
+            composer.add(sequence.counts());
             self.running.push(sequence);
         }
-        (!plan.work.is_empty()).then_some(plan.work)
+        let work = composer.into_work();
+        (!work.is_empty()).then_some(work)
     }
 
     /// Launches a pass, and moves its sequences on as if none of them will turn out to have ended.
@@ -201,14 +237,29 @@ impl<R: Runner> Engine<R> {
             return Err((error, pass.rows));
         }
         self.stats.peak_rows = self.stats.peak_rows.max(pass.rows.len());
+        let rows = pass.rows.clone();
         self.passes.push_back(pass);
         for (index, work) in work {
-            let sequence = &mut self.running[*index];
-            sequence.advance(work);
-            // Its last token is launched: row and KV go to the next in line one pass early.
-            if sequence.state == State::Draining {
-                self.runner.release(sequence.id);
-            }
+            self.running[*index].advance(work);
+        }
+        for (index, work) in work {
+            self.after_launch(*index, work).map_err(|error| (error, rows.clone()))?;
+        }
+        Ok(())
+    }
+
+    /// Stores what the launched work completes.
+    fn after_launch(&mut self, index: usize, work: &Work) -> Result<(), RunnerError> {
+        let sequence = &mut self.running[index];
+        if let Work::Prefill(range) = work {
+            self.prefixes.reached(&mut self.runner, sequence.id, &mut sequence.hold, range.end)?;
+        }
+        // Its last token is launched: row and KV go to the next in line one pass early.
+        if sequence.state == State::Draining {
+            let end = sequence.num_prefill_tokens() + sequence.request.max_new_tokens;
+            let rest = self.prefixes.take_rest(&mut self.runner, sequence.id, &sequence.hold, end)?;
+            sequence.rest = rest.map(|rest| (rest, end));
+            self.runner.release(sequence.id);
         }
         Ok(())
     }
@@ -247,7 +298,7 @@ impl<R: Runner> Engine<R> {
         let id = sequence.request_id();
         self.events.extend(accepted.token.map(|token| Event::Token { id, token }));
         if let Some(reason) = accepted.reason {
-            let sequence = self.remove_running(index);
+            let sequence = self.remove_running(index, true);
             self.events.push(sequence.finished(reason));
         }
         true
@@ -268,28 +319,54 @@ impl<R: Runner> Engine<R> {
         let mut events = Vec::new();
         for row in rows {
             if let Some(index) = self.running.iter().position(|sequence| sequence.id == row.sequence) {
-                events.push(self.remove_running(index).finished(FinishReason::Error));
+                events.push(self.remove_running(index, false).finished(FinishReason::Error));
             }
         }
         self.failure.get_or_insert_with(|| Failure { error, events: Vec::new() }).events.extend(events);
     }
 
     /// Takes out a request wherever it is.
-    fn take(&mut self, id: RequestId) -> Option<Sequence> {
+    fn take(&mut self, id: RequestId, keeps_answer: bool) -> Option<Sequence> {
         let is_it = |sequence: &Sequence| sequence.request_id() == id;
         match self.running.iter().position(is_it) {
-            Some(index) => Some(self.remove_running(index)),
+            Some(index) => Some(self.remove_running(index, keeps_answer)),
             None => self.waiting.iter().position(is_it).and_then(|index| self.waiting.remove(index)),
         }
     }
 
-    /// Takes out a running sequence; its KV goes with it.
-    fn remove_running(&mut self, index: usize) -> Sequence {
-        let sequence = self.running.remove(index);
+    /// Takes out a running sequence; its KV goes with it, but for what the cache keeps.
+    fn remove_running(&mut self, index: usize, keeps_answer: bool) -> Sequence {
+        let mut sequence = self.running.remove(index);
+        let kept = self.store_rest(&mut sequence, keeps_answer);
         // A draining sequence's KV went when its last token was launched.
         if sequence.state != State::Draining {
             self.runner.release(sequence.id);
         }
+        let let_go = self.prefixes.let_go(&mut self.runner, sequence.id, &sequence.hold);
+        if let Err(error) = kept.and(let_go) {
+            // The answer itself is whole: told as an error of the run, without a request that ends.
+            self.failure.get_or_insert(Failure { error, events: Vec::new() });
+        }
         sequence
+    }
+
+    /// Has the cache keep what a sequence computed after its path, as far as its tokens are known.
+    fn store_rest(&mut self, sequence: &mut Sequence, keeps_answer: bool) -> Result<(), RunnerError> {
+        let known = sequence.num_known_tokens();
+        let rest = match sequence.rest.take() {
+            Some(rest) => Some(rest),
+            None if keeps_answer && matches!(sequence.state, State::Decoding { .. }) => self
+                .prefixes
+                .take_rest(&mut self.runner, sequence.id, &sequence.hold, known)?
+                .map(|rest| (rest, known)),
+            None => None,
+        };
+        let Some((rest, end)) = rest else { return Ok(()) };
+        if !keeps_answer || end > known {
+            self.prefixes.drop_rest(&mut self.runner, rest);
+            return Ok(());
+        }
+        let tokens = sequence.tokens(sequence.hold.num_tokens()..end);
+        self.prefixes.keep(&mut self.runner, &sequence.hold, &tokens, rest)
     }
 }

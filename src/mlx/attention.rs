@@ -1,7 +1,11 @@
 //! Attention over live KV, as pure functions of arrays.
 //!
 //! Owns the two shapes of it: a prefill chunk (one sequence, many query rows) and a decode step
-//! (many sequences, one row each). Where the KV comes from is `kv`'s business.
+//! (many sequences, one row each). Both see their keys in pieces that are never joined: scores
+//! against each piece are taken apart, and one maximum and one sum over all of them make it the
+//! softmax of plain attention. Where the KV comes from is `live`'s business.
+
+use std::{cell::RefCell, collections::HashMap, ops::Range};
 
 use mlx_rs::{Array, Dtype, fast, ops};
 
@@ -18,6 +22,30 @@ pub(super) struct Attention<'a> {
     pub spec: &'a AttentionSpec,
     pub ops: &'a Ops,
     pub device: ComputeDevice,
+    pub masks: &'a MaskCache,
+}
+
+/// Masks of one forward pass: layers of one kind hide the same keys.
+#[derive(Debug, Default)]
+pub(super) struct MaskCache(RefCell<HashMap<MaskKey, Array>>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct MaskKey {
+    /// Positions of the rows.
+    rows: Vec<usize>,
+    keys: Range<usize>,
+    window: Option<usize>,
+}
+
+impl MaskCache {
+    fn get(&self, key: MaskKey, make: impl FnOnce(&MaskKey) -> Result<Array>) -> Result<Array> {
+        if let Some(mask) = self.0.borrow().get(&key) {
+            return Ok(mask.clone());
+        }
+        let mask = make(&key)?;
+        self.0.borrow_mut().insert(key, mask.clone());
+        Ok(mask)
+    }
 }
 
 /// Query rows of one sequence at consecutive positions.
@@ -27,8 +55,18 @@ pub(super) struct Chunk<'a> {
     pub queries: &'a Array,
     /// Position of the first row.
     pub start: usize,
-    /// KV up to the last row.
-    pub kv: &'a LayerKv,
+    /// KV before the chunk's own piece, in order of position.
+    pub earlier: &'a [LayerKv],
+    /// The piece that ends with the chunk's last row.
+    pub own: &'a LayerKv,
+}
+
+/// Consecutive decode rows that run on the same stored segments.
+#[derive(Debug, Clone)]
+pub(super) struct CohortRows {
+    pub rows: Range<usize>,
+    /// The segments' KV of this layer, in order of position.
+    pub pieces: Vec<LayerKv>,
 }
 
 /// One query row of each of several sequences.
@@ -36,12 +74,34 @@ pub(super) struct Chunk<'a> {
 pub(super) struct DecodeRows<'a> {
     /// `(B, H, D)`, after RoPE.
     pub queries: &'a Array,
-    /// What each row sees of its sequence's body.
-    pub bodies: &'a [LayerKv],
+    /// Position of each row.
+    pub positions: &'a [usize],
+    /// What rows share, in the order of rows; rows that share nothing are in none.
+    pub cohorts: &'a [CohortRows],
+    /// What each row has to itself before the tail: per piece, one entry a row or none.
+    pub private: &'a [Vec<Option<LayerKv>>],
     /// The tail's keys and values with this step's, `(B, H_kv, W, D)`.
     pub tail: (&'a Array, &'a Array),
     /// Added to the tail's scores, `(B, 1, 1, W)`; `None` when every slot is seen.
     pub tail_mask: Option<&'a Array>,
+}
+
+/// Scores of all rows against one kind of piece, and what is needed to weigh its values.
+enum Part<'a> {
+    /// One cohort's rows against one shared piece: `(1, H_kv, n·G, L)`.
+    Shared { rows: Range<usize>, piece: LayerKv, scores: Array },
+    /// Every row against a piece of its own, padded: `(B, H_kv, G, L_max)`.
+    Private { pieces: &'a [Option<LayerKv>], scores: Array },
+    /// Every row against the tail: `(B, H_kv, G, W)`.
+    Tail { scores: Array },
+}
+
+impl Part<'_> {
+    fn scores(&self) -> &Array {
+        match self {
+            Self::Shared { scores, .. } | Self::Private { scores, .. } | Self::Tail { scores } => scores,
+        }
+    }
 }
 
 impl Attention<'_> {
@@ -62,14 +122,27 @@ impl Attention<'_> {
         }
     }
 
-    fn chunk_fused(&self, Chunk { queries, start, kv }: Chunk<'_>) -> Result<Array> {
-        let num_rows = queries.dim(0);
-        let queries = queries.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?;
+    /// MLX's fused kernel wants all keys in one array.
+    fn chunk_fused(&self, chunk: Chunk<'_>) -> Result<Array> {
+        let num_rows = chunk.queries.dim(0);
+        let mut keys = Vec::with_capacity(chunk.earlier.len() + 1);
+        let mut values = Vec::with_capacity(chunk.earlier.len() + 1);
+        let mut first = chunk.own.first;
+        for piece in chunk.earlier.iter().chain([chunk.own]) {
+            let seen = piece.visible_from(chunk.start, self.spec.window)?;
+            if seen.num_tokens() > 0 {
+                first = first.min(seen.first);
+                keys.push(seen.keys);
+                values.push(seen.values);
+            }
+        }
+        let kv = LayerKv { first, keys: ops::concatenate(&keys, 2)?, values: ops::concatenate(&values, 2)? };
+        let queries = chunk.queries.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?;
         let mask;
         let mask_argument = if self.spec.window.is_none() {
             fast::ScaledDotProductAttentionMask::Causal
         } else {
-            mask = self.causal_mask(start, num_rows as usize, kv, queries.dtype())?;
+            mask = self.causal_mask(chunk.start, num_rows as usize, &kv, queries.dtype())?;
             fast::ScaledDotProductAttentionMask::Array(&mask)
         };
         let attended = fast::scaled_dot_product_attention(
@@ -84,9 +157,9 @@ impl Attention<'_> {
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[num_rows, width])?)
     }
 
-    fn chunk_in_blocks(&self, Chunk { queries, start, kv }: Chunk<'_>) -> Result<Array> {
-        let num_rows = queries.dim(0) as usize;
-        let queries = self.scale_queries(queries)?;
+    fn chunk_in_blocks(&self, chunk: Chunk<'_>) -> Result<Array> {
+        let num_rows = chunk.queries.dim(0) as usize;
+        let queries = self.scale_queries(chunk.queries)?;
         let mut blocks = Vec::with_capacity(num_rows.div_ceil(QUERY_BLOCK));
         for first in (0..num_rows).step_by(QUERY_BLOCK) {
             let last = (first + QUERY_BLOCK).min(num_rows);
@@ -95,105 +168,250 @@ impl Attention<'_> {
             } else {
                 sys::slice_axis(&queries, 0, first, last)?
             };
-            let seen = kv.slice(kv.first..start + last)?.visible_from(start + first, self.spec.window)?;
-            blocks.push(self.block(&rows, start + first, &seen)?);
+            let own = chunk.own.slice(chunk.own.first..chunk.start + last)?;
+            let mut seen = Vec::with_capacity(chunk.earlier.len() + 1);
+            for piece in chunk.earlier.iter().chain([&own]) {
+                let piece = piece.visible_from(chunk.start + first, self.spec.window)?;
+                if piece.num_tokens() > 0 {
+                    seen.push(piece);
+                }
+            }
+            blocks.push(self.block(&rows, chunk.start + first, &seen)?);
         }
         Ok(if blocks.len() == 1 { blocks.remove(0) } else { ops::concatenate(&blocks, 0)? })
     }
 
     /// Attends a block of scaled query rows `(n, H, D)` whose last row is the last key.
-    fn block(&self, queries: &Array, start: usize, kv: &LayerKv) -> Result<Array> {
+    fn block(&self, queries: &Array, start: usize, pieces: &[LayerKv]) -> Result<Array> {
         let (num_kv_heads, head_dim) = self.dims();
         let num_groups = self.num_groups();
         let num_rows = queries.dim(0);
-        let num_keys = kv.num_tokens() as i32;
         // All heads that share a KV head as the rows of one matrix.
         let queries = queries
             .reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?
             .transpose_axes(&[1, 2, 0, 3])?
             .reshape(&[1, num_kv_heads, num_groups * num_rows, head_dim])?;
-        let mut scores = self.cap(queries.matmul(kv.keys.swap_axes(2, 3)?)?)?;
-        if num_rows > 1 {
-            let mask = self.causal_mask(start, num_rows as usize, kv, scores.dtype())?;
-            scores = scores.reshape(&[num_kv_heads, num_groups, num_rows, num_keys])?.add(&mask)?;
-            scores = scores.reshape(&[1, num_kv_heads, num_groups * num_rows, num_keys])?;
-        }
-        let attended = self.ops.softmax_last(&scores)?.matmul(&kv.values)?;
+        let scores = pieces
+            .iter()
+            .map(|piece| {
+                let num_keys = piece.num_tokens() as i32;
+                let scores = self.cap(queries.matmul(piece.keys.swap_axes(2, 3)?)?)?;
+                if !self.hides(start, num_rows as usize, piece) {
+                    return Ok(scores);
+                }
+                let mask = self.causal_mask(start, num_rows as usize, piece, scores.dtype())?;
+                let masked = scores.reshape(&[num_kv_heads, num_groups, num_rows, num_keys])?.add(&mask)?;
+                Ok(masked.reshape(&[1, num_kv_heads, num_groups * num_rows, num_keys])?)
+            })
+            .collect::<Result<Vec<Array>>>()?;
+        let attended = if let [scores] = scores.as_slice() {
+            self.ops.softmax_last(scores)?.matmul(&pieces[0].values)?
+        } else {
+            let maxima = scores
+                .iter()
+                .map(|scores| scores.max_axis(-1, true))
+                .collect::<std::result::Result<Vec<_>, _>>()?;
+            let max = largest(&maxima)?;
+            let mut sums = Vec::with_capacity(scores.len());
+            let mut weighed = Vec::with_capacity(scores.len());
+            for (scores, piece) in scores.iter().zip(pieces) {
+                let weights = self.ops.exp_below(scores, &max)?;
+                sums.push(weights.sum_axis(-1, true)?);
+                weighed.push(weights.matmul(&piece.values)?);
+            }
+            total(&weighed)?.divide(total(&sums)?)?
+        };
         Ok(attended
             .reshape(&[num_kv_heads, num_groups, num_rows, head_dim])?
             .transpose_axes(&[2, 0, 1, 3])?
             .reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
     }
 
+    /// Whether any of the rows may not see some key of a piece.
+    fn hides(&self, start: usize, num_rows: usize, piece: &LayerKv) -> bool {
+        let after = piece.end() > start + 1;
+        let before =
+            self.spec.window.is_some_and(|window| (start + num_rows).saturating_sub(window) > piece.first);
+        after || before
+    }
+
     /// 0 where the row may see the key and -inf where not, `(n, L)`.
     fn causal_mask(&self, start: usize, num_rows: usize, kv: &LayerKv, dtype: Dtype) -> Result<Array> {
-        let num_keys = kv.num_tokens();
-        let mut mask = Vec::with_capacity(num_rows * num_keys);
-        for row in start..start + num_rows {
-            let oldest = self.spec.window.map_or(0, |window| (row + 1).saturating_sub(window));
-            mask.extend(
-                (kv.first..kv.end()).map(
-                    |key| {
-                        if key <= row && key >= oldest { 0.0 } else { f32::NEG_INFINITY }
-                    },
-                ),
-            );
-        }
-        Ok(Array::from_slice(&mask, &[num_rows as i32, num_keys as i32]).as_dtype(dtype)?)
+        self.mask((start..start + num_rows).collect(), kv, dtype)
+    }
+
+    fn mask(&self, rows: Vec<usize>, kv: &LayerKv, dtype: Dtype) -> Result<Array> {
+        let key = MaskKey { rows, keys: kv.first..kv.end(), window: self.spec.window };
+        self.masks.get(key, |key| {
+            let mut mask = Vec::with_capacity(key.rows.len() * key.keys.len());
+            for &row in &key.rows {
+                let seen = self.oldest_seen(row)..=row;
+                mask.extend(
+                    key.keys.clone().map(|key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY }),
+                );
+            }
+            let shape = [key.rows.len() as i32, key.keys.len() as i32];
+            Ok(Array::from_slice(&mask, &shape).as_dtype(dtype)?)
+        })
+    }
+
+    /// First position that the row at `position` may see.
+    fn oldest_seen(&self, position: usize) -> usize {
+        self.spec.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
     /// Attends one decode step of all rows: `(B, H·D)`.
-    ///
-    /// Scores against each body and against the tail are joined before one softmax, so a row's
-    /// answer is that of plain attention.
     pub(super) fn decode(&self, rows: DecodeRows<'_>) -> Result<Array> {
         let (num_kv_heads, head_dim) = self.dims();
         let num_groups = self.num_groups();
         let num_rows = rows.queries.dim(0);
         let queries =
             self.scale_queries(rows.queries)?.reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?;
-        let body_tokens: Vec<usize> = rows.bodies.iter().map(LayerKv::num_tokens).collect();
-        let max_body = body_tokens.iter().copied().max().unwrap_or(0);
+        let parts = self.decode_parts(&rows, &queries)?;
 
-        let mut tail_scores = self.cap(queries.matmul(rows.tail.0.swap_axes(2, 3)?)?)?;
-        if let Some(mask) = rows.tail_mask {
-            tail_scores = tail_scores.add(mask)?;
-        }
-        let scores = if max_body == 0 {
-            tail_scores
+        // With one part, a softmax of its own; else one maximum over all parts.
+        let attended = if let [Part::Tail { scores }] = parts.as_slice() {
+            self.ops.softmax_last(scores)?.matmul(rows.tail.1)?
         } else {
-            let mut parts = Vec::with_capacity(rows.bodies.len());
-            for (row, body) in rows.bodies.iter().enumerate() {
-                // A window that lies in the tail as a whole leaves nothing of the body.
-                if body_tokens[row] == 0 {
-                    parts.push(self.nothing_seen(max_body, queries.dtype())?);
-                    continue;
-                }
-                let query = sys::slice_axis(&queries, 0, row, row + 1)?;
-                let scores = self.cap(query.matmul(body.keys.swap_axes(2, 3)?)?)?;
-                parts.push(pad_last(&scores, max_body)?);
+            let mut maxima = Vec::with_capacity(parts.len());
+            for part in &parts {
+                let max = part.scores().max_axis(-1, true)?;
+                maxima.push(self.to_all_rows(part, max, num_rows, f32::NEG_INFINITY)?);
             }
-            let body_scores = ops::concatenate(&parts, 0)?;
-            ops::concatenate(&[&body_scores, &tail_scores], 3)?
+            let max = largest(&maxima)?;
+            let mut sums = Vec::with_capacity(parts.len());
+            let mut weighed = Vec::with_capacity(parts.len());
+            for part in &parts {
+                let weights = self.ops.exp_below(part.scores(), &self.from_all_rows(part, &max)?)?;
+                sums.push(self.to_all_rows(part, weights.sum_axis(-1, true)?, num_rows, 0.0)?);
+                let values = match part {
+                    Part::Shared { piece, .. } => weights.matmul(&piece.values)?,
+                    Part::Tail { .. } => weights.matmul(rows.tail.1)?,
+                    Part::Private { pieces, .. } => self.weigh_private(&weights, pieces)?,
+                };
+                weighed.push(self.to_all_rows(part, values, num_rows, 0.0)?);
+            }
+            total(&weighed)?.divide(total(&sums)?)?
         };
-        let weights = self.ops.softmax_last(&scores)?;
-        let num_scores = weights.dim(3) as usize;
-        let mut attended = sys::slice_axis(&weights, 3, max_body, num_scores)?.matmul(rows.tail.1)?;
-        if max_body > 0 {
-            let mut parts = Vec::with_capacity(rows.bodies.len());
-            for (row, body) in rows.bodies.iter().enumerate() {
-                if body_tokens[row] == 0 {
-                    let shape = [1, num_kv_heads, num_groups, head_dim];
-                    parts.push(ops::zeros_dtype(&shape, queries.dtype())?);
+        Ok(attended.reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
+    }
+
+    /// Scores of scaled queries `(B, H_kv, G, D)` against everything the rows see.
+    fn decode_parts<'a>(&self, rows: &DecodeRows<'a>, queries: &Array) -> Result<Vec<Part<'a>>> {
+        let mut parts = Vec::new();
+        for cohort in rows.cohorts {
+            let positions = &rows.positions[cohort.rows.clone()];
+            let oldest_row = positions.iter().copied().min().unwrap_or(0);
+            let query =
+                self.cohort_layout(&sys::slice_axis(queries, 0, cohort.rows.start, cohort.rows.end)?)?;
+            for piece in &cohort.pieces {
+                let seen = piece.visible_from(oldest_row, self.spec.window)?;
+                if seen.num_tokens() == 0 {
                     continue;
                 }
-                let weights =
-                    sys::slice_axis(&sys::slice_axis(&weights, 0, row, row + 1)?, 3, 0, body_tokens[row])?;
-                parts.push(weights.matmul(&body.values)?);
+                let mut scores = self.cap(query.matmul(seen.keys.swap_axes(2, 3)?)?)?;
+                if let Some(mask) = self.cohort_mask(positions, &seen, scores.dtype())? {
+                    scores = scores.add(mask)?;
+                }
+                parts.push(Part::Shared { rows: cohort.rows.clone(), piece: seen, scores });
             }
-            attended = attended.add(ops::concatenate(&parts, 0)?)?;
         }
-        Ok(attended.reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
+        for pieces in rows.private {
+            if let Some(scores) = self.private_scores(queries, pieces)? {
+                parts.push(Part::Private { pieces, scores });
+            }
+        }
+        let mut scores = self.cap(queries.matmul(rows.tail.0.swap_axes(2, 3)?)?)?;
+        if let Some(mask) = rows.tail_mask {
+            scores = scores.add(mask)?;
+        }
+        parts.push(Part::Tail { scores });
+        Ok(parts)
+    }
+
+    /// Hides what a window keeps from some rows of a cohort but not from all: `(n·G, L)`.
+    fn cohort_mask(&self, positions: &[usize], piece: &LayerKv, dtype: Dtype) -> Result<Option<Array>> {
+        if positions.iter().all(|&position| self.oldest_seen(position) <= piece.first) {
+            return Ok(None);
+        }
+        let num_groups = self.num_groups() as usize;
+        // A row of the cohort's matrix for each head group.
+        let rows = positions.iter().flat_map(|&position| std::iter::repeat_n(position, num_groups)).collect();
+        Ok(Some(self.mask(rows, piece, dtype)?))
+    }
+
+    /// Each row against its own piece, padded with -inf to the longest; `None` if none sees any.
+    fn private_scores(&self, queries: &Array, pieces: &[Option<LayerKv>]) -> Result<Option<Array>> {
+        let max_tokens = pieces.iter().flatten().map(LayerKv::num_tokens).max().unwrap_or(0);
+        if max_tokens == 0 {
+            return Ok(None);
+        }
+        let mut scores = Vec::with_capacity(pieces.len());
+        for (row, piece) in pieces.iter().enumerate() {
+            scores.push(match piece {
+                Some(piece) if piece.num_tokens() > 0 => {
+                    let query = sys::slice_axis(queries, 0, row, row + 1)?;
+                    pad_last(&self.cap(query.matmul(piece.keys.swap_axes(2, 3)?)?)?, max_tokens)?
+                }
+                _ => self.nothing_seen(max_tokens, queries.dtype())?,
+            });
+        }
+        Ok(Some(ops::concatenate(&scores, 0)?))
+    }
+
+    /// Padded weights `(B, H_kv, G, L_max)` times each row's own values: `(B, H_kv, G, D)`.
+    fn weigh_private(&self, weights: &Array, pieces: &[Option<LayerKv>]) -> Result<Array> {
+        let (num_kv_heads, head_dim) = self.dims();
+        let mut weighed = Vec::with_capacity(pieces.len());
+        for (row, piece) in pieces.iter().enumerate() {
+            weighed.push(match piece {
+                Some(piece) if piece.num_tokens() > 0 => {
+                    let weights = sys::slice_axis(weights, 0, row, row + 1)?;
+                    sys::slice_axis(&weights, 3, 0, piece.num_tokens())?.matmul(&piece.values)?
+                }
+                _ => ops::zeros_dtype(&[1, num_kv_heads, self.num_groups(), head_dim], weights.dtype())?,
+            });
+        }
+        Ok(ops::concatenate(&weighed, 0)?)
+    }
+
+    /// `(n, H_kv, G, X)` → `(1, H_kv, n·G, X)`: the rows of a cohort as those of one matrix.
+    fn cohort_layout(&self, array: &Array) -> Result<Array> {
+        let (num_kv_heads, _) = self.dims();
+        let (num_rows, width) = (array.dim(0), array.dim(3));
+        Ok(array.transpose_axes(&[1, 0, 2, 3])?.reshape(&[
+            1,
+            num_kv_heads,
+            num_rows * self.num_groups(),
+            width,
+        ])?)
+    }
+
+    /// What a part needs of a per-row array `(B, H_kv, G, X)`, in the layout of its scores.
+    fn from_all_rows(&self, part: &Part<'_>, array: &Array) -> Result<Array> {
+        match part {
+            Part::Shared { rows, .. } => {
+                self.cohort_layout(&sys::slice_axis(array, 0, rows.start, rows.end)?)
+            }
+            Part::Private { .. } | Part::Tail { .. } => Ok(array.clone()),
+        }
+    }
+
+    /// The reverse: a part's result as `(B, H_kv, G, X)`, with `fill` for rows that are not in it.
+    fn to_all_rows(&self, part: &Part<'_>, array: Array, num_rows: i32, fill: f32) -> Result<Array> {
+        let Part::Shared { rows, .. } = part else { return Ok(array) };
+        let (num_kv_heads, _) = self.dims();
+        let width = array.dim(3);
+        let by_row = array
+            .reshape(&[num_kv_heads, rows.len() as i32, self.num_groups(), width])?
+            .transpose_axes(&[1, 0, 2, 3])?;
+        let after = num_rows - rows.end as i32;
+        if rows.start == 0 && after == 0 {
+            return Ok(by_row);
+        }
+        let pads: &[(i32, i32)] = &[(rows.start as i32, after), (0, 0), (0, 0), (0, 0)];
+        let fill = Array::from_f32(fill).as_dtype(by_row.dtype())?;
+        Ok(ops::pad(by_row, pads, fill, None)?)
     }
 
     /// Scores of one row that sees none of `num_keys` keys.
@@ -225,4 +443,16 @@ fn pad_last(scores: &Array, width: usize) -> Result<Array> {
     let fill = Array::from_f32(f32::NEG_INFINITY).as_dtype(scores.dtype())?;
     let pads: &[(i32, i32)] = &[(0, 0), (0, 0), (0, 0), (0, missing)];
     Ok(ops::pad(scores, pads, fill, None)?)
+}
+
+/// Elementwise maximum of several arrays.
+fn largest(arrays: &[Array]) -> Result<Array> {
+    let (first, rest) = arrays.split_first().expect("the caller has at least one piece");
+    rest.iter().try_fold(first.clone(), |max, array| Ok(ops::maximum(&max, array)?))
+}
+
+/// Elementwise sum of several arrays.
+fn total(arrays: &[Array]) -> Result<Array> {
+    let (first, rest) = arrays.split_first().expect("the caller has at least one piece");
+    rest.iter().try_fold(first.clone(), |sum, array| Ok(sum.add(array)?))
 }

@@ -249,6 +249,7 @@ impl Decoder {
         for (index, block) in self.blocks.iter().enumerate() {
             hidden = self.block_forward(block, index, &hidden, &tables, (pass, live))?;
         }
+        live.end_pass(pass);
         Ok(hidden)
     }
 
@@ -275,7 +276,7 @@ impl Decoder {
         let (rope, table) = (&self.ropes[block.rope], &tables[block.rope]);
         let rows =
             LayerRows { queries: rope.rotate(&queries, table)?, keys: rope.rotate(&keys, table)?, values };
-        let attention = Attention { spec, ops: &self.ops, device: self.device };
+        let attention = Attention { spec, ops: &self.ops, device: self.device, masks: &pass.masks };
         let attended = live.attend(index, &attention, &rows, pass)?;
 
         let mut update = block.output.forward(&attended)?;

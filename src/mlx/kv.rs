@@ -1,17 +1,8 @@
-//! Live KV: what the running sequences have computed so far.
+//! KV arrays: of one range of tokens, and of the last tokens of all decoding sequences.
 //!
-//! Owns the arrays and their growth. Every array is immutable once made, so passes under way keep
-//! what they read. A decoding sequence's KV lies in two places:
-//!
-//! ```text
-//! body  one per sequence   |.......................|              grows by whole tails
-//! tail  one per batch      |row 0: ......    |  all rows step together, so a decode step
-//!                          |row 1:    ...    |  appends with one concatenation a layer;
-//!                          |row 2: ......    |  a row that joined later starts further right
-//! ```
-//!
-//! Appending one row to each body every step would copy all KV every step; a tail of at most
-//! [`MAX_TAIL`] steps bounds that. Keys are stored after RoPE.
+//! Owns the arrays' layout and growth; whose they are is `live`'s business. Every array is
+//! immutable once made, so passes under way and other sequences keep what they read. Keys are
+//! stored after RoPE at their absolute position.
 
 use std::ops::Range;
 
@@ -20,13 +11,13 @@ use mlx_rs::{Array, ops};
 use super::{error::Result, sys};
 use crate::engine::SequenceId;
 
-/// Decode steps that the shared tail holds before it is moved into the bodies.
-pub(super) const MAX_TAIL: usize = 32;
+/// Decode steps that the tail holds before it is moved into the sequences' own KV.
+pub(super) const MAX_TAIL: usize = 64;
 
 /// KV of consecutive positions of one sequence in one layer, `(1, H_kv, L, D)` each.
 #[derive(Debug, Clone)]
 pub(super) struct LayerKv {
-    /// Position of the first token held; greater than 0 where a window let earlier ones go.
+    /// Position of the first token held.
     pub first: usize,
     pub keys: Array,
     pub values: Array,
@@ -75,15 +66,11 @@ impl LayerKv {
     pub(super) fn compact(&self) -> Result<Self> {
         Ok(Self { first: self.first, keys: self.keys.contiguous()?, values: self.values.contiguous()? })
     }
-}
 
-/// KV of one sequence up to its tail, in every layer.
-#[derive(Debug, Default)]
-pub(super) struct Body {
-    /// Tokens in it, those let go by windows included.
-    pub num_tokens: usize,
-    /// Empty before the first chunk.
-    pub layers: Vec<LayerKv>,
+    /// Bytes of keys and values.
+    pub(super) fn num_bytes(&self) -> u64 {
+        (self.keys.nbytes() + self.values.nbytes()) as u64
+    }
 }
 
 /// A decoding sequence's place in the tail.
@@ -94,7 +81,15 @@ pub(super) struct TailRow {
     pub start: usize,
 }
 
-/// The last few tokens of all decoding sequences.
+/// The last few tokens of all decoding sequences, which step together:
+///
+/// ```text
+///   |row 0: ......    |   a decode step appends one slot to every row, with one concatenation
+///   |row 1:    ...    |   a layer; a row that joined later starts further right
+///   |row 2: ......    |
+/// ```
+///
+/// Appending to each sequence's own KV instead would copy all of it every step.
 #[derive(Debug, Default)]
 pub(super) struct Tail {
     pub rows: Vec<TailRow>,
@@ -110,54 +105,65 @@ impl Tail {
         self.num_slots - self.rows[row].start
     }
 
-    /// Drops the rows for which `keep` is false.
-    pub(super) fn retain(&mut self, keep: impl Fn(SequenceId) -> bool) -> Result<()> {
-        let kept: Vec<i32> =
-            (0..self.rows.len()).filter(|&row| keep(self.rows[row].sequence)).map(|row| row as i32).collect();
-        if kept.len() == self.rows.len() {
+    /// Row of a sequence.
+    pub(super) fn row_of(&self, sequence: SequenceId) -> Option<usize> {
+        self.rows.iter().position(|row| row.sequence == sequence)
+    }
+
+    /// Makes these the rows, in this order: known ones keep their tokens, others join with none,
+    /// and what is not named is dropped.
+    pub(super) fn arrange(&mut self, sequences: &[SequenceId]) -> Result<()> {
+        if sequences.iter().eq(self.rows.iter().map(|row| &row.sequence)) {
             return Ok(());
         }
-        if kept.is_empty() {
-            *self = Self::default();
-            return Ok(());
+        if !sequences.iter().any(|&sequence| self.row_of(sequence).is_some()) {
+            self.num_slots = 0;
+            self.layers.clear();
         }
-        let indices = Array::from_slice(&kept, &[kept.len() as i32]);
+        let unused = self.rows.len() as i32;
+        let mut joins = false;
+        let mut sources = Vec::with_capacity(sequences.len());
+        let mut rows = Vec::with_capacity(sequences.len());
+        for &sequence in sequences {
+            match self.row_of(sequence) {
+                Some(row) => {
+                    sources.push(row as i32);
+                    rows.push(self.rows[row]);
+                }
+                None => {
+                    joins = true;
+                    sources.push(unused);
+                    rows.push(TailRow { sequence, start: self.num_slots });
+                }
+            }
+        }
+        let sources = Array::from_slice(&sources, &[sources.len() as i32]);
         for (keys, values) in &mut self.layers {
-            *keys = keys.take_axis(&indices, 0)?;
-            *values = values.take_axis(&indices, 0)?;
+            for array in [keys, values] {
+                if joins {
+                    let mut shape = array.shape().to_vec();
+                    shape[0] = 1;
+                    let row = ops::zeros_dtype(&shape, array.dtype())?;
+                    *array = ops::concatenate(&[&*array, &row], 0)?;
+                }
+                *array = array.take_axis(&sources, 0)?;
+            }
         }
-        self.rows = kept.iter().map(|&row| self.rows[row as usize]).collect();
+        self.rows = rows;
         Ok(())
     }
 
-    /// Adds sequences that start to decode; their earlier slots are never looked at.
-    pub(super) fn join(&mut self, sequences: &[SequenceId]) -> Result<()> {
-        if sequences.is_empty() {
-            return Ok(());
-        }
-        let start = self.num_slots;
-        self.rows.extend(sequences.iter().map(|&sequence| TailRow { sequence, start }));
-        for (keys, values) in &mut self.layers {
-            let mut shape = keys.shape().to_vec();
-            shape[0] = sequences.len() as i32;
-            let unused = ops::zeros_dtype(&shape, keys.dtype())?;
-            *keys = ops::concatenate(&[&*keys, &unused], 0)?;
-            *values = ops::concatenate(&[&*values, &unused], 0)?;
-        }
-        Ok(())
-    }
-
-    /// The tokens of one row in one layer, `(1, H_kv, n, D)` each.
-    pub(super) fn row_kv(&self, layer: usize, row: usize) -> Result<(Array, Array)> {
+    /// The first `num_tokens` tokens of one row in one layer, `(1, H_kv, n, D)` each.
+    pub(super) fn row_kv(&self, layer: usize, row: usize, num_tokens: usize) -> Result<(Array, Array)> {
         let (keys, values) = &self.layers[layer];
         let start = self.rows[row].start;
         let pick = |array: &Array| -> Result<Array> {
-            Ok(sys::slice_axis(&sys::slice_axis(array, 0, row, row + 1)?, 2, start, self.num_slots)?)
+            Ok(sys::slice_axis(&sys::slice_axis(array, 0, row, row + 1)?, 2, start, start + num_tokens)?)
         };
         Ok((pick(keys)?, pick(values)?))
     }
 
-    /// Forgets the tokens, keeping the rows: they have been moved into the bodies.
+    /// Forgets the tokens, keeping the rows: they have been moved elsewhere.
     pub(super) fn clear_slots(&mut self) {
         self.num_slots = 0;
         self.layers.clear();

@@ -1,19 +1,26 @@
 //! Whose packed rows are whose: the KV of all running sequences during a forward pass.
 //!
-//! Owns the map from sequences to KV and what a pass does to it layer by layer. The arrays'
-//! layout is `kv`'s, the arithmetic `attention`'s.
+//! Owns what each sequence runs on and what a pass does to it layer by layer. The arrays' layout
+//! is `kv`'s, the arithmetic `attention`'s, what is kept beyond a sequence `segment`'s.
+//!
+//! ```text
+//! sequence 1   |--- segment a ---|--- segment b ---|-- own --|tail|
+//! sequence 2   |--- segment a ---|--- segment c --|-- own --|tail|   one copy of a;
+//! sequence 3   |--- segment a ---|- segment d -|- own -|tail|        1, 2 and 3 are a cohort
+//! ```
 
-use std::collections::HashMap;
+use std::{collections::HashMap, rc::Rc};
 
 use mlx_rs::{Array, ops};
 
 use super::{
-    attention::{Attention, Chunk, DecodeRows},
+    attention::{Attention, Chunk, CohortRows, DecodeRows, MaskCache},
     error::{MlxError, Result},
-    kv::{Body, LayerKv, MAX_TAIL, Tail},
+    kv::{LayerKv, MAX_TAIL, Tail},
+    segment::{Segment, SegmentStore},
     sys,
 };
-use crate::engine::SequenceId;
+use crate::engine::{SegmentId, SequenceId};
 
 /// A prefill chunk in a pass.
 #[derive(Debug, Clone, Copy)]
@@ -28,10 +35,11 @@ pub(super) struct PassChunk {
 #[derive(Debug, Default)]
 pub(super) struct LivePass {
     /// Position of each decode row, in the order of the tail's rows.
-    pub decode_positions: Vec<usize>,
-    pub chunks: Vec<PassChunk>,
+    decode_positions: Vec<usize>,
+    chunks: Vec<PassChunk>,
     /// What each window hides of the tail, by window; `None` where nothing.
     tail_masks: HashMap<Option<usize>, Option<Array>>,
+    pub masks: MaskCache,
 }
 
 impl LivePass {
@@ -50,17 +58,114 @@ pub(super) struct LayerRows {
     pub values: Array,
 }
 
+/// What one sequence runs on.
+#[derive(Debug, Default)]
+struct Sequence {
+    /// Stored segments from position 0 on.
+    path: Vec<Rc<Segment>>,
+    /// Tokens after the path that are not stored, tail aside; one entry a layer or none.
+    own: Vec<LayerKv>,
+    num_own_tokens: usize,
+}
+
+impl Sequence {
+    fn num_path_tokens(&self) -> usize {
+        self.path.last().map_or(0, |segment| segment.first + segment.num_tokens)
+    }
+
+    fn num_tokens(&self) -> usize {
+        self.num_path_tokens() + self.num_own_tokens
+    }
+}
+
+/// Consecutive decode rows on one path.
+#[derive(Debug)]
+struct Cohort {
+    rows: std::ops::Range<usize>,
+    path: Vec<Rc<Segment>>,
+}
+
 /// KV of all running sequences.
 #[derive(Debug, Default)]
 pub(super) struct LiveKv {
-    bodies: HashMap<SequenceId, Body>,
+    sequences: HashMap<SequenceId, Sequence>,
     tail: Tail,
+    /// Follow from the tail's rows.
+    cohorts: Vec<Cohort>,
+    /// Per decode row, the end of its path that it shares with no other row.
+    private_segments: Vec<Option<Rc<Segment>>>,
 }
 
 impl LiveKv {
+    /// Begins a sequence on stored segments, which must follow each other from position 0.
+    pub(super) fn resume(&mut self, sequence: SequenceId, path: Vec<Rc<Segment>>) -> Result<()> {
+        let mut end = 0;
+        for segment in &path {
+            if segment.first != end {
+                return Err(MlxError::Unsupported(format!(
+                    "segment {} begins at {}, not at {end}",
+                    segment.id.0, segment.first
+                )));
+            }
+            end += segment.num_tokens;
+        }
+        self.sequences.insert(sequence, Sequence { path, ..Sequence::default() });
+        Ok(())
+    }
+
     /// Drops a sequence. Its tail row goes with the next pass.
     pub(super) fn release(&mut self, sequence: SequenceId) {
-        self.bodies.remove(&sequence);
+        self.sequences.remove(&sequence);
+    }
+
+    /// Moves the first `num_tokens` tokens after a sequence's path into a stored segment, which
+    /// becomes the end of the path.
+    pub(super) fn store(
+        &mut self,
+        sequence: SequenceId,
+        num_tokens: usize,
+        store: &mut SegmentStore,
+    ) -> Result<Rc<Segment>> {
+        let row = self.tail.row_of(sequence);
+        let in_tail = row.map_or(0, |row| self.tail.num_tokens(row));
+        let state = self.sequences.get_mut(&sequence);
+        let state =
+            state.ok_or_else(|| MlxError::Unsupported(format!("sequence {} is not running", sequence.0)))?;
+        if num_tokens == 0 || num_tokens > state.num_own_tokens + in_tail {
+            return Err(MlxError::Unsupported(format!(
+                "sequence {} has {} tokens to store, not {num_tokens}",
+                sequence.0,
+                state.num_own_tokens + in_tail
+            )));
+        }
+        let first = state.num_path_tokens();
+        let layers = if num_tokens == state.num_own_tokens {
+            // A prefill stores all it has: the arrays themselves.
+            std::mem::take(&mut state.own)
+        } else if num_tokens < state.num_own_tokens {
+            let stored = |kv: &LayerKv| kv.slice(first..first + num_tokens)?.compact();
+            state.own.iter().map(stored).collect::<Result<Vec<_>>>()?
+        } else {
+            let row = row.expect("what is not its own is in the tail");
+            let from_tail = num_tokens - state.num_own_tokens;
+            (0..self.tail.layers.len())
+                .map(|layer| {
+                    let (keys, values) = self.tail.row_kv(layer, row, from_tail)?;
+                    match state.own.get(layer) {
+                        Some(own) => own.followed_by(&keys, &values),
+                        None => LayerKv { first, keys, values }.compact(),
+                    }
+                })
+                .collect::<Result<Vec<_>>>()?
+        };
+        mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
+        let segment = store.insert(first, num_tokens, layers);
+        // What came from the tail is still in it: only a sequence that ends stores so much.
+        if num_tokens == state.num_own_tokens {
+            state.num_own_tokens = 0;
+            state.path.push(Rc::clone(&segment));
+        }
+        Ok(segment)
     }
 
     /// Sequences in the order of their decode rows.
@@ -70,55 +175,81 @@ impl LiveKv {
 
     /// Number of tokens of a sequence, 0 if it is not known.
     pub(super) fn num_tokens(&self, sequence: SequenceId) -> usize {
-        let tail = self
-            .tail
-            .rows
-            .iter()
-            .position(|row| row.sequence == sequence)
-            .map_or(0, |row| self.tail.num_tokens(row));
-        self.bodies.get(&sequence).map_or(0, |body| body.num_tokens + tail)
+        let tail = self.tail.row_of(sequence).map_or(0, |row| self.tail.num_tokens(row));
+        self.sequences.get(&sequence).map_or(0, |state| state.num_tokens() + tail)
     }
 
-    /// Brings the tail's rows in line with the sequences that decode in the next pass and makes
-    /// room for one more slot. Those that are not decoding yet join.
-    pub(super) fn prepare_decode(
-        &mut self,
-        decoding: &[SequenceId],
-        windows: &[Option<usize>],
-    ) -> Result<()> {
-        self.tail.retain(|sequence| decoding.contains(&sequence))?;
+    /// Brings the tail's rows in line with the sequences that decode in the next pass, cohorts
+    /// side by side, and makes room for one more slot.
+    pub(super) fn prepare_decode(&mut self, decoding: &[SequenceId]) -> Result<()> {
+        if let Some(unknown) = decoding.iter().find(|sequence| !self.sequences.contains_key(sequence)) {
+            return Err(MlxError::Unsupported(format!("sequence {} is not running", unknown.0)));
+        }
+        let is_same = decoding.len() == self.tail.rows.len()
+            && decoding.iter().all(|&sequence| self.tail.row_of(sequence).is_some());
+        if !is_same {
+            let ids = |sequence: &SequenceId| -> Vec<SegmentId> {
+                self.sequences[sequence].path.iter().map(|segment| segment.id).collect()
+            };
+            let mut order = decoding.to_vec();
+            order.sort_by_cached_key(|sequence| (ids(sequence), *sequence));
+            self.tail.arrange(&order)?;
+            self.form_cohorts();
+        }
         if self.tail.num_slots >= MAX_TAIL {
-            self.move_tail_into_bodies(windows)?;
+            self.move_tail_into_sequences()?;
         }
-        let joining: Vec<SequenceId> = decoding
-            .iter()
-            .copied()
-            .filter(|sequence| !self.tail.rows.iter().any(|row| row.sequence == *sequence))
-            .collect();
-        if let Some(unknown) = joining.iter().find(|sequence| !self.bodies.contains_key(sequence)) {
-            return Err(MlxError::Unsupported(format!("sequence {} decodes before its prefill", unknown.0)));
-        }
-        self.tail.join(&joining)
+        Ok(())
     }
 
-    fn move_tail_into_bodies(&mut self, windows: &[Option<usize>]) -> Result<()> {
+    /// Rows are in the order of their paths. What is the end of a row's path alone is private; the
+    /// rest, or all of it where a neighbour runs on the same, is the cohort's.
+    fn form_cohorts(&mut self) {
+        self.cohorts.clear();
+        self.private_segments.clear();
+        let paths: Vec<&[Rc<Segment>]> =
+            self.tail.rows.iter().map(|row| self.sequences[&row.sequence].path.as_slice()).collect();
+        let same = |one: &[Rc<Segment>], other: &[Rc<Segment>]| {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.id == other.id)
+        };
+        for (row, path) in paths.iter().enumerate() {
+            let before = row.checked_sub(1).map(|row| paths[row]);
+            let has_twin = [before, paths.get(row + 1).copied()]
+                .into_iter()
+                .flatten()
+                .any(|other| other.len() >= path.len() && same(path, &other[..path.len()]));
+            let (shared, private) = match path.split_last() {
+                Some((last, rest)) if !has_twin => (rest, Some(Rc::clone(last))),
+                _ => (*path, None),
+            };
+            self.private_segments.push(private);
+            match self.cohorts.last_mut() {
+                Some(cohort) if cohort.rows.end == row && same(&cohort.path, shared) => cohort.rows.end += 1,
+                _ if shared.is_empty() => {}
+                _ => self.cohorts.push(Cohort { rows: row..row + 1, path: shared.to_vec() }),
+            }
+        }
+    }
+
+    fn move_tail_into_sequences(&mut self) -> Result<()> {
         let mut moved = Vec::new();
         for (row, tail_row) in self.tail.rows.iter().enumerate() {
-            let Some(body) = self.bodies.get_mut(&tail_row.sequence) else { continue };
             let num_tokens = self.tail.num_tokens(row);
-            if num_tokens == 0 {
+            let Some(state) = self.sequences.get_mut(&tail_row.sequence).filter(|_| num_tokens > 0) else {
                 continue;
-            }
-            body.num_tokens += num_tokens;
-            for (layer, kv) in body.layers.iter_mut().enumerate() {
-                let (keys, values) = self.tail.row_kv(layer, row)?;
-                *kv = kv
-                    .followed_by(&keys, &values)?
-                    .visible_from(body.num_tokens, windows[layer])?
-                    .compact()?;
+            };
+            let first = state.num_path_tokens();
+            for layer in 0..self.tail.layers.len() {
+                let (keys, values) = self.tail.row_kv(layer, row, num_tokens)?;
+                let kv = match state.own.get(layer) {
+                    Some(own) => own.followed_by(&keys, &values)?,
+                    None => LayerKv { first, keys, values }.compact()?,
+                };
                 moved.push(kv.keys.clone());
                 moved.push(kv.values.clone());
+                put(&mut state.own, layer, kv);
             }
+            state.num_own_tokens += num_tokens;
         }
         mlx_rs::transforms::async_eval(&moved)?;
         self.tail.clear_slots();
@@ -126,18 +257,14 @@ impl LiveKv {
     }
 
     /// Starts a pass: one decode row for each of the tail's rows, then the chunks.
-    pub(super) fn begin_pass(
-        &mut self,
-        chunks: Vec<PassChunk>,
-        windows: &[Option<usize>],
-    ) -> Result<LivePass> {
+    pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>, windows: &[Option<usize>]) -> LivePass {
         let mut pass = LivePass { chunks, ..LivePass::default() };
         for (row, tail_row) in self.tail.rows.iter().enumerate() {
-            let body = self.bodies.get(&tail_row.sequence).map_or(0, |body| body.num_tokens);
-            pass.decode_positions.push(body + self.tail.num_tokens(row));
+            let before = self.sequences.get(&tail_row.sequence).map_or(0, Sequence::num_tokens);
+            pass.decode_positions.push(before + self.tail.num_tokens(row));
         }
         for chunk in &pass.chunks {
-            self.bodies.entry(chunk.sequence).or_default();
+            self.sequences.entry(chunk.sequence).or_default();
         }
         if !self.tail.rows.is_empty() {
             self.tail.num_slots += 1;
@@ -145,7 +272,16 @@ impl LiveKv {
                 pass.tail_masks.entry(window).or_insert_with(|| self.tail_mask(window));
             }
         }
-        Ok(pass)
+        pass
+    }
+
+    /// Ends a pass: the chunks' tokens count as computed.
+    pub(super) fn end_pass(&mut self, pass: &LivePass) {
+        for chunk in &pass.chunks {
+            if let Some(state) = self.sequences.get_mut(&chunk.sequence) {
+                state.num_own_tokens += chunk.num_tokens;
+            }
+        }
     }
 
     /// Hides slots before a row's start or outside the window, `(B, 1, 1, W)`; float32.
@@ -208,30 +344,34 @@ impl LiveKv {
             None => (new_keys.contiguous()?, new_values.contiguous()?),
         };
         let window = attention.spec.window;
-        let bodies = self
-            .tail
-            .rows
+        let cohorts: Vec<CohortRows> = self
+            .cohorts
             .iter()
-            .zip(&pass.decode_positions)
-            .map(|(row, &position)| {
-                let body = self.bodies.get(&row.sequence).and_then(|body| body.layers.get(layer));
-                body.ok_or_else(|| MlxError::Unsupported("a decode row has no prefilled KV".to_owned()))?
-                    .visible_from(position, window)
+            .map(|cohort| CohortRows {
+                rows: cohort.rows.clone(),
+                pieces: cohort.path.iter().map(|segment| segment.layers[layer].clone()).collect(),
             })
-            .collect::<Result<Vec<LayerKv>>>()?;
+            .collect();
+        let mut private = [Vec::with_capacity(num_decode), Vec::with_capacity(num_decode)];
+        for ((row, segment), &position) in
+            self.tail.rows.iter().zip(&self.private_segments).zip(&pass.decode_positions)
+        {
+            let seen = |kv: &LayerKv| kv.visible_from(position, window);
+            private[0].push(segment.as_ref().map(|segment| seen(&segment.layers[layer])).transpose()?);
+            let own = self.sequences.get(&row.sequence).and_then(|state| state.own.get(layer));
+            private[1].push(own.map(seen).transpose()?);
+        }
         let tail_mask = pass.tail_masks.get(&window).and_then(Option::as_ref);
         let tail_mask = tail_mask.map(|mask| mask.as_dtype(keys.dtype())).transpose()?;
         let attended = attention.decode(DecodeRows {
             queries: &sys::slice_axis(&rows.queries, 0, 0, num_decode)?,
-            bodies: &bodies,
+            positions: &pass.decode_positions,
+            cohorts: &cohorts,
+            private: &private,
             tail: (&keys, &values),
             tail_mask: tail_mask.as_ref(),
         })?;
-        if layer < self.tail.layers.len() {
-            self.tail.layers[layer] = (keys, values);
-        } else {
-            self.tail.layers.push((keys, values));
-        }
+        put(&mut self.tail.layers, layer, (keys, values));
         Ok(attended)
     }
 
@@ -243,35 +383,41 @@ impl LiveKv {
         (first, last): (usize, usize),
         chunk: &PassChunk,
     ) -> Result<Array> {
-        let window = attention.spec.window;
         let pick = |array: &Array| sys::slice_axis(array, 0, first, last);
         let by_head = |array: &Array| -> Result<Array> {
             Ok(pick(array)?.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)
         };
-        let (new_keys, new_values) = (by_head(&rows.keys)?, by_head(&rows.values)?);
-        let body = self.bodies.get_mut(&chunk.sequence).expect("begin_pass has made it");
-        let kv = match body.layers.get(layer) {
-            Some(earlier) => earlier.followed_by(&new_keys, &new_values)?,
-            None => LayerKv { first: chunk.start, keys: new_keys, values: new_values }.compact()?,
+        let (keys, values) = (by_head(&rows.keys)?, by_head(&rows.values)?);
+        let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
+        let own = match state.own.get(layer) {
+            Some(earlier) => earlier.followed_by(&keys, &values)?,
+            None => LayerKv { first: chunk.start, keys, values }.compact()?,
         };
-        let attended =
-            attention.chunk(Chunk { queries: &pick(&rows.queries)?, start: chunk.start, kv: &kv })?;
-        let end = kv.end();
-        let kept = kv.visible_from(end, window)?.compact()?;
-        if layer < body.layers.len() {
-            body.layers[layer] = kept;
-        } else {
-            body.layers.push(kept);
-        }
-        body.num_tokens = end;
+        let earlier: Vec<LayerKv> = state.path.iter().map(|segment| segment.layers[layer].clone()).collect();
+        let attended = attention.chunk(Chunk {
+            queries: &pick(&rows.queries)?,
+            start: chunk.start,
+            earlier: &earlier,
+            own: &own,
+        })?;
+        put(&mut state.own, layer, own);
         Ok(attended)
     }
 
-    /// The KV arrays of a sequence's body, for evaluation.
-    pub(super) fn body_arrays(&self, sequence: SequenceId) -> impl Iterator<Item = &Array> {
-        self.bodies
+    /// The KV arrays that a sequence has computed and not stored, for evaluation.
+    pub(super) fn own_arrays(&self, sequence: SequenceId) -> impl Iterator<Item = &Array> {
+        self.sequences
             .get(&sequence)
             .into_iter()
-            .flat_map(|body| body.layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))
+            .flat_map(|state| state.own.iter().flat_map(|kv| [&kv.keys, &kv.values]))
+    }
+}
+
+/// Sets the entry of a layer; layers come in order.
+fn put<T>(layers: &mut Vec<T>, layer: usize, value: T) {
+    if layer < layers.len() {
+        layers[layer] = value;
+    } else {
+        layers.push(value);
     }
 }

@@ -14,6 +14,7 @@ mod ops;
 mod rope;
 mod runner;
 mod sampler;
+mod segment;
 mod sys;
 mod weights;
 mod weights_gguf;

@@ -67,13 +67,21 @@ impl Ops {
         sum.multiply(scale.view_dtype(Dtype::Float32)?)
     }
 
+    /// e^(x - max), where no x lies above `max`; -inf gives (almost) nothing.
+    pub(super) fn exp_below(&self, x: &Array, max: &Array) -> Result<Array> {
+        let below = x.subtract(max)?;
+        if !self.uses_polynomial(x) {
+            return below.exp();
+        }
+        self.exp2_in_range(&ops::maximum(below.multiply(&self.log2_e)?, &self.min_exponent)?)
+    }
+
     /// Softmax over the last axis; -inf entries get (almost) nothing.
     pub(super) fn softmax_last(&self, x: &Array) -> Result<Array> {
         if !self.uses_polynomial(x) {
             return ops::softmax_axis(x, -1, true);
         }
-        let shifted = x.subtract(x.max_axis(-1, true)?)?.multiply(&self.log2_e)?;
-        let weights = self.exp2_in_range(&ops::maximum(shifted, &self.min_exponent)?)?;
+        let weights = self.exp_below(x, &x.max_axis(-1, true)?)?;
         let sum = weights.sum_axis(-1, true)?;
         weights.multiply(sum.reciprocal()?)
     }

@@ -13,21 +13,30 @@ use super::{
     live::{LiveKv, PassChunk},
     model::LoadedModel,
     sampler::{self, Choice},
+    segment::{Segment, SegmentStore},
     sys,
 };
-use crate::engine::{Group, Input, Runner, RunnerError, SequenceId, TokenId};
+use crate::cache::ResumeRule;
+use crate::engine::{
+    Group, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId,
+};
 
 /// Runs one loaded model.
 #[derive(Debug)]
 pub struct MlxRunner {
     decoder: Decoder,
     live: LiveKv,
+    segments: SegmentStore,
     windows: Vec<Option<usize>>,
     /// The token that each sequence sampled last, maybe not computed yet.
     last_sampled: HashMap<SequenceId, SampledToken>,
     /// Sampled tokens of passes not collected yet, oldest first.
     launched: VecDeque<Option<Array>>,
     num_passes: u64,
+}
+
+fn stored(segment: &Segment) -> StoredSegment {
+    StoredSegment { id: segment.id, num_bytes: segment.num_bytes() }
 }
 
 /// A place in the tokens that one pass sampled.
@@ -46,6 +55,7 @@ impl MlxRunner {
         Self {
             decoder,
             live: LiveKv::default(),
+            segments: SegmentStore::default(),
             windows,
             last_sampled: HashMap::new(),
             launched: VecDeque::new(),
@@ -54,60 +64,105 @@ impl MlxRunner {
     }
 
     fn launch_pass(&mut self, groups: &[Group]) -> Result<()> {
-        let decoding: Vec<&Group> = groups.iter().filter(|group| group.input == Input::Sampled).collect();
-        let sequences: Vec<SequenceId> = decoding.iter().map(|group| group.sequence).collect();
-        self.live.prepare_decode(&sequences, &self.windows)?;
+        let decoding: HashMap<SequenceId, &Group> = groups
+            .iter()
+            .filter(|group| !matches!(group.input, Input::Prompt(_)))
+            .map(|group| (group.sequence, group))
+            .collect();
+        let mut sequences: Vec<SequenceId> = decoding.keys().copied().collect();
+        sequences.sort_unstable();
+        self.live.prepare_decode(&sequences)?;
 
         // Packed rows: the decode rows in the tail's order, then the chunks in the groups' order.
-        let order: Vec<SequenceId> = self.live.decode_order().collect();
+        let order: Vec<&Group> = self.live.decode_order().map(|sequence| decoding[&sequence]).collect();
         let mut prompt_tokens: Vec<TokenId> = Vec::new();
         let mut chunks = Vec::new();
         // Each group's last packed row.
         let mut last_row: HashMap<SequenceId, usize> =
-            order.iter().enumerate().map(|(row, &sequence)| (sequence, row)).collect();
+            order.iter().enumerate().map(|(row, group)| (group.sequence, row)).collect();
         for group in groups {
+            self.check(group)?;
             let Input::Prompt(tokens) = &group.input else { continue };
-            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= self.decoder.spec.vocab_size)
-            {
-                return Err(MlxError::Unsupported(format!(
-                    "token {token} is outside the vocabulary of {}",
-                    self.decoder.spec.vocab_size
-                )));
-            }
-            if tokens.is_empty() || group.start != self.live.num_tokens(group.sequence) {
-                return Err(MlxError::Unsupported(format!(
-                    "a chunk of {} tokens at {} does not continue the {} tokens of its sequence",
-                    tokens.len(),
-                    group.start,
-                    self.live.num_tokens(group.sequence)
-                )));
-            }
             prompt_tokens.extend(tokens);
             chunks.push(PassChunk { sequence: group.sequence, num_tokens: tokens.len(), start: group.start });
             last_row.insert(group.sequence, order.len() + prompt_tokens.len() - 1);
         }
-        let mut inputs = Vec::new();
-        if !order.is_empty() {
-            inputs.push(self.sampled_tokens(&order)?);
-        }
+        let mut inputs = self.decode_tokens(&order)?;
         if !prompt_tokens.is_empty() {
             inputs.push(Array::from_slice(&prompt_tokens, &[prompt_tokens.len() as i32]));
         }
-        if inputs.is_empty() {
-            return Err(MlxError::Unsupported("a pass without tokens".to_owned()));
-        }
-        let tokens = if inputs.len() == 1 { inputs.remove(0) } else { ops::concatenate(&inputs, 0)? };
+        let tokens = match inputs.len() {
+            0 => return Err(MlxError::Unsupported("a pass without tokens".to_owned())),
+            1 => inputs.remove(0),
+            _ => ops::concatenate(&inputs, 0)?,
+        };
 
         let chunk_sequences: Vec<SequenceId> = chunks.iter().map(|chunk| chunk.sequence).collect();
-        let pass = self.live.begin_pass(chunks, &self.windows)?;
+        let pass = self.live.begin_pass(chunks, &self.windows);
         let hidden = self.decoder.forward(&tokens, &pass, &mut self.live)?;
         let sampled = self.sample(groups, &last_row, &hidden)?;
 
         // What no sampled token depends on has to be asked for.
-        let kv = chunk_sequences.iter().flat_map(|&sequence| self.live.body_arrays(sequence));
+        let kv = chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence));
         transforms::async_eval(sampled.iter().chain(kv))?;
         self.launched.push_back(sampled);
         Ok(())
+    }
+
+    /// Holds a group to the contract, so that a wrong one is an error and not a wrong answer.
+    fn check(&self, group: &Group) -> Result<()> {
+        let vocab_size = self.decoder.spec.vocab_size;
+        let tokens = match &group.input {
+            Input::Prompt(tokens) => tokens.as_slice(),
+            Input::Last(token) => std::slice::from_ref(token),
+            Input::Sampled => &[],
+        };
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(MlxError::Unsupported(format!(
+                "token {token} is outside the vocabulary of {vocab_size}"
+            )));
+        }
+        let num_tokens = self.live.num_tokens(group.sequence);
+        let is_empty = matches!(&group.input, Input::Prompt(tokens) if tokens.is_empty());
+        if is_empty || group.start != num_tokens {
+            return Err(MlxError::Unsupported(format!(
+                "a group at position {} does not continue the {num_tokens} tokens of its sequence",
+                group.start
+            )));
+        }
+        Ok(())
+    }
+
+    /// The input tokens of decode rows, in up to two arrays to be joined.
+    fn decode_tokens(&self, rows: &[&Group]) -> Result<Vec<Array>> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sequences: Vec<SequenceId> =
+            rows.iter().filter(|group| group.input == Input::Sampled).map(|group| group.sequence).collect();
+        if sequences.len() == rows.len() {
+            return Ok(vec![self.sampled_tokens(&sequences)?]);
+        }
+        // First decode steps among them: their tokens are known here, the others' perhaps not.
+        let mut known = Vec::new();
+        let mut sources = Vec::with_capacity(rows.len());
+        let mut num_sampled = 0;
+        for group in rows {
+            if let Input::Last(token) = group.input {
+                sources.push((sequences.len() + known.len()) as i32);
+                known.push(token);
+            } else {
+                sources.push(num_sampled);
+                num_sampled += 1;
+            }
+        }
+        let known = Array::from_slice(&known, &[known.len() as i32]);
+        let all = if sequences.is_empty() {
+            known
+        } else {
+            ops::concatenate(&[&self.sampled_tokens(&sequences)?, &known], 0)?
+        };
+        Ok(vec![all.take_axis(Array::from_slice(&sources, &[sources.len() as i32]), 0)?])
     }
 
     fn sample(
@@ -121,7 +176,7 @@ impl MlxRunner {
             .filter_map(|group| {
                 let num_inputs = match &group.input {
                     Input::Prompt(tokens) => tokens.len(),
-                    Input::Sampled => 1,
+                    Input::Last(_) | Input::Sampled => 1,
                 };
                 let params = group.sample.as_ref()?;
                 Some((group, Choice { params, position: group.start + num_inputs }))
@@ -182,7 +237,7 @@ impl MlxRunner {
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
         let mut live = LiveKv::default();
         let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
-        let pass = live.begin_pass(vec![chunk], &self.windows)?;
+        let pass = live.begin_pass(vec![chunk], &self.windows);
         let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);
         let hidden = self.decoder.forward(&tokens, &pass, &mut live)?;
         let logits = self.decoder.logits(&hidden, &[prompt.len() as i32 - 1])?;
@@ -212,6 +267,38 @@ impl Runner for MlxRunner {
 
     fn collect(&mut self) -> std::result::Result<Vec<TokenId>, RunnerError> {
         Ok(self.collect_pass()?)
+    }
+
+    fn resume(
+        &mut self,
+        sequence: SequenceId,
+        path: &[SegmentId],
+        _checkpoint: Option<SegmentId>,
+    ) -> std::result::Result<(), RunnerError> {
+        let path = path.iter().map(|&segment| self.segments.get(segment)).collect::<Result<Vec<_>>>()?;
+        Ok(self.live.resume(sequence, path)?)
+    }
+
+    fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> std::result::Result<Stored, RunnerError> {
+        let segment = self.live.store(sequence, num_tokens, &mut self.segments)?;
+        Ok(Stored { segment: stored(&segment), checkpoint: None })
+    }
+
+    fn split(
+        &mut self,
+        segment: SegmentId,
+        at: usize,
+    ) -> std::result::Result<(StoredSegment, StoredSegment), RunnerError> {
+        let (upper, lower) = self.segments.split(segment, at)?;
+        Ok((stored(&upper), stored(&lower)))
+    }
+
+    fn resume_rule(&self) -> ResumeRule {
+        ResumeRule::AnyToken
+    }
+
+    fn discard(&mut self, segment: SegmentId) {
+        self.segments.discard(segment);
     }
 
     fn release(&mut self, sequence: SequenceId) {

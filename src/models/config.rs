@@ -21,6 +21,8 @@ pub const SUPPORTED_MODEL_TYPES: &str = "llama, mistral, qwen2, qwen3, gemma3, g
 
 /// No dimension of a real model comes near this; larger ones are damage.
 const MAX_DIMENSION: u64 = 1 << 24;
+/// Each layer keeps a frequency for every second one of these, before any weight is looked at.
+const MAX_HEAD_DIM: usize = 1 << 13;
 const MAX_LAYERS: u64 = 1 << 12;
 
 /// Why a configuration cannot be used.
@@ -120,7 +122,7 @@ impl Family {
                 Self::Qwen3 => Some(fields.flag("tie_word_embeddings", false)?),
                 Self::Llama | Self::Qwen2 => Some(fields.flag("tie_word_embeddings", true)?),
             },
-            final_logit_softcap: fields.optional_number("final_logit_softcapping")?.map(|cap| cap as f32),
+            final_logit_softcap: fields.softcap("final_logit_softcapping")?,
             quantization: None,
             names: WeightNames {
                 prefix: if nested { "language_model.".to_owned() } else { String::new() },
@@ -160,6 +162,14 @@ impl Family {
             Self::Llama => fields.flag("attention_bias", false)?,
             Self::Qwen3 | Self::Gemma3 => false,
         };
+        let interleaved =
+            matches!(self, Self::Llama | Self::Qwen2) && fields.flag("rope_traditional", false)?;
+        let rope = RopeSpec::new(shape.head_dim, theta, interleaved, &scaling);
+        if !rope.is_usable() {
+            return Err(
+                "'rope_theta' and the settings of 'rope_scaling' give no finite frequencies".to_owned()
+            );
+        }
         Ok(LayerSpec {
             attention: AttentionSpec {
                 num_heads: shape.num_heads,
@@ -169,14 +179,9 @@ impl Family {
                 qkv_bias,
                 output_bias: self == Self::Llama && qkv_bias,
                 qk_norm: matches!(self, Self::Qwen3 | Self::Gemma3),
-                rope: RopeSpec::new(
-                    shape.head_dim,
-                    theta,
-                    matches!(self, Self::Llama | Self::Qwen2) && fields.flag("rope_traditional", false)?,
-                    &scaling,
-                ),
+                rope,
                 window,
-                score_softcap: fields.optional_number("attn_logit_softcapping")?.map(|cap| cap as f32),
+                score_softcap: fields.softcap("attn_logit_softcapping")?,
             },
             intermediate_size: shape.intermediate_size,
             mlp_bias: self == Self::Llama && fields.flag("mlp_bias", false)?,
@@ -255,8 +260,10 @@ impl Shape {
                 Some(_) => fields.dimension("head_dim", None)?,
             },
         };
-        if head_dim % 2 != 0 {
-            return Err(format!("'head_dim' must be even for rotary positions, got {head_dim}"));
+        if head_dim % 2 != 0 || head_dim > MAX_HEAD_DIM {
+            return Err(format!(
+                "'head_dim' must be even for rotary positions and at most {MAX_HEAD_DIM}, got {head_dim}"
+            ));
         }
         let scale_base = match family {
             Family::Gemma3 => fields.number("query_pre_attn_scalar", Some(256.0))?,
@@ -320,6 +327,15 @@ impl Fields<'_> {
 
     fn number(&self, name: &str, default: Option<f64>) -> Result<f64, String> {
         self.optional_number(name)?.or(default).ok_or_else(|| format!("'{name}' is missing"))
+    }
+
+    /// The cap of `cap * tanh(x / cap)`, which must be a positive number as an f32 too.
+    fn softcap(&self, name: &str) -> Result<Option<f32>, String> {
+        match self.optional_number(name)?.map(|cap| (cap, cap as f32)) {
+            None => Ok(None),
+            Some((_, cap)) if cap > 0.0 && cap.is_finite() => Ok(Some(cap)),
+            Some((cap, _)) => Err(format!("'{name}' must be positive, got {cap}")),
+        }
     }
 
     fn flag(&self, name: &str, default: bool) -> Result<bool, String> {

@@ -26,15 +26,8 @@ use serde_json::{Value, json};
 
 use super::tokenizer::ByteRange;
 use super::{ChatTemplate, RenderRequest};
+use crate::cache::Tier;
 pub(super) use partial::PartialRenders;
-
-/// How persistent a stored prefix is; the first is the last to be evicted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Tier {
-    System,
-    User,
-    Assistant,
-}
 
 /// A tiered piece of a prompt; it begins where the one before it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -14,6 +14,9 @@ use crate::{
     text::TextModel,
 };
 
+/// Limit of the prompt cache on machines that do not tell their memory.
+const DEFAULT_CACHE_BYTES: u64 = 2 << 30;
+
 /// A model ready to answer.
 pub(super) struct OpenModel {
     /// What the output's `model` field says.
@@ -25,6 +28,8 @@ pub(super) struct OpenModel {
     pub defaults: RequestParams,
     /// Tokens whose KV fits into memory beside the weights; `None` where that is not known.
     pub max_kv_tokens: Option<usize>,
+    /// Limit of the prompt cache where no flag says otherwise.
+    pub default_cache_bytes: u64,
 }
 
 impl OpenModel {
@@ -32,7 +37,7 @@ impl OpenModel {
     pub(super) fn open(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Self> {
         let device = ComputeDevice::current();
         if let Some(warning) = Blas::current().warning(device) {
-            super::eprint_line(&format!("mlxbatch: warning: {warning}"));
+            super::warn(args, &[warning]);
         }
         let Description { name, spec, text, weights, defaults, stored_dtype } =
             Description::read(&args.model, args.quiet)?;
@@ -50,8 +55,19 @@ impl OpenModel {
             ));
         }
         let kv_bytes_per_token = spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1);
-        let max_kv_tokens = crate::mlx::free_memory_bytes()
-            .map(|free| usize::try_from(free / 10 * 8).unwrap_or(usize::MAX) / kv_bytes_per_token);
-        Ok(Self { name, spec, text, runner: MlxRunner::new(loaded), defaults, max_kv_tokens })
+        // What is left is shared between stored prefixes and the sequences that run.
+        let free_bytes = crate::mlx::free_memory_bytes();
+        let share = |free: u64| free / 10 * 4;
+        let max_kv_tokens =
+            free_bytes.map(|free| usize::try_from(share(free)).unwrap_or(usize::MAX) / kv_bytes_per_token);
+        Ok(Self {
+            name,
+            spec,
+            text,
+            runner: MlxRunner::new(loaded),
+            defaults,
+            max_kv_tokens,
+            default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, share),
+        })
     }
 }

@@ -162,7 +162,7 @@ impl Run {
 
 fn request(id: u64, prompt: Vec<TokenId>, max_new_tokens: usize, end_ids: &[TokenId]) -> GenerationRequest {
     let (id, end_ids, sampling) = (RequestId(id), end_ids.into(), greedy(id % 3));
-    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling }
+    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan: PromptPlan::default() }
 }
 
 fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limits {
@@ -175,5 +175,5 @@ fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limit
 }
 
 fn engine(limits: Limits) -> Engine<FakeRunner> {
-    Engine::new(FakeRunner::new(limits.clone()), limits)
+    Engine::new(FakeRunner::new(limits.clone()), limits, None)
 }

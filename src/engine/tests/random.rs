@@ -88,7 +88,7 @@ proptest! {
             let num_groups = groups.len();
             let chunks = groups.iter().filter_map(|(_, group)| match &group.input {
                 Input::Prompt(tokens) => Some((tokens.as_slice(), group.sample.is_some())),
-                Input::Sampled => None,
+                Input::Last(_) | Input::Sampled => None,
             });
             // The cuts are those of the prompt alone; only an interruption leaves chunks away.
             let num_chunks = prompt.len().div_ceil(chunk);
@@ -112,7 +112,7 @@ proptest! {
         let mut runner = FakeRunner::new(limits.clone());
         runner.failing_launch = failing_launch;
         runner.failing_collect = failing_collect;
-        let run = run(Engine::new(runner, limits), &requests);
+        let run = run(Engine::new(runner, limits, None), &requests);
         prop_assert_eq!(run.engine.runner().num_live(), 0, "KV is left behind");
 
         // What a failed launch was to compute, and what was under way when a collection failed.

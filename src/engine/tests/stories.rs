@@ -108,7 +108,7 @@ fn tokens_collected_before_a_failed_launch_are_told_before_the_error() {
     let limits = limits(2, 8, true);
     let mut runner = FakeRunner::new(limits.clone());
     runner.failing_launch = Some(2);
-    let mut engine = Engine::new(runner, limits);
+    let mut engine = Engine::new(runner, limits, None);
     engine.submit(request(0, vec![1], 2, &[])).unwrap();
     engine.submit(request(1, vec![2], 9, &[])).unwrap();
     engine.submit(request(2, vec![3], 1, &[])).unwrap_err();
@@ -169,22 +169,10 @@ fn a_request_that_cannot_be_served_is_refused_with_the_reason() {
 
 #[test]
 fn a_runner_that_loses_a_token_is_an_error_not_a_shifted_answer() {
-    struct Forgetful(FakeRunner);
-    impl Runner for Forgetful {
-        fn launch(&mut self, groups: &[Group]) -> Result<(), RunnerError> {
-            self.0.launch(groups)
-        }
-        fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError> {
-            let mut tokens = self.0.collect()?;
-            tokens.pop();
-            Ok(tokens)
-        }
-        fn release(&mut self, sequence: SequenceId) {
-            self.0.release(sequence);
-        }
-    }
     let limits = limits(2, 8, true);
-    let mut engine = Engine::new(Forgetful(FakeRunner::new(limits.clone())), limits);
+    let mut runner = FakeRunner::new(limits.clone());
+    runner.loses_tokens = true;
+    let mut engine = Engine::new(runner, limits, None);
     engine.submit(request(0, vec![1], 2, &[])).unwrap();
     engine.submit(request(1, vec![2], 9, &[])).unwrap();
     let error = engine.step().unwrap_err();

@@ -46,6 +46,15 @@ fn bad_values_name_the_file_and_the_field() {
         ("rms_norm_eps", json!(0.0)),
         ("rope_theta", json!(0)),
         ("head_dim", json!(15)),
+        // With 4096 layers the frequencies alone would have taken 128 GB.
+        ("head_dim", json!(1 << 24)),
+        // Zero divides by zero: every answer would be made of NaN.
+        ("final_logit_softcapping", json!(0)),
+        ("attn_logit_softcapping", json!(-1.5)),
+        ("final_logit_softcapping", json!(1e39)),
+        ("rope_theta", json!(1e300)),
+        ("rope_scaling", json!({"type": "linear", "factor": 1e300})),
+        ("rope_scaling", json!({"type": "yarn", "factor": 4, "mscale": 1e300, "mscale_all_dim": -1})),
     ] {
         let message = error(field, value.clone());
         assert!(message.contains("config.json") && message.contains(field), "{field} {value}: {message}");

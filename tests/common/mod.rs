@@ -1,0 +1,53 @@
+//! Tiny models and their golden answers, for the tests that run real tensors.
+//!
+//! Owns reading `fixtures/tiny-*`; what is compared is each test's business.
+
+#![allow(dead_code)] // Each test file uses its own part of this.
+
+use std::path::Path;
+
+use mlxbatch::{
+    mlx::{LoadedModel, MlxRunner, WeightSource},
+    models::read_config,
+};
+use serde_json::Value;
+
+pub struct Golden {
+    pub prompt: Vec<u32>,
+    pub greedy: Vec<u32>,
+    pub last_logprobs: Vec<f64>,
+}
+
+fn numbers<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
+    value.as_array().unwrap().iter().map(|item| convert(item).unwrap()).collect()
+}
+
+/// The prompts of a model and what mlx-lm 0.32.2 made of them.
+pub fn golden(model: &str) -> Vec<Golden> {
+    let text = std::fs::read_to_string(format!("fixtures/{model}/golden.json")).unwrap();
+    let value: Value = serde_json::from_str(&text).unwrap();
+    let token = |value: &Value| value.as_u64().map(|token| token as u32);
+    value["prompts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|prompt| Golden {
+            prompt: numbers(&prompt["prompt_ids"], token),
+            greedy: numbers(&prompt["greedy_ids"], token),
+            last_logprobs: numbers(&prompt["last_logprobs"], Value::as_f64),
+        })
+        .collect()
+}
+
+/// Loads a tiny model.
+pub fn load(model: &str) -> MlxRunner {
+    let folder = Path::new("fixtures").join(model);
+    let spec = read_config(&folder.join("config.json")).unwrap();
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
+        .collect();
+    files.sort();
+    MlxRunner::new(LoadedModel::load(&spec, &WeightSource::Safetensors(files), None, None).unwrap())
+}

@@ -1,0 +1,147 @@
+//! Sequences on stored segments answer as sequences of their own do: shared, split, side by side.
+//!
+//! Drives the real runner without the engine, so that every way of putting a prompt together from
+//! segments is named here and not left to scheduling.
+
+mod common;
+
+use common::{Golden, golden, load};
+use mlxbatch::{
+    engine::{Group, Input, Runner, SamplingParams, SegmentId, SequenceId},
+    mlx::MlxRunner,
+};
+
+const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral-swa", "tiny-qwen3", "tiny-gemma3"];
+
+fn group(sequence: u64, input: Input, start: usize) -> Group {
+    let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
+    let sample = (!matches!(input, Input::Prompt(_))).then_some(greedy);
+    Group { sequence: SequenceId(sequence), input, start, sample }
+}
+
+/// Computes the prompt tokens from `start` up to each of the cuts, storing each piece.
+fn prefill(
+    runner: &mut MlxRunner,
+    sequence: u64,
+    prompt: &[u32],
+    start: usize,
+    cuts: &[usize],
+) -> Vec<SegmentId> {
+    let mut segments = Vec::new();
+    let mut first = start;
+    for &cut in cuts {
+        runner.launch(&[group(sequence, Input::Prompt(prompt[first..cut].to_vec()), first)]).unwrap();
+        assert!(runner.collect().unwrap().is_empty(), "a chunk does not sample");
+        segments.push(runner.store(SequenceId(sequence), cut - first).unwrap().segment.id);
+        first = cut;
+    }
+    segments
+}
+
+/// Decodes 40 tokens of each prompt; every sequence has all but its prompt's last token.
+fn decode(runner: &mut MlxRunner, sequences: &[(u64, &Golden)]) -> Vec<Vec<u32>> {
+    let mut answers = vec![Vec::new(); sequences.len()];
+    for step in 0..40 {
+        let groups: Vec<Group> = sequences
+            .iter()
+            .map(|(sequence, golden)| {
+                let last = golden.prompt.len() - 1;
+                let input = if step == 0 { Input::Last(golden.prompt[last]) } else { Input::Sampled };
+                group(*sequence, input, last + step)
+            })
+            .collect();
+        runner.launch(&groups).unwrap();
+        for (answer, token) in answers.iter_mut().zip(runner.collect().unwrap()) {
+            answer.push(token);
+        }
+    }
+    answers
+}
+
+#[test]
+fn one_stored_prefix_serves_several_sequences_at_once() {
+    for model in MODELS {
+        let mut runner = load(model);
+        let prompts = golden(model);
+        let prompt = &prompts[4];
+        let last = prompt.prompt.len() - 1;
+        let path = prefill(&mut runner, 0, &prompt.prompt, 0, &[20, 41]);
+        // One goes on from both segments, one from the first alone, one has everything from 0 on.
+        runner.resume(SequenceId(1), &path, None).unwrap();
+        runner.resume(SequenceId(2), &path[..1], None).unwrap();
+        prefill(&mut runner, 0, &prompt.prompt, 41, &[last]);
+        prefill(&mut runner, 1, &prompt.prompt, 41, &[60, last]);
+        prefill(&mut runner, 2, &prompt.prompt, 20, &[last]);
+        // An unrelated sequence in the same batch.
+        prefill(&mut runner, 3, &prompts[2].prompt, 0, &[prompts[2].prompt.len() - 1]);
+        let rows = [(0, prompt), (1, prompt), (2, prompt), (3, &prompts[2])];
+        for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
+            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+        }
+    }
+}
+
+#[test]
+fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
+    for model in MODELS {
+        let mut runner = load(model);
+        let prompt = &golden(model)[3];
+        let last = prompt.prompt.len() - 1;
+        let whole = prefill(&mut runner, 0, &prompt.prompt, 0, &[last])[0];
+        runner.release(SequenceId(0));
+        let (upper, lower) = runner.split(whole, 29).unwrap();
+        let (middle, lowest) = runner.split(lower.id, 1).unwrap();
+        assert!(upper.num_bytes > middle.num_bytes && middle.num_bytes * 29 == upper.num_bytes);
+        // All of it again; and the first half again, the rest computed anew.
+        runner.resume(SequenceId(1), &[upper.id, middle.id, lowest.id], None).unwrap();
+        runner.resume(SequenceId(2), &[upper.id], None).unwrap();
+        for segment in [upper.id, middle.id, lowest.id] {
+            runner.discard(segment);
+        }
+        assert!(
+            runner.resume(SequenceId(3), &[upper.id], None).is_err(),
+            "discarded segments serve nobody new"
+        );
+        prefill(&mut runner, 2, &prompt.prompt, 29, &[last]);
+        let rows = [(1, prompt), (2, prompt)];
+        for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
+            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_stored_with_its_sequence_and_continued_later() {
+    for model in MODELS {
+        let mut runner = load(model);
+        let golden = &golden(model)[1];
+        let last = golden.prompt.len() - 1;
+        let mut path = prefill(&mut runner, 0, &golden.prompt, 0, &[last]);
+        let answers = decode(&mut runner, &[(0, golden)]);
+        assert_eq!(answers[0], golden.greedy, "{model}");
+        // The prompt's last token and the answer's first 24 were fed; the rest is left out.
+        path.push(runner.store(SequenceId(0), 25).unwrap().segment.id);
+        runner.release(SequenceId(0));
+        runner.resume(SequenceId(1), &path, None).unwrap();
+        let mut continued = Vec::new();
+        for step in 0..10 {
+            let input = if step == 0 { Input::Last(golden.greedy[24]) } else { Input::Sampled };
+            runner.launch(&[group(1, input, last + 25 + step)]).unwrap();
+            continued.extend(runner.collect().unwrap());
+        }
+        assert_eq!(continued, golden.greedy[25..35], "{model}");
+    }
+}
+
+#[test]
+fn misuse_is_an_error_and_not_a_wrong_answer() {
+    let mut runner = load("tiny-llama");
+    let prompt = golden("tiny-llama").remove(2).prompt;
+    let path = prefill(&mut runner, 0, &prompt, 0, &[10, 20]);
+    assert!(runner.resume(SequenceId(1), &path[1..], None).is_err(), "a path begins at position 0");
+    assert!(runner.store(SequenceId(0), 1).is_err(), "nothing is left to store");
+    assert!(runner.split(path[0], 0).is_err() && runner.split(path[0], 10).is_err());
+    assert!(runner.launch(&[group(0, Input::Prompt(vec![1]), 19)]).is_err(), "it has 20 tokens");
+    assert!(runner.launch(&[group(0, Input::Prompt(vec![100_000]), 20)]).is_err(), "no such token");
+    assert!(runner.launch(&[group(9, Input::Last(1), 0)]).is_err(), "an unknown sequence");
+}
