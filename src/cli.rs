@@ -51,6 +51,8 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl
   Check the file first, without a model:
     mlxbatch validate convos.jsonl
+  See how much its conversations share, before any weights are loaded:
+    mlxbatch plan convos.jsonl
   Say which version, MLX and device are in use:
     mlxbatch --version -v";
 
@@ -66,6 +68,18 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl --max-tokens 64 --temperature 0 --stop $'\\n\\n'
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  mlxbatch plan convos.jsonl --model ./models/qwen3
+  mlxbatch plan convos.jsonl --json | jq .share_reusable";
+
+const PLAN_EXIT_CODES: &str = "\
+Exit codes:
+  0    every line is a request that can be run
+  1    a fatal error: nothing to read, no model, no room to write
+  2    the command line cannot be understood
+  3    some lines are not; they are left out of the plan";
 
 const VALIDATE_EXAMPLES: &str = "\
 Examples:
@@ -137,6 +151,14 @@ pub enum Command {
     /// Prints each problem as file:line: reason, then a count by kind.
     #[command(after_help = help_end(VALIDATE_EXAMPLES, VALIDATE_EXIT_CODES))]
     Validate(ValidateArgs),
+
+    /// Say what a run would compute and share, without loading weights
+    ///
+    /// Prints requests, prompt tokens, how many of them are unique, which shared prefixes save
+    /// most, and the memory that their KV takes. Only configuration, tokenizer and chat template
+    /// of the model are read. Problems of single lines go to standard error.
+    #[command(after_help = help_end(PLAN_EXAMPLES, PLAN_EXIT_CODES))]
+    Plan(Box<PlanArgs>),
 
     /// Print the completion script of a shell
     ///
@@ -299,6 +321,37 @@ pub struct ValidateArgs {
     /// Print the problems only, neither counts nor warnings
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// File of requests, one JSON object per line; - reads standard input
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
+    pub input: InputPath,
+
+    /// Print the plan as one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print no warnings and no problems of single lines
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Longest answer, in tokens [default: the model's own, else 1024]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Run")]
+    pub max_tokens: Option<u32>,
+
+    /// Requests that are decoded together
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SIZE, help_heading = "Run")]
+    #[arg(value_parser = values::batch_size, allow_negative_numbers = true)]
+    pub batch_size: u32,
+
+    /// Precision of the computation
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Run")]
+    pub dtype: DtypeArg,
 }
 
 #[derive(Debug, Args)]

@@ -24,7 +24,7 @@ fn without_a_command_it_teaches() {
 
 #[test]
 fn help_has_examples_and_exit_codes() {
-    for command in ["run", "validate"] {
+    for command in ["run", "plan", "validate"] {
         mlxbatch()
             .args([command, "--help"])
             .assert()
@@ -61,6 +61,8 @@ fn a_command_line_that_cannot_be_understood_exits_2() {
         &["run", "in.jsonl", "-o", "out.jsonl", "--bogus"],
         &["run", "in.jsonl", "-o", "out.jsonl", "--temperature", "9"],
         &["run", "in.jsonl", "-o", "out.jsonl", "--dtype", "int4"],
+        &["plan"],
+        &["plan", "in.jsonl", "--batch-size", "0"],
         &["validate"],
         &["completions", "tcsh"],
         &["-v"],

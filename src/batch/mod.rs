@@ -28,6 +28,6 @@ pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestRead
 pub use record::{Completion, FinishReason, Record, Served};
 pub use request::{Form, Prompt, Request, RequestHead, RequestParams};
 pub use summary::{Ending, RunStats, summary};
-pub use units::counted as count_text;
+pub use units::{counted as count_text, grouped as number_text, size as size_text};
 pub use warnings::Warnings;
 pub use writer::{Flow, Published, ResultWriter};

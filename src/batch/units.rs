@@ -13,7 +13,7 @@ pub fn counted(num: u64, singular: &str) -> String {
 }
 
 /// `1,234,567`
-pub(super) fn grouped(num: u64) -> String {
+pub fn grouped(num: u64) -> String {
     let digits = num.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (position, digit) in digits.chars().enumerate() {
@@ -54,7 +54,7 @@ pub(super) fn duration(time: Duration) -> String {
 }
 
 /// `512 MiB`, `1.4 GiB`.
-pub(super) fn size(num_bytes: u64) -> String {
+pub fn size(num_bytes: u64) -> String {
     const MIB: f64 = (1 << 20) as f64;
     let num_mib = num_bytes as f64 / MIB;
     if num_mib < 1024.0 { format!("{num_mib:.0} MiB") } else { format!("{:.1} GiB", num_mib / 1024.0) }

@@ -4,7 +4,7 @@
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
 mod model;
-mod prepare;
+pub(super) mod prepare;
 mod report;
 mod session;
 mod window;

@@ -23,6 +23,15 @@ impl ComputeDevice {
         }
     }
 
+    /// Element type that a model is computed in: the one asked for, else float32 on the CPU, whose
+    /// fast BLAS knows nothing else, and on a GPU what the weights are stored in.
+    pub fn compute_dtype(self, asked: Option<ComputeDtype>, stored: Option<ComputeDtype>) -> ComputeDtype {
+        asked.unwrap_or(match self {
+            Self::Cpu => ComputeDtype::Float32,
+            Self::Gpu => stored.unwrap_or(ComputeDtype::Bfloat16),
+        })
+    }
+
     /// Name of the backend, as `--version -v` prints it.
     pub fn backend(self) -> &'static str {
         match self {

@@ -29,8 +29,7 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Loads a model's weights. `dtype` `None` chooses: float32 on the CPU, whose fast BLAS knows
-    /// nothing else, and on a GPU what the weights are stored in (`stored_dtype`).
+    /// Loads a model's weights; the element type is chosen by [`ComputeDevice::compute_dtype`].
     pub fn load(
         spec: &ModelSpec,
         source: &WeightSource,
@@ -38,10 +37,7 @@ impl LoadedModel {
         stored_dtype: Option<ComputeDtype>,
     ) -> Result<Self> {
         let device = ComputeDevice::current();
-        let dtype = dtype.unwrap_or(match device {
-            ComputeDevice::Cpu => ComputeDtype::Float32,
-            ComputeDevice::Gpu => stored_dtype.unwrap_or(ComputeDtype::Bfloat16),
-        });
+        let dtype = device.compute_dtype(dtype, stored_dtype);
         let precision =
             Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
         let weights = match source {

@@ -11,7 +11,8 @@ pub(super) fn of_prompt(tree: &PrefixTree, index: usize, prompt: &PlanPrompt, fi
     let num_cacheable = prompt.tokens.len().saturating_sub(1);
     let mut path: Vec<&Node> = tree.path(index).collect();
     path.reverse();
-    let mut positions: Vec<usize> = path.iter().map(|node| node.num_tokens).collect();
+    let mut positions: Vec<usize> =
+        path.iter().filter(|node| node.is_cut()).map(|node| node.num_tokens).collect();
     positions.extend(prompt.boundaries.iter().copied().filter(|end| (1..=num_cacheable).contains(end)));
     positions.sort_unstable();
     positions.dedup();

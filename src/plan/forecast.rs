@@ -28,7 +28,9 @@ pub struct SharedPrefix {
 /// The shared prefixes that save most, those first.
 pub(super) fn largest_shared(tree: &PrefixTree) -> Vec<SharedPrefix> {
     let mut shared = all_shared(tree);
-    shared.sort_by_key(|prefix| (Reverse(prefix.num_saved_tokens), prefix.num_tokens, prefix.example));
+    shared.sort_by_key(|prefix| {
+        (Reverse(prefix.num_saved_tokens), prefix.num_tokens, tree.place_of[prefix.example])
+    });
     shared.truncate(MAX_NAMED);
     shared
 }

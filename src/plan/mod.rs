@@ -51,6 +51,23 @@ pub struct PlanPrompt<'a> {
     pub max_new_tokens: usize,
 }
 
+/// What a plan depends on beside the prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlanOptions {
+    /// Place of the window's first request in the order of the run.
+    pub first_order: u64,
+    /// A branch point is a cut if this many tokens at least are saved by sharing what lies between
+    /// it and the branch point above that is one. With 1, every branch point is a cut; more keeps
+    /// prefill from being cut into single tokens where a few prompts begin with the same word.
+    pub min_saved_tokens: usize,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { first_order: 0, min_saved_tokens: 1 }
+    }
+}
+
 /// A position at which a request's prefill is cut: KV up to here may be stored and shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
@@ -80,15 +97,15 @@ pub struct WindowPlan {
 }
 
 impl WindowPlan {
-    /// Plans a window whose first request has the place `first_order` in the order of the run.
+    /// Plans a window.
     ///
     /// Sorting costs O(total tokens × log requests) in the worst case, the rest O(total tokens).
-    pub fn new(prompts: &[PlanPrompt], first_order: u64) -> Self {
-        let tree = PrefixTree::new(prompts);
+    pub fn new(prompts: &[PlanPrompt], options: &PlanOptions) -> Self {
+        let tree = PrefixTree::new(prompts, options.min_saved_tokens);
         let cuts = prompts
             .iter()
             .enumerate()
-            .map(|(index, prompt)| cuts::of_prompt(&tree, index, prompt, first_order))
+            .map(|(index, prompt)| cuts::of_prompt(&tree, index, prompt, options.first_order))
             .collect();
         Self {
             cuts,

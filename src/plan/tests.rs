@@ -31,7 +31,7 @@ fn views(given: &[Given]) -> Vec<PlanPrompt<'_>> {
 }
 
 fn plan(given: &[Given]) -> WindowPlan {
-    WindowPlan::new(&views(given), 0)
+    WindowPlan::new(&views(given), &PlanOptions::default())
 }
 
 /// What may be shared of a prompt.
@@ -92,7 +92,7 @@ proptest! {
 
     #[test]
     fn a_plan_is_what_the_sets_of_prefixes_say(all in windows(), first_order in 0u64..100) {
-        let plan = WindowPlan::new(&views(&all), first_order);
+        let plan = WindowPlan::new(&views(&all), &PlanOptions { first_order, ..PlanOptions::default() });
 
         let mut sorted = plan.order.clone();
         sorted.sort_unstable();
@@ -120,10 +120,34 @@ proptest! {
         }
     }
 
+    /// Who computes a prefix and who waits for it must agree on where it ends.
+    #[test]
+    fn branch_points_that_save_little_are_cuts_for_none_of_their_users(
+        mut all in windows(),
+        min_saved_tokens in 1usize..12,
+    ) {
+        all.iter_mut().for_each(|given| given.boundaries.clear());
+        let every = plan(&all);
+        let some = WindowPlan::new(&views(&all), &PlanOptions { min_saved_tokens, ..PlanOptions::default() });
+        prop_assert_eq!(&some.order, &every.order);
+        for index in 0..all.len() {
+            let mut above = 0;
+            for cut in &every.cuts[index] {
+                let is_worth_it = (cut.num_users - 1) * (cut.position - above) >= min_saved_tokens;
+                prop_assert_eq!(some.cuts[index].contains(cut), is_worth_it);
+                above = if is_worth_it { cut.position } else { above };
+                for user in users(&all, &all[index], cut.position) {
+                    prop_assert_eq!(some.cuts[user].contains(cut), is_worth_it);
+                }
+            }
+            prop_assert!(some.cuts[index].len() <= every.cuts[index].len());
+        }
+    }
+
     #[test]
     fn shared_prefixes_add_up_to_what_is_saved(all in windows()) {
         let views = views(&all);
-        let tree = PrefixTree::new(&views);
+        let tree = PrefixTree::new(&views, 1);
         let shared = forecast::all_shared(&tree);
         for prefix in &shared {
             let example = &all[prefix.example];
@@ -194,7 +218,7 @@ fn prompts_without_tokens_are_planned_too() {
     let plan = plan(&all);
     assert_eq!((plan.order.len(), plan.num_prompt_tokens, plan.num_unique_tokens), (3, 1, 1));
     assert!(plan.cuts.iter().all(Vec::is_empty) && plan.largest_shared.is_empty());
-    assert_eq!(WindowPlan::new(&[], 0).max_live_tokens(4), 0);
+    assert_eq!(WindowPlan::new(&[], &PlanOptions::default()).max_live_tokens(4), 0);
 }
 
 /// A conversation that grows line by line is a path as deep as it has lines; nothing recurses.

@@ -17,9 +17,18 @@ pub(super) struct Node {
     /// Place of the first user in the order of the window.
     pub first_order: usize,
     pub num_users: usize,
+    /// The deepest position up to here at which prefill is cut, itself or one above.
+    cut_at: usize,
     /// As sorted, each with its work; emptied when the order is made.
     children: Vec<(Child, Work)>,
     work: Work,
+}
+
+impl Node {
+    /// Whether prefill is cut where this prefix ends.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut_at == self.num_tokens
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +62,7 @@ pub(super) struct PrefixTree {
 pub(super) const ROOT: usize = 0;
 
 impl PrefixTree {
-    pub(super) fn new(prompts: &[PlanPrompt]) -> Self {
+    pub(super) fn new(prompts: &[PlanPrompt], min_saved_tokens: usize) -> Self {
         let mut sorted: Vec<usize> = (0..prompts.len()).collect();
         sorted.sort_by_key(|&index| (prompts[index].tokens, Reverse(prompts[index].max_new_tokens)));
 
@@ -71,7 +80,7 @@ impl PrefixTree {
             // Sorted, a prompt's longest common prefix with any later one is that with the next.
             num_unique_tokens += tokens.len() - common_prefix(tokens, next);
         }
-        builder.finish(num_unique_tokens)
+        builder.finish(num_unique_tokens, min_saved_tokens)
     }
 
     /// The nodes on a prompt's path below the root, deepest first.
@@ -112,9 +121,9 @@ impl Builder {
         self.join(top, Child::Prompt(index), 1, work);
     }
 
-    fn finish(mut self, num_unique_tokens: usize) -> PrefixTree {
+    fn finish(mut self, num_unique_tokens: usize, min_saved_tokens: usize) -> PrefixTree {
         self.close_below(0);
-        let order = self.depth_first();
+        let order = self.depth_first(min_saved_tokens);
         let mut place_of = vec![0; order.len()];
         for (place, &index) in order.iter().enumerate() {
             place_of[index] = place;
@@ -134,6 +143,7 @@ impl Builder {
             parent,
             first_order: 0,
             num_users: 0,
+            cut_at: 0,
             children: Vec::new(),
             work: Work::default(),
         });
@@ -162,15 +172,20 @@ impl Builder {
         parent.work = parent.work.max(work);
     }
 
-    /// Orders the prompts, siblings by falling work and then as sorted.
-    fn depth_first(&mut self) -> Vec<usize> {
+    /// Orders the prompts, siblings by falling work and then as sorted; on the way down decides
+    /// which nodes are cuts.
+    fn depth_first(&mut self, min_saved_tokens: usize) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.node_of.len());
         let mut stack = vec![Child::Node(ROOT)];
         while let Some(child) = stack.pop() {
             match child {
                 Child::Prompt(index) => order.push(index),
                 Child::Node(id) => {
+                    let cut_above = self.nodes[self.nodes[id].parent].cut_at;
                     let node = &mut self.nodes[id];
+                    let num_saved =
+                        (node.num_users.saturating_sub(1)).saturating_mul(node.num_tokens - cut_above);
+                    node.cut_at = if num_saved >= min_saved_tokens { node.num_tokens } else { cut_above };
                     node.first_order = order.len();
                     let mut children = std::mem::take(&mut node.children);
                     children.sort_by_key(|&(_, work)| Reverse(work));

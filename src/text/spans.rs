@@ -24,6 +24,7 @@ mod tests;
 
 use serde_json::{Value, json};
 
+use super::tokenizer::ByteRange;
 use super::{ChatTemplate, RenderRequest};
 use crate::cache::Tier;
 pub(super) use partial::PartialRenders;
@@ -165,7 +166,7 @@ fn common_prefix(a: &str, b: &str) -> usize {
 ///
 /// A token that takes in spaces on both sides of a boundary may be counted before it, where the
 /// tokenizer leaves spaces out of the ranges; that moves the boundary by this one token.
-pub(super) fn spans_of(boundaries: &[TextBoundary], ranges: &[(usize, usize)]) -> Vec<Span> {
+pub(super) fn spans_of(boundaries: &[TextBoundary], ranges: &[ByteRange]) -> Vec<Span> {
     let num_tokens = ranges.len();
     let mut spans: Vec<Span> = Vec::new();
     let mut end = 0;

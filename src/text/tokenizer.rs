@@ -17,6 +17,9 @@ use crate::models::GgufHeader;
 /// use take one for each character of a run of spaces.
 const MAX_WHITESPACE_RUN: usize = 5_000_000;
 
+/// Begin and end of a token in the text it was made from.
+pub(super) type ByteRange = (usize, usize);
+
 /// A model's tokenizer; clones share one copy.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
@@ -92,10 +95,7 @@ impl Tokenizer {
     /// Turns a rendered template into the same token ids, and into the range of bytes that each
     /// comes from. Pieces of one character have that character's range, and spaces at a token's
     /// ends may be left out of its.
-    pub(super) fn encode_with_ranges(
-        &self,
-        text: &str,
-    ) -> Result<(Vec<u32>, Vec<(usize, usize)>), TextError> {
+    pub(super) fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<ByteRange>), TextError> {
         check_whitespace(text)?;
         let encoding = contained(|| self.0.tokenizer.encode(text, false)).map_err(TextError::Encode)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))

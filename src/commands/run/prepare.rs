@@ -13,7 +13,7 @@ use crate::{
 
 /// What all requests of a run share.
 #[derive(Debug)]
-pub(super) struct Preparer {
+pub(in crate::commands) struct Preparer {
     pub end_ids: Arc<[TokenId]>,
     /// Flags over the model's generation_config.json.
     pub fallback: RequestParams,
@@ -27,7 +27,7 @@ pub(super) struct Preparer {
 
 /// A request ready to be submitted.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(in crate::commands) struct Prepared {
     pub generation: GenerationRequest,
     pub stops: Vec<String>,
     /// The tiered pieces of the prompt.
@@ -38,7 +38,7 @@ pub(super) struct Prepared {
 
 impl Preparer {
     /// Renders, tokenises and checks a request.
-    pub(super) fn prepare(
+    pub(in crate::commands) fn prepare(
         &self,
         text: &TextModel,
         head: &RequestHead,

@@ -9,7 +9,7 @@ use super::prepare::Prepared;
 use crate::{
     batch::RequestHead,
     engine::{Cut, PromptPlan},
-    plan::{self, PlanPrompt, WindowPlan},
+    plan::{self, PlanOptions, PlanPrompt, WindowPlan},
     text::Span,
 };
 
@@ -76,7 +76,7 @@ impl Windows {
                 max_new_tokens: ready.prepared.generation.max_new_tokens,
             })
             .collect();
-        let plan = WindowPlan::new(&prompts, first_order);
+        let plan = WindowPlan::new(&prompts, &PlanOptions { first_order, ..PlanOptions::default() });
         self.num_unique_tokens += plan.num_unique_tokens;
         let mut gathered: Vec<Option<Ready>> = gathered.into_iter().map(Some).collect();
         for (place, &index) in plan.order.iter().enumerate() {
