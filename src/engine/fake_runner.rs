@@ -11,7 +11,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use crate::cache::ResumeRule;
 
 use store::Store;
-pub(crate) use store::{BYTES_PER_CHECKPOINT, BYTES_PER_TOKEN};
 
 use super::{
     Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,

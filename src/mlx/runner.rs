@@ -233,6 +233,11 @@ impl MlxRunner {
             .map_err(|error| MlxError::Unsupported(format!("sampled tokens cannot be read: {error}")))
     }
 
+    /// Bytes of all stored segments and checkpoints.
+    pub fn num_stored_bytes(&self) -> u64 {
+        self.segments.num_bytes()
+    }
+
     /// Log-probabilities of the token after `prompt`, computed on its own.
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
         let mut live = LiveKv::new(self.decoder.initial_states().to_vec());
