@@ -23,10 +23,15 @@ impl<R: Runner> Engine<R> {
                 None => break,
             }
         }
-        self.collect();
+        let is_collected = self.collect();
         // Only now: its rows may have tokens in the pass that was just collected.
         if let Some((error, rows)) = failed_launch {
             self.fail(error, &rows);
+        }
+        // And only then: those rows may have been meant to run on what the failed passes stored.
+        if !is_collected {
+            let taken_back = self.prefixes.passes_failed(&mut self.runner);
+            taken_back.unwrap_or_else(|error| self.note_failure(error, Vec::new()));
         }
     }
 
@@ -106,18 +111,23 @@ impl<R: Runner> Engine<R> {
         Ok(())
     }
 
-    /// Waits for the oldest pass, if any, and turns its tokens into events.
-    fn collect(&mut self) {
-        let Some(mut pass) = self.passes.pop_front() else { return };
+    /// Waits for the oldest pass, if any, and turns its tokens into events. Returns false where it
+    /// failed, and with it those launched on top of it.
+    fn collect(&mut self) -> bool {
+        let Some(mut pass) = self.passes.pop_front() else { return true };
         let num_sampling = pass.sampling_rows().count();
         let tokens = match self.runner.collect() {
             Ok(tokens) if tokens.len() == num_sampling => tokens,
             Ok(tokens) => {
                 let num_tokens = tokens.len();
                 let error = format!("a forward pass gave {num_tokens} tokens for {num_sampling} rows");
-                return self.fail_under_way(RunnerError(error), pass.rows);
+                self.fail_under_way(RunnerError(error), pass.rows);
+                return false;
             }
-            Err(error) => return self.fail_under_way(error, pass.rows),
+            Err(error) => {
+                self.fail_under_way(error, pass.rows);
+                return false;
+            }
         };
 
         self.prefixes.pass_collected();
@@ -130,6 +140,7 @@ impl<R: Runner> Engine<R> {
         }
         pass.totals.num_wasted_rows = num_wasted;
         self.stats.add_pass(&pass.totals);
+        true
     }
 
     /// Takes in a sampled token. Returns false where its sequence had ended before.
@@ -155,9 +166,6 @@ impl<R: Runner> Engine<R> {
             rows.extend(pass.rows);
         }
         self.fail(error, &rows);
-        if let Err(error) = self.prefixes.passes_failed(&mut self.runner) {
-            self.note_failure(error, Vec::new());
-        }
     }
 
     /// Ends the sequences of these rows, unless they have ended; the first error is the one told.

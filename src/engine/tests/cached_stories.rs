@@ -1,1 +1,188 @@
 //! Runs with the prompt cache that are told step by step.
+//!
+//! Owns the cases whose exact course matters: who waits for whom, what a next turn finds, what goes
+//! where room is short.
+
+use super::super::fake_runner::{BYTES_PER_TOKEN, VOCAB_SIZE};
+use super::*;
+use crate::cache::{CacheLimits, ResumeRule, Tier};
+
+const RULES: [ResumeRule; 2] = [ResumeRule::AnyToken, ResumeRule::Checkpoints];
+
+fn cached_engine(limits: Limits, rule: ResumeRule, max_bytes: u64) -> Engine<FakeRunner> {
+    let runner = FakeRunner::new(limits.clone()).with_rule(rule);
+    Engine::new(runner, limits, Some(CacheLimits { max_bytes, max_entries: None }))
+}
+
+fn uninterrupted(requests: &[GenerationRequest]) -> Vec<(GenerationRequest, Interruption)> {
+    requests.iter().map(|request| (request.clone(), Interruption::None)).collect()
+}
+
+/// Runs requests that must all get the answers they would get alone.
+fn answered(engine: Engine<FakeRunner>, requests: &[GenerationRequest]) -> Run {
+    let run = run(engine, &uninterrupted(requests));
+    for request in requests {
+        assert_eq!(run.outcomes[&request.id], answer_alone(request));
+    }
+    run
+}
+
+/// Tokens from `first` on that no answer contains.
+fn words(first: u32, num_tokens: u32) -> Vec<TokenId> {
+    (VOCAB_SIZE + first..VOCAB_SIZE + first + num_tokens).collect()
+}
+
+/// The prompt of the next turn: all that was said, an end token included, and a new question.
+fn next_turn(id: u64, request: &GenerationRequest, question: u32) -> (GenerationRequest, usize) {
+    let answer = answer_alone(request);
+    let mut prompt = request.prompt.clone();
+    prompt.extend(&answer.tokens);
+    if answer.finishes[0].0 == FinishReason::Stop {
+        prompt.push(request.end_ids[0]);
+    }
+    let num_said = prompt.len();
+    prompt.extend(words(question, 3));
+    (self::request(id, prompt, 2, &[]), num_said)
+}
+
+#[test]
+fn the_next_turn_of_a_conversation_finds_the_answer() {
+    for rule in RULES {
+        for (lookahead, end_ids) in [(false, &[][..]), (true, &[]), (true, &[1]), (false, &[1])] {
+            let first = request(0, words(0, 4), 9, end_ids);
+            let run = answered(
+                cached_engine(limits(4, 8, lookahead), rule, u64::MAX),
+                std::slice::from_ref(&first),
+            );
+            let (second, num_said) = next_turn(1, &first, 10);
+            let mut run = answered(run.engine, &[second]);
+            // The last token of an answer is not fed back, but that one row of lookahead after an
+            // end token is kept.
+            let is_stopped = answer_alone(&first).finishes[0].0 == FinishReason::Stop;
+            let num_fed = if lookahead && is_stopped { num_said } else { num_said - 1 };
+            assert_eq!(run.num_cached[&RequestId(1)], num_fed, "{rule:?} {lookahead} {end_ids:?}");
+            checks::at_the_end(&mut run.engine);
+        }
+    }
+}
+
+#[test]
+fn answers_to_the_same_prompt_are_kept_side_by_side() {
+    // Found by reading: each answer begins with the prompt's last token, so the second one always
+    // overlapped the first and was dropped.
+    for rule in RULES {
+        let first: Vec<_> = (0..3).map(|id| request(id, words(0, 4), 6, &[])).collect();
+        let run = answered(cached_engine(limits(4, 8, true), rule, u64::MAX), &first);
+        let turns: Vec<_> = first.iter().map(|request| next_turn(request.id.0 + 3, request, 10)).collect();
+        let second: Vec<_> = turns.iter().map(|(request, _)| request.clone()).collect();
+        assert_ne!(second[0].prompt, second[1].prompt, "their keys differ");
+        let mut run = answered(run.engine, &second);
+        for (request, num_said) in &turns {
+            assert_eq!(run.num_cached[&request.id], num_said - 1, "{rule:?}");
+        }
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
+fn who_waits_for_a_prefix_takes_over_when_its_leader_is_gone() {
+    let mut engine = cached_engine(limits(3, 2, false), ResumeRule::AnyToken, u64::MAX);
+    let mut requests: Vec<_> = (0..3).map(|id| request(id, words(0, 9), 3, &[])).collect();
+    requests[2].prompt.extend(words(20, 2));
+    for request in &requests {
+        engine.submit(request.clone()).unwrap();
+    }
+    for _ in 0..3 {
+        assert_eq!(engine.step().unwrap(), []);
+    }
+    assert_eq!(engine.runner().num_live(), 1, "the others wait");
+    assert_eq!(engine.runner().num_prefilled(), 6);
+    assert!(engine.abort(RequestId(0)));
+    let mut finished = Vec::new();
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            if let Event::Finished { id, num_cached_tokens, .. } = event {
+                finished.push((id.0, num_cached_tokens));
+            }
+        }
+    }
+    // The second begins anew, and the third waits for it.
+    assert_eq!(finished, [(1, 0), (2, 8)]);
+    assert_eq!(engine.runner().num_prefilled(), 6 + 8 + 2);
+    checks::at_the_end(&mut engine);
+}
+
+/// Requests whose prompts share 20 tokens and go on alone for 10, the last one included.
+fn with_a_shared_prefix(num_requests: u64) -> Vec<GenerationRequest> {
+    let users = 0..=num_requests - 1;
+    let cut = Cut { position: 20, tier: Tier::System, users };
+    (0..num_requests)
+        .map(|id| GenerationRequest {
+            plan: PromptPlan { order: id, cuts: vec![cut.clone()] },
+            ..request(id, [words(0, 20), words(100 * (id as u32 + 1), 10)].concat(), 4, &[])
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_private_does_not_push_out_what_others_need() {
+    // Stored and pinned while its sequence ran, a private suffix pushed out the prefix that the next
+    // requests needed, or stayed over the limit.
+    let requests = with_a_shared_prefix(6);
+    for rule in RULES {
+        let limits = limits(2, 64, true);
+        let mut engine = cached_engine(limits, rule, 20 * BYTES_PER_TOKEN + 40);
+        for chunk in requests.chunks(2) {
+            let run = answered(engine, chunk);
+            engine = run.engine;
+            // Between the requests of the run, too: the rest of them is yet to come.
+            let usage = engine.cache_usage().unwrap();
+            assert!(usage.num_bytes <= 20 * BYTES_PER_TOKEN + 40, "{usage:?}");
+        }
+        assert_eq!(engine.runner().num_prefilled(), 20 + 6 * 9, "{rule:?}");
+        checks::at_the_end(&mut engine);
+    }
+}
+
+#[test]
+fn a_prompt_larger_than_the_cache_is_answered_and_not_kept() {
+    for rule in RULES {
+        let mut engine = cached_engine(limits(2, 4, true), rule, 5 * BYTES_PER_TOKEN);
+        engine.submit(request(0, words(0, 12), 3, &[])).unwrap();
+        while !engine.is_idle() {
+            engine.step().unwrap();
+            assert_eq!(engine.runner().num_stored_bytes(), 0, "{rule:?}");
+        }
+        checks::at_the_end(&mut engine);
+    }
+}
+
+#[test]
+fn a_prefix_larger_than_the_cache_is_kept_for_those_who_share_it() {
+    let requests = with_a_shared_prefix(4);
+    for rule in RULES {
+        let mut run = answered(cached_engine(limits(4, 64, true), rule, 5 * BYTES_PER_TOKEN), &requests);
+        assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9, "{rule:?}");
+        let usage = run.engine.cache_usage().unwrap();
+        assert!(usage.num_over_limit > 0 && usage.peak_bytes >= 20 * BYTES_PER_TOKEN, "it is told");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
+fn recurrent_state_is_brought_once_to_a_stored_path_that_lacks_it() {
+    // A sequence that could not resume on a stored path computed its whole prompt alone, stored
+    // nothing, and so did everyone after it.
+    let old = request(0, [words(0, 20), words(50, 10)].concat(), 4, &[]);
+    for lookahead in [true, false] {
+        let engine = cached_engine(limits(4, 64, lookahead), ResumeRule::Checkpoints, u64::MAX);
+        let run = answered(engine, std::slice::from_ref(&old));
+        assert_eq!(run.engine.runner().num_prefilled(), 29);
+        // They leave the old prompt after 20 tokens, where no state was kept.
+        let mut run = answered(run.engine, &with_a_shared_prefix(4));
+        assert_eq!(run.engine.runner().num_prefilled(), 29 + 20 + 4 * 9);
+        let num_cached: Vec<usize> = (0..4).map(|id| run.num_cached[&RequestId(id)]).collect();
+        assert_eq!(num_cached, [0, 20, 20, 20]);
+        checks::at_the_end(&mut run.engine);
+    }
+}
