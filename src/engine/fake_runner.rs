@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::cache::ResumeRule;
 
+pub(crate) use store::BYTES_PER_TOKEN;
 use store::Store;
 
 use super::{

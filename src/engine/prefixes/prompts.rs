@@ -116,7 +116,11 @@ impl Prefixes {
         if let Some(before) = sequence.hold.node.replace(due.node) {
             cache.unpin(before)?;
         }
-        if is_private { announce(cache, sequence) } else { Ok(make_room(cache, runner, self.now)) }
+        if is_private {
+            return announce(cache, sequence);
+        }
+        make_room(cache, runner, self.now);
+        Ok(())
     }
 
     /// Gives a stored node the recurrent state at its end. The KV that came with it is the
