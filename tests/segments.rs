@@ -157,7 +157,7 @@ fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
         let prompts = golden(model);
         let prompt = &prompts[4];
         let last = prompt.prompt.len() - 1;
-        let mut store = |runner: &mut MlxRunner, first: usize, cut: usize| {
+        let store = |runner: &mut MlxRunner, first: usize, cut: usize| {
             runner.launch(&[group(0, Input::Prompt(prompt.prompt[first..cut].to_vec()), first)]).unwrap();
             runner.collect().unwrap();
             runner.store(SequenceId(0), cut - first).unwrap()
