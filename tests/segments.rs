@@ -144,7 +144,10 @@ fn misuse_is_an_error_and_not_a_wrong_answer() {
     assert!(runner.split(path[0], 0).is_err() && runner.split(path[0], 10).is_err());
     assert!(runner.launch(&[group(0, Input::Prompt(vec![1]), 19)]).is_err(), "it has 20 tokens");
     assert!(runner.launch(&[group(0, Input::Prompt(vec![100_000]), 20)]).is_err(), "no such token");
-    assert!(runner.launch(&[group(9, Input::Last(1), 0)]).is_err(), "an unknown sequence");
+    assert!(runner.launch(&[group(9, Input::Last(1), 3)]).is_err(), "an unknown sequence");
+    // A prompt of one token ended the run: its sequence had never been begun.
+    runner.launch(&[group(10, Input::Last(1), 0)]).unwrap();
+    assert_eq!(runner.collect().unwrap().len(), 1);
 }
 
 /// Recurrent layers have no tokens to take a range of: a sequence can only begin where their states

@@ -138,6 +138,11 @@ impl LiveKv {
         Ok(())
     }
 
+    /// Begins a sequence without stored segments, unless it runs already.
+    pub(super) fn begin(&mut self, sequence: SequenceId) {
+        self.sequences.entry(sequence).or_default();
+    }
+
     /// Drops a sequence. Its tail row goes with the next pass.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);

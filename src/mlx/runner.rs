@@ -71,6 +71,12 @@ impl MlxRunner {
             .collect();
         let mut sequences: Vec<SequenceId> = decoding.keys().copied().collect();
         sequences.sort_unstable();
+        // A prompt of one token has no prefill: its sequence comes into being with its first step.
+        for group in groups {
+            if matches!(group.input, Input::Last(_)) && group.start == 0 {
+                self.live.begin(group.sequence);
+            }
+        }
         self.live.prepare_decode(&sequences)?;
 
         // Packed rows: the decode rows in the tail's order, then the chunks in the groups' order.
