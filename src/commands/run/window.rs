@@ -13,6 +13,9 @@ use crate::{
     text::Span,
 };
 
+/// Metadata that a window's requests hold together, beyond which it is run before more is read.
+const MAX_METADATA_BYTES: usize = 1 << 20;
+
 /// A request that is ready for the engine.
 #[derive(Debug)]
 pub(super) struct Ready {
@@ -25,6 +28,7 @@ pub(super) struct Ready {
 pub(super) struct Windows {
     gathering: Vec<Ready>,
     num_gathered_tokens: usize,
+    num_gathered_metadata_bytes: usize,
     planned: VecDeque<Ready>,
     /// Requests planned so far: the order of the run goes on from window to window.
     num_planned: u64,
@@ -36,12 +40,16 @@ impl Windows {
     /// Adds a request to the window that is being gathered.
     pub(super) fn gather(&mut self, ready: Ready) {
         self.num_gathered_tokens += ready.prepared.generation.prompt.len();
+        // Metadata has no length limit of its own, and a window may hold thousands of them.
+        let metadata = ready.head.metadata.as_ref();
+        self.num_gathered_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
         self.gathering.push(ready);
     }
 
     /// Whether the gathered window is to be planned before more is read.
     pub(super) fn is_full(&self) -> bool {
         plan::window_is_full(self.gathering.len(), self.num_gathered_tokens)
+            || self.num_gathered_metadata_bytes >= MAX_METADATA_BYTES
     }
 
     /// Takes the next request in the plan's order; when none is planned, what has been gathered is
@@ -66,6 +74,7 @@ impl Windows {
     fn plan(&mut self) {
         let gathered = std::mem::take(&mut self.gathering);
         self.num_gathered_tokens = 0;
+        self.num_gathered_metadata_bytes = 0;
         let first_order = self.num_planned;
         self.num_planned += gathered.len() as u64;
         let prompts: Vec<PlanPrompt> = gathered
