@@ -82,6 +82,8 @@ struct Live {
     last_pass: usize,
     /// That pass failed.
     is_lost: bool,
+    /// It has stored some of what it has decoded, or not all of what it has prefilled.
+    is_over: bool,
 }
 
 impl FakeRunner {
@@ -132,6 +134,7 @@ impl FakeRunner {
         assert!(!self.released.contains(&group.sequence), "a group of a released sequence: {group:?}");
         let live = self.live.entry(group.sequence).or_default();
         assert!(!live.is_lost, "a group of a sequence whose pass failed: {group:?}");
+        assert!(!live.is_over, "runs on after its end was stored: {group:?}");
         assert_eq!(group.start, live.tokens.len(), "starts elsewhere than its KV ends: {group:?}");
         live.last_pass = self.num_launched;
         match &group.input {
@@ -250,7 +253,9 @@ impl Runner for FakeRunner {
         let live = self.live.get_mut(&sequence).expect("a live sequence stores");
         let (first, end) = (live.num_path_tokens, live.num_path_tokens + num_tokens);
         assert!(num_tokens > 0 && end <= live.tokens.len(), "stores {num_tokens} tokens that are not there");
+        assert!(!live.is_over, "{sequence:?} stores its end twice");
         live.num_path_tokens = end;
+        live.is_over = end < live.tokens.len() || live.sampled.is_some();
         let tokens = live.tokens[..end].to_vec();
         let has_state = self.rule == ResumeRule::Checkpoints && end == live.tokens.len();
         let pass = self.num_launched.checked_sub(1);

@@ -99,7 +99,7 @@ fn who_waits_for_a_prefix_takes_over_when_its_leader_is_gone() {
     assert_eq!(engine.runner().num_prefilled(), 6);
     assert!(engine.abort(RequestId(0)));
     let mut finished = Vec::new();
-    while !engine.is_idle() {
+    for _ in 0..20 {
         for event in engine.step().unwrap() {
             if let Event::Finished { id, num_cached_tokens, .. } = event {
                 finished.push((id.0, num_cached_tokens));
@@ -174,12 +174,16 @@ fn recurrent_state_is_brought_once_to_a_stored_path_that_lacks_it() {
     // A sequence that could not resume on a stored path computed its whole prompt alone, stored
     // nothing, and so did everyone after it.
     let old = request(0, [words(0, 20), words(50, 10)].concat(), 4, &[]);
-    for lookahead in [true, false] {
+    for (lookahead, is_planned) in [(true, true), (false, true), (true, false), (false, false)] {
         let engine = cached_engine(limits(4, 64, lookahead), ResumeRule::Checkpoints, u64::MAX);
         let run = answered(engine, std::slice::from_ref(&old));
         assert_eq!(run.engine.runner().num_prefilled(), 29);
         // They leave the old prompt after 20 tokens, where no state was kept.
-        let mut run = answered(run.engine, &with_a_shared_prefix(4));
+        let mut requests = with_a_shared_prefix(4);
+        if !is_planned {
+            requests.iter_mut().for_each(|request| request.plan = PromptPlan::default());
+        }
+        let mut run = answered(run.engine, &requests);
         assert_eq!(run.engine.runner().num_prefilled(), 29 + 20 + 4 * 9);
         let num_cached: Vec<usize> = (0..4).map(|id| run.num_cached[&RequestId(id)]).collect();
         assert_eq!(num_cached, [0, 20, 20, 20]);
