@@ -245,8 +245,9 @@ def main():
     tpl = field(r, "tokenizer.chat_template") or (open(a.chat_template).read() if a.chat_template else None)
     name = lambda k: (None if field(r, k) is None else tokens[field(r, k)])
     tcfg = dict(
-        tokenizer_class={"llama": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer", "gemma3": "GemmaTokenizer"}[arch]
-        if field(r, "tokenizer.ggml.model") == "gpt2" or arch == "gemma3" else "LlamaTokenizer",
+        # Not the architecture's own class: transformers 5's GPT2Tokenizer puts a pre-tokenizer of its
+        # own in the place of tokenizer.json's, and SmolLM2's digits are then split otherwise.
+        tokenizer_class="PreTrainedTokenizerFast",
         bos_token=name("tokenizer.ggml.bos_token_id"), eos_token=name("tokenizer.ggml.eos_token_id"),
         unk_token=name("tokenizer.ggml.unknown_token_id"), pad_token=name("tokenizer.ggml.padding_token_id"),
         add_bos_token=bool(field(r, "tokenizer.ggml.add_bos_token", False)), add_prefix_space=False,

@@ -8,12 +8,15 @@ mod values;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, ValueHint};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::batch::{InputPath, OutputPath, RequestParams};
 
 /// Small enough for any Mac, good enough to be useful; what `mlx-lm` takes as well.
 pub const DEFAULT_MODEL: &str = "mlx-community/Llama-3.2-3B-Instruct-4bit";
+
+/// Names the model where `--model` does not.
+const MODEL_VARIABLE: &str = "MLXBATCH_MODEL";
 
 /// What a hub repository is taken at without `--revision`.
 pub const DEFAULT_REVISION: &str = "main";
@@ -48,6 +51,8 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl
   Check the file first, without a model:
     mlxbatch validate convos.jsonl
+  See how much its conversations share, before any weights are loaded:
+    mlxbatch plan convos.jsonl
   Say which version, MLX and device are in use:
     mlxbatch --version -v";
 
@@ -63,6 +68,18 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl --max-tokens 64 --temperature 0 --stop $'\\n\\n'
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
+
+const PLAN_EXAMPLES: &str = "\
+Examples:
+  mlxbatch plan convos.jsonl --model ./models/qwen3
+  mlxbatch plan convos.jsonl --json | jq .share_reusable";
+
+const PLAN_EXIT_CODES: &str = "\
+Exit codes:
+  0    every line is a request that can be run
+  1    a fatal error: nothing to read, no model, no room to write
+  2    the command line cannot be understood
+  3    some lines are not; they are left out of the plan";
 
 const VALIDATE_EXAMPLES: &str = "\
 Examples:
@@ -96,12 +113,24 @@ pub struct Cli {
 impl Cli {
     /// Parses the process's arguments; prints help or a usage error and exits where that ends it.
     pub fn from_command_line() -> Self {
-        let cli = Self::parse();
+        let cli =
+            Self::from_arg_matches(&Self::command_here().get_matches()).unwrap_or_else(|error| error.exit());
         if cli.command.is_none() && !cli.version {
             let mut command = Self::command();
             command.error(ErrorKind::MissingSubcommand, "no command given; try `mlxbatch --help`").exit();
         }
         cli
+    }
+}
+
+impl Cli {
+    /// The command line as this environment has it: a variable set to nothing is not set.
+    fn command_here() -> clap::Command {
+        match std::env::var_os(MODEL_VARIABLE) {
+            Some(model) if model.is_empty() => Self::command()
+                .mut_subcommand("run", |run| run.mut_arg("model", |model| model.env(None::<&'static str>))),
+            _ => Self::command(),
+        }
     }
 }
 
@@ -122,6 +151,14 @@ pub enum Command {
     /// Prints each problem as file:line: reason, then a count by kind.
     #[command(after_help = help_end(VALIDATE_EXAMPLES, VALIDATE_EXIT_CODES))]
     Validate(ValidateArgs),
+
+    /// Say what a run would compute and share, without loading weights
+    ///
+    /// Prints requests, prompt tokens, how many of them are unique, which shared prefixes save
+    /// most, and the memory that their KV takes. Only configuration, tokenizer and chat template
+    /// of the model are read. Problems of single lines go to standard error.
+    #[command(after_help = help_end(PLAN_EXAMPLES, PLAN_EXIT_CODES))]
+    Plan(Box<PlanArgs>),
 
     /// Print the completion script of a shell
     ///
@@ -176,7 +213,7 @@ pub struct ModelArgs {
     ///
     /// A repository is downloaded once and kept in HF_HOME; HF_TOKEN opens private ones. Without
     /// this flag MLXBATCH_MODEL names the model.
-    #[arg(short, long, env = "MLXBATCH_MODEL", hide_env_values = true, value_name = "MODEL")]
+    #[arg(short, long, env = MODEL_VARIABLE, hide_env_values = true, value_name = "MODEL")]
     #[arg(default_value = DEFAULT_MODEL, value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = values::model)]
     pub model: String,
@@ -252,6 +289,14 @@ pub struct ComputeArgs {
     #[arg(value_parser = values::prefill_chunk, allow_negative_numbers = true)]
     pub prefill_chunk: u32,
 
+    /// Memory for stored prompt prefixes, such as 512MB or 4GiB; 0 stores none [default: 40% of what is free]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub cache_bytes: Option<u64>,
+
+    /// Most stored prompt prefixes [default: as many as fit]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one)]
+    pub cache_entries: Option<u32>,
+
     /// Precision of the computation
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     pub dtype: DtypeArg,
@@ -276,6 +321,37 @@ pub struct ValidateArgs {
     /// Print the problems only, neither counts nor warnings
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// File of requests, one JSON object per line; - reads standard input
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
+    pub input: InputPath,
+
+    /// Print the plan as one JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Print no warnings and no problems of single lines
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    #[command(flatten)]
+    pub model: ModelArgs,
+
+    /// Longest answer, in tokens [default: the model's own, else 1024]
+    #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Run")]
+    pub max_tokens: Option<u32>,
+
+    /// Requests that are decoded together
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BATCH_SIZE, help_heading = "Run")]
+    #[arg(value_parser = values::batch_size, allow_negative_numbers = true)]
+    pub batch_size: u32,
+
+    /// Precision of the computation
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Run")]
+    pub dtype: DtypeArg,
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,9 @@
 //! | [`commands`] | one file per subcommand                                                     |
 //! | [`batch`]    | request formats in, results out, progress and summary                       |
 //! | [`text`]     | chat template, tokenizer, streaming decode, stop matching                   |
+//! | [`plan`]     | tree of all prompts: order, cuts, forecast of what is shared                |
 //! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
+//! | [`cache`]    | radix tree of stored prefixes, tiers, limits, eviction; holds no tensors    |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //!
@@ -23,4 +25,5 @@ pub mod commands;
 pub mod engine;
 pub mod mlx;
 pub mod models;
+pub mod plan;
 pub mod text;

@@ -23,11 +23,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// The error, what caused it and what to do, one line each.
+/// The error, what caused it and what to do, one line each; a cause that an error's own text
+/// holds already is not repeated.
 fn render(error: &anyhow::Error) -> String {
     let mut text = format!("mlxbatch: error: {error}\n");
-    for cause in error.chain().skip(1) {
-        text += &format!("  because: {cause}\n");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text += &format!("  because: {cause}\n");
+        }
     }
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<BatchError>()).and_then(BatchError::hint);
     if let Some(hint) = hint {

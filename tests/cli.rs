@@ -24,7 +24,7 @@ fn without_a_command_it_teaches() {
 
 #[test]
 fn help_has_examples_and_exit_codes() {
-    for command in ["run", "validate"] {
+    for command in ["run", "plan", "validate"] {
         mlxbatch()
             .args([command, "--help"])
             .assert()
@@ -61,6 +61,8 @@ fn a_command_line_that_cannot_be_understood_exits_2() {
         &["run", "in.jsonl", "-o", "out.jsonl", "--bogus"],
         &["run", "in.jsonl", "-o", "out.jsonl", "--temperature", "9"],
         &["run", "in.jsonl", "-o", "out.jsonl", "--dtype", "int4"],
+        &["plan"],
+        &["plan", "in.jsonl", "--batch-size", "0"],
         &["validate"],
         &["completions", "tcsh"],
         &["-v"],
@@ -104,4 +106,30 @@ fn closed_pipe() -> Stdio {
     let writing_end = reader.stdin.take().expect("piped");
     reader.wait().expect("`true` ends");
     writing_end.into()
+}
+
+#[test]
+fn a_mistyped_flag_is_told_the_one_that_was_meant() {
+    mlxbatch()
+        .args(["run", "in.jsonl", "-o", "out.jsonl", "--temprature", "1"])
+        .assert()
+        .code(2)
+        .stderr(contains("--temprature").and(contains("'--temperature'")));
+    mlxbatch().args(["runn", "in.jsonl"]).assert().code(2).stderr(contains("similar").and(contains("'run'")));
+}
+
+/// `MLXBATCH_MODEL= mlxbatch run …` was refused as if `--model ''` had been typed.
+#[test]
+fn an_empty_variable_is_as_good_as_none() {
+    mlxbatch()
+        .env("MLXBATCH_MODEL", "")
+        .args(["run", "no-such-file.jsonl", "-o", "out.jsonl"])
+        .assert()
+        .code(1)
+        .stderr(contains("cannot open the input no-such-file.jsonl"));
+    mlxbatch()
+        .args(["run", "no-such-file.jsonl", "-o", "out.jsonl", "--model", ""])
+        .assert()
+        .code(2)
+        .stderr(contains("--model"));
 }

@@ -11,7 +11,7 @@ use std::{num::NonZeroUsize, sync::Arc};
 use common::{Golden, golden, load};
 use mlxbatch::engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams};
 
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 12] = [
     "tiny-llama",
     "tiny-llama-sharded",
     "tiny-llama-rope3",
@@ -22,6 +22,8 @@ const MODELS: [&str; 10] = [
     "tiny-qwen2",
     "tiny-qwen3",
     "tiny-gemma3",
+    "tiny-lfm2",
+    "tiny-qwen3_5",
 ];
 
 #[derive(Debug, Clone, Copy)]

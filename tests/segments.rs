@@ -7,6 +7,7 @@ mod common;
 
 use common::{Golden, golden, load};
 use mlxbatch::{
+    cache::ResumeRule,
     engine::{Group, Input, Runner, SamplingParams, SegmentId, SequenceId},
     mlx::MlxRunner,
 };
@@ -143,5 +144,78 @@ fn misuse_is_an_error_and_not_a_wrong_answer() {
     assert!(runner.split(path[0], 0).is_err() && runner.split(path[0], 10).is_err());
     assert!(runner.launch(&[group(0, Input::Prompt(vec![1]), 19)]).is_err(), "it has 20 tokens");
     assert!(runner.launch(&[group(0, Input::Prompt(vec![100_000]), 20)]).is_err(), "no such token");
-    assert!(runner.launch(&[group(9, Input::Last(1), 0)]).is_err(), "an unknown sequence");
+    assert!(runner.launch(&[group(9, Input::Last(1), 3)]).is_err(), "an unknown sequence");
+    // A prompt of one token ended the run: its sequence had never been begun.
+    runner.launch(&[group(10, Input::Last(1), 0)]).unwrap();
+    assert_eq!(runner.collect().unwrap().len(), 1);
+}
+
+/// Recurrent layers have no tokens to take a range of: a sequence can only begin where their states
+/// were stored, at the end of a segment, and then each one goes on with its own.
+#[test]
+fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
+    for model in ["tiny-lfm2", "tiny-qwen3_5"] {
+        let mut runner = load(model);
+        assert_eq!(runner.resume_rule(), ResumeRule::Checkpoints);
+        let prompts = golden(model);
+        let prompt = &prompts[4];
+        let last = prompt.prompt.len() - 1;
+        let store = |runner: &mut MlxRunner, first: usize, cut: usize| {
+            runner.launch(&[group(0, Input::Prompt(prompt.prompt[first..cut].to_vec()), first)]).unwrap();
+            runner.collect().unwrap();
+            runner.store(SequenceId(0), cut - first).unwrap()
+        };
+        let (first, second) = (store(&mut runner, 0, 20), store(&mut runner, 20, 41));
+        let path = [first.segment.id, second.segment.id];
+        let (at_20, at_41) = (first.checkpoint.unwrap(), second.checkpoint.unwrap());
+        assert!(at_20.num_bytes > 0 && at_20.num_bytes == at_41.num_bytes, "a state's size is fixed");
+
+        let mut resume =
+            |sequence, path: &[SegmentId], checkpoint| runner.resume(SequenceId(sequence), path, checkpoint);
+        assert!(resume(1, &path, None).is_err(), "without the states");
+        assert!(resume(1, &path, Some(at_20.id)).is_err(), "with the states of another position");
+        resume(1, &path, Some(at_41.id)).unwrap();
+        resume(2, &path, Some(at_41.id)).unwrap();
+        resume(3, &path[..1], Some(at_20.id)).unwrap();
+        runner.discard(at_41.id);
+        assert!(runner.resume(SequenceId(4), &path, Some(at_41.id)).is_err(), "discarded");
+
+        prefill(&mut runner, 0, &prompt.prompt, 41, &[last]);
+        prefill(&mut runner, 1, &prompt.prompt, 41, &[60, last]);
+        prefill(&mut runner, 2, &prompt.prompt, 41, &[42, last]);
+        prefill(&mut runner, 3, &prompt.prompt, 20, &[last]);
+        prefill(&mut runner, 5, &prompts[2].prompt, 0, &[prompts[2].prompt.len() - 1]);
+        let rows = [(5, &prompts[2]), (0, prompt), (1, prompt), (2, prompt), (3, prompt)];
+        for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
+            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+        }
+    }
+}
+
+/// A sequence that has computed more than is stored has no states of the segment's end any more.
+#[test]
+fn an_answer_has_a_checkpoint_only_if_all_of_it_is_stored() {
+    for model in ["tiny-lfm2", "tiny-qwen3_5"] {
+        let golden = &golden(model)[1];
+        let last = golden.prompt.len() - 1;
+        for (num_stored, has_checkpoint) in [(25, false), (40, true)] {
+            let mut runner = load(model);
+            let path = prefill(&mut runner, 0, &golden.prompt, 0, &[last]);
+            decode(&mut runner, &[(0, golden)]);
+            // The prompt's last token and the answer's first 39 were fed.
+            let stored = runner.store(SequenceId(0), num_stored).unwrap();
+            runner.release(SequenceId(0));
+            assert_eq!(stored.checkpoint.is_some(), has_checkpoint, "{model}");
+            let Some(checkpoint) = stored.checkpoint else { continue };
+            runner.resume(SequenceId(1), &[path[0], stored.segment.id], Some(checkpoint.id)).unwrap();
+            runner.launch(&[group(1, Input::Last(golden.greedy[39]), last + 40)]).unwrap();
+            let continued = runner.collect().unwrap();
+
+            // The same from nothing, as one prompt.
+            let whole: Vec<u32> = golden.prompt.iter().chain(&golden.greedy).copied().collect();
+            prefill(&mut runner, 2, &whole, 0, &[whole.len() - 1]);
+            runner.launch(&[group(2, Input::Last(golden.greedy[39]), whole.len() - 1)]).unwrap();
+            assert_eq!(continued, runner.collect().unwrap(), "{model}");
+        }
+    }
 }

@@ -1,18 +1,21 @@
 //! Requests from a file or standard input, one at a time.
 //!
-//! Owns opening the input and numbering its requests. Memory does not grow with the input, but
-//! for the digests of the ids (some 40 bytes a request), which find duplicates. Blank lines are no requests: they
-//! get no output line and only count in line numbers.
+//! Owns opening the input and numbering its requests; waiting for lines is for `source`. Memory
+//! does not grow with the input, but for the digests of the ids (some 40 bytes a request), which
+//! find duplicates. Blank lines are no requests: they get no output line and only count in line
+//! numbers.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::error::BatchError;
 use super::line_error::FailedLine;
-use super::lines::{Content, LineReader};
+use super::lines::Content;
 use super::paths::InputPath;
 use super::request::{Place, Request, RequestParser};
+use super::source::{LineSource, NextLine};
 use super::warnings::Warnings;
 
 /// A longer line than this is a mistake rather than a request.
@@ -33,9 +36,20 @@ impl Default for ReaderOptions {
     }
 }
 
+/// What the input has at the moment.
+#[derive(Debug)]
+pub enum NextRequest {
+    Request(Box<Request>),
+    /// A line that no request could be made of.
+    Failed(Box<FailedLine>),
+    /// Nothing came within the time given; the input is still open.
+    Pending,
+    End,
+}
+
 /// Reads requests one after the other.
 pub struct RequestReader {
-    lines: LineReader<Box<dyn BufRead + Send>>,
+    lines: LineSource,
     parser: RequestParser,
     name: Arc<str>,
     max_line_bytes: usize,
@@ -45,24 +59,32 @@ pub struct RequestReader {
 impl RequestReader {
     /// Opens the input.
     pub fn open(input: &InputPath, options: ReaderOptions) -> Result<Self, BatchError> {
-        let source: Box<dyn BufRead + Send> = match input {
-            InputPath::Stdin => Box::new(BufReader::new(io::stdin())),
+        let failed = |source| BatchError::OpenInput { name: input.name(), source };
+        let max_line_bytes = options.max_line_bytes;
+        let lines = match input {
+            InputPath::Stdin => {
+                LineSource::threaded(Box::new(BufReader::new(io::stdin())), max_line_bytes).map_err(failed)?
+            }
             InputPath::File(path) => {
-                let failed = |source| BatchError::OpenInput { name: input.name(), source };
                 let file = File::open(path).map_err(failed)?;
-                if file.metadata().map_err(failed)?.is_dir() {
+                let metadata = file.metadata().map_err(failed)?;
+                if metadata.is_dir() {
                     return Err(BatchError::InputIsDirectory { name: input.name() });
                 }
-                Box::new(BufReader::with_capacity(1 << 18, file))
+                let source: Box<dyn BufRead + Send> = Box::new(BufReader::with_capacity(1 << 18, file));
+                match metadata.is_file() {
+                    true => LineSource::in_place(source, max_line_bytes),
+                    false => LineSource::threaded(source, max_line_bytes).map_err(failed)?,
+                }
             }
         };
-        Ok(Self::from_source(source, &input.name(), options))
+        Ok(Self::from_lines(lines, &input.name(), options))
     }
 
-    fn from_source(source: Box<dyn BufRead + Send>, name: &str, options: ReaderOptions) -> Self {
+    fn from_lines(lines: LineSource, name: &str, options: ReaderOptions) -> Self {
         let name: Arc<str> = name.into();
         Self {
-            lines: LineReader::new(source, options.max_line_bytes),
+            lines,
             parser: RequestParser::new(Arc::clone(&name), options.served_model),
             name,
             max_line_bytes: options.max_line_bytes,
@@ -87,22 +109,44 @@ impl RequestReader {
 
     /// Reads the next request or the next line that is none; nothing at the end of the input.
     pub fn next_request(&mut self) -> Result<Option<Result<Request, Box<FailedLine>>>, BatchError> {
-        let line = match self.lines.next_line() {
-            Ok(Some(line)) => line,
-            Ok(None) => return Ok(None),
-            Err(source) => {
-                let line = self.lines.line_number();
-                return Err(BatchError::ReadInput { name: self.name.to_string(), line, source });
+        loop {
+            return Ok(match self.next(None)? {
+                NextRequest::Request(request) => Some(Ok(*request)),
+                NextRequest::Failed(failed) => Some(Err(failed)),
+                NextRequest::Pending => continue,
+                NextRequest::End => None,
+            });
+        }
+    }
+
+    /// Reads as [`next_request`](Self::next_request) does, but waits at most `patience` for an
+    /// input that is silent, such as a pipe.
+    pub fn poll_request(&mut self, patience: Duration) -> Result<NextRequest, BatchError> {
+        self.next(Some(patience))
+    }
+
+    fn next(&mut self, patience: Option<Duration>) -> Result<NextRequest, BatchError> {
+        let line = match self.lines.next_line(patience) {
+            Ok(NextLine::Line(line)) => line,
+            Ok(NextLine::Pending) => return Ok(NextRequest::Pending),
+            Ok(NextLine::End) => return Ok(NextRequest::End),
+            Err(error) => {
+                let (name, line) = (self.name.to_string(), error.line);
+                return Err(BatchError::ReadInput { name, line, source: error.source });
             }
         };
         let place = Place { index: self.num_requests, line: line.number };
         self.num_requests += 1;
-        Ok(Some(match line.content {
+        let parsed = match line.content {
             Content::Bytes(bytes) => self.parser.parse(place, bytes),
             Content::TooLong { num_bytes } => {
                 Err(self.parser.too_long(place, num_bytes, self.max_line_bytes))
             }
-        }))
+        };
+        Ok(match parsed {
+            Ok(request) => NextRequest::Request(Box::new(request)),
+            Err(failed) => NextRequest::Failed(failed),
+        })
     }
 }
 
@@ -112,7 +156,8 @@ mod tests {
 
     fn read(text: &'static [u8], max_line_bytes: usize) -> Vec<Result<Request, Box<FailedLine>>> {
         let options = ReaderOptions { max_line_bytes, ..ReaderOptions::default() };
-        let mut reader = RequestReader::from_source(Box::new(text), "in.jsonl", options);
+        let lines = LineSource::in_place(Box::new(text), max_line_bytes);
+        let mut reader = RequestReader::from_lines(lines, "in.jsonl", options);
         let mut items = Vec::new();
         while let Some(item) = reader.next_request().expect("a slice reads without error") {
             items.push(item);

@@ -72,21 +72,6 @@ pub enum Prompt {
     Text(String),
 }
 
-impl Prompt {
-    /// Renames the role `developer` to `system`, for templates that do not know the former and
-    /// would drop such a message in silence.
-    pub fn rename_developer_role(&mut self) {
-        let Self::Chat { messages, .. } = self else { return };
-        for message in messages {
-            if let Some(role) = message.get_mut("role")
-                && role == "developer"
-            {
-                *role = "system".into();
-            }
-        }
-    }
-}
-
 /// Where a line stands in the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {

@@ -20,10 +20,10 @@ pub struct RunStats {
     /// Those of them whose KV came from the cache.
     pub num_cached_tokens: u64,
     pub num_generated_tokens: u64,
-    /// Time in forward passes that prefill. Zero where it is not told apart from `decode`.
-    pub prefill: Duration,
-    /// Time in forward passes that only decode.
-    pub decode: Duration,
+    /// Speed of the forward passes that prefill.
+    pub prefill_tokens_per_second: Option<f64>,
+    /// Speed of the forward passes that only decode; an answer's first token is not theirs.
+    pub decode_tokens_per_second: Option<f64>,
     /// Time since the run began, loading included.
     pub wall: Duration,
     pub peak_memory_bytes: Option<u64>,
@@ -77,14 +77,14 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
         lines.push(format!(
             "  prompt     {}{cached}{}",
             counted(stats.num_prompt_tokens, "token"),
-            speed(stats.num_prefilled_tokens(), stats.prefill)
+            speed(stats.prefill_tokens_per_second)
         ));
     }
     if stats.num_generated_tokens > 0 {
         lines.push(format!(
             "  generated  {}{}",
             counted(stats.num_generated_tokens, "token"),
-            speed(stats.num_generated_tokens, stats.decode)
+            speed(stats.decode_tokens_per_second)
         ));
     }
     if let Some(num_bytes) = stats.peak_memory_bytes {
@@ -94,8 +94,8 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
     lines
 }
 
-fn speed(num_tokens: u64, time: Duration) -> String {
-    if time.is_zero() { String::new() } else { format!(", {} tokens/s", rate(num_tokens, time)) }
+fn speed(tokens_per_second: Option<f64>) -> String {
+    tokens_per_second.map_or_else(String::new, |speed| format!(", {} tokens/s", rate(speed)))
 }
 
 #[cfg(test)]
@@ -111,8 +111,8 @@ mod tests {
             num_prompt_tokens: 13_400,
             num_cached_tokens: 1_400,
             num_generated_tokens: 7_000,
-            prefill: Duration::from_secs(60),
-            decode: Duration::from_secs(70),
+            prefill_tokens_per_second: Some(200.0),
+            decode_tokens_per_second: Some(100.0),
             wall: Duration::from_secs(135),
             peak_memory_bytes: Some(1 << 30),
         };

@@ -200,9 +200,11 @@ impl<P: Payload> PromptCache<P> {
         self.settle();
     }
 
-    /// Evicts until the limits hold, the run having come to `now_order`; returns what to drop.
+    /// Evicts until the limits hold; returns what to drop.
     ///
-    /// To be called after every insertion. Never takes what is pinned or pending, nor the only entry.
+    /// To be called after every insertion. `now_order` is the place in the order of the run that the
+    /// run has come to: the first request that has not resumed yet. Never takes what is pinned or
+    /// pending, nor the only entry.
     pub fn make_room(&mut self, now_order: u64) -> Vec<P> {
         self.evict_until_fits(now_order, 0, self.newest)
     }

@@ -30,6 +30,35 @@ pub(super) fn prefill_chunk(text: &str) -> Result<u32, String> {
     whole_number_in(text, 1, MAX_PREFILL_CHUNK)
 }
 
+/// A number of bytes, with a decimal (kB, MB, GB) or binary (KiB, MiB, GiB) unit.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 11] = [
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+        ("kb", 1_000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("k", 1 << 10),
+        ("m", 1 << 20),
+        ("g", 1 << 30),
+    ];
+    let wrong = || "give a size in bytes or with a unit, such as 512MB or 4GiB; 0 for none".to_owned();
+    let lower = text.trim().to_ascii_lowercase();
+    let (number, unit) = UNITS
+        .iter()
+        .find_map(|(unit, bytes)| lower.strip_suffix(unit).map(|number| (number, *bytes)))
+        .unwrap_or((lower.strip_suffix('b').unwrap_or(&lower), 1));
+    let number: f64 = number.trim().parse().map_err(|_| wrong())?;
+    let num_bytes = number * unit as f64;
+    if !(0.0..9e18).contains(&num_bytes) {
+        return Err(wrong());
+    }
+    Ok(num_bytes as u64)
+}
+
 /// Negative seeds are taken by their bits, as in a request.
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     let text = text.trim();

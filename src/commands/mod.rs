@@ -5,6 +5,8 @@
 
 pub mod completions;
 pub mod interrupt;
+mod model;
+pub mod plan;
 pub mod run;
 pub mod validate;
 pub mod version;
@@ -44,6 +46,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
     }
     match &cli.command {
         Some(Command::Run(args)) => run::run(args, cli.verbose || args.verbose),
+        Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Validate(args)) => validate::validate(args),
         Some(Command::Completions(args)) => completions::print(args),
         None => anyhow::bail!("no command given; see `mlxbatch --help`"),

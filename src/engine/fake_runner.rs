@@ -39,6 +39,8 @@ pub(crate) fn next_token(tokens: &[TokenId], sampling: &SamplingParams) -> Token
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Failures {
     pub launch: Option<usize>,
+    /// No launch succeeds.
+    pub every_launch: bool,
     pub collect: Option<usize>,
     /// Counts `resume`, `store` and `split` together.
     pub cache_call: Option<usize>,
@@ -198,7 +200,7 @@ impl Runner for FakeRunner {
         assert!(!groups.is_empty(), "an empty pass");
         let sequences: HashSet<SequenceId> = groups.iter().map(|group| group.sequence).collect();
         assert_eq!(sequences.len(), groups.len(), "a sequence twice in a pass: {groups:?}");
-        if self.failures.launch == Some(number) {
+        if self.failures.every_launch || self.failures.launch == Some(number) {
             return Err(RunnerError(format!("launch {number} is out of memory")));
         }
         let tokens = groups.iter().filter_map(|group| self.run_group(group)).collect();

@@ -276,20 +276,20 @@ impl Attention<'_> {
             let mut maxima = Vec::with_capacity(parts.len());
             for part in &parts {
                 let max = part.scores().max_axis(-1, true)?;
-                maxima.push(self.to_all_rows(part, max, num_rows, f32::NEG_INFINITY)?);
+                maxima.push(self.spread_from(part, max, num_rows, f32::NEG_INFINITY)?);
             }
             let max = largest(&maxima)?;
             let mut sums = Vec::with_capacity(parts.len());
             let mut weighed = Vec::with_capacity(parts.len());
             for part in &parts {
-                let weights = self.ops.exp_below(part.scores(), &self.from_all_rows(part, &max)?)?;
-                sums.push(self.to_all_rows(part, weights.sum_axis(-1, true)?, num_rows, 0.0)?);
+                let weights = self.ops.exp_below(part.scores(), &self.gathered_for(part, &max)?)?;
+                sums.push(self.spread_from(part, weights.sum_axis(-1, true)?, num_rows, 0.0)?);
                 let values = match part {
                     Part::Shared { piece, .. } => weights.matmul(&piece.values)?,
                     Part::Tail { .. } => weights.matmul(rows.tail.1)?,
                     Part::Private { pieces, .. } => self.weigh_private(&weights, pieces)?,
                 };
-                weighed.push(self.to_all_rows(part, values, num_rows, 0.0)?);
+                weighed.push(self.spread_from(part, values, num_rows, 0.0)?);
             }
             total(&weighed)?.divide(total(&sums)?)?
         };
@@ -388,7 +388,7 @@ impl Attention<'_> {
     }
 
     /// What a part needs of a per-row array `(B, H_kv, G, X)`, in the layout of its scores.
-    fn from_all_rows(&self, part: &Part<'_>, array: &Array) -> Result<Array> {
+    fn gathered_for(&self, part: &Part<'_>, array: &Array) -> Result<Array> {
         match part {
             Part::Shared { rows, .. } => {
                 self.cohort_layout(&sys::slice_axis(array, 0, rows.start, rows.end)?)
@@ -398,7 +398,7 @@ impl Attention<'_> {
     }
 
     /// The reverse: a part's result as `(B, H_kv, G, X)`, with `fill` for rows that are not in it.
-    fn to_all_rows(&self, part: &Part<'_>, array: Array, num_rows: i32, fill: f32) -> Result<Array> {
+    fn spread_from(&self, part: &Part<'_>, array: Array, num_rows: i32, fill: f32) -> Result<Array> {
         let Part::Shared { rows, .. } = part else { return Ok(array) };
         let (num_kv_heads, _) = self.dims();
         let width = array.dim(3);

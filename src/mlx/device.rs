@@ -23,6 +23,15 @@ impl ComputeDevice {
         }
     }
 
+    /// Element type that a model is computed in: the one asked for, else float32 on the CPU, whose
+    /// fast BLAS knows nothing else, and on a GPU what the weights are stored in.
+    pub fn compute_dtype(self, asked: Option<ComputeDtype>, stored: Option<ComputeDtype>) -> ComputeDtype {
+        asked.unwrap_or(match self {
+            Self::Cpu => ComputeDtype::Float32,
+            Self::Gpu => stored.unwrap_or(ComputeDtype::Bfloat16),
+        })
+    }
+
     /// Name of the backend, as `--version -v` prints it.
     pub fn backend(self) -> &'static str {
         match self {
@@ -140,7 +149,8 @@ pub fn exit_at_once(code: u8) -> ! {
 
 /// Most memory this process has had resident so far, in bytes.
 pub fn peak_memory_bytes() -> u64 {
-    sys::peak_resident_bytes()
+    // On Linux getrusage starts from the peak of the process that started this one.
+    kib_in("/proc/self/status", "VmHWM:").unwrap_or_else(sys::peak_resident_bytes)
 }
 
 /// Memory that the KV of a run may take, in bytes: what the machine has left, or on a GPU what MLX
@@ -155,8 +165,13 @@ pub fn free_memory_bytes() -> Option<u64> {
 
 /// Memory of this machine that can still be taken without swapping, in bytes; Linux only.
 pub(super) fn available_memory_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    kib_in("/proc/meminfo", "MemAvailable:")
+}
+
+/// An amount of memory in one of Linux's `/proc` files, in bytes.
+fn kib_in(path: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

@@ -17,10 +17,11 @@ use super::{
     attention::{Attention, Chunk, CohortRows, DecodeRows, MaskCache},
     error::{MlxError, Result},
     kv::{LayerKv, MAX_TAIL, Tail},
-    segment::{Segment, SegmentStore},
+    recurrent::{LiveStates, RecurrentState},
+    segment::{Checkpoint, Segment, SegmentStore},
     sys,
 };
-use crate::engine::{SegmentId, SequenceId};
+use crate::engine::{SegmentId, SequenceId, StoredSegment};
 
 /// A prefill chunk in a pass.
 #[derive(Debug, Clone, Copy)]
@@ -35,8 +36,8 @@ pub(super) struct PassChunk {
 #[derive(Debug, Default)]
 pub(super) struct LivePass {
     /// Position of each decode row, in the order of the tail's rows.
-    decode_positions: Vec<usize>,
-    chunks: Vec<PassChunk>,
+    pub decode_positions: Vec<usize>,
+    pub chunks: Vec<PassChunk>,
     /// What each window hides of the tail, by window; `None` where nothing.
     tail_masks: HashMap<Option<usize>, Option<Array>>,
     pub masks: MaskCache,
@@ -85,7 +86,7 @@ struct Cohort {
     path: Vec<Rc<Segment>>,
 }
 
-/// KV of all running sequences.
+/// KV of all running sequences, by attention layer, and the states of their recurrent layers.
 #[derive(Debug, Default)]
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
@@ -94,11 +95,23 @@ pub(super) struct LiveKv {
     cohorts: Vec<Cohort>,
     /// Per decode row, the end of its path that it shares with no other row.
     private_segments: Vec<Option<Rc<Segment>>>,
+    pub states: LiveStates,
 }
 
 impl LiveKv {
-    /// Begins a sequence on stored segments, which must follow each other from position 0.
-    pub(super) fn resume(&mut self, sequence: SequenceId, path: Vec<Rc<Segment>>) -> Result<()> {
+    /// No sequences yet; each will start with these states of the recurrent layers.
+    pub(super) fn new(initial_states: Vec<RecurrentState>) -> Self {
+        Self { states: LiveStates::new(initial_states), ..Self::default() }
+    }
+
+    /// Begins a sequence on stored segments, which must follow each other from position 0, and on
+    /// the states of the recurrent layers at their end.
+    pub(super) fn resume(
+        &mut self,
+        sequence: SequenceId,
+        path: Vec<Rc<Segment>>,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<()> {
         let mut end = 0;
         for segment in &path {
             if segment.first != end {
@@ -109,13 +122,31 @@ impl LiveKv {
             }
             end += segment.num_tokens;
         }
+        match checkpoint {
+            Some(checkpoint) if checkpoint.position == end => {
+                self.states.resume(sequence, checkpoint.states.clone());
+            }
+            None if end == 0 || !self.states.are_kept() => {}
+            _ => {
+                return Err(MlxError::Unsupported(format!(
+                    "sequence {} cannot begin at {end} without the recurrent layers' states there",
+                    sequence.0
+                )));
+            }
+        }
         self.sequences.insert(sequence, Sequence { path, ..Sequence::default() });
         Ok(())
+    }
+
+    /// Begins a sequence without stored segments, unless it runs already.
+    pub(super) fn begin(&mut self, sequence: SequenceId) {
+        self.sequences.entry(sequence).or_default();
     }
 
     /// Drops a sequence. Its tail row goes with the next pass.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
+        self.states.release(sequence);
     }
 
     /// Moves the first `num_tokens` tokens after a sequence's path into a stored segment, which
@@ -168,6 +199,23 @@ impl LiveKv {
         Ok(segment)
     }
 
+    /// Stores a sequence's states where it stands at the end of a segment just stored; a sequence
+    /// that has computed more has no states of that position any more.
+    pub(super) fn checkpoint_after(
+        &self,
+        sequence: SequenceId,
+        segment: &Segment,
+        store: &mut SegmentStore,
+    ) -> Result<Option<StoredSegment>> {
+        let position = segment.first + segment.num_tokens;
+        if !self.states.are_kept() || self.num_tokens(sequence) != position {
+            return Ok(None);
+        }
+        let checkpoint = Checkpoint { position, states: self.states.checkpoint(sequence)? };
+        mlx_rs::transforms::async_eval(checkpoint.states.iter().flat_map(RecurrentState::arrays))?;
+        Ok(Some(store.insert_checkpoint(checkpoint)))
+    }
+
     /// Sequences in the order of their decode rows.
     pub(super) fn decode_order(&self) -> impl Iterator<Item = SequenceId> + '_ {
         self.tail.rows.iter().map(|row| row.sequence)
@@ -199,7 +247,8 @@ impl LiveKv {
         if self.tail.num_slots >= MAX_TAIL {
             self.move_tail_into_sequences()?;
         }
-        Ok(())
+        let order: Vec<SequenceId> = self.decode_order().collect();
+        self.states.align_decode(&order)
     }
 
     /// Rows are in the order of their paths. What is the end of a row's path alone is private; the
@@ -404,12 +453,13 @@ impl LiveKv {
         Ok(attended)
     }
 
-    /// The KV arrays that a sequence has computed and not stored, for evaluation.
+    /// The KV arrays that a sequence has computed and not stored, and its states, for evaluation.
     pub(super) fn own_arrays(&self, sequence: SequenceId) -> impl Iterator<Item = &Array> {
         self.sequences
             .get(&sequence)
             .into_iter()
             .flat_map(|state| state.own.iter().flat_map(|kv| [&kv.keys, &kv.values]))
+            .chain(self.states.arrays(sequence))
     }
 }
 

@@ -3,18 +3,23 @@
 //! Owns devices, weights, layers, attention, live KV and sampling, behind [`MlxRunner`].
 
 mod attention;
+mod block;
 mod decoder;
 mod device;
 mod error;
 mod kv;
 mod linear;
 mod live;
+mod loader;
 mod model;
+mod norm;
 mod ops;
+mod recurrent;
 mod rope;
 mod runner;
 mod sampler;
 mod segment;
+mod self_attention;
 mod sys;
 mod weights;
 mod weights_gguf;

@@ -13,7 +13,7 @@ use super::{
     weights::Weights,
     weights_gguf,
 };
-use crate::models::ModelSpec;
+use crate::models::{MixerSpec, ModelSpec};
 
 /// Where a model's weights are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +29,7 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Loads a model's weights. `dtype` `None` chooses: float32 on the CPU, whose fast BLAS knows
-    /// nothing else, and on a GPU what the weights are stored in (`stored_dtype`).
+    /// Loads a model's weights; the element type is chosen by [`ComputeDevice::compute_dtype`].
     pub fn load(
         spec: &ModelSpec,
         source: &WeightSource,
@@ -38,10 +37,7 @@ impl LoadedModel {
         stored_dtype: Option<ComputeDtype>,
     ) -> Result<Self> {
         let device = ComputeDevice::current();
-        let dtype = dtype.unwrap_or(match device {
-            ComputeDevice::Cpu => ComputeDtype::Float32,
-            ComputeDevice::Gpu => stored_dtype.unwrap_or(ComputeDtype::Bfloat16),
-        });
+        let dtype = device.compute_dtype(dtype, stored_dtype);
         let precision =
             Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
         let weights = match source {
@@ -65,9 +61,16 @@ impl LoadedModel {
 fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
     let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
-        let attention = &layer.attention;
-        let heads = 2 * (attention.num_heads + attention.num_kv_heads) * attention.head_dim;
-        sum.saturating_add((heads + 3 * layer.intermediate_size).saturating_mul(spec.hidden_size))
+        let mixer = match &layer.mixer {
+            MixerSpec::Attention(attention) => {
+                let gates = if attention.output_gate { attention.num_heads } else { 0 };
+                let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
+                heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
+            }
+            MixerSpec::Recurrent(recurrent) => recurrent.num_matrix_elements(spec.hidden_size),
+        };
+        let mlp = (3 * layer.intermediate_size).saturating_mul(spec.hidden_size);
+        sum.saturating_add(mixer).saturating_add(mlp)
     });
     let needed = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes()) as u64;
     device::available_memory_bytes().is_none_or(|available| needed <= available / 4 * 3)

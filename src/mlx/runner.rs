@@ -51,10 +51,10 @@ impl MlxRunner {
     /// Takes over a loaded model.
     pub fn new(model: LoadedModel) -> Self {
         let decoder = model.into_decoder();
-        let windows = decoder.spec.layers.iter().map(|layer| layer.attention.window).collect();
+        let windows = decoder.spec.attention_layers().map(|attention| attention.window).collect();
         Self {
+            live: LiveKv::new(decoder.initial_states().to_vec()),
             decoder,
-            live: LiveKv::default(),
             segments: SegmentStore::default(),
             windows,
             last_sampled: HashMap::new(),
@@ -71,6 +71,12 @@ impl MlxRunner {
             .collect();
         let mut sequences: Vec<SequenceId> = decoding.keys().copied().collect();
         sequences.sort_unstable();
+        // A prompt of one token has no prefill: its sequence comes into being with its first step.
+        for group in groups {
+            if matches!(group.input, Input::Last(_)) && group.start == 0 {
+                self.live.begin(group.sequence);
+            }
+        }
         self.live.prepare_decode(&sequences)?;
 
         // Packed rows: the decode rows in the tail's order, then the chunks in the groups' order.
@@ -233,9 +239,14 @@ impl MlxRunner {
             .map_err(|error| MlxError::Unsupported(format!("sampled tokens cannot be read: {error}")))
     }
 
+    /// Bytes of all stored segments and checkpoints.
+    pub fn num_stored_bytes(&self) -> u64 {
+        self.segments.num_bytes()
+    }
+
     /// Log-probabilities of the token after `prompt`, computed on its own.
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
-        let mut live = LiveKv::default();
+        let mut live = LiveKv::new(self.decoder.initial_states().to_vec());
         let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
         let pass = live.begin_pass(vec![chunk], &self.windows);
         let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);
@@ -273,15 +284,17 @@ impl Runner for MlxRunner {
         &mut self,
         sequence: SequenceId,
         path: &[SegmentId],
-        _checkpoint: Option<SegmentId>,
+        checkpoint: Option<SegmentId>,
     ) -> std::result::Result<(), RunnerError> {
         let path = path.iter().map(|&segment| self.segments.get(segment)).collect::<Result<Vec<_>>>()?;
-        Ok(self.live.resume(sequence, path)?)
+        let checkpoint = checkpoint.map(|id| self.segments.checkpoint(id)).transpose()?;
+        Ok(self.live.resume(sequence, path, checkpoint.as_deref())?)
     }
 
     fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> std::result::Result<Stored, RunnerError> {
         let segment = self.live.store(sequence, num_tokens, &mut self.segments)?;
-        Ok(Stored { segment: stored(&segment), checkpoint: None })
+        let checkpoint = self.live.checkpoint_after(sequence, &segment, &mut self.segments)?;
+        Ok(Stored { segment: stored(&segment), checkpoint })
     }
 
     fn split(
@@ -294,7 +307,7 @@ impl Runner for MlxRunner {
     }
 
     fn resume_rule(&self) -> ResumeRule {
-        ResumeRule::AnyToken
+        if self.decoder.initial_states().is_empty() { ResumeRule::AnyToken } else { ResumeRule::Checkpoints }
     }
 
     fn discard(&mut self, segment: SegmentId) {

@@ -1,4 +1,5 @@
-//! Segments: stored KV of one range of tokens in all layers, immutable and shared.
+//! Segments, the stored KV of one range of tokens in all layers, and checkpoints, the states of all
+//! recurrent layers at one position; both immutable and shared.
 //!
 //! Owns their identity, bytes and splitting. Which are kept is the prompt cache's decision; what
 //! sequences do on top of them is `live`'s.
@@ -8,8 +9,9 @@ use std::{collections::HashMap, rc::Rc};
 use super::{
     error::{MlxError, Result},
     kv::LayerKv,
+    recurrent::RecurrentState,
 };
-use crate::engine::SegmentId;
+use crate::engine::{SegmentId, StoredSegment};
 
 /// KV of exactly the tokens at positions `first..first + num_tokens`, one entry a layer.
 #[derive(Debug)]
@@ -27,11 +29,26 @@ impl Segment {
     }
 }
 
-/// All stored segments by id. A running sequence holds handles of its own, so discarding one here
+/// States of all recurrent layers after the tokens before `position`; cannot be split or trimmed.
+#[derive(Debug)]
+pub(super) struct Checkpoint {
+    pub position: usize,
+    pub states: Vec<RecurrentState>,
+}
+
+impl Checkpoint {
+    fn num_bytes(&self) -> u64 {
+        self.states.iter().map(RecurrentState::num_bytes).sum()
+    }
+}
+
+/// All stored segments and checkpoints by id. A running sequence holds handles of its own, so discarding one here
 /// frees its memory only when nobody runs on it any more.
 #[derive(Debug, Default)]
 pub(super) struct SegmentStore {
     segments: HashMap<SegmentId, Rc<Segment>>,
+    checkpoints: HashMap<SegmentId, Rc<Checkpoint>>,
+    /// Both kinds together: no id names two things.
     num_made: u64,
 }
 
@@ -52,8 +69,25 @@ impl SegmentStore {
             .ok_or_else(|| MlxError::Unsupported(format!("segment {} is not stored", id.0)))
     }
 
+    /// Takes the states at a position in.
+    pub(super) fn insert_checkpoint(&mut self, checkpoint: Checkpoint) -> StoredSegment {
+        let id = SegmentId(self.num_made);
+        self.num_made += 1;
+        let num_bytes = checkpoint.num_bytes();
+        self.checkpoints.insert(id, Rc::new(checkpoint));
+        StoredSegment { id, num_bytes }
+    }
+
+    pub(super) fn checkpoint(&self, id: SegmentId) -> Result<Rc<Checkpoint>> {
+        self.checkpoints
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| MlxError::Unsupported(format!("checkpoint {} is not stored", id.0)))
+    }
+
     pub(super) fn discard(&mut self, id: SegmentId) {
         self.segments.remove(&id);
+        self.checkpoints.remove(&id);
     }
 
     /// Cuts a segment after its first `at` tokens. Both halves are copies that own their memory,
@@ -77,8 +111,9 @@ impl SegmentStore {
         Ok((self.insert(first, at, upper), self.insert(middle, num_tokens - at, lower)))
     }
 
-    /// Bytes of all stored segments.
+    /// Bytes of all stored segments and checkpoints.
     pub(super) fn num_bytes(&self) -> u64 {
-        self.segments.values().map(|segment| segment.num_bytes()).sum()
+        let segments: u64 = self.segments.values().map(|segment| segment.num_bytes()).sum();
+        segments + self.checkpoints.values().map(|checkpoint| checkpoint.num_bytes()).sum::<u64>()
     }
 }

@@ -35,6 +35,7 @@ impl Weights {
             let loaded = Array::load_safetensors(file)
                 .map_err(|error| weight_file_error(file, format!("MLX cannot read it: {error}")))?;
             for (name, array) in loaded {
+                let name = names.canonical(&name);
                 if arrays.insert(name.clone(), array).is_some() {
                     return Err(weight_file_error(file, format!("'{name}' is in another weight file too")));
                 }
@@ -46,6 +47,11 @@ impl Weights {
     /// Takes over arrays that are already named as the decoder asks for them.
     pub(super) fn from_arrays(arrays: HashMap<String, Array>, names: &WeightNames) -> Self {
         Self { arrays, prefix: names.prefix.clone() }
+    }
+
+    /// The weights not taken yet, under their full names.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Array)> {
+        self.arrays.iter().map(|(name, array)| (name.as_str(), array))
     }
 
     /// Whether the weight called `name` is there and not taken yet.
@@ -116,7 +122,7 @@ mod tests {
     use super::*;
 
     fn names() -> WeightNames {
-        WeightNames { prefix: String::new(), ignored_prefixes: vec!["vision.".to_owned()] }
+        WeightNames { ignored_prefixes: vec!["vision.".to_owned()], ..WeightNames::default() }
     }
 
     fn weights(list: &[&str]) -> Weights {

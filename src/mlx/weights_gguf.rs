@@ -28,7 +28,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec) -> Result<Weights> {
                 arrays.insert(name, array);
             }
             Some(GgufWeight::Interleaved { name, is_query }) => {
-                let attention = spec.layers.first().map(|layer| &layer.attention);
+                let attention = spec.attention_layers().next();
                 let num_heads =
                     attention.map_or(
                         1,

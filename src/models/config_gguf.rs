@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     config::{ConfigError, parse_config},
     gguf::GgufHeader,
-    spec::ModelSpec,
+    spec::{MixerSpec, ModelSpec, NormWeight},
 };
 
 /// Tensor types that MLX's GGUF loader reads.
@@ -45,8 +45,12 @@ pub fn read_gguf_config(header: &GgufHeader) -> Result<ModelSpec, ConfigError> {
     let config = translator.config(model_type);
     let mut spec = parse_config(&config, &path)?;
     if let Some(factors) = translator.frequency_factors().map_err(invalid)? {
-        for layer in &mut spec.layers {
-            let frequencies = &mut layer.attention.rope.frequencies;
+        let attention = spec.layers.iter_mut().filter_map(|layer| match &mut layer.mixer {
+            MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::Recurrent(_) => None,
+        });
+        for attention in attention {
+            let frequencies = &mut attention.rope.frequencies;
             if frequencies.len() != factors.len() {
                 return Err(invalid("'rope_freqs.weight' does not fit the head dimension".to_owned()));
             }
@@ -56,7 +60,7 @@ pub fn read_gguf_config(header: &GgufHeader) -> Result<ModelSpec, ConfigError> {
         }
     }
     // llama.cpp's converter has added the one already.
-    spec.norm.one_plus_weight = false;
+    spec.norm.weight = NormWeight::Factor;
     Ok(spec)
 }
 

@@ -10,6 +10,8 @@ mod generation;
 pub mod gguf;
 mod gguf_names;
 pub mod hub;
+mod names;
+mod recurrent_spec;
 mod rope;
 pub mod source;
 mod spec;
@@ -19,8 +21,11 @@ pub use config_gguf::read_gguf_config;
 pub use generation::{GenerationDefaults, read_generation_config};
 pub use gguf::{GgufError, GgufHeader};
 pub use gguf_names::{GgufWeight, gguf_weight};
+pub use names::{BlockNames, WeightNames};
+pub use recurrent_spec::{GatedDeltaSpec, RecurrentSpec, ShortConvSpec};
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    Activation, AttentionSpec, LayerSpec, ModelSpec, NormSpec, Quantization, QuantizationSpec, WeightNames,
+    Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight, Quantization,
+    QuantizationSpec,
 };

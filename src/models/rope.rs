@@ -92,6 +92,12 @@ impl RopeSpec {
             input_scale: input_scale as f32,
         }
     }
+
+    /// Whether all numbers are such that an angle can be computed with them.
+    pub(super) fn is_usable(&self) -> bool {
+        let is_positive = |number: f32| number > 0.0 && number.is_finite();
+        is_positive(self.input_scale) && self.frequencies.iter().copied().all(is_positive)
+    }
 }
 
 #[cfg(test)]

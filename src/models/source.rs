@@ -78,7 +78,10 @@ impl ModelSource {
     pub fn resolve(spec: &str, options: &HubOptions) -> Result<ModelFiles, SourceError> {
         let source = Self::parse(spec, options.home.as_deref())?;
         if options.revision.is_some() && !matches!(source, Self::Hub(_)) {
-            warn(&format!("--revision is for hub repositories; --model {spec} is local and taken as it is"));
+            warn(
+                options,
+                &format!("--revision is for hub repositories; --model {spec} is local and taken as it is"),
+            );
         }
         let folder_error = |source| SourceError::Folder { spec: spec.to_string(), source };
         match source {
@@ -96,7 +99,7 @@ impl ModelSource {
                     source: Box::new(source),
                 })?;
                 if let Some(warning) = &snapshot.warning {
-                    warn(warning);
+                    warn(options, warning);
                 }
                 let folder = files::check_folder(&snapshot.dir).map_err(folder_error)?;
                 Ok(ModelFiles::Folder { dir: folder.dir, name: repo, weights: folder.weights })
@@ -188,8 +191,10 @@ fn looked_at(spec: &str, path: &Path) -> String {
 }
 
 /// Warnings are for a person; a closed standard error must not end the run.
-fn warn(message: &str) {
-    let _ = writeln!(io::stderr(), "warning: {message}");
+fn warn(options: &HubOptions, message: &str) {
+    if !options.hides_warnings {
+        let _ = writeln!(io::stderr(), "mlxbatch: warning: {message}");
+    }
 }
 
 #[cfg(test)]

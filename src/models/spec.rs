@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::rope::RopeSpec;
+use super::{names::WeightNames, recurrent_spec::RecurrentSpec, rope::RopeSpec};
 
 /// A decoder-only language model.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,24 +29,61 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// Bytes of KV that one token adds, all layers together, at `bytes_per_element`.
+    /// Bytes of KV that one token adds, all attention layers together, at `bytes_per_element`.
     pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
-        self.layers
-            .iter()
-            .map(|layer| 2 * layer.attention.num_kv_heads * layer.attention.head_dim * bytes_per_element)
+        self.attention_layers()
+            .map(|attention| 2 * attention.num_kv_heads * attention.head_dim * bytes_per_element)
             .sum()
+    }
+
+    /// Bytes of recurrent state of one sequence, however long, all recurrent layers together; 0 for
+    /// a model of attention layers only.
+    pub fn state_bytes(&self, bytes_per_element: usize) -> usize {
+        self.recurrent_layers()
+            .map(|recurrent| recurrent.state_bytes(self.hidden_size, bytes_per_element))
+            .sum()
+    }
+
+    /// The attention layers in order; KV is kept for these only.
+    pub fn attention_layers(&self) -> impl Iterator<Item = &AttentionSpec> {
+        self.layers.iter().filter_map(LayerSpec::attention)
+    }
+
+    /// The recurrent layers in order; state is kept for these only.
+    pub fn recurrent_layers(&self) -> impl Iterator<Item = &RecurrentSpec> {
+        self.layers.iter().filter_map(|layer| match &layer.mixer {
+            MixerSpec::Attention(_) => None,
+            MixerSpec::Recurrent(recurrent) => Some(recurrent),
+        })
     }
 }
 
-/// One transformer block.
+/// One transformer block: a mixer, which looks at other positions, and a gated MLP.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
-    pub attention: AttentionSpec,
+    pub mixer: MixerSpec,
     pub intermediate_size: usize,
     pub mlp_bias: bool,
     pub activation: Activation,
-    /// Gemma's extra norms after attention and MLP, before their residual is added.
-    pub post_norms: bool,
+}
+
+impl LayerSpec {
+    /// The attention of this layer, if it has any.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        match &self.mixer {
+            MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::Recurrent(_) => None,
+        }
+    }
+}
+
+/// How a layer looks at other positions.
+#[derive(Debug, Clone, PartialEq)]
+pub enum MixerSpec {
+    /// Keeps keys and values of every position.
+    Attention(AttentionSpec),
+    /// Keeps a state of fixed size, valid at one position only.
+    Recurrent(RecurrentSpec),
 }
 
 /// Grouped-query attention with rotary positions.
@@ -61,6 +98,8 @@ pub struct AttentionSpec {
     pub output_bias: bool,
     /// Whether queries and keys are normalised per head before RoPE.
     pub qk_norm: bool,
+    /// Whether the query projection also yields a gate: what is attended is multiplied by its sigmoid.
+    pub output_gate: bool,
     pub rope: RopeSpec,
     /// A position sees itself and the `window - 1` tokens before it; `None` sees all.
     pub window: Option<usize>,
@@ -72,8 +111,18 @@ pub struct AttentionSpec {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormSpec {
     pub eps: f32,
-    /// Whether the stored weight is the factor less one (Gemma).
-    pub one_plus_weight: bool,
+    pub weight: NormWeight,
+}
+
+/// What the stored weight of a norm means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormWeight {
+    Factor,
+    /// The factor less one (Gemma).
+    LessOne,
+    /// The factor less one in the publisher's files, the factor in MLX conversions of them; the
+    /// layout of the convolutions, `(channels, 1, kernel)` or `(channels, kernel, 1)`, tells which.
+    LessOneUnlessConverted,
 }
 
 /// Activation of the gate in the gated MLP.
@@ -103,22 +152,5 @@ impl QuantizationSpec {
     /// Settings of the matrix at `path` (its weight name without `.weight`).
     pub fn of(&self, path: &str) -> Option<Quantization> {
         self.overrides.get(path).copied().unwrap_or(Some(self.default))
-    }
-}
-
-/// Where the decoder's weights are among a file's names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WeightNames {
-    /// Put before every name, e.g. `language_model.`.
-    pub prefix: String,
-    /// Names that begin so belong to parts which are not run (vision towers).
-    pub ignored_prefixes: Vec<String>,
-}
-
-impl WeightNames {
-    /// Whether a name that the decoder did not ask for is known to be of no use.
-    pub fn is_ignored(&self, name: &str) -> bool {
-        name.ends_with("rotary_emb.inv_freq")
-            || self.ignored_prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
     }
 }

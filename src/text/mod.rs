@@ -9,6 +9,7 @@ mod ends;
 mod error;
 mod files;
 mod gguf_tokenizer;
+mod spans;
 mod stop;
 mod stream;
 mod template;
@@ -19,6 +20,7 @@ mod tokenizer;
 
 pub use answer::Answer;
 pub use error::TextError;
+pub use spans::{Span, tier_changes};
 pub use stop::{StopMatcher, Stopped};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, RenderRequest};

@@ -162,11 +162,13 @@ impl Sources {
 impl Variant {
     fn new(source: &Source, special_tokens: &Map<String, Value>) -> Result<Variant, TextError> {
         let program = Program::compile(&source.origin, &source.text)?;
-        let content_form = ContentForm::probe(|messages| {
+        let mut content_form = ContentForm::probe(|messages| {
             let request =
                 RenderRequest { messages: &[], tools: None, add_generation_prompt: true, extra: &Map::new() };
             program.render(variables(special_tokens, messages, &request)).ok()
         });
+        content_form.knows_developer =
+            ["'developer'", "\"developer\""].iter().any(|role| source.text.contains(role));
         Ok(Variant { program, content_form })
     }
 }

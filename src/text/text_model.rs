@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::spans::{self, PartialRenders, Span};
 use super::{ChatTemplate, RenderRequest, TextError, Tokenizer, ends};
 use crate::models::GgufHeader;
 
@@ -15,6 +16,7 @@ pub struct TextModel {
     /// A template that cannot be used is no obstacle to raw prompts; messages get the error.
     template: Result<ChatTemplate, TextError>,
     end_ids: Vec<u32>,
+    partial_renders: PartialRenders,
 }
 
 impl TextModel {
@@ -22,7 +24,8 @@ impl TextModel {
     pub fn from_folder(dir: &Path) -> Result<TextModel, TextError> {
         let tokenizer = Tokenizer::from_folder(dir)?;
         let end_ids = ends::from_folder(dir, &tokenizer)?;
-        Ok(TextModel { tokenizer, template: required(ChatTemplate::from_folder(dir), dir), end_ids })
+        let template = required(ChatTemplate::from_folder(dir), dir);
+        Ok(TextModel { tokenizer, template, end_ids, partial_renders: PartialRenders::default() })
     }
 
     /// Rebuilds the text side from a GGUF file's metadata.
@@ -31,6 +34,7 @@ impl TextModel {
             tokenizer: Tokenizer::from_gguf(header)?,
             template: required(ChatTemplate::from_gguf(header), header.path()),
             end_ids: ends::from_gguf(header),
+            partial_renders: PartialRenders::default(),
         })
     }
 
@@ -38,6 +42,30 @@ impl TextModel {
     /// special tokens.
     pub fn encode_chat(&self, request: &RenderRequest) -> Result<Vec<u32>, TextError> {
         self.tokenizer.encode(&self.render_chat(request)?, false)
+    }
+
+    /// Does what [`TextModel::encode_chat`] does and cuts the prompt into tiered spans, the last
+    /// of which ends with it.
+    pub fn encode_chat_with_spans(
+        &self,
+        request: &RenderRequest,
+    ) -> Result<(Vec<u32>, Vec<Span>), TextError> {
+        let template = self.template.as_ref().map_err(TextError::clone)?;
+        let text = template.render(request)?;
+        let boundaries = spans::text_boundaries(template, &self.partial_renders, request, &text);
+        let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text)?;
+        Ok((tokens, spans::spans_of(&boundaries, &ranges)))
+    }
+
+    /// Whether an answer comes back word for word in the prompts that continue a conversation, so
+    /// that it is worth storing; templates that drop thinking rewrite it.
+    pub fn answer_recurs(&self, request: &RenderRequest, answer: &str) -> bool {
+        self.template.as_ref().is_ok_and(|template| spans::answer_recurs(template, request, answer))
+    }
+
+    #[cfg(test)]
+    pub(super) fn partial_renders(&self) -> &PartialRenders {
+        &self.partial_renders
     }
 
     /// Renders a conversation to text.

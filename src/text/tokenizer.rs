@@ -3,9 +3,10 @@
 //! Owns loading it from a model folder and sharing it cheaply. Rebuilding one from GGUF metadata
 //! is `gguf_tokenizer`'s, decoding a growing answer `stream`'s business.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use tokenizers::DecoderWrapper;
 
@@ -15,6 +16,9 @@ use crate::models::GgufHeader;
 /// Oniguruma gives up after ten million steps within one match, and the splitting patterns in
 /// use take one for each character of a run of spaces.
 const MAX_WHITESPACE_RUN: usize = 5_000_000;
+
+/// Begin and end of a token in the text it was made from.
+pub(super) type ByteRange = (usize, usize);
 
 /// A model's tokenizer; clones share one copy.
 #[derive(Clone)]
@@ -82,14 +86,19 @@ impl Tokenizer {
     /// `add_special_tokens` lets the tokenizer put its own tokens around the text, usually a BOS
     /// in front: right for raw prompts, wrong for rendered chat templates, which write their own.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        if has_long_whitespace_run(text) {
-            return Err(TextError::Encode(format!(
-                "it has more than {MAX_WHITESPACE_RUN} spaces in a row: shorten it"
-            )));
-        }
+        check_whitespace(text)?;
         let encoding = contained(|| self.0.tokenizer.encode_fast(text, add_special_tokens))
             .map_err(TextError::Encode)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Turns a rendered template into the same token ids, and into the range of bytes that each
+    /// comes from. Pieces of one character have that character's range, and spaces at a token's
+    /// ends may be left out of its.
+    pub(super) fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<ByteRange>), TextError> {
+        check_whitespace(text)?;
+        let encoding = contained(|| self.0.tokenizer.encode(text, false)).map_err(TextError::Encode)?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
@@ -123,11 +132,20 @@ impl Tokenizer {
     }
 }
 
-/// Runs code of the tokenizers crate, which panics where a splitting pattern, which comes with
-/// the model, takes too many steps on a text, which comes with a request.
+thread_local! {
+    /// Whether this thread is inside [`contained`], where a panic is an outcome and no defect.
+    static IS_CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs code of the tokenizers crate, which panics on some damaged files, and where a splitting
+/// pattern, which comes with the model, takes too many steps on a text, which comes with a request.
 fn contained<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    silence_contained_panics();
+    IS_CONTAINED.set(true);
     // Nothing of ours is half-changed when it unwinds: the closures only read.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
+    IS_CONTAINED.set(false);
+    match outcome {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(panic) => {
             let message = panic.downcast_ref::<String>().map(String::as_str);
@@ -135,6 +153,28 @@ fn contained<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String
             Err(format!("the tokenizer gave up ({})", message.unwrap_or("no reason given")))
         }
     }
+}
+
+/// Keeps a contained panic from being reported as if the program had failed; others are unchanged.
+fn silence_contained_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_CONTAINED.get() {
+                report(panic);
+            }
+        }));
+    });
+}
+
+fn check_whitespace(text: &str) -> Result<(), TextError> {
+    if has_long_whitespace_run(text) {
+        return Err(TextError::Encode(format!(
+            "it has more than {MAX_WHITESPACE_RUN} spaces in a row: shorten it"
+        )));
+    }
+    Ok(())
 }
 
 fn has_long_whitespace_run(text: &str) -> bool {
@@ -182,6 +222,24 @@ mod tests {
         let ids = tokenizer.encode("abcdef", false).expect("encodes");
         assert_eq!(tokenizer.decode(&ids).expect("decodes"), "abcdef");
         assert_eq!(ids.len(), 6);
+    }
+
+    /// A merge shorter than the model's `continuing_subword_prefix`, or a post-processor that names a
+    /// token it does not define, made the tokenizers crate panic.
+    #[test]
+    fn a_damaged_file_is_an_error_and_no_panic() {
+        let load =
+            |json: &serde_json::Value| Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json"));
+        let mut json = crate::text::testing::byte_level_json();
+        json["model"]["continuing_subword_prefix"] = "a longer prefix".into();
+        let error = load(&json).expect_err("no merge has that prefix").to_string();
+        assert!(error.contains("t.json") && error.contains("gave up"), "{error}");
+
+        let mut json = crate::text::testing::byte_level_json();
+        json["post_processor"] = serde_json::json!({"type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "none", "type_id": 0}}], "special_tokens": {}});
+        let error = load(&json).expect("loads").encode("th", true).expect_err("no such token");
+        assert!(error.to_string().contains("gave up"), "{error}");
     }
 
     /// Twelve million spaces made the regex engine give up, and the tokenizers crate panic.

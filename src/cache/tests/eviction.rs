@@ -86,7 +86,7 @@ fn an_interior_checkpoint_goes_alone_and_a_leaf_goes_whole() {
 
 #[test]
 fn where_only_checkpoints_serve_a_leaf_without_one_goes_first() {
-    let mut caller = Caller::new(CacheLimits { max_bytes: 30, max_entries: None }, ResumeRule::Checkpoints);
+    let mut caller = Caller::new(CacheLimits { max_bytes: 29, max_entries: None }, ResumeRule::Checkpoints);
     caller.insert(&[1, 2], Assistant, true);
     caller.insert(&[7, 7, 7], System, false);
     caller.insert(&[1, 2, 3], Assistant, true);

@@ -51,8 +51,7 @@ fn among_planned_entries_the_one_used_furthest_in_the_future_goes() {
 
 #[test]
 fn an_answer_for_the_next_run_does_not_push_out_what_this_run_needs() {
-    // Found when 100 answers were stored under a tight limit: each pushed out a few-shot prefix that
-    // the next request had to compute again.
+    // The prefix would have to be computed again for the next request, the answer serves none of them.
     let mut caller = bytes(5);
     let prefix = caller.insert(&[1, 2, 3], System, false);
     caller.cache.expect(prefix, 0..=9).unwrap();
@@ -69,11 +68,12 @@ fn an_answer_for_the_next_run_does_not_push_out_what_this_run_needs() {
 
 #[test]
 fn of_checkpoints_with_the_same_users_the_shallowest_is_redundant() {
-    let mut caller = Caller::new(CacheLimits { max_bytes: 25, max_entries: None }, ResumeRule::Checkpoints);
+    let mut caller = Caller::new(CacheLimits { max_bytes: 30, max_entries: None }, ResumeRule::Checkpoints);
     let upper = caller.insert(&[1, 2], System, true);
     let lower = caller.insert(&[1, 2, 3], User, true);
     caller.cache.expect(lower, 0..=5).unwrap();
-    caller.insert(&[9, 9, 9], Assistant, false);
+    let next = caller.insert(&[9, 9, 9], Assistant, true);
+    caller.cache.expect(next, 6..=6).unwrap();
     caller.cache.make_room(0);
     // The users resume from the lower one, so taking the upper one costs them nothing.
     let has_checkpoint = |node| caller.cache.tree().node(node).and_then(|node| node.checkpoint()).is_some();

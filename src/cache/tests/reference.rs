@@ -178,3 +178,45 @@ fn of_two_longer_entries_either_serves_as_they_share_the_prefix() {
         assert_eq!((found.num_tokens, found.path.len(), found.partial), (1, 1, None));
     }
 }
+
+/// Stores entries that share nothing, one for each letter, and returns the order they are evicted in.
+fn eviction_order(tiers: &str) -> Vec<usize> {
+    let mut caller = Caller::any_token(CacheLimits { max_bytes: tiers.len() as u64, max_entries: None });
+    let mut left: Vec<NodeId> = Vec::new();
+    for (number, letter) in tiers.chars().enumerate() {
+        let tier = match letter {
+            'a' => Assistant,
+            'u' => User,
+            _ => Tier::System,
+        };
+        left.push(caller.insert(&[number as TokenId], tier, false));
+    }
+    let is_gone = |caller: &Caller, number: &usize| caller.cache.tree().node(left[*number]).is_none();
+    let mut order: Vec<usize> = Vec::new();
+    for num_bytes in 1..=tiers.len() as u64 {
+        assert_eq!(caller.cache.make_room_for(num_bytes, 0).len(), 1);
+        let new: Vec<usize> =
+            (0..tiers.len()).filter(|number| is_gone(&caller, number) && !order.contains(number)).collect();
+        order.extend(new);
+    }
+    order
+}
+
+#[test]
+fn entries_are_evicted_in_the_order_that_mlx_lm_pops_them() {
+    // Pushed to and popped from `CacheOrder` of mlx-lm 0.32.2: a for assistant, u for user, s for system.
+    let popped = [
+        ("uausaasausas", [1, 4, 5, 3, 0, 7, 6, 2, 10, 9, 8, 11]),
+        ("aaauuaaasuas", [0, 1, 2, 5, 6, 3, 7, 4, 10, 8, 9, 11]),
+        ("aasssassuaaa", [0, 1, 5, 9, 10, 11, 2, 3, 4, 6, 8, 7]),
+        ("uusuauuauuaa", [0, 1, 3, 4, 5, 7, 6, 10, 8, 11, 9, 2]),
+        ("aassussuuaaa", [0, 1, 9, 2, 4, 10, 3, 7, 11, 5, 8, 6]),
+        ("asssssaasusu", [0, 6, 1, 2, 3, 4, 5, 9, 7, 8, 11, 10]),
+        ("ssaasssssaas", [2, 3, 9, 10, 0, 1, 4, 5, 6, 7, 8, 11]),
+        ("suusssssussu", [0, 3, 4, 5, 1, 6, 2, 7, 8, 9, 11, 10]),
+        ("auaauaauuuaa", [0, 2, 3, 1, 5, 4, 6, 7, 10, 8, 11, 9]),
+    ];
+    for (tiers, expected) in popped {
+        assert_eq!(eviction_order(tiers), expected, "{tiers}");
+    }
+}

@@ -5,17 +5,15 @@
 
 use std::sync::Arc;
 
-use serde_json::Map;
-
 use crate::{
     batch::{Prompt, RequestError, RequestHead, RequestParams},
     engine::{GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
-    text::{RenderRequest, TextError, TextModel},
+    text::{RenderRequest, Span, TextError, TextModel, tier_changes},
 };
 
 /// What all requests of a run share.
 #[derive(Debug)]
-pub(super) struct Preparer {
+pub(in crate::commands) struct Preparer {
     pub end_ids: Arc<[TokenId]>,
     /// Flags over the model's generation_config.json.
     pub fallback: RequestParams,
@@ -23,25 +21,31 @@ pub(super) struct Preparer {
     pub default_max_tokens: u32,
     pub max_context: usize,
     pub vocab_size: usize,
+    /// Whether the model resumes at checkpoints only, which are taken at every boundary.
+    pub has_checkpoints: bool,
 }
 
 /// A request ready to be submitted.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(in crate::commands) struct Prepared {
     pub generation: GenerationRequest,
     pub stops: Vec<String>,
+    /// The tiered pieces of the prompt.
+    pub spans: Vec<Span>,
+    /// Positions at which the prompt is cut whatever the other prompts are.
+    pub boundaries: Vec<usize>,
 }
 
 impl Preparer {
     /// Renders, tokenises and checks a request.
-    pub(super) fn prepare(
+    pub(in crate::commands) fn prepare(
         &self,
         text: &TextModel,
         head: &RequestHead,
         prompt: &Prompt,
         params: RequestParams,
     ) -> Result<Prepared, RequestError> {
-        let tokens = encode(text, prompt)?;
+        let (tokens, spans) = encode(text, prompt)?;
         let (param, num_tokens) = (prompt_param(prompt), tokens.len());
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
@@ -85,6 +89,12 @@ impl Preparer {
                 plan: PromptPlan::default(),
             },
             stops: params.stop.unwrap_or_default(),
+            boundaries: if self.has_checkpoints {
+                spans.iter().map(|span| span.end).collect()
+            } else {
+                tier_changes(&spans)
+            },
+            spans,
         })
     }
 }
@@ -109,12 +119,18 @@ fn prompt_param(prompt: &Prompt) -> &'static str {
     }
 }
 
-fn encode(text: &TextModel, prompt: &Prompt) -> Result<Vec<TokenId>, RequestError> {
+fn encode(text: &TextModel, prompt: &Prompt) -> Result<(Vec<TokenId>, Vec<Span>), RequestError> {
     let encoded = match prompt {
-        Prompt::Text(prompt) => text.encode_prompt(prompt),
-        Prompt::Chat { messages, tools, template_kwargs } => {
-            encode_chat(text, messages, tools.as_ref(), template_kwargs)
-        }
+        Prompt::Text(prompt) => text.encode_prompt(prompt).map(|tokens| {
+            let spans = Span::of_raw_prompt(tokens.len());
+            (tokens, spans)
+        }),
+        Prompt::Chat { messages, tools, template_kwargs } => text.encode_chat_with_spans(&RenderRequest {
+            messages,
+            tools: tools.as_ref(),
+            add_generation_prompt: true,
+            extra: template_kwargs,
+        }),
     };
     encoded.map_err(|error| {
         let code = match &error {
@@ -124,13 +140,4 @@ fn encode(text: &TextModel, prompt: &Prompt) -> Result<Vec<TokenId>, RequestErro
         };
         RequestError::bad_request(code, prompt_param(prompt), error.to_string())
     })
-}
-
-fn encode_chat(
-    text: &TextModel,
-    messages: &[serde_json::Value],
-    tools: Option<&serde_json::Value>,
-    extra: &Map<String, serde_json::Value>,
-) -> Result<Vec<TokenId>, TextError> {
-    text.encode_chat(&RenderRequest { messages, tools, add_generation_prompt: true, extra })
 }

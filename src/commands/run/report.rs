@@ -2,14 +2,33 @@
 //!
 //! Owns the names of its fields; the counting is the session's.
 
-use std::{io, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use crate::{batch::RunStats, engine};
+use super::session::Session;
+use crate::{
+    batch::{InputPath, OutputPath, RunStats},
+    cache::CacheUsage,
+    engine::{self, Runner},
+};
 
-/// Finds out early whether the report can be written at all.
-pub(super) fn check_writable(path: &Path) -> anyhow::Result<()> {
+/// Finds out early whether the report can be written at all, and to a file of its own.
+pub(super) fn check_writable(path: &Path, input: &InputPath, output: &OutputPath) -> anyhow::Result<()> {
+    let other = |name: &str, file: &Path| {
+        let is_same = path == file
+            || fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(file).is_ok_and(|file| path == file));
+        if is_same && !is_device(path) {
+            anyhow::bail!("--report {} is the {name}; give it a file of its own", path.display());
+        }
+        Ok(())
+    };
+    if let Some(input) = input.path() {
+        other("input", input)?;
+    }
+    if let OutputPath::File(output) = output {
+        other("output", output)?;
+    }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {
         anyhow::bail!("--report {} is a directory; name a file in it", path.display());
@@ -22,26 +41,74 @@ pub(super) fn check_writable(path: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// What can be written to by many, such as `/dev/null`.
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
+/// What the report says beside the run's own counters.
+pub(super) struct Counters {
+    engine: engine::Stats,
+    cache: Option<CacheUsage>,
+    num_unique_tokens: usize,
+}
+
+impl Counters {
+    pub(super) fn of<R: Runner>(session: &Session<R>) -> Self {
+        Self {
+            engine: *session.engine_stats(),
+            cache: session.cache_usage(),
+            num_unique_tokens: session.num_unique_tokens(),
+        }
+    }
+
+    fn cache(&self) -> Value {
+        let Some(usage) = &self.cache else { return Value::Null };
+        let tiers: Map<String, Value> = usage
+            .tiers
+            .iter()
+            .map(|(tier, usage)| {
+                let usage = json!({
+                    "num_cached_tokens": usage.num_cached_tokens,
+                    "num_evictions": usage.num_evictions,
+                    "num_entries": usage.num_entries,
+                    "num_bytes": usage.num_bytes,
+                });
+                (tier.name().to_owned(), usage)
+            })
+            .collect();
+        json!({
+            "num_bytes": usage.num_bytes,
+            "peak_bytes": usage.peak_bytes,
+            "num_over_limit": usage.num_over_limit,
+            "tiers": tiers,
+        })
+    }
+}
+
 /// Writes the counters of a run that took `load_time` before its first forward pass.
 pub(super) fn write(
     path: &Path,
     stats: &RunStats,
-    engine: &engine::Stats,
+    counters: &Counters,
     load_time: Duration,
 ) -> io::Result<()> {
+    let engine = &counters.engine;
     let run_time = stats.wall.saturating_sub(load_time);
     let report = json!({
         "num_requests": stats.num_done(),
         "num_failed": stats.num_failed,
         "num_prompt_tokens": stats.num_prompt_tokens,
+        "num_unique_tokens": counters.num_unique_tokens,
         "num_prefilled_tokens": engine.num_prefilled_tokens(),
         "num_cached_tokens": stats.num_cached_tokens,
         "num_generated_tokens": stats.num_generated_tokens,
         "num_passes": engine.num_passes(),
         "num_wasted_rows": engine.num_wasted_rows(),
         "peak_rows": engine.peak_rows,
-        "prefill_seconds": stats.prefill.as_secs_f64(),
-        "decode_seconds": stats.decode.as_secs_f64(),
+        "cache": counters.cache(),
+        "prefill_seconds": engine.prefill.time.as_secs_f64(),
+        "decode_seconds": engine.decode.time.as_secs_f64(),
         "load_seconds": load_time.as_secs_f64(),
         "run_seconds": run_time.as_secs_f64(),
         "wall_seconds": stats.wall.as_secs_f64(),
@@ -49,5 +116,5 @@ pub(super) fn write(
         "prefill_tokens_per_second": engine.prefill_tokens_per_second(),
         "decode_tokens_per_second": engine.decode_tokens_per_second(),
     });
-    std::fs::write(path, format!("{report:#}\n"))
+    fs::write(path, format!("{report:#}\n"))
 }

@@ -1,38 +1,78 @@
 //! The loop of a run: requests in as rows fall free, tokens to text, results out.
 //!
-//! Owns what is between reader, engine and writer, and the run's counters. Memory is bounded by
-//! the batch: at most a waiting line and a running batch of requests are held.
+//! Owns what is between reader, engine and writer, and the run's counters. Memory is bounded: at
+//! most a window of requests is held beside the running batch.
 
-use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 
 use super::{
     model::OpenModel,
     prepare::{Prepared, Preparer},
+    window::{Ready, Windows},
 };
 use crate::{
     batch::{
-        Completion, FinishReason, Flow, Progress, Record, Request, RequestError, RequestHead, RequestReader,
-        ResultWriter, RunStats, Served,
+        Completion, FinishReason, Flow, NextRequest, Progress, Record, Request, RequestError, RequestHead,
+        RequestReader, ResultWriter, RunStats, Served,
     },
+    cache::{CacheLimits, CacheUsage, ResumeRule},
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::interrupt::Interrupt,
-    engine::{self, Engine, Event, Limits, RequestId, SubmitError},
+    engine::{self, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError},
     mlx::{ComputeDevice, MlxRunner},
     text::{Answer, TextModel},
 };
 
+/// How long an idle run waits for input before it looks at Ctrl-C and its progress again.
+const IDLE_WAIT: Duration = Duration::from_millis(50);
+
+/// Lines that are read ahead in each step while the engine has planned work.
+const LINES_A_STEP: usize = 32;
+
+/// One pass may fail for what is in it, such as memory for one long prompt; as many as this in a
+/// row, without a token in between, mean that the device is at fault.
+const MAX_FAILURES_IN_A_ROW: usize = 3;
+
+/// Why a run's loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Every request has its output line.
+    InputUsedUp,
+    /// By Ctrl-C.
+    Interrupted,
+    /// Nobody reads the output any more.
+    OutputClosed,
+}
+
 /// A run under way.
-pub(super) struct Session {
+pub(super) struct Session<R: Runner> {
     pub stats: RunStats,
     pub progress: Progress,
-    engine: Engine<MlxRunner>,
+    engine: Engine<R>,
     text: TextModel,
     preparer: Preparer,
     served: Served,
+    windows: Windows,
     active: HashMap<RequestId, Active>,
+    output_is_closed: bool,
+    failures: Failures,
     started: Instant,
+}
+
+/// Forward passes that failed.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Failures since the last token.
+    num_in_a_row: usize,
+    /// What the last one said; the requests it ended repeat it.
+    reason: String,
 }
 
 /// A request in the engine.
@@ -43,7 +83,7 @@ struct Active {
     is_stopped: bool,
 }
 
-impl Session {
+impl Session<MlxRunner> {
     pub(super) fn new(
         model: OpenModel,
         args: &RunArgs,
@@ -58,96 +98,165 @@ impl Session {
             max_batch_tokens: model.max_kv_tokens,
             lookahead: LOOKAHEAD_ON_CPU || ComputeDevice::current() == ComputeDevice::Gpu,
         };
+        let max_cache_bytes = args.compute.cache_bytes.unwrap_or(model.default_cache_bytes);
+        let cache = (max_cache_bytes > 0).then_some(CacheLimits {
+            max_bytes: max_cache_bytes,
+            max_entries: args.compute.cache_entries.map(|entries| entries as usize),
+        });
         let preparer = Preparer {
             end_ids: Arc::from(model.text.end_ids()),
             fallback: args.generation.to_params().or(&model.defaults),
             default_max_tokens: DEFAULT_MAX_TOKENS,
             max_context: model.spec.max_context,
             vocab_size: model.spec.vocab_size,
+            has_checkpoints: model.runner.resume_rule() == ResumeRule::Checkpoints,
         };
         Self {
             stats: RunStats { num_total, ..RunStats::default() },
             progress,
-            engine: Engine::new(model.runner, limits, None),
+            engine: Engine::new(model.runner, limits, cache),
             text: model.text,
             preparer,
             served,
+            windows: Windows::default(),
             active: HashMap::new(),
+            output_is_closed: false,
+            failures: Failures::default(),
             started: Instant::now(),
         }
     }
+}
 
+impl<R: Runner> Session<R> {
     /// Runs until the input is used up, the user interrupts or nobody reads the output.
     pub(super) fn run(
         &mut self,
         reader: &mut RequestReader,
         writer: &mut ResultWriter,
         interrupt: &Interrupt,
-    ) -> anyhow::Result<Flow> {
+    ) -> anyhow::Result<Stop> {
         let mut has_more = true;
-        while !interrupt.is_set() {
-            while has_more && self.engine.has_room() && !interrupt.is_set() {
-                let record = match reader.next_request()? {
-                    None => {
-                        has_more = false;
-                        None
-                    }
-                    Some(Ok(request)) => self.submit(request, reader.name())?,
-                    Some(Err(failed)) => Some(Record::failed(&failed)),
-                };
-                if let Some(record) = record {
-                    self.stats.num_failed += 1;
-                    if writer.write(&record)? == Flow::Closed {
-                        return Ok(Flow::Closed);
-                    }
-                    self.show();
+        loop {
+            has_more &= self.read_ahead(reader, writer, interrupt)?;
+            if self.output_is_closed {
+                return Ok(Stop::OutputClosed);
+            }
+            self.submit_planned(reader.name(), writer)?;
+            if interrupt.is_set() {
+                return Ok(Stop::Interrupted);
+            }
+            if self.engine.is_idle() {
+                if !has_more && self.windows.is_empty() {
+                    return Ok(Stop::InputUsedUp);
                 }
+                self.show();
+                continue;
             }
-            if !has_more && self.engine.is_idle() {
-                break;
-            }
-            let events = self.engine.step().context("computing the answers failed")?;
+            let events = match self.engine.step() {
+                Ok(events) => events,
+                Err(error) => {
+                    self.note_failure(error)?;
+                    continue;
+                }
+            };
             for event in events {
-                if let Some(record) = self.handle(event, reader.name())?
-                    && writer.write(&record)? == Flow::Closed
-                {
-                    return Ok(Flow::Closed);
+                if let Some(record) = self.handle(event, reader.name())? {
+                    self.write(writer, &record)?;
                 }
+            }
+            if self.output_is_closed {
+                return Ok(Stop::OutputClosed);
             }
             self.show();
         }
-        Ok(Flow::Open)
     }
 
-    /// Hands a request to the engine; returns its record if it cannot be served.
-    fn submit(&mut self, request: Request, file: &str) -> anyhow::Result<Option<Record>> {
-        let Request { head, mut prompt, params } = request;
-        prompt.rename_developer_role();
-        let refused = |head: &RequestHead, error: RequestError| {
-            Ok(Some(Record::request_error(head, &error.at(file, head.line))))
-        };
-        let Prepared { generation, stops } = match self.preparer.prepare(&self.text, &head, &prompt, params) {
-            Ok(prepared) => prepared,
-            Err(error) => return refused(&head, error),
-        };
-        let id = generation.id;
-        match self.engine.submit(generation) {
-            Ok(()) => {}
-            Err(error @ SubmitError::TooLong { .. }) => {
-                let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
-                return refused(&head, error);
+    /// Reads into the next window; returns whether the input may have more.
+    ///
+    /// While the engine has planned work, a few lines a step are enough; else the window is read
+    /// until it is full or the input ends or falls silent.
+    fn read_ahead(
+        &mut self,
+        reader: &mut RequestReader,
+        writer: &mut ResultWriter,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<bool> {
+        let mut num_left = if self.windows.has_planned() { LINES_A_STEP } else { usize::MAX };
+        while num_left > 0 && !self.windows.is_full() && !interrupt.is_set() && !self.output_is_closed {
+            num_left -= 1;
+            // An input that is silent holds up nothing that can be computed.
+            let patience =
+                if self.engine.is_idle() && self.windows.is_empty() { IDLE_WAIT } else { Duration::ZERO };
+            let record = match reader.poll_request(patience)? {
+                NextRequest::Request(request) => self.gather(*request, reader.name()),
+                NextRequest::Failed(failed) => Some(Record::failed(&failed)),
+                NextRequest::Pending => return Ok(true),
+                NextRequest::End => return Ok(false),
+            };
+            if let Some(record) = record {
+                self.stats.num_failed += 1;
+                self.write(writer, &record)?;
+                self.show();
             }
-            Err(error) => return Err(error).context("the engine refused a request"),
         }
-        let answer = Answer::new(self.text.tokenizer(), &stops);
-        self.active.insert(id, Active { head, answer, is_stopped: false });
-        Ok(None)
+        Ok(true)
+    }
+
+    /// Prepares a request for its window; returns its record if it cannot be served.
+    fn gather(&mut self, request: Request, file: &str) -> Option<Record> {
+        let Request { head, prompt, params } = request;
+        match self.preparer.prepare(&self.text, &head, &prompt, params) {
+            Ok(prepared) => {
+                self.windows.gather(Ready { head, prepared });
+                None
+            }
+            Err(error) => Some(Record::request_error(&head, &error.at(file, head.line))),
+        }
+    }
+
+    /// Hands planned requests to the engine as long as it has room.
+    fn submit_planned(&mut self, file: &str, writer: &mut ResultWriter) -> anyhow::Result<()> {
+        while self.engine.has_room() {
+            let Some(Ready { head, prepared }) = self.windows.next(true) else { break };
+            let Prepared { generation, stops, .. } = prepared;
+            let id = generation.id;
+            match self.engine.submit(generation) {
+                Ok(()) => {
+                    let answer = Answer::new(self.text.tokenizer(), &stops);
+                    self.active.insert(id, Active { head, answer, is_stopped: false });
+                }
+                Err(error @ SubmitError::TooLong { .. }) => {
+                    let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
+                    self.stats.num_failed += 1;
+                    self.write(writer, &Record::request_error(&head, &error.at(file, head.line)))?;
+                }
+                Err(error) => return Err(error).context("the engine refused a request"),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, writer: &mut ResultWriter, record: &Record) -> anyhow::Result<()> {
+        self.output_is_closed |= writer.write(record)? == Flow::Closed;
+        Ok(())
+    }
+
+    /// Lives with a failed pass, which costs the requests in it an error line each, unless nothing
+    /// works any more: then the run ends, rather than fail all that is left of the input.
+    fn note_failure(&mut self, error: RunnerError) -> anyhow::Result<()> {
+        self.failures.num_in_a_row += 1;
+        self.failures.reason = error.to_string();
+        if self.failures.num_in_a_row < MAX_FAILURES_IN_A_ROW {
+            return Ok(());
+        }
+        Err(error).context("computing the answers failed, time after time")
     }
 
     /// Takes one event of the engine; returns the record of a request that ended.
     fn handle(&mut self, event: Event, file: &str) -> anyhow::Result<Option<Record>> {
         match event {
             Event::Token { id, token } => {
+                self.failures.num_in_a_row = 0;
                 let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
                 if active.answer.push(token)?.is_some() {
                     active.is_stopped = true;
@@ -164,8 +273,8 @@ impl Session {
                     engine::FinishReason::Length => FinishReason::Length,
                     engine::FinishReason::Error => {
                         self.stats.num_failed += 1;
-                        let error =
-                            RequestError::internal("computing the answer failed").at(file, active.head.line);
+                        let reason = format!("computing the answer failed: {}", self.failures.reason);
+                        let error = RequestError::internal(reason).at(file, active.head.line);
                         return Ok(Some(Record::request_error(&active.head, &error)));
                     }
                 };
@@ -188,10 +297,20 @@ impl Session {
         self.stats.num_prompt_tokens = (stats.num_prefilled_tokens() + stats.num_cached_tokens) as u64;
         self.stats.num_cached_tokens = stats.num_cached_tokens as u64;
         self.stats.num_generated_tokens = stats.num_generated_tokens as u64;
-        self.stats.prefill = stats.prefill.time;
-        self.stats.decode = stats.decode.time;
+        self.stats.prefill_tokens_per_second = stats.prefill_tokens_per_second();
+        self.stats.decode_tokens_per_second = stats.decode_tokens_per_second();
         self.stats.wall = self.started.elapsed();
         self.progress.update(&self.stats);
+    }
+
+    /// Counters of the prompt cache, if there is one.
+    pub(super) fn cache_usage(&self) -> Option<CacheUsage> {
+        self.engine.cache_usage()
+    }
+
+    /// Distinct prompt tokens of all windows.
+    pub(super) fn num_unique_tokens(&self) -> usize {
+        self.windows.num_unique_tokens
     }
 
     /// The engine's own counters.
@@ -202,3 +321,6 @@ impl Session {
 
 /// Whether the CPU gets a pass before the tokens of the last one are read.
 const LOOKAHEAD_ON_CPU: bool = true;
+
+#[cfg(test)]
+mod tests;

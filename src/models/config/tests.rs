@@ -1,6 +1,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::models::{
+    names::BlockNames,
+    spec::{NormWeight, Quantization},
+};
 
 fn llama() -> Value {
     json!({
@@ -24,7 +28,7 @@ fn error(field: &str, value: Value) -> String {
 fn llama_defaults_follow_the_reference() {
     let spec = parse_config(&llama(), "config.json").unwrap();
     assert_eq!(spec.layers.len(), 2);
-    let attention = &spec.layers[0].attention;
+    let attention = spec.layers[0].attention().unwrap();
     assert_eq!((attention.num_heads, attention.num_kv_heads, attention.head_dim), (4, 2, 16));
     assert_eq!(attention.scale, 0.25);
     assert!(!attention.qkv_bias && !attention.qk_norm && attention.window.is_none());
@@ -46,6 +50,15 @@ fn bad_values_name_the_file_and_the_field() {
         ("rms_norm_eps", json!(0.0)),
         ("rope_theta", json!(0)),
         ("head_dim", json!(15)),
+        // With 4096 layers the frequencies alone would have taken 128 GB.
+        ("head_dim", json!(1 << 24)),
+        // Zero divides by zero: every answer would be made of NaN.
+        ("final_logit_softcapping", json!(0)),
+        ("attn_logit_softcapping", json!(-1.5)),
+        ("final_logit_softcapping", json!(1e39)),
+        ("rope_theta", json!(1e300)),
+        ("rope_scaling", json!({"type": "linear", "factor": 1e300})),
+        ("rope_scaling", json!({"type": "yarn", "factor": 4, "mscale": 1e300, "mscale_all_dim": -1})),
     ] {
         let message = error(field, value.clone());
         assert!(message.contains("config.json") && message.contains(field), "{field} {value}: {message}");
@@ -61,13 +74,13 @@ fn an_unknown_model_type_lists_the_known_ones() {
 #[test]
 fn layer_types_decide_the_window_and_a_bare_window_does_not() {
     let bare = with("sliding_window", json!(16)).unwrap();
-    assert!(bare.layers.iter().all(|layer| layer.attention.window.is_none()));
+    assert!(bare.attention_layers().all(|attention| attention.window.is_none()));
     let mut config = llama();
     config["sliding_window"] = json!(16);
     config["layer_types"] = json!(["sliding_attention", "full_attention"]);
     let mixed = parse_config(&config, "config.json").unwrap();
-    assert_eq!(mixed.layers[0].attention.window, Some(16));
-    assert_eq!(mixed.layers[1].attention.window, None);
+    assert_eq!(mixed.layers[0].attention().unwrap().window, Some(16));
+    assert_eq!(mixed.layers[1].attention().unwrap().window, None);
     assert!(error("layer_types", json!(["full_attention"])).contains("layer_types"));
     assert!(error("layer_types", json!(["full_attention", "other"])).contains("layer_types"));
 }
@@ -99,9 +112,9 @@ fn gemma_scales_its_embeddings_by_a_bfloat16_root() {
     let config = json!({"model_type": "gemma3_text", "hidden_size": 32, "num_hidden_layers": 6});
     let spec = parse_config(&config, "config.json").unwrap();
     assert_eq!(spec.embedding_scale, Some(5.65625));
-    assert_eq!(spec.layers[4].attention.window, Some(512));
-    assert_eq!(spec.layers[5].attention.window, None);
-    assert!(spec.norm.one_plus_weight && spec.layers[0].post_norms);
+    assert_eq!(spec.layers[4].attention().unwrap().window, Some(512));
+    assert_eq!(spec.layers[5].attention().unwrap().window, None);
+    assert_eq!((spec.norm.weight, spec.names.block), (NormWeight::LessOne, BlockNames::GEMMA));
 }
 
 #[test]
@@ -112,7 +125,7 @@ fn nested_gemma_reads_the_text_config_and_skips_the_vision_tower() {
     });
     let spec = parse_config(&config, "config.json").unwrap();
     assert_eq!((spec.hidden_size, spec.vocab_size), (64, 262_208));
-    assert_eq!(spec.layers[0].attention.num_heads, 8);
+    assert_eq!(spec.layers[0].attention().unwrap().num_heads, 8);
     assert_eq!(spec.names.prefix, "language_model.");
     assert!(spec.names.is_ignored("vision_tower.x"));
 }

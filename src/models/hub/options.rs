@@ -44,6 +44,8 @@ pub struct HubOptions {
     pub offline: bool,
     /// Shows no progress; warnings are still shown.
     pub quiet: bool,
+    /// Shows no warnings either.
+    pub hides_warnings: bool,
     /// The pause before the first retry; it doubles with each further one.
     pub first_retry_delay: Duration,
 }
@@ -91,6 +93,7 @@ impl HubOptions {
             revision: None,
             offline: var("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             quiet: var("HF_HUB_DISABLE_PROGRESS_BARS").is_some_and(|value| is_true(&value)),
+            hides_warnings: false,
             first_retry_delay: Duration::from_secs(1),
         }
     }

@@ -14,6 +14,9 @@ pub(super) struct ContentForm {
     system: RoleForm,
     user: RoleForm,
     assistant: RoleForm,
+    /// Whether the template has a place for the role `developer`. Others would drop its messages
+    /// in silence, or show the model a role it was never trained on: they get `system` instead.
+    pub(super) knows_developer: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +65,7 @@ impl ContentForm {
             system: form_of(&[], "system", neighbour),
             user,
             assistant: form_of(neighbour, "assistant", neighbour),
+            knows_developer: false,
         }
     }
 
@@ -100,6 +104,10 @@ pub(super) fn prepare(messages: &[Value], form: ContentForm) -> Result<Vec<Value
 fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
     let mut message = message.as_object().ok_or("it is no JSON object")?.clone();
     normalize(&mut message);
+    if let Some(role) = message.get_mut("role").filter(|role| !form.knows_developer && **role == "developer")
+    {
+        *role = json!("system");
+    }
     let role = message.get("role").and_then(Value::as_str).ok_or("it has no \"role\"")?;
     let role_form = form.of_role(role);
     match message.get_mut("content") {
@@ -173,8 +181,12 @@ fn parse_arguments(call: &mut Value) {
 mod tests {
     use super::*;
 
-    const BOTH: ContentForm =
-        ContentForm { system: RoleForm::Both, user: RoleForm::Both, assistant: RoleForm::Both };
+    const BOTH: ContentForm = ContentForm {
+        system: RoleForm::Both,
+        user: RoleForm::Both,
+        assistant: RoleForm::Both,
+        knows_developer: false,
+    };
 
     fn parts(texts: &[&str]) -> Value {
         texts.iter().map(|text| json!({"type": "text", "text": text})).collect()
@@ -191,6 +203,16 @@ mod tests {
         let text = [json!({"role": "user", "content": "a"})];
         let form = ContentForm { user: RoleForm::Parts, ..BOTH };
         assert_eq!(prepare(&text, form).expect("text"), [json!({"role": "user", "content": parts(&["a"])})]);
+    }
+
+    #[test]
+    fn a_developer_is_the_system_where_the_template_does_not_know_it() {
+        let role = |form: ContentForm| {
+            let given = [json!({"role": "developer", "content": "a"})];
+            prepare(&given, form).expect("well-formed")[0]["role"].clone()
+        };
+        assert_eq!(role(BOTH), "system");
+        assert_eq!(role(ContentForm { knows_developer: true, ..BOTH }), "developer");
     }
 
     #[test]

@@ -1,0 +1,105 @@
+//! What `--model` names, read before any weights.
+//!
+//! Owns finding the model's files and reading the small ones, for all commands that need a model.
+//! Loading weights is the business of those that compute.
+
+use std::path::Path;
+
+use crate::{
+    batch::RequestParams,
+    cli::{DEFAULT_REVISION, DtypeArg, ModelArgs},
+    mlx::{ComputeDtype, WeightSource},
+    models::{
+        GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions, read_config,
+        read_generation_config, read_gguf_config,
+    },
+    text::TextModel,
+};
+
+/// A model's small files.
+pub(super) struct Description {
+    /// What the output's `model` field says.
+    pub name: String,
+    pub spec: ModelSpec,
+    pub text: TextModel,
+    pub weights: WeightSource,
+    /// What the model's generation_config.json says.
+    pub defaults: RequestParams,
+    /// Element type of the weights as they are stored, where that is known.
+    pub stored_dtype: Option<ComputeDtype>,
+}
+
+impl Description {
+    /// Finds the model that the flags name, downloading it if need be, and reads its small files.
+    pub(super) fn read(args: &ModelArgs, is_quiet: bool) -> anyhow::Result<Self> {
+        let mut options = HubOptions::from_env();
+        if args.revision != DEFAULT_REVISION {
+            options.revision = Some(args.revision.clone());
+        }
+        options.offline |= args.offline;
+        options.quiet |= is_quiet;
+        options.hides_warnings = is_quiet;
+        Self::of(ModelSource::resolve(&args.model, &options)?)
+    }
+
+    fn of(files: ModelFiles) -> anyhow::Result<Self> {
+        Ok(match files {
+            ModelFiles::Folder { dir, name, weights } => {
+                let config = dir.join("config.json");
+                Self {
+                    name,
+                    spec: read_config(&config)?,
+                    text: TextModel::from_folder(&dir)?,
+                    defaults: params_of(read_generation_config(&dir)?),
+                    stored_dtype: stored_dtype(&config),
+                    weights: WeightSource::Safetensors(weights),
+                }
+            }
+            ModelFiles::Gguf { path, name } => {
+                let header = GgufHeader::read(&path)?;
+                Self {
+                    name,
+                    spec: read_gguf_config(&header)?,
+                    text: TextModel::from_gguf(&header)?,
+                    defaults: params_of(GenerationDefaults::default()),
+                    stored_dtype: Some(ComputeDtype::Float16),
+                    weights: WeightSource::Gguf(path),
+                }
+            }
+        })
+    }
+}
+
+/// The element type that `--dtype` asks for; `None` leaves the choice to the device.
+pub(super) fn asked_dtype(dtype: DtypeArg) -> Option<ComputeDtype> {
+    match dtype {
+        DtypeArg::Auto => None,
+        DtypeArg::F32 => Some(ComputeDtype::Float32),
+        DtypeArg::F16 => Some(ComputeDtype::Float16),
+        DtypeArg::Bf16 => Some(ComputeDtype::Bfloat16),
+    }
+}
+
+fn params_of(defaults: GenerationDefaults) -> RequestParams {
+    RequestParams {
+        max_tokens: defaults.max_new_tokens,
+        temperature: defaults.temperature,
+        top_p: defaults.top_p,
+        top_k: defaults.top_k,
+        min_p: defaults.min_p,
+        ..RequestParams::default()
+    }
+}
+
+/// Element type that a configuration says its weights have.
+fn stored_dtype(config: &Path) -> Option<ComputeDtype> {
+    let text = std::fs::read_to_string(config).ok()?;
+    let value: serde_json::Value = serde_json::from_str(&text).ok()?;
+    let name = value.get("dtype").or_else(|| value.get("torch_dtype"))?.as_str()?;
+    match name {
+        "float32" => Some(ComputeDtype::Float32),
+        "float16" => Some(ComputeDtype::Float16),
+        "bfloat16" => Some(ComputeDtype::Bfloat16),
+        _ => None,
+    }
+}

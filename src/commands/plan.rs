@@ -1,0 +1,264 @@
+//! `mlxbatch plan`: says what a run would compute and share, without loading weights.
+//!
+//! Owns reading the input in windows and adding the windows' plans up. What may be shared is
+//! `plan/`'s knowledge, how it is said `report`'s business; lines are judged as a run does.
+
+mod report;
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use self::report::{NamedPrefix, Report};
+use super::model::{Description, asked_dtype};
+use super::run::prepare::Preparer;
+use super::{Outcome, written};
+use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestReader};
+use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
+use crate::mlx::ComputeDevice;
+use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, window_is_full};
+use crate::text::{TextModel, Tokenizer};
+
+/// Shared prefixes that are named in the report.
+const MAX_NAMED: usize = 10;
+
+/// What is shown of a prefix's text.
+const MAX_HEAD_CHARS: usize = 60;
+
+/// Enough for that, unless tokens are single bytes of a script with four of them.
+const MAX_HEAD_TOKENS: usize = 4 * MAX_HEAD_CHARS;
+
+/// Plans a file: the report on standard output, problems and warnings on standard error.
+pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
+    let served_model = Some(args.model.model.clone());
+    let options = ReaderOptions { served_model, ..ReaderOptions::default() };
+    let mut reader = RequestReader::open(&args.input, options)?;
+    let model = Description::read(&args.model, args.quiet)?;
+    let dtype = ComputeDevice::current().compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
+
+    let flags = RequestParams { max_tokens: args.max_tokens, ..RequestParams::default() };
+    let preparer = Preparer {
+        end_ids: Arc::from(model.text.end_ids()),
+        fallback: flags.or(&model.defaults),
+        default_max_tokens: DEFAULT_MAX_TOKENS,
+        max_context: model.spec.max_context,
+        vocab_size: model.spec.vocab_size,
+        has_checkpoints: false,
+    };
+    let mut totals = Totals::new(model.text.tokenizer(), args.batch_size as usize);
+    let mut window = Window::default();
+    while let Some(item) = reader.next_request()? {
+        let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
+            let line = request.head.line;
+            prepare(&preparer, &model.text, request).map_err(|error| error.at(reader.name(), line).message)
+        });
+        match prepared {
+            Ok(prompt) => window.add(prompt),
+            Err(problem) => {
+                totals.num_failed += 1;
+                say(args, &problem);
+            }
+        }
+        if window_is_full(window.prompts.len(), window.num_tokens) {
+            totals.add(&std::mem::take(&mut window));
+        }
+    }
+    totals.add(&window);
+    for warning in reader.warnings().texts() {
+        say(args, &format!("mlxbatch: warning: {warning}"));
+    }
+    if reader.num_requests() == 0 {
+        say(args, &format!("mlxbatch: warning: {} holds no requests", reader.name()));
+    }
+
+    let report = Report {
+        input: reader.name().to_owned(),
+        model: model.name,
+        dtype: dtype.name(),
+        bytes_per_token: model.spec.kv_bytes_per_token(dtype.num_bytes()) as u64,
+        batch_size: args.batch_size,
+        num_requests: reader.num_requests(),
+        num_failed: totals.num_failed,
+        num_windows: totals.num_windows,
+        num_prompt_tokens: totals.num_prompt_tokens,
+        num_unique_tokens: totals.num_unique_tokens,
+        longest_prompt_tokens: totals.longest_prompt_tokens,
+        max_live_tokens: totals.max_live_tokens,
+        largest_shared: totals.into_largest_shared(),
+    };
+    let text = if args.json { format!("{:#}\n", report.json()) } else { report.text() };
+    let outcome = if report.num_failed > 0 { Outcome::SomeFailed } else { Outcome::Done };
+    let mut stdout = io::stdout().lock();
+    written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()), outcome)
+}
+
+/// A closed standard error is no reason to fail.
+fn say(args: &PlanArgs, text: &str) {
+    if !args.quiet {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// What is kept of a request until its window is planned.
+struct Planned {
+    tokens: Vec<u32>,
+    max_new_tokens: usize,
+}
+
+fn prepare(preparer: &Preparer, text: &TextModel, request: Request) -> Result<Planned, RequestError> {
+    let Request { head, prompt, params } = request;
+    let generation = preparer.prepare(text, &head, &prompt, params)?.generation;
+    Ok(Planned { tokens: generation.prompt, max_new_tokens: generation.max_new_tokens })
+}
+
+/// Requests that are planned together.
+#[derive(Default)]
+struct Window {
+    prompts: Vec<Planned>,
+    num_tokens: usize,
+}
+
+impl Window {
+    fn add(&mut self, prompt: Planned) {
+        self.num_tokens += prompt.tokens.len();
+        self.prompts.push(prompt);
+    }
+}
+
+/// What the windows come to.
+struct Totals<'a> {
+    tokenizer: &'a Tokenizer,
+    batch_size: usize,
+    num_failed: u64,
+    num_windows: u64,
+    num_prompt_tokens: u64,
+    num_unique_tokens: u64,
+    longest_prompt_tokens: u64,
+    max_live_tokens: u64,
+    /// By the digest of their tokens: the same prefix may be shared in several windows. A few for
+    /// each window, and so for thousands of requests.
+    shared: HashMap<blake3::Hash, NamedPrefix>,
+}
+
+impl<'a> Totals<'a> {
+    fn new(tokenizer: &'a Tokenizer, batch_size: usize) -> Self {
+        Self {
+            tokenizer,
+            batch_size,
+            num_failed: 0,
+            num_windows: 0,
+            num_prompt_tokens: 0,
+            num_unique_tokens: 0,
+            longest_prompt_tokens: 0,
+            max_live_tokens: 0,
+            shared: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, window: &Window) {
+        if window.prompts.is_empty() {
+            return;
+        }
+        let prompts: Vec<PlanPrompt> = window
+            .prompts
+            .iter()
+            .map(|Planned { tokens, max_new_tokens }| PlanPrompt {
+                tokens,
+                boundaries: &[],
+                max_new_tokens: *max_new_tokens,
+            })
+            .collect();
+        let plan = WindowPlan::new(&prompts, &PlanOptions::default());
+        self.num_windows += 1;
+        self.num_prompt_tokens += plan.num_prompt_tokens as u64;
+        self.num_unique_tokens += plan.num_unique_tokens as u64;
+        let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
+        self.longest_prompt_tokens = self.longest_prompt_tokens.max(longest as u64);
+        self.max_live_tokens = self.max_live_tokens.max(plan.max_live_tokens(self.batch_size) as u64);
+        for prefix in &plan.largest_shared {
+            self.add_shared(prefix, prompts[prefix.example].tokens);
+        }
+    }
+
+    fn add_shared(&mut self, prefix: &SharedPrefix, example: &[u32]) {
+        let tokens = &example[..prefix.num_tokens];
+        let mut hasher = blake3::Hasher::new();
+        for token in tokens {
+            hasher.update(&token.to_le_bytes());
+        }
+        let named = self.shared.entry(hasher.finalize()).or_insert_with(|| NamedPrefix {
+            num_tokens: prefix.num_tokens as u64,
+            num_parent_tokens: prefix.num_parent_tokens as u64,
+            num_users: 0,
+            num_saved_tokens: 0,
+            text: head(self.tokenizer, &tokens[prefix.num_parent_tokens..]),
+        });
+        named.num_users += prefix.num_users as u64;
+        named.num_saved_tokens += prefix.num_saved_tokens as u64;
+    }
+
+    fn into_largest_shared(self) -> Vec<NamedPrefix> {
+        let mut shared: Vec<NamedPrefix> = self.shared.into_values().collect();
+        shared.sort_by(|a, b| {
+            let key = |named: &NamedPrefix| (std::cmp::Reverse(named.num_saved_tokens), named.num_tokens);
+            key(a).cmp(&key(b)).then_with(|| a.text.cmp(&b.text))
+        });
+        shared.truncate(MAX_NAMED);
+        shared
+    }
+}
+
+/// The text that tokens begin with, on one line.
+fn head(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
+    let tokens = &tokens[..tokens.len().min(MAX_HEAD_TOKENS)];
+    // A text that cannot be decoded is no reason not to plan.
+    let text = tokenizer.decode(tokens).unwrap_or_default();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let shown = words.join(" ").replace(char::is_control, "\u{fffd}");
+    match shown.char_indices().nth(MAX_HEAD_CHARS) {
+        Some((end, _)) => format!("{}…", &shown[..end]),
+        None => shown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn totals_of(windows: &[&[&[u32]]]) -> (u64, u64, Vec<(u64, u64, u64)>) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
+        let tokenizer = Tokenizer::from_folder(&folder).expect("the fixture loads");
+        let mut totals = Totals::new(&tokenizer, 4);
+        for prompts in windows {
+            let mut window = Window::default();
+            for prompt in *prompts {
+                window.add(Planned { tokens: prompt.to_vec(), max_new_tokens: 5 });
+            }
+            totals.add(&window);
+        }
+        let (num_windows, num_unique) = (totals.num_windows, totals.num_unique_tokens);
+        let shared = totals.into_largest_shared();
+        let shared = shared.iter().map(|named| (named.num_tokens, named.num_users, named.num_saved_tokens));
+        (num_windows, num_unique, shared.collect())
+    }
+
+    #[test]
+    fn a_prefix_of_several_windows_is_one_prefix() {
+        let window: &[&[u32]] = &[&[1, 2, 3, 4], &[1, 2, 3, 5], &[9, 9]];
+        assert_eq!(totals_of(&[window]), (1, 7, vec![(3, 2, 3)]));
+        assert_eq!(totals_of(&[window, &[], window]), (2, 14, vec![(3, 4, 6)]));
+        assert_eq!(totals_of(&[]), (0, 0, Vec::new()));
+    }
+
+    #[test]
+    fn a_head_is_one_line_and_holds_nothing_that_moves_the_cursor() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
+        let tokenizer = Tokenizer::from_folder(&folder).expect("the fixture loads");
+        let head_of = |text: &str| head(&tokenizer, &tokenizer.encode(text, false).expect("encodes"));
+        assert_eq!(head_of("<|im_start|>user\n\n  Hi\u{1b}[2J there"), "user Hi\u{fffd}[2J there");
+        assert_eq!(head_of(&"ab ".repeat(1000)).chars().count(), MAX_HEAD_CHARS + 1);
+        assert_eq!(head_of("<|im_start|>"), "");
+    }
+}

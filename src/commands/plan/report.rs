@@ -1,0 +1,231 @@
+//! What `mlxbatch plan` says.
+//!
+//! Owns the wording and the names of the JSON fields. The numbers come from the command.
+
+use serde_json::{Value, json};
+
+use crate::batch::{count_text, number_text, size_text};
+use crate::plan::MAX_WINDOW_REQUESTS;
+
+/// People are shown what saves one token in so many; a common first word does not.
+const MIN_SHOWN_SHARE: u64 = 1000;
+
+/// A plan, added up over the file.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    pub input: String,
+    pub model: String,
+    pub dtype: &'static str,
+    /// KV of one token, all layers.
+    pub bytes_per_token: u64,
+    pub batch_size: u32,
+    /// Failed lines included.
+    pub num_requests: u64,
+    pub num_failed: u64,
+    pub num_windows: u64,
+    pub num_prompt_tokens: u64,
+    pub num_unique_tokens: u64,
+    pub longest_prompt_tokens: u64,
+    /// Held at once in a run, answers at full length included.
+    pub max_live_tokens: u64,
+    /// Those that save most first.
+    pub largest_shared: Vec<NamedPrefix>,
+}
+
+/// A shared prefix and how its own part begins.
+#[derive(Debug, Clone)]
+pub(super) struct NamedPrefix {
+    pub num_tokens: u64,
+    /// Its first tokens that belong to a shorter shared prefix.
+    pub num_parent_tokens: u64,
+    pub num_users: u64,
+    pub num_saved_tokens: u64,
+    /// The text after those first tokens.
+    pub text: String,
+}
+
+impl Report {
+    fn share_reusable(&self) -> f64 {
+        let num_reusable = self.num_prompt_tokens.saturating_sub(self.num_unique_tokens);
+        num_reusable as f64 / self.num_prompt_tokens.max(1) as f64
+    }
+
+    fn kv_bytes(&self, num_tokens: u64) -> u64 {
+        num_tokens.saturating_mul(self.bytes_per_token)
+    }
+
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let failed = match self.num_failed {
+            0 => String::new(),
+            num_failed => format!(", {} of them cannot be run", number_text(num_failed)),
+        };
+        let mut text = format!("{}: {}{failed}\n", self.input, count_text(self.num_requests, "request"));
+        if self.num_prompt_tokens == 0 {
+            return text;
+        }
+        let mut line = |name: &str, value: String| text += &format!("  {name:<16}{value}\n");
+        line(
+            "prompt tokens",
+            format!(
+                "{}, the longest prompt has {}",
+                number_text(self.num_prompt_tokens),
+                number_text(self.longest_prompt_tokens)
+            ),
+        );
+        line("unique tokens", number_text(self.num_unique_tokens));
+        line("reusable", format!("{:.1}%", 100.0 * self.share_reusable()));
+        line(
+            "KV, all prompts",
+            format!(
+                "{}; {} with shared prefixes held once ({}, {} bytes a token)",
+                size_text(self.kv_bytes(self.num_prompt_tokens)),
+                size_text(self.kv_bytes(self.num_unique_tokens)),
+                self.dtype,
+                number_text(self.bytes_per_token)
+            ),
+        );
+        line(
+            "KV, running",
+            format!(
+                "up to {} at --batch-size {} with answers at full length",
+                size_text(self.kv_bytes(self.max_live_tokens)),
+                self.batch_size
+            ),
+        );
+        if self.num_windows > 1 {
+            line(
+                "windows",
+                format!(
+                    "{} of at most {} requests; what is shared between windows is counted in each",
+                    number_text(self.num_windows),
+                    number_text(MAX_WINDOW_REQUESTS as u64)
+                ),
+            );
+        }
+        let min_saved_tokens = self.num_prompt_tokens.div_ceil(MIN_SHOWN_SHARE);
+        let shown: Vec<&NamedPrefix> =
+            self.largest_shared.iter().filter(|prefix| prefix.num_saved_tokens >= min_saved_tokens).collect();
+        if !shown.is_empty() {
+            text += "\nlargest shared prefixes\n      tokens   requests      saved  text\n";
+        }
+        for prefix in shown {
+            // What follows a shorter shared prefix, which has its own line.
+            let dots = if prefix.num_parent_tokens > 0 { "… " } else { "" };
+            let begins = if prefix.text.is_empty() { "(no visible text)" } else { &prefix.text };
+            text += &format!(
+                "  {:>10} {:>10} {:>10}  {dots}{begins}\n",
+                number_text(prefix.num_tokens),
+                number_text(prefix.num_users),
+                number_text(prefix.num_saved_tokens)
+            );
+        }
+        text
+    }
+
+    /// For programs.
+    pub(super) fn json(&self) -> Value {
+        let shared: Vec<Value> = self
+            .largest_shared
+            .iter()
+            .map(|prefix| {
+                json!({
+                    "num_tokens": prefix.num_tokens,
+                    "num_users": prefix.num_users,
+                    "num_saved_tokens": prefix.num_saved_tokens,
+                    "text_from_token": prefix.num_parent_tokens,
+                    "text": prefix.text,
+                })
+            })
+            .collect();
+        json!({
+            "input": self.input,
+            "model": self.model,
+            "num_requests": self.num_requests,
+            "num_failed": self.num_failed,
+            "num_windows": self.num_windows,
+            "num_prompt_tokens": self.num_prompt_tokens,
+            "num_unique_tokens": self.num_unique_tokens,
+            "share_reusable": self.share_reusable(),
+            "longest_prompt_tokens": self.longest_prompt_tokens,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "kv_bytes_per_token": self.bytes_per_token,
+            "kv_all_prompts_bytes": self.kv_bytes(self.num_prompt_tokens),
+            "kv_shared_once_bytes": self.kv_bytes(self.num_unique_tokens),
+            "kv_peak_bytes": self.kv_bytes(self.max_live_tokens),
+            "largest_shared": shared,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let prefix = |num_tokens, num_parent_tokens, text: &str| NamedPrefix {
+            num_tokens,
+            num_parent_tokens,
+            num_users: 100,
+            num_saved_tokens: 99 * (num_tokens - num_parent_tokens),
+            text: text.to_owned(),
+        };
+        Report {
+            input: "in.jsonl".to_owned(),
+            model: "m".to_owned(),
+            dtype: "f32",
+            bytes_per_token: 46_080,
+            batch_size: 32,
+            num_requests: 102,
+            num_failed: 2,
+            num_windows: 1,
+            num_prompt_tokens: 120_000,
+            num_unique_tokens: 12_000,
+            longest_prompt_tokens: 1_300,
+            max_live_tokens: 40_000,
+            largest_shared: vec![
+                prefix(1_000, 0, "system You are"),
+                prefix(1_010, 1_000, ""),
+                prefix(1_001, 1_000, "A"),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_plan_in_a_few_lines() {
+        assert_eq!(
+            report().text(),
+            "\
+in.jsonl: 102 requests, 2 of them cannot be run
+  prompt tokens   120,000, the longest prompt has 1,300
+  unique tokens   12,000
+  reusable        90.0%
+  KV, all prompts 5.1 GiB; 527 MiB with shared prefixes held once (f32, 46,080 bytes a token)
+  KV, running     up to 1.7 GiB at --batch-size 32 with answers at full length
+
+largest shared prefixes
+      tokens   requests      saved  text
+       1,000        100     99,000  system You are
+       1,010        100        990  … (no visible text)
+"
+        );
+    }
+
+    #[test]
+    fn windows_are_told_of_and_nothing_is_divided_by_zero() {
+        let report = Report { num_windows: 3, largest_shared: Vec::new(), ..report() };
+        assert!(report.text().contains("\n  windows         3 of at most 8,192 requests; "));
+        let empty =
+            Report { num_requests: 0, num_failed: 0, num_prompt_tokens: 0, num_unique_tokens: 0, ..report };
+        assert_eq!(empty.text(), "in.jsonl: 0 requests\n");
+        assert_eq!(empty.json()["share_reusable"], 0.0);
+    }
+
+    #[test]
+    fn sizes_beyond_all_memory_do_not_overflow() {
+        let report = Report { num_prompt_tokens: u64::MAX, ..report() };
+        assert_eq!(report.json()["kv_all_prompts_bytes"], u64::MAX);
+        assert!(report.text().contains("GiB"));
+    }
+}

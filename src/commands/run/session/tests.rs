@@ -1,0 +1,95 @@
+//! The loop over runners that fail, with the tiny model's text side.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::*;
+use crate::batch::{InputPath, OutputPath, ReaderOptions};
+use crate::engine::fake_runner::{FakeRunner, VOCAB_SIZE};
+
+const NUM_REQUESTS: usize = 12;
+
+fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
+    let three = NonZeroUsize::new(3).expect("three is not zero");
+    let chunk = NonZeroUsize::new(8).expect("eight is not zero");
+    let limits =
+        Limits { max_batch_size: three, prefill_chunk: chunk, max_batch_tokens: None, lookahead: true };
+    let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
+    let preparer = Preparer {
+        end_ids: Arc::from([VOCAB_SIZE - 1]),
+        fallback: Default::default(),
+        default_max_tokens: 6,
+        max_context: 64,
+        vocab_size: 304,
+        has_checkpoints: false,
+    };
+    Session {
+        stats: RunStats::default(),
+        progress: Progress::new(None, true),
+        engine: Engine::new(make(limits.clone()), limits, None),
+        text,
+        preparer,
+        served: Served { model: "fake".into(), created: 0 },
+        windows: Windows::default(),
+        active: HashMap::new(),
+        output_is_closed: false,
+        failures: Failures::default(),
+        started: Instant::now(),
+    }
+}
+
+/// Runs some requests and returns how that ended with the output's lines so far.
+fn run<R: Runner>(session: &mut Session<R>) -> (anyhow::Result<Stop>, Vec<Value>) {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let input = InputPath::File(folder.path().join("in.jsonl"));
+    let text: String = (0..NUM_REQUESTS).map(|index| format!("{{\"prompt\": \"word {index}\"}}\n")).collect();
+    fs::write(folder.path().join("in.jsonl"), text).expect("there is room");
+    let mut reader = RequestReader::open(&input, ReaderOptions::default()).expect("it was just written");
+    let output = OutputPath::File(folder.path().join("out.jsonl"));
+    let mut writer = ResultWriter::create(&output, &input).expect("the folder is there");
+    let stop = session.run(&mut reader, &mut writer, &Interrupt::default());
+    let published = writer.finish().expect("there is room");
+    let text = fs::read_to_string(published.place).expect("it was just published");
+    (stop, text.lines().map(|line| serde_json::from_str(line).expect("lines are JSON")).collect())
+}
+
+/// A pass that failed ended the run, and the requests behind it never had their output line.
+#[test]
+fn a_failed_pass_costs_its_own_requests_an_error_line_and_nobody_else() {
+    for failing in 0..6 {
+        let mut session = session(|limits| {
+            let mut runner = FakeRunner::new(limits);
+            runner.failures.launch = (failing % 2 == 0).then_some(failing);
+            runner.failures.collect = (failing % 2 == 1).then_some(failing);
+            runner
+        });
+        let (stop, lines) = run(&mut session);
+        assert_eq!(stop.expect("one failure is lived with"), Stop::InputUsedUp);
+        assert_eq!(lines.len(), NUM_REQUESTS);
+        let failed: Vec<&Value> =
+            lines.iter().filter(|line| line["response"]["status_code"] == 500).collect();
+        // The rows of the failed pass, and with lookahead of the one launched on top of it.
+        assert!((1..=6).contains(&failed.len()), "{} of them failed", failed.len());
+        for line in &failed {
+            let message =
+                line["response"]["body"]["error"]["message"].as_str().expect("errors have a message");
+            assert!(message.contains("in.jsonl:") && message.contains("is out of memory"), "{message}");
+        }
+        assert_eq!(session.stats.num_failed, failed.len() as u64);
+        assert_eq!(session.stats.num_done(), NUM_REQUESTS as u64);
+    }
+}
+
+#[test]
+fn a_device_that_does_nothing_any_more_ends_the_run() {
+    let (stop, lines) = run(&mut session(|limits| {
+        let mut runner = FakeRunner::new(limits);
+        runner.failures.every_launch = true;
+        runner
+    }));
+    let error = stop.expect_err("nothing works");
+    assert!(format!("{error:#}").contains("is out of memory"), "{error:#}");
+    assert!(lines.len() < NUM_REQUESTS);
+}

@@ -1,0 +1,95 @@
+//! What the parts of a model need at hand while they load.
+//!
+//! Owns taking matrices, norms and convolutions from the weights in the precision asked for. Which
+//! of them a part has is the part's business, reading files `weights`'.
+
+use mlx_rs::Array;
+
+use super::{
+    error::{MlxError, Result},
+    linear::{Embedding, Linear, MatrixShape, Precision},
+    norm::Norm,
+    weights::Weights,
+};
+use crate::models::{ModelSpec, NormWeight};
+
+/// A model's description and the weights not taken yet.
+pub(super) struct Loader<'a> {
+    pub spec: &'a ModelSpec,
+    pub weights: &'a mut Weights,
+    pub precision: Precision,
+    /// Whether norms are stored as the factor less one.
+    less_one: bool,
+}
+
+impl<'a> Loader<'a> {
+    pub(super) fn new(spec: &'a ModelSpec, weights: &'a mut Weights, precision: Precision) -> Self {
+        let less_one = match spec.norm.weight {
+            NormWeight::Factor => false,
+            NormWeight::LessOne => true,
+            NormWeight::LessOneUnlessConverted => weights.iter().any(|(name, array)| {
+                name.ends_with("conv1d.weight") && array.ndim() == 3 && array.dim(-1) != 1
+            }),
+        };
+        Self { spec, weights, precision, less_one }
+    }
+
+    /// The matrix `{path}.weight` with its bias, if it has one.
+    pub(super) fn linear(&mut self, path: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Linear> {
+        let settings = (self.spec.quantization.as_ref(), self.precision);
+        Linear::load(self.weights, path, MatrixShape { outputs, inputs }, bias, settings)
+    }
+
+    /// The table of token embeddings.
+    pub(super) fn embedding(&mut self, path: &str) -> Result<Embedding> {
+        let shape = MatrixShape { outputs: self.spec.vocab_size, inputs: self.spec.hidden_size };
+        Embedding::load(self.weights, path, shape, (self.spec.quantization.as_ref(), self.precision))
+    }
+
+    /// A norm that is stored as the family stores them.
+    pub(super) fn norm(&mut self, path: &str, size: usize) -> Result<Norm> {
+        let mut norm = self.plain_norm(path, size)?;
+        if self.less_one {
+            norm.weight = norm.weight.add(Array::from_f32(1.0).as_dtype(norm.weight.dtype())?)?;
+            norm.weight.eval()?;
+        }
+        Ok(norm)
+    }
+
+    /// A norm that is stored as its factor in every family.
+    pub(super) fn plain_norm(&mut self, path: &str, size: usize) -> Result<Norm> {
+        let weight = self.vector(&format!("{path}.weight"), size)?.as_dtype(self.precision.dtype.mlx())?;
+        weight.eval()?;
+        Ok(Norm { weight, eps: self.spec.norm.eps })
+    }
+
+    /// A vector as it is stored.
+    pub(super) fn vector(&mut self, name: &str, size: usize) -> Result<Array> {
+        self.weights.take(name, &[size])
+    }
+
+    /// Weights of a convolution of each channel by itself, one array `(channels,)` for each of the
+    /// positions it sees, oldest first.
+    pub(super) fn convolution(
+        &mut self,
+        name: &str,
+        channels: usize,
+        kernel_size: usize,
+    ) -> Result<Vec<Array>> {
+        let stored = self.weights.take_any_shape(name)?;
+        let found: Vec<usize> = stored.shape().iter().map(|&dim| dim as usize).collect();
+        // PyTorch's layout and MLX's; with one input a channel they hold the same order.
+        if found != [channels, 1, kernel_size] && found != [channels, kernel_size, 1] {
+            return Err(MlxError::Weights(format!(
+                "'{name}' has shape {found:?}, expected [{channels}, {kernel_size}, 1] or [{channels}, 1, {kernel_size}]"
+            )));
+        }
+        let by_position =
+            stored.as_dtype(self.precision.dtype.mlx())?.reshape(&[channels as i32, kernel_size as i32])?.t();
+        let positions = (0..kernel_size)
+            .map(|position| Ok(by_position.take_axis(Array::from_int(position as i32), 0)?))
+            .collect::<Result<Vec<_>>>()?;
+        mlx_rs::transforms::eval(&positions)?;
+        Ok(positions)
+    }
+}

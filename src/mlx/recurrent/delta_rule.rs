@@ -1,0 +1,186 @@
+//! The gated delta rule, as pure functions of arrays.
+//!
+//! Owns the recurrence over a head's memory S, `(D_k, D_v)`, for each token with query q, key k,
+//! value v, decay g and write strength β:
+//!
+//! ```text
+//! S ← g·S        δ = β·(v − k·S)        S ← S + kᵀ·δ        read q·S
+//! ```
+//!
+//! A decode step computes it as it stands. A prefill chunk is computed in blocks of
+//! [`MAX_BLOCK`] tokens by matrix products, the chunkwise form of Yang, Kautz and Hatamizadeh,
+//! "Gated Delta Networks" (arXiv 2412.06464, section 3.3). With Γᵢ the product of a block's
+//! decays up to token i and Δ its rows δ, the recurrence from the block's first memory S₀ says
+//!
+//! ```text
+//! (I + A)·Δ = diag(β)·(V − diag(Γ)·K·S₀)     Aᵢⱼ = βᵢ·(Γᵢ/Γⱼ)·kᵢ·kⱼ  for j < i
+//! read      = diag(Γ)·Q·S₀ + M·Δ             Mᵢⱼ = (Γᵢ/Γⱼ)·qᵢ·kⱼ     for j ≤ i
+//! S         = Γ_C·S₀ + (diag(Γ_C/Γ)·K)ᵀ·Δ
+//! ```
+//!
+//! so that only the products with S₀ go from block to block. A ratio Γᵢ/Γⱼ is the exponential of
+//! the sum of the logarithms between j and i, summed for each pair: quotients would be 0/0 after
+//! strong decay, and differences of running sums would cancel.
+
+use mlx_rs::{Array, ops};
+
+use crate::mlx::{error::Result, ops::Ops, sys};
+
+/// Tokens computed together. Products within a block grow with its size, those with the memory
+/// are shared by its tokens; a power of two, as `unit_lower_inverse` wants.
+const MAX_BLOCK: usize = 32;
+
+/// What B sequences of n tokens each bring to the recurrence; all in float32.
+#[derive(Debug)]
+pub(super) struct DeltaRows {
+    /// `(B, n, H_k, D_k)`; each serves `H_v / H_k` heads of values.
+    pub queries: Array,
+    /// `(B, n, H_k, D_k)`.
+    pub keys: Array,
+    /// `(B, n, H_v, D_v)`.
+    pub values: Array,
+    /// Logarithms of the decays, at most 0, `(B, n, H_v)`.
+    pub log_decays: Array,
+    /// `(B, n, H_v)`.
+    pub write_strengths: Array,
+}
+
+/// Runs the recurrence from `memory`, `(B, H_v, D_k, D_v)`; returns what was read,
+/// `(B, n, H_v, D_v)`, and the memory after the last token.
+pub(super) fn advance(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)> {
+    if rows.queries.dim(1) == 1 { step(ops, rows, memory) } else { blocks(ops, rows, memory) }
+}
+
+fn step(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)> {
+    let (num_sequences, num_key_heads, key_dim) = (rows.keys.dim(0), rows.keys.dim(2), rows.keys.dim(3));
+    let (num_heads, value_dim) = (rows.values.dim(2), rows.values.dim(3));
+    let sharing = num_heads / num_key_heads;
+    // (B, H_k, sharing, rows, columns) throughout.
+    let of_key_head = |x: &Array| x.reshape(&[num_sequences, num_key_heads, 1, 1, key_dim]);
+    let of_head = |x: &Array, width: i32| x.reshape(&[num_sequences, num_key_heads, sharing, 1, width]);
+    let (queries, keys) = (of_key_head(&rows.queries)?, of_key_head(&rows.keys)?);
+    let decays = of_head(&ops.exp_nonpositive(&rows.log_decays)?, 1)?;
+    let memory =
+        memory.reshape(&[num_sequences, num_key_heads, sharing, key_dim, value_dim])?.multiply(decays)?;
+    let surprise = of_head(&rows.values, value_dim)?.subtract(keys.matmul(&memory)?)?;
+    let writes = surprise.multiply(of_head(&rows.write_strengths, 1)?)?;
+    let memory = memory.add(keys.swap_axes(3, 4)?.multiply(&writes)?)?;
+    Ok((
+        queries.matmul(&memory)?.reshape(&[num_sequences, 1, num_heads, value_dim])?,
+        memory.reshape(&[num_sequences, num_heads, key_dim, value_dim])?,
+    ))
+}
+
+fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)> {
+    let (num_sequences, num_tokens) = (rows.keys.dim(0), rows.keys.dim(1));
+    let (num_key_heads, key_dim) = (rows.keys.dim(2), rows.keys.dim(3));
+    let (num_heads, value_dim) = (rows.values.dim(2), rows.values.dim(3));
+    let (sharing, rows_of_heads) = (num_heads / num_key_heads, num_sequences * num_key_heads);
+    let size = (num_tokens as usize).next_power_of_two().min(MAX_BLOCK) as i32;
+    let num_blocks = (num_tokens as usize).div_ceil(size as usize) as i32;
+
+    // (blocks, B·H_k, sharing, tokens, width). Missing tokens of the last block are zeros: they
+    // neither decay nor write.
+    let blocked = |x: &Array, sharing: i32, width: i32| -> Result<Array> {
+        let missing = num_blocks * size - num_tokens;
+        let x = x.reshape(&[num_sequences, num_tokens, -1])?;
+        let x = if missing == 0 {
+            x
+        } else {
+            let zeros = ops::zeros_dtype(&[num_sequences, missing, x.dim(2)], x.dtype())?;
+            ops::concatenate(&[&x, &zeros], 1)?
+        };
+        Ok(x.reshape(&[num_sequences, num_blocks, size, num_key_heads, sharing, width])?
+            .transpose_axes(&[1, 0, 3, 4, 2, 5])?
+            .reshape(&[num_blocks, rows_of_heads, sharing, size, width])?)
+    };
+    let queries = blocked(&rows.queries, 1, key_dim)?;
+    let keys = blocked(&rows.keys, 1, key_dim)?;
+    let values = blocked(&rows.values, sharing, value_dim)?;
+    let write_strengths = blocked(&rows.write_strengths, sharing, 1)?;
+    let log_decays = blocked(&rows.log_decays, sharing, 1)?;
+    // Γ as a column; all ratios; those of the last token as a column.
+    let products = ops.exp_nonpositive(&log_decays.cumsum(3, None, None)?)?;
+    let ratios = log_decays.multiply(mask(size, |row, column| column < row))?.cumsum(3, None, None)?;
+    let ratios = ops.exp_nonpositive(&ratios)?;
+    let last = |x: &Array| sys::slice_axis(x, 3, size as usize - 1, size as usize);
+    let to_end = last(&ratios)?.swap_axes(3, 4)?;
+    let totals = last(&products)?;
+
+    let keys_across = keys.swap_axes(3, 4)?;
+    let reads_writes =
+        queries.matmul(&keys_across)?.multiply(&ratios)?.multiply(mask(size, |row, column| column <= row))?;
+    let overlaps = keys
+        .matmul(&keys_across)?
+        .multiply(&ratios)?
+        .multiply(&write_strengths)?
+        .multiply(mask(size, |row, column| column < row))?;
+    let solve = unit_lower_inverse(&overlaps, size)?;
+    // Δ = solve·diag(β)·V − solve·diag(β·Γ)·K·S₀; the latter factor stands above diag(Γ)·Q, to be
+    // multiplied with S₀ together.
+    let written = solve.matmul(values.multiply(&write_strengths)?)?;
+    let erasing = solve.matmul(keys.multiply(write_strengths.multiply(&products)?)?)?.negative()?;
+    let on_memory = ops::concatenate(&[&erasing, &queries.multiply(&products)?], 3)?;
+    let keys_to_end = keys.multiply(to_end)?.swap_axes(3, 4)?;
+
+    let mut memory = memory.reshape(&[1, rows_of_heads, sharing, key_dim, value_dim])?;
+    let mut reads = Vec::with_capacity(num_blocks as usize);
+    for block in 0..num_blocks as usize {
+        let of_block = |x: &Array| sys::slice_axis(x, 0, block, block + 1);
+        let from_memory = of_block(&on_memory)?.matmul(&memory)?;
+        let writes = of_block(&written)?.add(sys::slice_axis(&from_memory, 3, 0, size as usize)?)?;
+        let read = sys::slice_axis(&from_memory, 3, size as usize, 2 * size as usize)?;
+        reads.push(read.add(of_block(&reads_writes)?.matmul(&writes)?)?);
+        memory = memory.multiply(of_block(&totals)?)?.add(of_block(&keys_to_end)?.matmul(&writes)?)?;
+    }
+    let reads = if reads.len() == 1 { reads.remove(0) } else { ops::concatenate(&reads, 0)? };
+    let reads = reads
+        .reshape(&[num_blocks, num_sequences, num_key_heads, sharing, size, value_dim])?
+        .transpose_axes(&[1, 0, 4, 2, 3, 5])?
+        .reshape(&[num_sequences, num_blocks * size, num_heads, value_dim])?;
+    Ok((
+        sys::slice_axis(&reads, 1, 0, num_tokens as usize)?,
+        memory.reshape(&[num_sequences, num_heads, key_dim, value_dim])?,
+    ))
+}
+
+/// (I + A)⁻¹ of strictly lower triangular matrices A, `(…, size, size)`.
+///
+/// Goes from the inverses of the diagonal blocks to those of blocks twice the size,
+///
+/// ```text
+/// [X   ]⁻¹   [    X⁻¹         ]
+/// [B  Y]   = [-Y⁻¹·B·X⁻¹  Y⁻¹ ]
+/// ```
+///
+/// for all blocks at once: with T the block-diagonal inverse so far and B all the lower left
+/// quarters, T − T·B·T. Every intermediate is part of the true inverse, so it stays accurate
+/// where the power series, whose terms grow and cancel, does not (many equal keys).
+fn unit_lower_inverse(lower: &Array, size: i32) -> Result<Array> {
+    let mut inverse = mask(size, |row, column| row == column);
+    let mut half = 1;
+    while half < size {
+        let quarter = lower.multiply(mask(size, |row, column| {
+            row / (2 * half) == column / (2 * half) && row % (2 * half) >= half && column % (2 * half) < half
+        }))?;
+        inverse = if half == 1 {
+            inverse.subtract(quarter)?
+        } else {
+            inverse.subtract(inverse.matmul(quarter)?.matmul(&inverse)?)?
+        };
+        half *= 2;
+    }
+    Ok(inverse)
+}
+
+/// 1 where `holds(row, column)` and 0 elsewhere, `(size, size)`.
+fn mask(size: i32, holds: impl Fn(i32, i32) -> bool) -> Array {
+    let holds = &holds;
+    let values: Vec<f32> = (0..size)
+        .flat_map(|row| (0..size).map(move |column| if holds(row, column) { 1.0 } else { 0.0 }))
+        .collect();
+    Array::from_slice(&values, &[size, size])
+}
+
+#[cfg(test)]
+mod tests;

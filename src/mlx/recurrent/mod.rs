@@ -1,0 +1,64 @@
+//! Recurrent layers: mixers that keep a state of fixed size instead of keys and values.
+//!
+//! Owns their arithmetic and the states of all running sequences. A state is valid at exactly one
+//! position and is a handle to immutable arrays, so a checkpoint is a clone. Which sequence runs
+//! when is decided above.
+
+mod causal_conv;
+mod delta_rule;
+mod gated_delta;
+mod live_states;
+mod short_conv;
+mod state;
+
+use mlx_rs::Array;
+
+use self::{gated_delta::GatedDelta, live_states::RowOwners, short_conv::ShortConv};
+pub(super) use self::{live_states::LiveStates, state::RecurrentState};
+use super::{block::BlockPass, error::Result, loader::Loader};
+use crate::models::RecurrentSpec;
+
+/// The mixer of one recurrent layer.
+#[derive(Debug)]
+pub(super) enum RecurrentMixer {
+    GatedDelta(Box<GatedDelta>),
+    ShortConv(ShortConv),
+}
+
+impl RecurrentMixer {
+    /// Loads the weights below `block_path`.
+    pub(super) fn load(loader: &mut Loader<'_>, block_path: &str, spec: &RecurrentSpec) -> Result<Self> {
+        Ok(match spec {
+            RecurrentSpec::GatedDelta(spec) => {
+                Self::GatedDelta(Box::new(GatedDelta::load(loader, block_path, *spec)?))
+            }
+            RecurrentSpec::ShortConv(spec) => Self::ShortConv(ShortConv::load(loader, block_path, *spec)?),
+        })
+    }
+
+    /// The state of one sequence before its first token.
+    pub(super) fn initial_state(&self) -> Result<RecurrentState> {
+        match self {
+            Self::GatedDelta(layer) => layer.initial_state(),
+            Self::ShortConv(layer) => layer.initial_state(),
+        }
+    }
+
+    /// Mixes the packed, normed rows `(T, hidden)` and moves their sequences' states on.
+    pub(super) fn forward(
+        &self,
+        normed: &Array,
+        state_index: usize,
+        pass: &mut BlockPass<'_>,
+    ) -> Result<Array> {
+        let ops = pass.ops;
+        let rows = RowOwners { num_decode: pass.rows.decode_positions.len(), chunks: &pass.rows.chunks };
+        let states = &mut pass.live.states;
+        match self {
+            Self::GatedDelta(layer) => {
+                layer.forward(normed, ops, |mix| states.advance(state_index, rows, mix))
+            }
+            Self::ShortConv(layer) => layer.forward(normed, |mix| states.advance(state_index, rows, mix)),
+        }
+    }
+}

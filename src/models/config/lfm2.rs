@@ -1,0 +1,218 @@
+//! Configurations of lfm2: short convolutions with full attention in between.
+//!
+//! Owns what the fields mean and their defaults, those of the reference mlx-lm 0.32 or, where it
+//! has none, of the publisher's own configuration class.
+
+use serde_json::Value;
+
+use super::fields::{Fields, MAX_LAYERS};
+use crate::models::{
+    names::{BlockNames, WeightNames},
+    recurrent_spec::{RecurrentSpec, ShortConvSpec},
+    rope::RopeScaling,
+    spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
+};
+
+/// Reads the model's fields.
+pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
+    let hidden_size = fields.dimension("hidden_size", None)?;
+    if fields.dimension("block_dim", Some(hidden_size as u64))? != hidden_size {
+        return Err(format!("'block_dim' must equal 'hidden_size' ({hidden_size})"));
+    }
+    let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
+    let intermediate_size = intermediate_size(fields)?;
+    let attention = attention(fields, hidden_size)?;
+    let conv = RecurrentSpec::ShortConv(ShortConvSpec {
+        kernel_size: fields.integer("conv_L_cache", Some(3), 2, 64)?,
+        bias: fields.flag("conv_bias", false)?,
+    });
+    let layers = full_attention(fields, num_layers)?
+        .into_iter()
+        .map(|full| LayerSpec {
+            mixer: if full {
+                MixerSpec::Attention(attention.clone())
+            } else {
+                MixerSpec::Recurrent(conv.clone())
+            },
+            intermediate_size,
+            mlp_bias: false,
+            activation: Activation::Silu,
+        })
+        .collect();
+    Ok(ModelSpec {
+        model_type: model_type.to_owned(),
+        hidden_size,
+        vocab_size: fields.dimension("vocab_size", None)?,
+        max_context: fields.dimension("max_position_embeddings", Some(128_000))?,
+        layers,
+        norm: NormSpec { eps: fields.epsilon("norm_eps", Some(1e-5))?, weight: NormWeight::Factor },
+        embedding_scale: None,
+        tied_head: Some(true),
+        final_logit_softcap: None,
+        quantization: None,
+        names: WeightNames {
+            block: BlockNames::LFM2,
+            final_norm: "model.embedding_norm",
+            ..WeightNames::default()
+        },
+    })
+}
+
+fn attention(fields: &Fields, hidden_size: usize) -> Result<AttentionSpec, String> {
+    let num_heads = fields.dimension("num_attention_heads", None)?;
+    let (num_heads, num_kv_heads) = fields.heads(Some(num_heads as u64))?;
+    // A `head_dim` that a configuration may carry is not looked at, as in the reference.
+    let head_dim = Fields::split_evenly(hidden_size, num_heads)?;
+    Fields::check_head_dim(head_dim)?;
+    let nested_theta = match fields.nested("rope_parameters")? {
+        Some(rope) => rope.optional_number("rope_theta")?,
+        None => None,
+    };
+    let theta = match nested_theta {
+        Some(theta) => theta,
+        None => fields.number("rope_theta", Some(1_000_000.0))?,
+    };
+    Ok(AttentionSpec {
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        scale: (head_dim as f64).powf(-0.5) as f32,
+        qkv_bias: false,
+        output_bias: false,
+        qk_norm: true,
+        output_gate: false,
+        rope: Fields::rope(head_dim, theta, false, &RopeScaling::None)?,
+        window: None,
+        score_softcap: None,
+    })
+}
+
+/// Width of the MLP; the configuration's number may be one to be cut to two thirds and rounded up.
+fn intermediate_size(fields: &Fields) -> Result<usize, String> {
+    let name = if fields.get("block_ff_dim").is_some() { "block_ff_dim" } else { "intermediate_size" };
+    let stated = fields.dimension(name, None)?;
+    if !fields.flag("block_auto_adjust_ff_dim", true)? {
+        return Ok(stated);
+    }
+    let factor = fields.number("block_ffn_dim_multiplier", Some(1.0))?;
+    let multiple = fields.dimension("block_multiple_of", Some(256))?;
+    let two_thirds = (2 * stated / 3) as f64;
+    let scaled = factor * two_thirds;
+    // Both at most 2^24, so that the rounding up cannot overflow.
+    if !(scaled >= 1.0 && scaled <= f64::from(1 << 24)) {
+        return Err(format!(
+            "'block_ffn_dim_multiplier' of {factor} makes no usable MLP of '{name}' {stated}"
+        ));
+    }
+    Ok((scaled as usize).div_ceil(multiple) * multiple)
+}
+
+/// Which layers attend to all positions; `full_attn_idxs` comes before `layer_types`.
+fn full_attention(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, String> {
+    let mut full = vec![false; num_layers];
+    if let Some(indices) = fields.get("full_attn_idxs") {
+        let wrong = || format!("'full_attn_idxs' must be a list of layers below {num_layers}, got {indices}");
+        for index in indices.as_array().ok_or_else(wrong)? {
+            let index = index.as_u64().and_then(|index| usize::try_from(index).ok());
+            *index.and_then(|index| full.get_mut(index)).ok_or_else(wrong)? = true;
+        }
+    } else {
+        let types = fields
+            .layer_types(num_layers)?
+            .ok_or_else(|| "'layer_types' is missing, and so is 'full_attn_idxs'".to_owned())?;
+        for (index, (full, kind)) in full.iter_mut().zip(types).enumerate() {
+            *full = match kind.as_str() {
+                Some("full_attention") => true,
+                Some("conv") => false,
+                _ => {
+                    return Err(format!(
+                        "'layer_types' entry {index} must be full_attention or conv, got {kind}"
+                    ));
+                }
+            };
+        }
+    }
+    if !full.contains(&true) {
+        let field = if fields.get("full_attn_idxs").is_some_and(Value::is_array) {
+            "full_attn_idxs"
+        } else {
+            "layer_types"
+        };
+        return Err(format!("'{field}' leaves none of {num_layers} layers with full attention"));
+    }
+    Ok(full)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::models::config::parse_config;
+
+    fn config() -> Value {
+        json!({
+            "model_type": "lfm2", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "norm_eps": 1e-5, "vocab_size": 300, "max_position_embeddings": 512,
+            "conv_bias": false, "conv_L_cache": 3, "block_dim": 32, "block_ff_dim": 48,
+            "block_auto_adjust_ff_dim": false, "layer_types": ["conv", "full_attention", "conv"]
+        })
+    }
+
+    fn with(field: &str, value: Value) -> Result<ModelSpec, String> {
+        let mut config = config();
+        config[field] = value;
+        parse_config(&config, "config.json").map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn layer_types_say_which_layers_attend() {
+        let spec = parse_config(&config(), "config.json").unwrap();
+        let full: Vec<bool> = spec.layers.iter().map(|layer| layer.attention().is_some()).collect();
+        assert_eq!(full, [false, true, false]);
+        assert_eq!(spec.attention_layers().next().unwrap().head_dim, 8);
+        assert_eq!(spec.kv_bytes_per_token(4), 2 * 2 * 8 * 4);
+        assert_eq!(spec.state_bytes(4), 2 * 2 * 32 * 4);
+        let spec = with("full_attn_idxs", json!([2])).unwrap();
+        assert!(spec.layers[2].attention().is_some() && spec.layers[1].attention().is_none());
+    }
+
+    #[test]
+    fn the_mlp_may_be_cut_to_two_thirds_and_rounded_up() {
+        let mut config = config();
+        config["block_auto_adjust_ff_dim"] = json!(true);
+        config["block_multiple_of"] = json!(20);
+        config["block_ffn_dim_multiplier"] = json!(1.3);
+        let spec = parse_config(&config, "config.json").unwrap();
+        // 48 → 32 → 41 → 60.
+        assert_eq!(spec.layers[0].intermediate_size, 60);
+        config["block_ffn_dim_multiplier"] = json!(1e300);
+        let message = parse_config(&config, "config.json").unwrap_err().to_string();
+        assert!(message.contains("block_ffn_dim_multiplier"), "{message}");
+    }
+
+    #[test]
+    fn the_nested_theta_comes_first() {
+        let spec = with("rope_parameters", json!({"rope_theta": 16.0, "rope_type": "default"})).unwrap();
+        assert_eq!(spec.attention_layers().next().unwrap().rope.frequencies[1], 2.0);
+    }
+
+    #[test]
+    fn bad_values_name_the_field() {
+        for (field, value) in [
+            ("block_dim", json!(64)),
+            ("conv_L_cache", json!(1)),
+            ("layer_types", json!(["conv", "conv", "conv"])),
+            ("layer_types", json!(["conv", "mamba", "conv"])),
+            ("layer_types", json!(null)),
+            ("full_attn_idxs", json!([3])),
+            ("full_attn_idxs", json!([])),
+            ("num_key_value_heads", json!(3)),
+            ("num_attention_heads", json!(5)),
+            ("rope_theta", json!(1)),
+        ] {
+            let message = with(field, value.clone()).unwrap_err();
+            assert!(message.contains(field) && message.contains("config.json"), "{field} {value}: {message}");
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The description of recurrent layers: what they compute and how much state they keep.
+//!
+//! Owns their dimensions as plain numbers and the sizes that follow from them. Layers of keys and
+//! values are `spec`'s, the arithmetic is `mlx/recurrent`'s.
+
+/// A layer that keeps a state of fixed size instead of keys and values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecurrentSpec {
+    GatedDelta(GatedDeltaSpec),
+    ShortConv(ShortConvSpec),
+}
+
+impl RecurrentSpec {
+    /// Bytes of this layer's state of one sequence.
+    pub fn state_bytes(&self, hidden_size: usize, bytes_per_element: usize) -> usize {
+        match self {
+            Self::GatedDelta(spec) => {
+                let tail = (spec.kernel_size - 1) * spec.conv_width() * bytes_per_element;
+                let memory = spec.num_value_heads * spec.key_head_dim * spec.value_head_dim;
+                tail + memory * size_of::<f32>()
+            }
+            Self::ShortConv(spec) => (spec.kernel_size - 1) * hidden_size * bytes_per_element,
+        }
+    }
+
+    /// Elements of this layer's matrices.
+    pub fn num_matrix_elements(&self, hidden_size: usize) -> usize {
+        let per_input = match self {
+            Self::GatedDelta(spec) => spec.conv_width() + 2 * spec.value_width() + 2 * spec.num_value_heads,
+            Self::ShortConv(_) => 4 * hidden_size,
+        };
+        per_input.saturating_mul(hidden_size)
+    }
+}
+
+/// Gated delta net: a matrix per head that keys write to and queries read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GatedDeltaSpec {
+    /// Heads of values; a multiple of the heads of queries and keys.
+    pub num_value_heads: usize,
+    pub num_key_heads: usize,
+    pub key_head_dim: usize,
+    pub value_head_dim: usize,
+    /// Positions that the convolution over queries, keys and values sees; at least 2.
+    pub kernel_size: usize,
+}
+
+impl GatedDeltaSpec {
+    /// Width of all queries, and of all keys.
+    pub fn key_width(&self) -> usize {
+        self.num_key_heads * self.key_head_dim
+    }
+
+    /// Width of all values.
+    pub fn value_width(&self) -> usize {
+        self.num_value_heads * self.value_head_dim
+    }
+
+    /// Channels of the convolution: queries, keys, values.
+    pub fn conv_width(&self) -> usize {
+        2 * self.key_width() + self.value_width()
+    }
+}
+
+/// Gated convolution over the last few positions, of the hidden size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShortConvSpec {
+    /// Positions that the convolution sees, the present one among them; at least 2.
+    pub kernel_size: usize,
+    /// Whether the convolution and both projections have a bias.
+    pub bias: bool,
+}

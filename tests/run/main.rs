@@ -1,0 +1,17 @@
+//! `mlxbatch run` on the real binary with tiny models: what a user sees, gets and keeps.
+//!
+//! Owns the promises about files, exit codes and messages, one topic a file. That the numbers are
+//! right is `golden.rs`'s business; parts have their unit tests beside the code.
+
+mod answers;
+mod bad_lines;
+mod forms;
+mod gguf;
+mod hostile_configs;
+mod memory;
+mod model_files;
+mod outputs;
+mod precedence;
+mod signals;
+mod streams;
+mod support;

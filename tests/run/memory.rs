@@ -1,0 +1,60 @@
+//! Memory does not grow with the number of lines.
+
+use std::fmt::Write;
+
+use serde_json::Value;
+
+use crate::support::Desk;
+
+/// Allocators, page caches of small maps and the digests of ids differ by less.
+const SLACK_BYTES: u64 = 8 << 20;
+
+/// Most memory that a run over this input took.
+///
+/// This was wrong once: getrusage counts from the peak of the process that started the run, here
+/// that of the tests, and every run seemed to take 300 MB.
+fn peak_bytes(input: &str, exit_code: i32) -> u64 {
+    let desk = Desk::with_input(input);
+    // What the prompt cache keeps of answered requests has a limit of its own; a small one here.
+    let flags = ["-q", "--report", "report.json", "--batch-size", "8", "--cache-bytes", "256KB"];
+    desk.run().args(flags).assert().code(exit_code);
+    let report: Value = serde_json::from_str(&desk.read("report.json")).expect("the report is JSON");
+    assert_eq!(report["num_requests"].as_u64(), Some(input.lines().count() as u64));
+    let peak_bytes = report["peak_memory_bytes"].as_u64().expect("the report has the peak");
+    assert!(peak_bytes < 200 << 20, "{peak_bytes} bytes for a model of 100 KB");
+    peak_bytes
+}
+
+#[test]
+fn lines_that_fail_are_not_kept() {
+    let input = |num_lines: usize| {
+        let mut text = "{\"prompt\": \"x\", \"max_tokens\": 2}\n".repeat(5);
+        let filler = "lorem ipsum ".repeat(700);
+        for number in 0..num_lines {
+            writeln!(text, "{{\"id\": \"f{number}\", \"messages\": [{{\"role\": \"{filler}\"}}]}}")
+                .expect("a string grows");
+        }
+        text
+    };
+    // The longer input and its output are some 100 MB.
+    let (short, long) = (peak_bytes(&input(200), 3), peak_bytes(&input(5_000), 3));
+    assert!(long <= short + SLACK_BYTES, "{short} bytes at 200 lines, {long} at 5,000");
+}
+
+#[test]
+fn answered_requests_are_not_kept() {
+    let input = |num_lines: usize| {
+        let filler = "lorem ipsum ".repeat(1_700);
+        let mut text = String::new();
+        for number in 0..num_lines {
+            writeln!(
+                text,
+                "{{\"prompt\": \"x{number}\", \"max_tokens\": 1, \"metadata\": {{\"m\": \"{filler}\"}}}}"
+            )
+            .expect("a string grows");
+        }
+        text
+    };
+    let (short, long) = (peak_bytes(&input(100), 0), peak_bytes(&input(1_500), 0));
+    assert!(long <= short + SLACK_BYTES, "{short} bytes at 100 lines, {long} at 1,500");
+}

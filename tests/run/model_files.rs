@@ -1,0 +1,184 @@
+//! Models that are not whole: exit 1, a message that names the file and the way out, and an
+//! output of an earlier run that is left as it was.
+
+use std::fs;
+
+use predicates::prelude::*;
+use predicates::str::{contains, is_empty};
+use serde_json::json;
+
+use crate::support::{Desk, MODEL, code_of, message_of};
+
+const OLD_OUTPUT: &str = "{\"an\": \"older output\"}\n";
+
+fn desk() -> Desk {
+    let desk = Desk::with_input(
+        "{\"prompt\": \"x\", \"max_tokens\": 1}\n{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n",
+    );
+    desk.write("out.jsonl", OLD_OUTPUT);
+    desk
+}
+
+/// The run ends before it begins, and says all of `parts`.
+fn refused(desk: &Desk, model: &str, parts: &[&str]) {
+    let mut command = desk.bare();
+    command.args(["run", "in.jsonl", "-o", "out.jsonl", "--model", model]);
+    let assert = command.assert().code(1).stdout(is_empty()).stderr(contains("panicked").not());
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(stderr.starts_with("mlxbatch: error: "), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} in: {stderr}");
+    }
+    let (error, causes) = stderr.split_once('\n').expect("it ends in a line end");
+    for cause in causes.lines().filter_map(|line| line.strip_prefix("  because: ")) {
+        assert!(!error.contains(cause), "the error is said twice: {stderr}");
+    }
+    assert_eq!(desk.read("out.jsonl"), OLD_OUTPUT);
+    assert!(!desk.names().iter().any(|name| name.contains("partial")), "{:?}", desk.names());
+}
+
+#[test]
+fn a_model_that_is_not_there() {
+    let desk = desk();
+    refused(&desk, "./no-such-model", &["--model ./no-such-model", "no such folder or file", "owner/name"]);
+    refused(&desk, "no/such/model", &["no such folder or file"]);
+    refused(&desk, "in.jsonl", &["not a .gguf file", "config.json"]);
+    fs::create_dir(desk.path("empty")).expect("it is new");
+    refused(&desk, "empty", &["config.json", "tokenizer.json", "safetensors"]);
+}
+
+#[test]
+fn a_folder_that_lacks_a_file() {
+    for (fixture, file, parts) in [
+        (MODEL, "config.json", &["model", "config.json"][..]),
+        (MODEL, "tokenizer.json", &["tokenizer.json"]),
+        (MODEL, "model.safetensors", &["safetensors"]),
+        ("tiny-llama-sharded", "model-00002-of-00002.safetensors", &["model-00002-of-00002.safetensors"]),
+    ] {
+        let desk = desk();
+        let model = desk.copy_model(fixture);
+        fs::remove_file(model.join(file)).expect("the fixture has it");
+        refused(&desk, "model", parts);
+    }
+}
+
+#[test]
+fn weights_that_were_cut_short() {
+    for (fixture, file) in
+        [(MODEL, "model.safetensors"), ("tiny-llama-sharded", "model-00002-of-00002.safetensors")]
+    {
+        let desk = desk();
+        let path = desk.copy_model(fixture).join(file);
+        let whole = fs::read(&path).expect("the fixture has it");
+        for num_bytes in [0, 7, 100, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..num_bytes]).expect("there is room");
+            refused(&desk, "model", &[file, "is damaged or not complete", "fetch it again"]);
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_cannot_be() {
+    for (field, value, parts) in [
+        ("model_type", json!("rwkv9"), &["config.json", "'rwkv9' is not supported", "llama, mistral"][..]),
+        ("model_type", json!(null), &["config.json", "'model_type' is missing"]),
+        ("hidden_size", json!(0), &["config.json", "'hidden_size'", "got 0"]),
+        ("num_attention_heads", json!(-4), &["config.json", "'num_attention_heads'"]),
+        ("num_hidden_layers", json!(5), &["'model.layers.4.", "is missing"]),
+        ("num_hidden_layers", json!(3), &["'model.layers.3.", "is not part of this model type"]),
+        ("intermediate_size", json!(24), &["has shape [16, 32], expected [24, 32]"]),
+        ("vocab_size", json!(305), &["model.embed_tokens.weight", "[304, 32]", "[305, 32]"]),
+        ("attention_bias", json!(true), &["q_proj.bias", "is missing"]),
+        ("tie_word_embeddings", json!(false), &["lm_head.weight", "is missing"]),
+        (
+            "rope_scaling",
+            json!({"type": "dynamic", "factor": 2}),
+            &["config.json", "'dynamic' is not supported"],
+        ),
+        ("quantization", json!({"bits": 4, "group_size": 63}), &["config.json", "group size"]),
+    ] {
+        let desk = desk();
+        desk.copy_model(MODEL);
+        desk.set_field("model/config.json", field, value);
+        refused(&desk, "model", parts);
+    }
+    let desk = desk();
+    desk.copy_model(MODEL);
+    for (text, part) in [("{", "not valid JSON"), ("[]", "is not a JSON object"), ("", "not valid JSON")] {
+        desk.write("model/config.json", text);
+        refused(&desk, "model", &["config.json", part]);
+    }
+}
+
+#[test]
+fn a_weight_that_is_missing_and_one_too_many() {
+    let desk = desk();
+    let path = desk.copy_model(MODEL).join("model.safetensors");
+    let whole = fs::read(&path).expect("the fixture has it");
+    // Renaming within the header keeps every length.
+    let renamed = |from: &str, to: &str| {
+        let text = from.as_bytes();
+        let at = whole.windows(text.len()).position(|window| window == text).expect("the weight is there");
+        [&whole[..at], to.as_bytes(), &whole[at + text.len()..]].concat()
+    };
+    fs::write(&path, renamed("model.norm.weight", "model.morn.weight")).expect("there is room");
+    refused(&desk, "model", &["'model.norm.weight' is missing"]);
+    fs::write(&path, renamed("layers.3.mlp.up_proj", "layers.3.mlp.pu_proj")).expect("there is room");
+    refused(&desk, "model", &["model.layers.3.mlp.up_proj.weight"]);
+}
+
+#[test]
+fn a_tokenizer_that_is_damaged() {
+    let desk = desk();
+    desk.copy_model(MODEL);
+    let whole = desk.read("model/tokenizer.json");
+    for text in ["", "{", "[]", "{\"version\": \"1.0\"}", &whole[..whole.len() / 2]] {
+        desk.write("model/tokenizer.json", text);
+        refused(&desk, "model", &["model/tokenizer.json", "cannot be used"]);
+    }
+    // The tokenizers crate panics on this one; nothing of it may show.
+    let mut json: serde_json::Value = serde_json::from_str(&whole).expect("the fixture is JSON");
+    json["model"]["continuing_subword_prefix"] = json!("longer than any merge");
+    desk.write("model/tokenizer.json", json.to_string());
+    refused(&desk, "model", &["model/tokenizer.json", "cannot be used"]);
+    desk.write("model/tokenizer.json", &whole);
+    desk.write("model/tokenizer_config.json", "{");
+    // A template that cannot be read is no obstacle to prompts, but an end token might be there.
+    refused(&desk, "model", &["tokenizer_config.json", "not valid JSON"]);
+}
+
+#[test]
+fn a_template_that_does_not_parse_fails_conversations_and_not_prompts() {
+    let desk = desk();
+    let model = desk.copy_model(MODEL);
+    desk.write("model/chat_template.jinja", "{% for m in messages %}\n{{ m.content }}\n{% endfr %}");
+    desk.run_with(model).assert().code(3).stderr(contains("panicked").not());
+    let output = desk.output();
+    assert_eq!(code_of(&output[0]), "ok");
+    let message = message_of(&output[1]);
+    assert!(message.contains("chat_template.jinja") && message.contains("line 3"), "{message}");
+}
+
+#[test]
+fn a_model_without_a_template_says_what_to_do() {
+    let desk = desk();
+    let model = desk.copy_model(MODEL);
+    desk.set_field("model/tokenizer_config.json", "chat_template", json!(null));
+    desk.run_with(model).assert().code(3);
+    let output = desk.output();
+    assert_eq!((code_of(&output[0]), code_of(&output[1])), ("ok", "no_chat_template"));
+    assert!(message_of(&output[1]).contains("send \"prompt\" lines"), "{}", output[1]);
+}
+
+#[test]
+fn tokenizer_and_weights_that_do_not_belong_together() {
+    let desk = desk();
+    let model = desk.copy_model(MODEL);
+    let mut json: serde_json::Value =
+        serde_json::from_str(&desk.read("model/tokenizer.json")).expect("the fixture is JSON");
+    json["model"]["vocab"]["x"] = json!(70_000);
+    desk.write("model/tokenizer.json", json.to_string());
+    desk.run_with(model).assert().code(3).stderr(contains("panicked").not());
+    let message = desk.output()[0]["response"]["body"]["error"]["message"].to_string();
+    assert!(message.contains("token 70000") && message.contains("304 tokens"), "{message}");
+}
