@@ -30,13 +30,21 @@ pub struct MlxRunner {
     windows: Vec<Option<usize>>,
     /// The token that each sequence sampled last, maybe not computed yet.
     last_sampled: HashMap<SequenceId, SampledToken>,
-    /// Sampled tokens of passes not collected yet, oldest first.
-    launched: VecDeque<Option<Array>>,
+    /// Passes not collected yet, oldest first.
+    launched: VecDeque<Launched>,
     num_passes: u64,
 }
 
 fn stored(segment: &Segment) -> StoredSegment {
     StoredSegment { id: segment.id, num_bytes: segment.num_bytes() }
+}
+
+/// A pass that is not collected.
+#[derive(Debug)]
+struct Launched {
+    sampled: Option<Array>,
+    /// What to wait for where nothing is sampled.
+    last_kv: Option<Array>,
 }
 
 /// A place in the tokens that one pass sampled.
@@ -109,9 +117,12 @@ impl MlxRunner {
         let sampled = self.sample(groups, &last_row, &hidden)?;
 
         // What no sampled token depends on has to be asked for.
-        let kv = chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence));
-        transforms::async_eval(sampled.iter().chain(kv))?;
-        self.launched.push_back(sampled);
+        let kv: Vec<Array> =
+            chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence)).cloned().collect();
+        transforms::async_eval(sampled.iter().chain(&kv))?;
+        // A pass that samples nothing is over when its last KV is there.
+        let last_kv = if sampled.is_none() { kv.last().cloned() } else { None };
+        self.launched.push_back(Launched { sampled, last_kv });
         Ok(())
     }
 
@@ -229,10 +240,13 @@ impl MlxRunner {
     }
 
     fn collect_pass(&mut self) -> Result<Vec<TokenId>> {
-        let Some(sampled) = self.launched.pop_front() else {
+        let Some(pass) = self.launched.pop_front() else {
             return Err(MlxError::Unsupported("no pass to collect".to_owned()));
         };
-        let Some(tokens) = sampled else { return Ok(Vec::new()) };
+        if let Some(kv) = pass.last_kv {
+            kv.eval()?;
+        }
+        let Some(tokens) = pass.sampled else { return Ok(Vec::new()) };
         tokens.eval()?;
         tokens
             .to_vec_exact::<u32>()
@@ -264,9 +278,11 @@ impl MlxRunner {
 /// that library's own clean-up.
 impl Drop for MlxRunner {
     fn drop(&mut self) {
-        for tokens in self.launched.drain(..).flatten() {
-            // Nobody is left to hear of a failure.
-            let _ = tokens.eval();
+        for pass in self.launched.drain(..) {
+            for array in pass.sampled.iter().chain(&pass.last_kv) {
+                // Nobody is left to hear of a failure.
+                let _ = array.eval();
+            }
         }
     }
 }
