@@ -61,23 +61,25 @@ fn decode(runner: &mut MlxRunner, sequences: &[(u64, &Golden)]) -> Vec<Vec<u32>>
 
 #[test]
 fn one_stored_prefix_serves_several_sequences_at_once() {
-    for model in MODELS {
+    // Short pieces are joined for each row, long ones attended once for all; both lie in windows.
+    let cuts = [(20, 41), (66, 80), (20, 86)];
+    for (model, (first, second)) in MODELS.into_iter().flat_map(|model| cuts.map(|cuts| (model, cuts))) {
         let mut runner = load(model);
         let prompts = golden(model);
         let prompt = &prompts[4];
         let last = prompt.prompt.len() - 1;
-        let path = prefill(&mut runner, 0, &prompt.prompt, 0, &[20, 41]);
+        let path = prefill(&mut runner, 0, &prompt.prompt, 0, &[first, second]);
         // One goes on from both segments, one from the first alone, one has everything from 0 on.
         runner.resume(SequenceId(1), &path, None).unwrap();
         runner.resume(SequenceId(2), &path[..1], None).unwrap();
-        prefill(&mut runner, 0, &prompt.prompt, 41, &[last]);
-        prefill(&mut runner, 1, &prompt.prompt, 41, &[60, last]);
-        prefill(&mut runner, 2, &prompt.prompt, 20, &[last]);
+        prefill(&mut runner, 0, &prompt.prompt, second, &[last]);
+        prefill(&mut runner, 1, &prompt.prompt, second, &[second + 9, last]);
+        prefill(&mut runner, 2, &prompt.prompt, first, &[last]);
         // An unrelated sequence in the same batch.
         prefill(&mut runner, 3, &prompts[2].prompt, 0, &[prompts[2].prompt.len() - 1]);
         let rows = [(0, prompt), (1, prompt), (2, prompt), (3, &prompts[2])];
         for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
-            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+            assert_eq!(answer, golden.greedy, "{model}, cuts {first} and {second}, sequence {sequence}");
         }
     }
 }

@@ -15,6 +15,7 @@ use mlx_rs::{Array, ops};
 
 use super::{
     attention::{Attention, Chunk, CohortRows, DecodeRows, MaskCache},
+    cohort::{Cohorts, join_short_end},
     error::{MlxError, Result},
     kv::{LayerKv, MAX_TAIL, Tail},
     recurrent::{LiveStates, RecurrentState},
@@ -79,22 +80,13 @@ impl Sequence {
     }
 }
 
-/// Consecutive decode rows on one path.
-#[derive(Debug)]
-struct Cohort {
-    rows: std::ops::Range<usize>,
-    path: Vec<Rc<Segment>>,
-}
-
 /// KV of all running sequences, by attention layer, and the states of their recurrent layers.
 #[derive(Debug, Default)]
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
     tail: Tail,
     /// Follow from the tail's rows.
-    cohorts: Vec<Cohort>,
-    /// Per decode row, the end of its path that it shares with no other row.
-    private_segments: Vec<Option<Rc<Segment>>>,
+    cohorts: Cohorts,
     pub states: LiveStates,
 }
 
@@ -242,42 +234,15 @@ impl LiveKv {
             let mut order = decoding.to_vec();
             order.sort_by_cached_key(|sequence| (ids(sequence), *sequence));
             self.tail.arrange(&order)?;
-            self.form_cohorts();
+            let paths: Vec<&[Rc<Segment>]> =
+                self.tail.rows.iter().map(|row| self.sequences[&row.sequence].path.as_slice()).collect();
+            self.cohorts = self.cohorts.form(&paths)?;
         }
         if self.tail.num_slots >= MAX_TAIL {
             self.move_tail_into_sequences()?;
         }
         let order: Vec<SequenceId> = self.decode_order().collect();
         self.states.align_decode(&order)
-    }
-
-    /// Rows are in the order of their paths. What is the end of a row's path alone is private; the
-    /// rest, or all of it where a neighbour runs on the same, is the cohort's.
-    fn form_cohorts(&mut self) {
-        self.cohorts.clear();
-        self.private_segments.clear();
-        let paths: Vec<&[Rc<Segment>]> =
-            self.tail.rows.iter().map(|row| self.sequences[&row.sequence].path.as_slice()).collect();
-        let same = |one: &[Rc<Segment>], other: &[Rc<Segment>]| {
-            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| one.id == other.id)
-        };
-        for (row, path) in paths.iter().enumerate() {
-            let before = row.checked_sub(1).map(|row| paths[row]);
-            let has_twin = [before, paths.get(row + 1).copied()]
-                .into_iter()
-                .flatten()
-                .any(|other| other.len() >= path.len() && same(path, &other[..path.len()]));
-            let (shared, private) = match path.split_last() {
-                Some((last, rest)) if !has_twin => (rest, Some(Rc::clone(last))),
-                _ => (*path, None),
-            };
-            self.private_segments.push(private);
-            match self.cohorts.last_mut() {
-                Some(cohort) if cohort.rows.end == row && same(&cohort.path, shared) => cohort.rows.end += 1,
-                _ if shared.is_empty() => {}
-                _ => self.cohorts.push(Cohort { rows: row..row + 1, path: shared.to_vec() }),
-            }
-        }
     }
 
     fn move_tail_into_sequences(&mut self) -> Result<()> {
@@ -395,20 +360,22 @@ impl LiveKv {
         let window = attention.spec.window;
         let cohorts: Vec<CohortRows> = self
             .cohorts
+            .shared
             .iter()
-            .map(|cohort| CohortRows {
-                rows: cohort.rows.clone(),
-                pieces: cohort.path.iter().map(|segment| segment.layers[layer].clone()).collect(),
+            .map(|shared| CohortRows {
+                rows: shared.rows.clone(),
+                pieces: shared.segments.iter().map(|segment| segment.layers[layer].clone()).collect(),
             })
             .collect();
-        let mut private = [Vec::with_capacity(num_decode), Vec::with_capacity(num_decode)];
-        for ((row, segment), &position) in
-            self.tail.rows.iter().zip(&self.private_segments).zip(&pass.decode_positions)
-        {
+        let mut private = [const { Vec::new() }; 3];
+        for (row, (tail_row, &position)) in self.tail.rows.iter().zip(&pass.decode_positions).enumerate() {
             let seen = |kv: &LayerKv| kv.visible_from(position, window);
-            private[0].push(segment.as_ref().map(|segment| seen(&segment.layers[layer])).transpose()?);
-            let own = self.sequences.get(&row.sequence).and_then(|state| state.own.get(layer));
-            private[1].push(own.map(seen).transpose()?);
+            let joined = self.cohorts.joined[row].as_ref().map(|joined| &joined.layers[layer]);
+            let last = self.cohorts.last[row].as_ref().map(|segment| &segment.layers[layer]);
+            let own = self.sequences.get(&tail_row.sequence).and_then(|state| state.own.get(layer));
+            for (pieces, kv) in private.iter_mut().zip([joined, last, own]) {
+                pieces.push(kv.map(seen).transpose()?);
+            }
         }
         let tail_mask = pass.tail_masks.get(&window).and_then(Option::as_ref);
         let tail_mask = tail_mask.map(|mask| mask.as_dtype(keys.dtype())).transpose()?;
@@ -442,7 +409,8 @@ impl LiveKv {
             Some(earlier) => earlier.followed_by(&keys, &values)?,
             None => LayerKv { first: chunk.start, keys, values }.compact()?,
         };
-        let earlier: Vec<LayerKv> = state.path.iter().map(|segment| segment.layers[layer].clone()).collect();
+        let earlier =
+            join_short_end(state.path.iter().map(|segment| segment.layers[layer].clone()).collect())?;
         let attended = attention.chunk(Chunk {
             queries: &pick(&rows.queries)?,
             start: chunk.start,

@@ -4,6 +4,7 @@
 
 mod attention;
 mod block;
+mod cohort;
 mod decoder;
 mod device;
 mod error;
