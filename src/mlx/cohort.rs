@@ -4,13 +4,14 @@
 //! `attention`'s business, the rows' order `live`'s.
 //!
 //! ```text
-//! row 0   |------ a ------|-b-|c|-- d --|      shared: a by rows 0 to 2
-//! row 1   |------ a ------|-b-|--- e ---|      joined: b and c, b, b: short, so copied
-//! row 2   |------ a ------|-b-|--- f ---|      last:   d, e, f, no copy
+//! row 0   |------ a ------|-b-|c|--- d ---|     shared:  a, by rows 0 to 2
+//! row 1   |------ a ------|-b-|--- e ---|       private: (bc), d; b, e; (bf)
+//! row 2   |------ a ------|-b-|-f-|
 //! ```
 //!
-//! Every shared piece costs a row of operations in each layer, however short it is, so pieces
-//! shorter than [`MIN_SHARED_TOKENS`] are not worth it: a row joins them into one array of its own.
+//! Every piece costs operations in each layer, however short it is. So only long segments are
+//! attended once for all rows on them, and a row joins its short ones, copying them, with each
+//! other; its own long ones stay where they are.
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
@@ -19,8 +20,8 @@ use mlx_rs::ops;
 use super::{error::Result, kv::LayerKv, segment::Segment};
 use crate::engine::SegmentId;
 
-/// Tokens from which on a piece of a path is attended once for all rows that run on it.
-const MIN_SHARED_TOKENS: usize = 64;
+/// Tokens from which on a segment is worth pieces of its own.
+const MIN_PIECE_TOKENS: usize = 64;
 
 /// Consecutive rows that run on the same segments.
 #[derive(Debug)]
@@ -29,9 +30,9 @@ pub(super) struct SharedRows {
     pub segments: Vec<Rc<Segment>>,
 }
 
-/// Short segments next to each other, joined for one row; one entry a layer.
+/// Neighbouring segments as one piece of a row; one entry a layer.
 #[derive(Debug, Clone)]
-pub(super) struct Joined {
+pub(super) struct Piece {
     ids: Vec<SegmentId>,
     pub layers: Rc<Vec<LayerKv>>,
 }
@@ -40,90 +41,96 @@ pub(super) struct Joined {
 #[derive(Debug, Default)]
 pub(super) struct Cohorts {
     pub shared: Vec<SharedRows>,
-    /// Per row, the short segments before its last one.
-    pub joined: Vec<Option<Joined>>,
-    /// Per row, the end of its path that it shares with no other row.
-    pub last: Vec<Option<Rc<Segment>>>,
+    /// Pieces of each row, in order of position.
+    pub private: Vec<Vec<Piece>>,
 }
 
 impl Cohorts {
     /// Divides the paths of all rows, which must be in the order of their segments' ids. What `self`
     /// has joined already is not joined again.
     pub(super) fn form(&self, paths: &[&[Rc<Segment>]]) -> Result<Self> {
-        let known: HashMap<&[SegmentId], &Joined> =
-            self.joined.iter().flatten().map(|joined| (joined.ids.as_slice(), joined)).collect();
-        let mut formed = Self::default();
-        // Rows of each segment; rows on one segment stand side by side.
-        let mut rows_of: Vec<(Rc<Segment>, Range<usize>)> = Vec::new();
-        let mut place_of: HashMap<SegmentId, usize> = HashMap::new();
+        let known: HashMap<&[SegmentId], &Piece> =
+            self.private.iter().flatten().map(|piece| (piece.ids.as_slice(), piece)).collect();
+        // Rows on one segment stand side by side.
+        let mut rows_of: HashMap<SegmentId, Range<usize>> = HashMap::new();
         for (row, path) in paths.iter().enumerate() {
-            let before = row.checked_sub(1).map(|row| paths[row]);
-            let has_twin = before.into_iter().chain(paths.get(row + 1).copied()).any(|other| {
-                path.last().is_some_and(|last| other.iter().any(|segment| segment.id == last.id))
-            });
-            let (interior, last) = match path.split_last() {
-                Some((last, rest)) if !has_twin => (rest, Some(Rc::clone(last))),
-                _ => (*path, None),
-            };
-            let num_short =
-                interior.iter().rev().take_while(|segment| segment.num_tokens < MIN_SHARED_TOKENS).count();
-            let (shared, short) = interior.split_at(interior.len() - num_short);
-            for segment in shared {
-                let place = *place_of.entry(segment.id).or_insert_with(|| {
-                    rows_of.push((Rc::clone(segment), row..row));
-                    rows_of.len() - 1
-                });
-                rows_of[place].1.end = row + 1;
+            for segment in *path {
+                rows_of.entry(segment.id).or_insert(row..row).end = row + 1;
             }
-            formed.joined.push(join(short, &known)?);
-            formed.last.push(last);
         }
-        for (segment, rows) in rows_of {
-            match formed.shared.iter_mut().find(|shared| shared.rows == rows) {
-                Some(shared) => shared.segments.push(segment),
-                None => formed.shared.push(SharedRows { rows, segments: vec![segment] }),
+        let is_shared =
+            |segment: &Segment| segment.num_tokens >= MIN_PIECE_TOKENS && rows_of[&segment.id].len() > 1;
+        let mut formed = Self::default();
+        for (row, path) in paths.iter().enumerate() {
+            let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
+            let mut joins = false;
+            for segment in *path {
+                if is_shared(segment) {
+                    joins = false;
+                    let rows = &rows_of[&segment.id];
+                    if rows.start == row {
+                        formed.share(segment, rows);
+                    }
+                    continue;
+                }
+                let is_short = segment.num_tokens < MIN_PIECE_TOKENS;
+                match pieces.last_mut() {
+                    Some(piece) if joins && is_short => piece.push(segment),
+                    _ => pieces.push(vec![segment]),
+                }
+                joins = is_short;
             }
+            formed.private.push(pieces.iter().map(|piece| join(piece, &known)).collect::<Result<_>>()?);
         }
         Ok(formed)
     }
+
+    fn share(&mut self, segment: &Rc<Segment>, rows: &Range<usize>) {
+        match self.shared.iter_mut().find(|shared| shared.rows == *rows) {
+            Some(shared) => shared.segments.push(Rc::clone(segment)),
+            None => {
+                self.shared.push(SharedRows { rows: rows.clone(), segments: vec![Rc::clone(segment)] });
+            }
+        }
+    }
+
+    /// Most pieces that a row has to itself.
+    pub(super) fn max_private(&self) -> usize {
+        self.private.iter().map(Vec::len).max().unwrap_or(0)
+    }
 }
 
-fn join(segments: &[Rc<Segment>], known: &HashMap<&[SegmentId], &Joined>) -> Result<Option<Joined>> {
-    let Some(first) = segments.first() else { return Ok(None) };
+fn join(segments: &[&Rc<Segment>], known: &HashMap<&[SegmentId], &Piece>) -> Result<Piece> {
     let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
-    if let Some(joined) = known.get(ids.as_slice()) {
-        return Ok(Some((*joined).clone()));
+    if let Some(piece) = known.get(ids.as_slice()) {
+        return Ok((*piece).clone());
     }
-    if segments.len() == 1 {
-        return Ok(Some(Joined { ids, layers: Rc::new(first.layers.clone()) }));
-    }
-    let layers = (0..first.layers.len())
-        .map(|layer| {
-            let keys: Vec<_> = segments.iter().map(|segment| &segment.layers[layer].keys).collect();
-            let values: Vec<_> = segments.iter().map(|segment| &segment.layers[layer].values).collect();
-            Ok(LayerKv {
-                first: first.first,
-                keys: ops::concatenate(&keys, 2)?,
-                values: ops::concatenate(&values, 2)?,
-            })
-        })
+    let num_layers = segments.first().map_or(0, |segment| segment.layers.len());
+    let layers = (0..num_layers)
+        .map(|layer| joined(segments.iter().map(|segment| &segment.layers[layer])))
         .collect::<Result<Vec<_>>>()?;
-    Ok(Some(Joined { ids, layers: Rc::new(layers) }))
+    Ok(Piece { ids, layers: Rc::new(layers) })
+}
+
+/// Neighbouring pieces as one; a single one is not copied.
+fn joined<'a>(pieces: impl Iterator<Item = &'a LayerKv>) -> Result<LayerKv> {
+    let pieces: Vec<&LayerKv> = pieces.collect();
+    let [first, _, ..] = pieces.as_slice() else { return Ok(pieces[0].clone()) };
+    let keys: Vec<_> = pieces.iter().map(|kv| &kv.keys).collect();
+    let values: Vec<_> = pieces.iter().map(|kv| &kv.values).collect();
+    Ok(LayerKv {
+        first: first.first,
+        keys: ops::concatenate(&keys, 2)?,
+        values: ops::concatenate(&values, 2)?,
+    })
 }
 
 /// Joins short pieces at the end of `pieces` with each other, for a chunk that is to see them.
 pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
-    let num_short = pieces.iter().rev().take_while(|kv| kv.num_tokens() < MIN_SHARED_TOKENS).count();
-    if num_short < 2 {
-        return Ok(pieces);
+    let num_short = pieces.iter().rev().take_while(|kv| kv.num_tokens() < MIN_PIECE_TOKENS).count();
+    if num_short > 1 {
+        let short = pieces.split_off(pieces.len() - num_short);
+        pieces.push(joined(short.iter())?);
     }
-    let short = pieces.split_off(pieces.len() - num_short);
-    let keys: Vec<_> = short.iter().map(|kv| &kv.keys).collect();
-    let values: Vec<_> = short.iter().map(|kv| &kv.values).collect();
-    pieces.push(LayerKv {
-        first: short[0].first,
-        keys: ops::concatenate(&keys, 2)?,
-        values: ops::concatenate(&values, 2)?,
-    });
     Ok(pieces)
 }

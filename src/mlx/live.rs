@@ -367,14 +367,15 @@ impl LiveKv {
                 pieces: shared.segments.iter().map(|segment| segment.layers[layer].clone()).collect(),
             })
             .collect();
-        let mut private = [const { Vec::new() }; 3];
+        // A slot for each piece that a row may have to itself, and one for what is not stored.
+        let num_slots = self.cohorts.max_private() + 1;
+        let mut private: Vec<Vec<Option<LayerKv>>> = vec![Vec::with_capacity(num_decode); num_slots];
         for (row, (tail_row, &position)) in self.tail.rows.iter().zip(&pass.decode_positions).enumerate() {
-            let seen = |kv: &LayerKv| kv.visible_from(position, window);
-            let joined = self.cohorts.joined[row].as_ref().map(|joined| &joined.layers[layer]);
-            let last = self.cohorts.last[row].as_ref().map(|segment| &segment.layers[layer]);
+            let pieces = self.cohorts.private[row].iter().map(|piece| &piece.layers[layer]);
             let own = self.sequences.get(&tail_row.sequence).and_then(|state| state.own.get(layer));
-            for (pieces, kv) in private.iter_mut().zip([joined, last, own]) {
-                pieces.push(kv.map(seen).transpose()?);
+            let mut seen = pieces.chain(own).map(|kv| kv.visible_from(position, window));
+            for slot in &mut private {
+                slot.push(seen.next().transpose()?);
             }
         }
         let tail_mask = pass.tail_masks.get(&window).and_then(Option::as_ref);

@@ -20,7 +20,7 @@ mod tokenizer;
 
 pub use answer::Answer;
 pub use error::TextError;
-pub use spans::{Span, tier_changes};
+pub use spans::{Span, system_end};
 pub use stop::{StopMatcher, Stopped};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, RenderRequest};

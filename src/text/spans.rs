@@ -44,9 +44,10 @@ impl Span {
     }
 }
 
-/// Returns the ends of spans that the next span's tier differs from, the prompt's end excluded.
-pub fn tier_changes(spans: &[Span]) -> Vec<usize> {
-    spans.windows(2).filter(|pair| pair[0].tier != pair[1].tier).map(|pair| pair[0].end).collect()
+/// Returns where the system part ends, if the prompt has one and goes on behind it.
+pub fn system_end(spans: &[Span]) -> Option<usize> {
+    let end = spans.iter().rev().find(|span| span.tier == Tier::System)?.end;
+    spans.last().filter(|last| last.end > end).map(|_| end)
 }
 
 /// User messages that have not even their first letter in common.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::{
     batch::{Prompt, RequestError, RequestHead, RequestParams},
     engine::{GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
-    text::{RenderRequest, Span, TextError, TextModel, tier_changes},
+    text::{RenderRequest, Span, TextError, TextModel, system_end},
 };
 
 /// What all requests of a run share.
@@ -92,7 +92,8 @@ impl Preparer {
             boundaries: if self.has_checkpoints {
                 spans.iter().map(|span| span.end).collect()
             } else {
-                tier_changes(&spans)
+                // Only what outlives the rest is worth a node of its own.
+                system_end(&spans).into_iter().collect()
             },
             spans,
         })

@@ -320,7 +320,7 @@ impl<R: Runner> Session<R> {
 }
 
 /// Whether the CPU gets a pass before the tokens of the last one are read.
-const LOOKAHEAD_ON_CPU: bool = true;
+const LOOKAHEAD_ON_CPU: bool = false;
 
 #[cfg(test)]
 mod tests;

@@ -275,11 +275,12 @@ fn tokens_over_a_boundary_are_behind_it() {
 }
 
 #[test]
-fn cuts_between_tiers_are_fewer_than_spans() {
+fn the_system_part_ends_where_the_first_user_text_begins() {
     let span = |end, tier| Span { end, tier };
     let spans = [span(5, Tier::System), span(9, Tier::User), span(12, Tier::User), span(15, Tier::Assistant)];
-    assert_eq!(tier_changes(&spans), [5, 12]);
-    assert_eq!(tier_changes(&Span::of_raw_prompt(7)), [0usize; 0]);
+    assert_eq!(system_end(&spans), Some(5));
+    assert_eq!(system_end(&spans[..1]), None, "nothing comes behind it");
+    assert_eq!(system_end(&Span::of_raw_prompt(7)), None);
 }
 
 #[test]
