@@ -289,7 +289,7 @@ pub struct ComputeArgs {
     #[arg(value_parser = values::prefill_chunk, allow_negative_numbers = true)]
     pub prefill_chunk: u32,
 
-    /// Memory for stored prompt prefixes, such as 512MB or 4GiB; 0 stores none [default: 40% of what is free]
+    /// Memory for stored prompt prefixes, such as 512MB or 4GiB; 0 stores none [default: 3% of what is free]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub cache_bytes: Option<u64>,
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Limit of the prompt cache on machines that do not tell their memory.
-const DEFAULT_CACHE_BYTES: u64 = 2 << 30;
+const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 
 /// A model ready to answer.
 pub(super) struct OpenModel {
@@ -55,11 +55,11 @@ impl OpenModel {
             ));
         }
         let kv_bytes_per_token = spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1);
-        // What is left is shared between stored prefixes and the sequences that run.
+        // Most of what is left is for sequences that run. Stored prefixes that the run still needs
+        // stay beyond their limit; it is what nobody may ask for again that it bounds.
         let free_bytes = crate::mlx::free_memory_bytes();
-        let share = |free: u64| free / 10 * 4;
         let max_kv_tokens =
-            free_bytes.map(|free| usize::try_from(share(free)).unwrap_or(usize::MAX) / kv_bytes_per_token);
+            free_bytes.map(|free| usize::try_from(free / 10 * 7).unwrap_or(usize::MAX) / kv_bytes_per_token);
         Ok(Self {
             name,
             spec,
@@ -67,7 +67,7 @@ impl OpenModel {
             runner: MlxRunner::new(loaded),
             defaults,
             max_kv_tokens,
-            default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, share),
+            default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, |free| free / 32),
         })
     }
 }
