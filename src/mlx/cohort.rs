@@ -10,8 +10,8 @@
 //! ```
 //!
 //! Every piece costs operations in each layer, however short it is. So only long segments are
-//! attended once for all rows on them, and a row joins its short ones, copying them, with each
-//! other; its own long ones stay where they are.
+//! attended once for all rows on them, and a row joins what it has to itself into as few pieces as
+//! it can without copying much; long ones stay where they are.
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
@@ -20,8 +20,11 @@ use mlx_rs::ops;
 use super::{error::Result, kv::LayerKv, segment::Segment};
 use crate::engine::SegmentId;
 
-/// Tokens from which on a segment is worth pieces of its own.
-const MIN_PIECE_TOKENS: usize = 64;
+/// Tokens from which on a segment is attended once for all rows that run on it.
+const MIN_SHARED_TOKENS: usize = 64;
+
+/// Tokens that a row copies at most to make one piece of several.
+const MAX_JOINED_TOKENS: usize = 512;
 
 /// Consecutive rows that run on the same segments.
 #[derive(Debug)]
@@ -59,26 +62,28 @@ impl Cohorts {
             }
         }
         let is_shared =
-            |segment: &Segment| segment.num_tokens >= MIN_PIECE_TOKENS && rows_of[&segment.id].len() > 1;
+            |segment: &Segment| segment.num_tokens >= MIN_SHARED_TOKENS && rows_of[&segment.id].len() > 1;
         let mut formed = Self::default();
         for (row, path) in paths.iter().enumerate() {
             let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
-            let mut joins = false;
+            let mut num_joined_tokens = usize::MAX;
             for segment in *path {
                 if is_shared(segment) {
-                    joins = false;
+                    num_joined_tokens = usize::MAX;
                     let rows = &rows_of[&segment.id];
                     if rows.start == row {
                         formed.share(segment, rows);
                     }
                     continue;
                 }
-                let is_short = segment.num_tokens < MIN_PIECE_TOKENS;
+                num_joined_tokens = num_joined_tokens.saturating_add(segment.num_tokens);
                 match pieces.last_mut() {
-                    Some(piece) if joins && is_short => piece.push(segment),
-                    _ => pieces.push(vec![segment]),
+                    Some(piece) if num_joined_tokens <= MAX_JOINED_TOKENS => piece.push(segment),
+                    _ => {
+                        pieces.push(vec![segment]);
+                        num_joined_tokens = segment.num_tokens;
+                    }
                 }
-                joins = is_short;
             }
             formed.private.push(pieces.iter().map(|piece| join(piece, &known)).collect::<Result<_>>()?);
         }
@@ -127,7 +132,7 @@ fn joined<'a>(pieces: impl Iterator<Item = &'a LayerKv>) -> Result<LayerKv> {
 
 /// Joins short pieces at the end of `pieces` with each other, for a chunk that is to see them.
 pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
-    let num_short = pieces.iter().rev().take_while(|kv| kv.num_tokens() < MIN_PIECE_TOKENS).count();
+    let num_short = pieces.iter().rev().take_while(|kv| kv.num_tokens() < MIN_SHARED_TOKENS).count();
     if num_short > 1 {
         let short = pieces.split_off(pieces.len() - num_short);
         pieces.push(joined(short.iter())?);
