@@ -3,6 +3,7 @@
 //! Owns names, ranges, defaults and wording of the command line; man pages and completions are
 //! generated from here and nowhere else. What a flag does is the command's business.
 
+mod persist;
 mod values;
 
 use std::path::PathBuf;
@@ -11,6 +12,10 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::batch::{InputPath, OutputPath, RequestParams};
+
+pub use persist::{
+    CacheCommand, CacheModeArg, InspectArgs, MergeArgs, PersistArgs, PruneArgs, TierArg, VerifyArgs,
+};
 
 /// Small enough for any Mac, good enough to be useful; what `mlx-lm` takes as well.
 pub const DEFAULT_MODEL: &str = "mlx-community/Llama-3.2-3B-Instruct-4bit";
@@ -66,6 +71,8 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl --model ./models/qwen3
   Short greedy answers that end at a blank line:
     mlxbatch run convos.jsonl -o out.jsonl --max-tokens 64 --temperature 0 --stop $'\\n\\n'
+  Start warm the next time:
+    mlxbatch run convos.jsonl -o out.jsonl --persist-cache ./cache.bin
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
 
@@ -80,6 +87,19 @@ Exit codes:
   1    a fatal error: nothing to read, no model, no room to write
   2    the command line cannot be understood
   3    some lines are not; they are left out of the plan";
+
+const CACHE_EXAMPLES: &str = "\
+Examples:
+  mlxbatch cache inspect cache.bin --model ./models/qwen3
+  mlxbatch cache verify cache.bin
+  mlxbatch cache prune cache.bin --max-bytes 2GiB --older-than 30d
+  mlxbatch cache merge monday.bin tuesday.bin -o both.bin";
+
+const CACHE_EXIT_CODES: &str = "\
+Exit codes:
+  0    done; verify: every checksum is right
+  1    a fatal error: no cache file, no room to write; verify: something is damaged
+  2    the command line cannot be understood";
 
 const VALIDATE_EXAMPLES: &str = "\
 Examples:
@@ -160,6 +180,10 @@ pub enum Command {
     #[command(after_help = help_end(PLAN_EXAMPLES, PLAN_EXIT_CODES))]
     Plan(Box<PlanArgs>),
 
+    /// Look into cache files and look after them; none of this loads a model
+    #[command(subcommand, after_help = help_end(CACHE_EXAMPLES, CACHE_EXIT_CODES))]
+    Cache(CacheCommand),
+
     /// Print the completion script of a shell
     ///
     /// bash: mlxbatch completions bash > ~/.local/share/bash-completion/completions/mlxbatch
@@ -204,6 +228,9 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub compute: ComputeArgs,
+
+    #[command(flatten)]
+    pub persist: PersistArgs,
 }
 
 #[derive(Debug, Args)]

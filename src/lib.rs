@@ -12,6 +12,7 @@
 //! | [`plan`]     | tree of all prompts: order, cuts, forecast of what is shared                |
 //! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
 //! | [`cache`]    | radix tree of stored prefixes, tiers, limits, eviction; holds no tensors    |
+//! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes              |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //!
@@ -26,4 +27,5 @@ pub mod engine;
 pub mod mlx;
 pub mod models;
 pub mod plan;
+pub mod snapshot;
 pub mod text;

@@ -88,8 +88,8 @@ impl Progress {
     }
 
     /// Takes the bar away.
-    pub fn finish(self) {
-        if let Display::Bar(bar) = self.display {
+    pub fn finish(&self) {
+        if let Display::Bar(bar) = &self.display {
             bar.finish_and_clear();
         }
     }

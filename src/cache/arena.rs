@@ -10,7 +10,7 @@ pub struct NodeId {
     generation: u32,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Slot<T> {
     /// Counts removals, so that ids given out before the last one are refused.
     generation: u32,
@@ -18,7 +18,7 @@ struct Slot<T> {
 }
 
 /// A vector of values with a free list.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Arena<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,

@@ -42,7 +42,7 @@ impl From<RangeInclusive<u64>> for Expected {
 }
 
 /// A run of tokens below one prefix, and the KV stored for it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node<P> {
     /// The tokens of the edge that leads here; never empty.
     pub(super) edge: Vec<TokenId>,

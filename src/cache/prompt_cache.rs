@@ -22,7 +22,7 @@ pub struct CacheLimits {
 }
 
 /// Stored prefixes, their tiers and limits; see the [module docs](super).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PromptCache<P> {
     tree: PromptTree<P>,
     ranking: Ranking,
@@ -52,6 +52,11 @@ impl<P: Payload> PromptCache<P> {
             num_evictions: PerTier::default(),
             num_cached_tokens: PerTier::default(),
         }
+    }
+
+    /// What it may hold.
+    pub fn limits(&self) -> CacheLimits {
+        self.limits
     }
 
     /// The tree, to look at.

@@ -49,7 +49,7 @@ type ByFirst = (u64, u64, Reverse<usize>, NodeId);
 type ByLast = (u64, Reverse<usize>, NodeId);
 
 /// All entries in the order of their eviction.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Ranking {
     entries: HashMap<NodeId, (Standing, Queue)>,
     num_entries: PerTier<usize>,

@@ -10,7 +10,7 @@ use super::node::{Expected, Node, OwnerId};
 use super::{Arena, CacheError, NodeId, PerTier, Tier, TokenId};
 
 /// A radix tree of prompts with compressed edges; see the [module docs](super).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct PromptTree<P> {
     pub(super) arena: Arena<Node<P>>,
     /// The nodes below the root, which itself is no node: an empty prefix has no KV.
@@ -65,7 +65,7 @@ impl<P> PromptTree<P> {
     }
 
     /// The child of `parent` whose edge begins with that token.
-    pub(super) fn child(&self, parent: Option<NodeId>, first: TokenId) -> Option<NodeId> {
+    pub fn child(&self, parent: Option<NodeId>, first: TokenId) -> Option<NodeId> {
         let children = parent.map_or(&self.roots, |parent| &self.linked(parent).children);
         children.get(&first).copied()
     }

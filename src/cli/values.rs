@@ -2,6 +2,8 @@
 //!
 //! Owns ranges and the messages that say what a flag wants. The flags themselves are in `cli`.
 
+use std::time::Duration;
+
 /// Far beyond what any machine decodes together; catches a slipped zero before memory does.
 const MAX_BATCH_SIZE: u32 = 4096;
 
@@ -57,6 +59,27 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         return Err(wrong());
     }
     Ok(num_bytes as u64)
+}
+
+/// A size of at least one byte.
+pub(super) fn positive_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("give more than 0, such as 512MB or 4GiB".into()),
+        num_bytes => Ok(num_bytes),
+    }
+}
+
+/// A length of time in seconds or with a unit.
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    let wrong = || "give seconds or a time with a unit, such as 30s, 10m, 12h or 30d".to_owned();
+    let text = text.trim();
+    let (number, seconds) = UNITS
+        .iter()
+        .find_map(|(unit, seconds)| text.strip_suffix(*unit).map(|number| (number, *seconds)))
+        .unwrap_or((text, 1));
+    let number: u64 = number.trim().parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
 /// Negative seeds are taken by their bits, as in a request.

@@ -3,11 +3,14 @@
 //! Owns the dispatch and the meaning of the exit codes. What the commands are made of is in the
 //! modules below them.
 
+pub mod cache;
 pub mod completions;
+mod identity;
 pub mod interrupt;
 mod model;
 pub mod plan;
 pub mod run;
+mod text_head;
 pub mod validate;
 pub mod version;
 
@@ -47,6 +50,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
     match &cli.command {
         Some(Command::Run(args)) => run::run(args, cli.verbose || args.verbose),
         Some(Command::Plan(args)) => plan::plan(args),
+        Some(Command::Cache(command)) => cache::execute(command),
         Some(Command::Validate(args)) => validate::validate(args),
         Some(Command::Completions(args)) => completions::print(args),
         None => anyhow::bail!("no command given; see `mlxbatch --help`"),

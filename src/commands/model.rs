@@ -3,7 +3,7 @@
 //! Owns finding the model's files and reading the small ones, for all commands that need a model.
 //! Loading weights is the business of those that compute.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::{
     batch::RequestParams,
@@ -16,6 +16,15 @@ use crate::{
     text::TextModel,
 };
 
+/// The files of a model by what they decide about; none but the weights has to be there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct DescribedFiles {
+    pub weights: Vec<PathBuf>,
+    pub configuration: Vec<PathBuf>,
+    pub tokenizer: Vec<PathBuf>,
+    pub template: Vec<PathBuf>,
+}
+
 /// A model's small files.
 pub(super) struct Description {
     /// What the output's `model` field says.
@@ -25,6 +34,8 @@ pub(super) struct Description {
     pub weights: WeightSource,
     /// What the model's generation_config.json says.
     pub defaults: RequestParams,
+    /// What the description was read from, and the weights.
+    pub files: DescribedFiles,
     /// Element type of the weights as they are stored, where that is known.
     pub stored_dtype: Option<ComputeDtype>,
 }
@@ -47,6 +58,12 @@ impl Description {
             ModelFiles::Folder { dir, name, weights } => {
                 let config = dir.join("config.json");
                 Self {
+                    files: DescribedFiles {
+                        weights: weights.clone(),
+                        configuration: vec![config.clone()],
+                        tokenizer: vec![dir.join("tokenizer.json")],
+                        template: vec![dir.join("chat_template.jinja"), dir.join("tokenizer_config.json")],
+                    },
                     name,
                     spec: read_config(&config)?,
                     text: TextModel::from_folder(&dir)?,
@@ -58,6 +75,8 @@ impl Description {
             ModelFiles::Gguf { path, name } => {
                 let header = GgufHeader::read(&path)?;
                 Self {
+                    // All in one.
+                    files: DescribedFiles { weights: vec![path.clone()], ..DescribedFiles::default() },
                     name,
                     spec: read_gguf_config(&header)?,
                     text: TextModel::from_gguf(&header)?,

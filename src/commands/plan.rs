@@ -12,6 +12,7 @@ use std::sync::Arc;
 use self::report::{NamedPrefix, Report};
 use super::model::{Description, asked_dtype};
 use super::run::prepare::Preparer;
+use super::text_head::text_head;
 use super::{Outcome, written};
 use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestReader};
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
@@ -21,12 +22,6 @@ use crate::text::{TextModel, Tokenizer};
 
 /// Shared prefixes that are named in the report.
 const MAX_NAMED: usize = 10;
-
-/// What is shown of a prefix's text.
-const MAX_HEAD_CHARS: usize = 60;
-
-/// Enough for that, unless tokens are single bytes of a script with four of them.
-const MAX_HEAD_TOKENS: usize = 4 * MAX_HEAD_CHARS;
 
 /// Plans a file: the report on standard output, problems and warnings on standard error.
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
@@ -191,7 +186,7 @@ impl<'a> Totals<'a> {
             num_parent_tokens: prefix.num_parent_tokens as u64,
             num_users: 0,
             num_saved_tokens: 0,
-            text: head(self.tokenizer, &tokens[prefix.num_parent_tokens..]),
+            text: text_head(self.tokenizer, &tokens[prefix.num_parent_tokens..]),
         });
         named.num_users += prefix.num_users as u64;
         named.num_saved_tokens += prefix.num_saved_tokens as u64;
@@ -205,19 +200,6 @@ impl<'a> Totals<'a> {
         });
         shared.truncate(MAX_NAMED);
         shared
-    }
-}
-
-/// The text that tokens begin with, on one line.
-fn head(tokenizer: &Tokenizer, tokens: &[u32]) -> String {
-    let tokens = &tokens[..tokens.len().min(MAX_HEAD_TOKENS)];
-    // A text that cannot be decoded is no reason not to plan.
-    let text = tokenizer.decode(tokens).unwrap_or_default();
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let shown = words.join(" ").replace(char::is_control, "\u{fffd}");
-    match shown.char_indices().nth(MAX_HEAD_CHARS) {
-        Some((end, _)) => format!("{}…", &shown[..end]),
-        None => shown,
     }
 }
 
@@ -250,15 +232,5 @@ mod tests {
         assert_eq!(totals_of(&[window]), (1, 7, vec![(3, 2, 3)]));
         assert_eq!(totals_of(&[window, &[], window]), (2, 14, vec![(3, 4, 6)]));
         assert_eq!(totals_of(&[]), (0, 0, Vec::new()));
-    }
-
-    #[test]
-    fn a_head_is_one_line_and_holds_nothing_that_moves_the_cursor() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
-        let tokenizer = Tokenizer::from_folder(&folder).expect("the fixture loads");
-        let head_of = |text: &str| head(&tokenizer, &tokenizer.encode(text, false).expect("encodes"));
-        assert_eq!(head_of("<|im_start|>user\n\n  Hi\u{1b}[2J there"), "user Hi\u{fffd}[2J there");
-        assert_eq!(head_of(&"ab ".repeat(1000)).chars().count(), MAX_HEAD_CHARS + 1);
-        assert_eq!(head_of("<|im_start|>"), "");
     }
 }

@@ -4,6 +4,7 @@
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
 mod model;
+mod persist;
 pub(super) mod prepare;
 mod report;
 mod session;
@@ -38,6 +39,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     if let Some(path) = &args.report {
         report::check_writable(path, &args.input, &args.output)?;
     }
+    persist::check(args)?;
     let mut writer = ResultWriter::create(&args.output, &args.input)?;
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
@@ -51,25 +53,34 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     interrupt.heed();
     let looped = session.run(&mut reader, &mut writer, &interrupt);
 
-    let counters = report::Counters::of(&session);
-    let Session { mut stats, progress, .. } = session;
-    progress.finish();
-    stats.wall = started.elapsed();
-    stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
+    session.progress.finish();
     let stop = match looped {
         Ok(stop) => stop,
-        Err(error) => return Err(keep_finished(error, writer)),
+        Err(error) => {
+            session.save_cache();
+            return Err(keep_finished(error, writer));
+        }
     };
     let (ending, published) = match stop {
         Stop::Interrupted => (Ending::Interrupted, writer.finish_interrupted()?),
         Stop::InputUsedUp | Stop::OutputClosed => (Ending::Complete, writer.finish()?),
     };
+    // The results come first: they are safe by now.
+    session.save_cache();
+    let counters = report::Counters::of(&session);
+    let mut stats = session.stats.clone();
+    stats.wall = started.elapsed();
+    stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
     warn(args, &reader.warnings().texts());
+    let saver = session.saver.as_ref();
+    warn(args, &saver.map(|saver| saver.warnings(session.engine())).unwrap_or_default());
     if stats.num_done() == 0 && stop == Stop::InputUsedUp {
         warn(args, &[format!("{} holds no requests", reader.name())]);
     }
     if !args.quiet {
-        summary(&stats, ending, &published.place).iter().for_each(|line| eprint_line(line));
+        let mut lines = summary(&stats, ending, &published.place);
+        lines.extend(saver.and_then(|saver| saver.summary(session.engine())));
+        lines.iter().for_each(|line| eprint_line(line));
     }
     // Last, since the results are safe by now and a report is not worth losing the summary.
     if let Some(path) = &args.report {

@@ -14,8 +14,8 @@ pub(crate) use store::BYTES_PER_TOKEN;
 use store::Store;
 
 use super::{
-    Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
-    TokenId,
+    Exported, Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored,
+    StoredSegment, TokenId,
 };
 
 /// Tokens that the fake model knows; few, so that end tokens come up.
@@ -42,7 +42,7 @@ pub(crate) struct Failures {
     /// No launch succeeds.
     pub every_launch: bool,
     pub collect: Option<usize>,
-    /// Counts `resume`, `store` and `split` together.
+    /// Counts `resume`, `store`, `split`, export and import together.
     pub cache_call: Option<usize>,
     /// Every collection comes back a token short.
     pub loses_tokens: bool,
@@ -270,6 +270,34 @@ impl Runner for FakeRunner {
     ) -> Result<(StoredSegment, StoredSegment), RunnerError> {
         self.cache_call("split")?;
         Ok(self.store.split(segment, at))
+    }
+
+    fn export(
+        &mut self,
+        segment: SegmentId,
+        tokens: std::ops::Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), RunnerError> {
+        self.cache_call("export")?;
+        self.store.export(segment, tokens, bytes);
+        Ok(())
+    }
+
+    fn export_checkpoint(&mut self, checkpoint: SegmentId, bytes: &mut Vec<u8>) -> Result<(), RunnerError> {
+        self.cache_call("export")?;
+        self.store.export_checkpoint(checkpoint, bytes);
+        Ok(())
+    }
+
+    fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, RunnerError> {
+        self.cache_call("import")?;
+        self.store.import(exported).ok_or_else(|| RunnerError("bytes of something else".to_owned()))
+    }
+
+    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, RunnerError> {
+        self.cache_call("import")?;
+        let imported = self.store.import_checkpoint(position, bytes);
+        imported.ok_or_else(|| RunnerError("bytes of something else".to_owned()))
     }
 
     fn resume_rule(&self) -> ResumeRule {

@@ -53,9 +53,10 @@ pub(crate) mod fake_runner;
 mod tests;
 
 pub use crate::cache::TokenId;
+pub use prefixes::PersistStats;
 pub use request::{Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError};
 pub use runner::{
-    Group, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
+    Exported, Group, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
 };
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;

@@ -2,7 +2,7 @@
 //!
 //! Owns the traffic between running sequences, the prompt cache and the runner's segments, so that
 //! a prefix that several requests share is computed once: `prompts` for what comes before the first
-//! new token, `answers` for what comes after. What is kept for how long is the cache's rule; which
+//! new token, `answers` for what comes after, `persisted` for what a cache file has. What is kept for how long is the cache's rule; which
 //! requests run when, the scheduler's.
 //!
 //! ```text
@@ -17,10 +17,14 @@
 //! stored of a pass that later fails is taken back.
 
 mod answers;
+mod persisted;
 mod prompts;
+
+pub use persisted::PersistStats;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use self::persisted::Persisted;
 use super::sequence::Sequence;
 use super::{PromptPlan, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId};
 use crate::cache::{
@@ -84,7 +88,7 @@ impl Hold {
 }
 
 /// Something stored whose values are not computed yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Unconfirmed {
     Node(NodeId),
     Checkpoint(NodeId),
@@ -101,6 +105,7 @@ pub(super) struct Prefixes {
     awaited: BTreeMap<NodeId, SequenceId>,
     /// What was stored since the launch of each pass under way, oldest first.
     unconfirmed: VecDeque<Vec<Unconfirmed>>,
+    persisted: Persisted,
 }
 
 impl Prefixes {
@@ -111,6 +116,7 @@ impl Prefixes {
             now: 0,
             awaited: BTreeMap::new(),
             unconfirmed: VecDeque::new(),
+            persisted: Persisted::default(),
         }
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Owns the vocabulary of one forward pass. What runs when is the scheduler's business.
 
+use std::ops::Range;
+
 use thiserror::Error;
 
 use crate::cache::{ResumeRule, TokenId};
@@ -78,6 +80,19 @@ pub struct Group {
     pub sample: Option<SamplingParams>,
 }
 
+/// The KV of some tokens as bytes, of which a part is to be taken in.
+#[derive(Debug, Clone, Copy)]
+pub struct Exported<'a> {
+    pub bytes: &'a [u8],
+    /// Tokens whose KV the bytes are.
+    pub num_tokens: usize,
+    /// The first of them that is wanted, and how many.
+    pub skip: usize,
+    pub num_wanted: usize,
+    /// Position in the prompt of the first wanted token.
+    pub position: usize,
+}
+
 /// Why a forward pass could not be computed.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -127,6 +142,25 @@ pub trait Runner {
 
     /// Forgets a stored segment or checkpoint; its memory is freed once no sequence runs on it.
     fn discard(&mut self, segment: SegmentId);
+
+    /// Appends the bytes of some tokens of a stored segment, counted from its first, to `bytes`. The
+    /// pass that computes them must have been collected.
+    fn export(
+        &mut self,
+        segment: SegmentId,
+        tokens: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), RunnerError>;
+
+    /// Appends the bytes of a stored checkpoint to `bytes`.
+    fn export_checkpoint(&mut self, checkpoint: SegmentId, bytes: &mut Vec<u8>) -> Result<(), RunnerError>;
+
+    /// Takes in what was exported, by this process or another that ran the same model. Bytes that
+    /// cannot be that are an error.
+    fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, RunnerError>;
+
+    /// Takes in an exported checkpoint: the state after the tokens before `position`.
+    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, RunnerError>;
 
     /// Where this model can resume from stored KV.
     fn resume_rule(&self) -> ResumeRule;

@@ -10,7 +10,7 @@ use std::mem;
 use std::time::Instant;
 
 use super::pass::Pass;
-use super::prefixes::Prefixes;
+use super::prefixes::{PersistStats, Prefixes};
 use super::scheduler::Limits;
 use super::sequence::{Sequence, State};
 use super::stats::Stats;
@@ -19,6 +19,7 @@ use super::{Stored, StoredSegment};
 #[cfg(test)]
 use crate::cache::PromptCache;
 use crate::cache::{CacheLimits, CacheUsage};
+use crate::snapshot::{SaveReport, Snapshot, SnapshotError};
 
 use super::{
     Event, FinishReason, GenerationRequest, RequestId, Runner, RunnerError, SequenceId, SubmitError,
@@ -133,6 +134,32 @@ impl<R: Runner> Engine<R> {
 
     pub fn runner(&self) -> &R {
         &self.runner
+    }
+
+    /// Has prefixes come from a cache file too; it must be of the runner's model.
+    pub fn with_snapshot(mut self, snapshot: Snapshot) -> Self {
+        self.prefixes.attach(snapshot);
+        self
+    }
+
+    /// The cache file, if there is one.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        self.prefixes.snapshot()
+    }
+
+    /// What was brought in from the cache file.
+    pub fn persist_stats(&self) -> PersistStats {
+        self.prefixes.persist_stats()
+    }
+
+    /// Saves what the prompt cache has and the cache file lacks. An error leaves the file as it was.
+    pub fn save_snapshot(&mut self) -> Result<SaveReport, SnapshotError> {
+        self.prefixes.save(&mut self.runner)
+    }
+
+    /// Whether so much is not saved that some may soon be evicted.
+    pub fn has_much_unsaved(&self) -> bool {
+        self.prefixes.has_much_unsaved()
     }
 
     /// Counters of the prompt cache, if there is one.

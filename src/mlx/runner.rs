@@ -4,6 +4,7 @@
 //! passes have not been collected. Tensors' arithmetic is the decoder's and `live`'s.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 
 use mlx_rs::{Array, ops, transforms};
 
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::cache::ResumeRule;
 use crate::engine::{
-    Group, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId,
+    Exported, Group, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId,
 };
 
 /// Runs one loaded model.
@@ -320,6 +321,42 @@ impl Runner for MlxRunner {
     ) -> std::result::Result<(StoredSegment, StoredSegment), RunnerError> {
         let (upper, lower) = self.segments.split(segment, at)?;
         Ok((stored(&upper), stored(&lower)))
+    }
+
+    fn export(
+        &mut self,
+        segment: SegmentId,
+        tokens: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> std::result::Result<(), RunnerError> {
+        Ok(self.segments.export(segment, tokens, bytes)?)
+    }
+
+    fn export_checkpoint(
+        &mut self,
+        checkpoint: SegmentId,
+        bytes: &mut Vec<u8>,
+    ) -> std::result::Result<(), RunnerError> {
+        Ok(self.segments.export_checkpoint(checkpoint, bytes)?)
+    }
+
+    fn import(&mut self, exported: Exported<'_>) -> std::result::Result<StoredSegment, RunnerError> {
+        let shapes: Vec<(i32, i32)> = self
+            .decoder
+            .spec
+            .attention_layers()
+            .map(|attention| (attention.num_kv_heads as i32, attention.head_dim as i32))
+            .collect();
+        let dtype = self.decoder.precision.dtype.mlx();
+        Ok(stored(&*self.segments.import(exported, &shapes, dtype)?))
+    }
+
+    fn import_checkpoint(
+        &mut self,
+        position: usize,
+        bytes: &[u8],
+    ) -> std::result::Result<StoredSegment, RunnerError> {
+        Ok(self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?)
     }
 
     fn resume_rule(&self) -> ResumeRule {

@@ -4,14 +4,17 @@
 //! Owns their identity, bytes and splitting. Which are kept is the prompt cache's decision; what
 //! sequences do on top of them is `live`'s.
 
-use std::{collections::HashMap, rc::Rc};
+use std::{collections::HashMap, ops::Range, rc::Rc};
+
+use mlx_rs::{Array, Dtype};
 
 use super::{
     error::{MlxError, Result},
     kv::LayerKv,
     recurrent::RecurrentState,
+    sys,
 };
-use crate::engine::{SegmentId, StoredSegment};
+use crate::engine::{Exported, SegmentId, StoredSegment};
 
 /// KV of exactly the tokens at positions `first..first + num_tokens`, one entry a layer.
 #[derive(Debug)]
@@ -42,8 +45,10 @@ impl Checkpoint {
     }
 }
 
-/// All stored segments and checkpoints by id. A running sequence holds handles of its own, so discarding one here
-/// frees its memory only when nobody runs on it any more.
+/// All stored segments and checkpoints by id.
+///
+/// A running sequence holds handles of its own, so discarding one here frees its memory only when
+/// nobody runs on it any more.
 #[derive(Debug, Default)]
 pub(super) struct SegmentStore {
     segments: HashMap<SegmentId, Rc<Segment>>,
@@ -101,7 +106,7 @@ impl SegmentStore {
             )));
         }
         let (middle, end) = (whole.first + at, whole.first + whole.num_tokens);
-        let half = |range: std::ops::Range<usize>| {
+        let half = |range: Range<usize>| {
             whole.layers.iter().map(|kv| kv.slice(range.clone())?.compact()).collect::<Result<Vec<LayerKv>>>()
         };
         let (upper, lower) = (half(whole.first..middle)?, half(middle..end)?);
@@ -109,6 +114,96 @@ impl SegmentStore {
         let (first, num_tokens) = (whole.first, whole.num_tokens);
         self.discard(id);
         Ok((self.insert(first, at, upper), self.insert(middle, num_tokens - at, lower)))
+    }
+
+    /// Appends the bytes of a segment's tokens, counted from its first: for each layer keys, then
+    /// values, `(H_kv, L, D)`.
+    pub(super) fn export(&self, id: SegmentId, tokens: Range<usize>, bytes: &mut Vec<u8>) -> Result<()> {
+        let segment = self.get(id)?;
+        let positions = segment.first + tokens.start..segment.first + tokens.end;
+        if tokens.start >= tokens.end || tokens.end > segment.num_tokens {
+            return Err(MlxError::Unsupported(format!(
+                "segment {} of {} tokens has no tokens {tokens:?}",
+                id.0, segment.num_tokens
+            )));
+        }
+        for kv in &segment.layers {
+            let kv = kv.slice(positions.clone())?.compact()?;
+            sys::append_bytes(&kv.keys, bytes)?;
+            sys::append_bytes(&kv.values, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Appends the bytes of a checkpoint: for each layer the convolution's tail, then the memory.
+    pub(super) fn export_checkpoint(&self, id: SegmentId, bytes: &mut Vec<u8>) -> Result<()> {
+        for state in &self.checkpoint(id)?.states {
+            for array in state.arrays() {
+                sys::append_bytes(&array.contiguous()?, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in what [`SegmentStore::export`] gave, or a part of it; `shapes` has `(H_kv, D)` of every
+    /// attention layer.
+    pub(super) fn import(
+        &mut self,
+        exported: Exported<'_>,
+        shapes: &[(i32, i32)],
+        dtype: Dtype,
+    ) -> Result<Rc<Segment>> {
+        let Exported { mut bytes, num_tokens, skip, num_wanted, position } = exported;
+        let wrong = |why: &str| MlxError::Unsupported(format!("stored KV cannot be taken in: {why}"));
+        let in_place = position.checked_sub(skip).ok_or_else(|| wrong("it begins before the prompt"))?;
+        if num_wanted == 0 || skip.checked_add(num_wanted).is_none_or(|end| end > num_tokens) {
+            return Err(wrong("it has fewer tokens"));
+        }
+        let length = i32::try_from(num_tokens).map_err(|_| wrong("it is too long"))?;
+        let mut layers = Vec::with_capacity(shapes.len());
+        for &(num_heads, head_dim) in shapes {
+            let num_bytes = (num_heads as usize)
+                .checked_mul(head_dim as usize)
+                .and_then(|width| width.checked_mul(num_tokens)?.checked_mul(sys::element_bytes(dtype)));
+            let num_bytes = num_bytes.ok_or_else(|| wrong("it is too long"))?;
+            let mut next = || -> Result<Array> {
+                let (array, rest) =
+                    bytes.split_at_checked(num_bytes).ok_or_else(|| wrong("it ends early"))?;
+                bytes = rest;
+                Ok(sys::array_of_bytes(array, &[1, num_heads, length, head_dim], dtype)?)
+            };
+            let whole = LayerKv { first: in_place, keys: next()?, values: next()? };
+            layers.push(if num_wanted == num_tokens {
+                whole
+            } else {
+                whole.slice(position..position + num_wanted)?.compact()?
+            });
+        }
+        if !bytes.is_empty() {
+            return Err(wrong("bytes are left over"));
+        }
+        mlx_rs::transforms::eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
+        Ok(self.insert(position, num_wanted, layers))
+    }
+
+    /// Takes in what [`SegmentStore::export_checkpoint`] gave; `like` are states of the same shapes.
+    pub(super) fn import_checkpoint(
+        &mut self,
+        position: usize,
+        mut bytes: &[u8],
+        like: &[RecurrentState],
+    ) -> Result<StoredSegment> {
+        let wrong = || MlxError::Unsupported("a stored recurrent state cannot be taken in".to_owned());
+        let mut next = |like: &Array| -> Result<Array> {
+            let (array, rest) = bytes.split_at_checked(like.nbytes()).ok_or_else(wrong)?;
+            bytes = rest;
+            Ok(sys::array_of_bytes(array, like.shape(), like.dtype())?)
+        };
+        let states = like.iter().map(|state| state.map(&mut next)).collect::<Result<Vec<_>>>()?;
+        if !bytes.is_empty() {
+            return Err(wrong());
+        }
+        Ok(self.insert_checkpoint(Checkpoint { position, states }))
     }
 
     /// Bytes of all stored segments and checkpoints.

@@ -2,7 +2,7 @@
 //!
 //! Owns thin, checked wrappers; what they are for is their callers' business.
 
-use mlx_rs::{Array, Stream, error::Exception};
+use mlx_rs::{Array, Dtype, Stream, error::Exception};
 
 /// The clock that mlx-rs seeds its random generator with; only macOS has it.
 #[cfg(target_os = "linux")]
@@ -64,6 +64,41 @@ pub(super) fn left_shift(array: &Array, bits: &Array) -> Result<Array, Exception
         // SAFETY: both handles are alive during the call.
         unsafe { mlx_sys::mlx_left_shift(result, array.as_ptr(), bits.as_ptr(), stream.as_ptr()) }
     })
+}
+
+/// Bytes of one element.
+pub(super) fn element_bytes(dtype: Dtype) -> usize {
+    // SAFETY: a table lookup.
+    unsafe { mlx_sys::mlx_dtype_size(dtype.into()) }
+}
+
+/// Appends an array's bytes to `bytes`; its elements must lie one behind the other.
+pub(super) fn append_bytes(array: &Array, bytes: &mut Vec<u8>) -> Result<(), Exception> {
+    array.eval()?;
+    // SAFETY: the array is evaluated, so its data is there, and alive as long as `array` is; any
+    // element type may be read as bytes.
+    let data = unsafe {
+        let data = mlx_sys::mlx_array_data_uint8(array.as_ptr());
+        if data.is_null() && array.nbytes() > 0 {
+            return Err(Exception::custom("an array without data".to_owned()));
+        }
+        if data.is_null() { &[] } else { std::slice::from_raw_parts(data, array.nbytes()) }
+    };
+    bytes.extend_from_slice(data);
+    Ok(())
+}
+
+/// A new array of these bytes, which are copied.
+pub(super) fn array_of_bytes(bytes: &[u8], shape: &[i32], dtype: Dtype) -> Result<Array, Exception> {
+    let num_elements = shape.iter().try_fold(1_usize, |product, &dim| {
+        usize::try_from(dim).ok().and_then(|dim| product.checked_mul(dim))
+    });
+    let num_bytes = num_elements.and_then(|num_elements| num_elements.checked_mul(element_bytes(dtype)));
+    if num_bytes != Some(bytes.len()) {
+        return Err(Exception::custom(format!("{} bytes are no {dtype:?} of shape {shape:?}", bytes.len())));
+    }
+    // SAFETY: the bytes are as many as the shape takes, and copied during the call.
+    Ok(unsafe { Array::from_raw_data(bytes.as_ptr().cast(), shape, dtype) })
 }
 
 /// Version of the MLX library that is really loaded.

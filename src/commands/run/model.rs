@@ -5,12 +5,17 @@
 
 use anyhow::Context;
 
+use super::persist;
 use crate::{
     batch::RequestParams,
     cli::RunArgs,
-    commands::model::{Description, asked_dtype},
+    commands::{
+        identity::ComputedModel,
+        model::{Description, asked_dtype},
+    },
     mlx::{Blas, ComputeDevice, LoadedModel, MlxRunner},
     models::ModelSpec,
+    snapshot::Snapshot,
     text::TextModel,
 };
 
@@ -30,6 +35,8 @@ pub(super) struct OpenModel {
     pub max_kv_tokens: Option<usize>,
     /// Limit of the prompt cache where no flag says otherwise.
     pub default_cache_bytes: u64,
+    /// The cache file, if one is in use.
+    pub snapshot: Option<Snapshot>,
 }
 
 impl OpenModel {
@@ -39,8 +46,15 @@ impl OpenModel {
         if let Some(warning) = Blas::current().warning(device) {
             super::warn(args, &[warning]);
         }
-        let Description { name, spec, text, weights, defaults, stored_dtype } =
+        let Description { name, spec, text, weights, defaults, files, stored_dtype } =
             Description::read(&args.model, args.quiet)?;
+        // Before the weights: where it is an error, it is one soon.
+        let dtype = device.compute_dtype(asked_dtype(args.compute.dtype), stored_dtype);
+        let snapshot =
+            persist::open(&args.persist, &ComputedModel { name: &name, spec: &spec, files: &files, dtype })?;
+        if let Some(warning) = snapshot.as_ref().and_then(persist::opening_warning) {
+            super::warn(args, &[warning]);
+        }
         let loaded = LoadedModel::load(&spec, &weights, asked_dtype(args.compute.dtype), stored_dtype)
             .with_context(|| format!("cannot load the model {name}"))?;
         if is_verbose {
@@ -67,6 +81,7 @@ impl OpenModel {
             runner: MlxRunner::new(loaded),
             defaults,
             max_kv_tokens,
+            snapshot,
             default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, |free| free / 32),
         })
     }

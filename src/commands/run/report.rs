@@ -11,6 +11,7 @@ use crate::{
     batch::{InputPath, OutputPath, RunStats},
     cache::CacheUsage,
     engine::{self, Runner},
+    snapshot::Opening,
 };
 
 /// Finds out early whether the report can be written at all, and to a file of its own.
@@ -50,6 +51,7 @@ fn is_device(path: &Path) -> bool {
 pub(super) struct Counters {
     engine: engine::Stats,
     cache: Option<CacheUsage>,
+    persist: Value,
     num_unique_tokens: usize,
 }
 
@@ -58,6 +60,7 @@ impl Counters {
         Self {
             engine: *session.engine_stats(),
             cache: session.cache_usage(),
+            persist: persist(session),
             num_unique_tokens: session.num_unique_tokens(),
         }
     }
@@ -86,6 +89,37 @@ impl Counters {
     }
 }
 
+/// What became of the cache file.
+fn persist<R: Runner>(session: &Session<R>) -> Value {
+    let Some((saver, snapshot)) = session.saver.as_ref().zip(session.engine().snapshot()) else {
+        return Value::Null;
+    };
+    let (restored, saved) = (session.engine().persist_stats(), saver.totals());
+    let opening = match snapshot.opening() {
+        Opening::New => "new",
+        Opening::Restored { .. } => "restored",
+        Opening::OtherModel { .. } => "other_model",
+        Opening::Damaged { .. } => "damaged",
+        Opening::Refreshed => "refreshed",
+    };
+    let num_stored_tokens = match snapshot.opening() {
+        Opening::Restored { num_tokens, .. } => *num_tokens,
+        _ => 0,
+    };
+    json!({
+        "opening": opening,
+        "num_stored_tokens": num_stored_tokens,
+        "num_restored_tokens": restored.num_restored_tokens,
+        "num_restored_bytes": restored.num_restored_bytes,
+        "num_damaged": snapshot.num_damaged(),
+        "num_saves": saved.num_saves,
+        "num_saved_tokens": saved.num_new_tokens,
+        "num_saved_bytes": saved.num_new_bytes,
+        "save_seconds": saved.seconds,
+        "file_bytes": saved.file_bytes,
+    })
+}
+
 /// Writes the counters of a run that took `load_time` before its first forward pass.
 pub(super) fn write(
     path: &Path,
@@ -107,6 +141,7 @@ pub(super) fn write(
         "num_wasted_rows": engine.num_wasted_rows(),
         "peak_rows": engine.peak_rows,
         "cache": counters.cache(),
+        "cache_file": counters.persist,
         "prefill_seconds": engine.prefill.time.as_secs_f64(),
         "decode_seconds": engine.decode.time.as_secs_f64(),
         "load_seconds": load_time.as_secs_f64(),

@@ -14,6 +14,7 @@ use anyhow::Context;
 
 use super::{
     model::OpenModel,
+    persist::Saver,
     prepare::{Prepared, Preparer},
     window::{Ready, Windows},
 };
@@ -63,6 +64,8 @@ pub(super) struct Session<R: Runner> {
     active: HashMap<RequestId, Active>,
     output_is_closed: bool,
     failures: Failures,
+    /// Saves the cache file, if one is in use.
+    pub saver: Option<Saver>,
     started: Instant,
 }
 
@@ -111,10 +114,15 @@ impl Session<MlxRunner> {
             vocab_size: model.spec.vocab_size,
             has_checkpoints: model.runner.resume_rule() == ResumeRule::Checkpoints,
         };
+        let saver = model.snapshot.is_some().then(|| Saver::new(&args.persist));
+        let mut engine = Engine::new(model.runner, limits, cache);
+        if let Some(snapshot) = model.snapshot {
+            engine = engine.with_snapshot(snapshot);
+        }
         Self {
             stats: RunStats { num_total, ..RunStats::default() },
             progress,
-            engine: Engine::new(model.runner, limits, cache),
+            engine,
             text: model.text,
             preparer,
             served,
@@ -122,6 +130,7 @@ impl Session<MlxRunner> {
             active: HashMap::new(),
             output_is_closed: false,
             failures: Failures::default(),
+            saver,
             started: Instant::now(),
         }
     }
@@ -167,7 +176,17 @@ impl<R: Runner> Session<R> {
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
             }
+            if self.saver.as_ref().is_some_and(|saver| saver.is_due(&self.engine)) {
+                self.save_cache();
+            }
             self.show();
+        }
+    }
+
+    /// Saves the cache file, if one is in use.
+    pub(super) fn save_cache(&mut self) {
+        if let Some(saver) = &mut self.saver {
+            saver.save(&mut self.engine);
         }
     }
 
@@ -311,6 +330,11 @@ impl<R: Runner> Session<R> {
     /// Distinct prompt tokens of all windows.
     pub(super) fn num_unique_tokens(&self) -> usize {
         self.windows.num_unique_tokens
+    }
+
+    /// What requests run on.
+    pub(super) fn engine(&self) -> &Engine<R> {
+        &self.engine
     }
 
     /// The engine's own counters.

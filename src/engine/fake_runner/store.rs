@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{SegmentId, StoredSegment, TokenId};
+use super::{Exported, SegmentId, StoredSegment, TokenId};
 
 /// Bytes of one token's fake KV.
 pub(crate) const BYTES_PER_TOKEN: u64 = 10;
@@ -91,6 +91,36 @@ impl Store {
         (upper, self.insert(Held { tokens, first: Some(first + at), pass, is_lost }))
     }
 
+    /// What comes before an export's first token, and then all tokens up to its last.
+    pub(super) fn export(&self, id: SegmentId, tokens: std::ops::Range<usize>, bytes: &mut Vec<u8>) {
+        let held = self.get(id);
+        let first = held.first.expect("a segment is exported, not a checkpoint");
+        let before = TokenId::try_from(first + tokens.start).expect("few tokens");
+        let tokens = &held.tokens[..first + tokens.end];
+        bytes.extend([before].iter().chain(tokens).flat_map(|number| number.to_le_bytes()));
+    }
+
+    pub(super) fn export_checkpoint(&self, id: SegmentId, bytes: &mut Vec<u8>) {
+        bytes.extend(self.checkpoint(id).iter().flat_map(|number| number.to_le_bytes()));
+    }
+
+    /// Takes in what [`Store::export`] gave; `None` where the bytes cannot be that.
+    pub(super) fn import(&mut self, exported: Exported<'_>) -> Option<StoredSegment> {
+        let Exported { num_tokens, skip, num_wanted, position, .. } = exported;
+        let numbers = numbers_of(exported.bytes)?;
+        let (&before, tokens) = numbers.split_first()?;
+        let before = before as usize;
+        if before + num_tokens != tokens.len() || before + skip != position {
+            return None;
+        }
+        Some(self.insert_segment(tokens.get(..position + num_wanted)?.to_vec(), position, None))
+    }
+
+    pub(super) fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Option<StoredSegment> {
+        let tokens = numbers_of(bytes).filter(|tokens| tokens.len() == position)?;
+        Some(self.insert_checkpoint(tokens, None))
+    }
+
     pub(super) fn discard(&mut self, id: SegmentId) {
         assert!(self.held.remove(&id).is_some(), "{id:?} is discarded twice");
     }
@@ -109,4 +139,9 @@ impl Store {
     pub(super) fn num_lost(&self) -> usize {
         self.held.values().filter(|held| held.is_lost).count()
     }
+}
+
+fn numbers_of(bytes: &[u8]) -> Option<Vec<u32>> {
+    let (numbers, rest) = bytes.as_chunks::<4>();
+    rest.is_empty().then(|| numbers.iter().map(|number| u32::from_le_bytes(*number)).collect())
 }

@@ -41,6 +41,7 @@ impl Prefixes {
             return hung.map(drop);
         };
         self.note_stored(Unconfirmed::Node(node));
+        self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
         let Some(cache) = &mut self.cache else { return Ok(()) };
         make_room_for_leaf(cache, runner, node, self.now).map(drop)
     }

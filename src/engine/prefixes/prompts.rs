@@ -105,6 +105,7 @@ impl Prefixes {
         stored: Stored,
     ) -> Result<(), RunnerError> {
         self.note_stored(Unconfirmed::Node(due.node));
+        self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
         let Some(cache) = &mut self.cache else { return Ok(()) };
         cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
         let is_private = due.kind == DueKind::Private;

@@ -38,8 +38,13 @@ impl<R: Runner> Engine<R> {
     /// Decides the next pass and admits who is new in it.
     fn compose(&mut self) -> Option<Vec<(usize, Work)>> {
         let mut failed = None;
+        let mut not_brought_in = None;
         let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
         while let Some(mut sequence) = self.waiting.pop_front() {
+            if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
+                // Computed instead.
+                not_brought_in.get_or_insert(error);
+            }
             // Whoever waits for a prefix that another computes holds up those behind: they are next
             // to it in the plan's order and would wait as well.
             let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
@@ -64,6 +69,9 @@ impl<R: Runner> Engine<R> {
             self.running.push(sequence);
         }
         let work = composer.into_work();
+        if let Some(error) = not_brought_in {
+            self.note_failure(error, Vec::new());
+        }
         if let Some((error, finished)) = failed {
             self.note_failure(error, vec![finished]);
         }

@@ -17,7 +17,8 @@ pub(in crate::mlx) struct RecurrentState {
 }
 
 impl RecurrentState {
-    fn map(&self, change: impl Fn(&Array) -> Result<Array>) -> Result<Self> {
+    /// Arrays made one by one from these, the convolution's tail first.
+    pub(in crate::mlx) fn map(&self, mut change: impl FnMut(&Array) -> Result<Array>) -> Result<Self> {
         Ok(Self {
             conv_tail: change(&self.conv_tail)?,
             memory: self.memory.as_ref().map(change).transpose()?,

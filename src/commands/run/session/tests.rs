@@ -36,6 +36,7 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
         active: HashMap::new(),
         output_is_closed: false,
         failures: Failures::default(),
+        saver: None,
         started: Instant::now(),
     }
 }

@@ -1,0 +1,250 @@
+//! Prefixes that a cache file has: brought in when a prompt needs them, saved when they are new.
+//!
+//! Owns the traffic between the prompt cache and the file. What the file is and how it is kept whole is
+//! `snapshot`'s business, what bytes mean the runner's.
+//!
+//! Memory and file are two trees that may be cut at different places. What a prompt needs and memory
+//! lacks is put below what memory has, whole pieces or the rest of one.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Prefixes, Unconfirmed, discard_all, make_room};
+use crate::cache::{Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
+use crate::engine::{Exported, GenerationRequest, Runner, RunnerError};
+use crate::snapshot::{Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
+
+/// What is new is saved before it takes this share of the cache's limit: what is evicted, the oldest,
+/// has then been saved.
+const MAX_UNSAVED_SHARE: u64 = 4;
+
+/// A cache file in use, and what was done with it.
+#[derive(Debug, Default)]
+pub(super) struct Persisted {
+    snapshot: Option<Snapshot>,
+    stats: PersistStats,
+    /// Bytes stored since the last save.
+    pub num_unsaved_bytes: u64,
+    buffer: Vec<u8>,
+}
+
+/// What was brought in from the cache file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PersistStats {
+    pub num_restored_tokens: usize,
+    pub num_restored_bytes: u64,
+}
+
+/// What became of a stored piece that was to be brought in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BroughtIn {
+    /// It is in memory.
+    Yes,
+    /// Not this time; the file may be as good as ever.
+    Unreadable,
+    /// Its bytes are not what was saved.
+    Damaged,
+}
+
+impl Prefixes {
+    /// Has prefixes come from a cache file too.
+    pub(in crate::engine) fn attach(&mut self, snapshot: Snapshot) {
+        self.persisted.snapshot = Some(snapshot);
+    }
+
+    pub(in crate::engine) fn snapshot(&self) -> Option<&Snapshot> {
+        self.persisted.snapshot.as_ref()
+    }
+
+    pub(in crate::engine) fn persist_stats(&self) -> PersistStats {
+        self.persisted.stats
+    }
+
+    /// Whether it is time to save, so that nothing is evicted that never was.
+    pub(in crate::engine) fn has_much_unsaved(&self) -> bool {
+        let Some(cache) = self.cache.as_ref().filter(|_| self.persisted.snapshot.is_some()) else {
+            return false;
+        };
+        let max_bytes = cache.limits().max_bytes;
+        let is_nearly_full = cache.tree().num_bytes() > max_bytes - max_bytes / MAX_UNSAVED_SHARE;
+        is_nearly_full && self.persisted.num_unsaved_bytes > max_bytes / MAX_UNSAVED_SHARE
+    }
+
+    /// Brings in what a cache file has of a prompt and memory has not.
+    ///
+    /// Pieces that turn out to be damaged are left out, with all that continues them.
+    pub(in crate::engine) fn bring_in(
+        &mut self,
+        runner: &mut impl Runner,
+        request: &GenerationRequest,
+    ) -> Result<(), RunnerError> {
+        let (Some(cache), Some(snapshot)) = (&self.cache, &self.persisted.snapshot) else { return Ok(()) };
+        let tokens = reusable(&request.prompt);
+        let here = cache.find(tokens);
+        // What another sequence computes is waited for.
+        if here.pending().is_some() || snapshot.num_resumable(tokens) <= cache.resume(&here).num_tokens {
+            return Ok(());
+        }
+        let pieces = snapshot.find(tokens);
+        let Some(last) = pieces.last().copied() else { return Ok(()) };
+        for found in &pieces {
+            let tokens = &tokens[..found.end];
+            match self.bring_in_segment(runner, tokens, found)? {
+                BroughtIn::Yes => {}
+                BroughtIn::Unreadable => return Ok(()),
+                BroughtIn::Damaged => return self.drop_damaged(found.node),
+            }
+        }
+        if self.rule == ResumeRule::Checkpoints
+            && let Some(checkpoint) = last.checkpoint
+        {
+            match self.bring_in_checkpoint(runner, &tokens[..last.end], &checkpoint)? {
+                BroughtIn::Yes => {}
+                BroughtIn::Unreadable => return Ok(()),
+                BroughtIn::Damaged => return self.drop_damaged(last.node),
+            }
+        }
+        if let Some(snapshot) = &mut self.persisted.snapshot {
+            snapshot.mark_used(last.node).map_err(told)?;
+        }
+        self.expect(&request.prompt, &request.plan)?;
+        if let Some(cache) = &mut self.cache {
+            make_room(cache, runner, self.now);
+        }
+        Ok(())
+    }
+
+    fn drop_damaged(&mut self, node: NodeId) -> Result<(), RunnerError> {
+        self.persisted.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.drop_damaged(node).map_err(told))
+    }
+
+    /// Puts a piece that ends the tokens below what memory has of them.
+    fn bring_in_segment(
+        &mut self,
+        runner: &mut impl Runner,
+        tokens: &[TokenId],
+        found: &Found,
+    ) -> Result<BroughtIn, RunnerError> {
+        let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
+        let here = cache.find(tokens);
+        let start = here.num_tokens;
+        if start >= found.end {
+            return Ok(BroughtIn::Yes);
+        }
+        if start < found.start {
+            // What should come before it was evicted again: the limit has no room for so much.
+            return Ok(BroughtIn::Unreadable);
+        }
+        let read = self.read(&found.piece);
+        if read != BroughtIn::Yes {
+            return Ok(read);
+        }
+        let exported = Exported {
+            bytes: &self.persisted.buffer,
+            num_tokens: found.piece.extent.num_tokens as usize,
+            skip: found.piece.tokens().start + (start - found.start),
+            num_wanted: found.end - start,
+            position: start,
+        };
+        let Ok(segment) = runner.import(exported) else { return Ok(BroughtIn::Damaged) };
+        let parent = match here.partial {
+            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
+            None => here.path.last().map(|step| step.node),
+        };
+        let Some(cache) = &mut self.cache else { return Ok(BroughtIn::Yes) };
+        let place = Place { parent, tokens: &tokens[start..], tier: found.tier };
+        match cache.insert(place, segment, None)? {
+            Inserted::New(_) => {
+                self.persisted.stats.num_restored_tokens += found.end - start;
+                self.persisted.stats.num_restored_bytes += segment.num_bytes;
+            }
+            Inserted::Overlaps { .. } => runner.discard(segment.id),
+        }
+        Ok(BroughtIn::Yes)
+    }
+
+    /// Gives the node that ends with the tokens the recurrent state there.
+    fn bring_in_checkpoint(
+        &mut self,
+        runner: &mut impl Runner,
+        tokens: &[TokenId],
+        checkpoint: &Piece,
+    ) -> Result<BroughtIn, RunnerError> {
+        let read = self.read(checkpoint);
+        if read != BroughtIn::Yes {
+            return Ok(read);
+        }
+        let Ok(state) = runner.import_checkpoint(tokens.len(), &self.persisted.buffer) else {
+            return Ok(BroughtIn::Damaged);
+        };
+        let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
+        let here = cache.find(tokens);
+        let node = match here.partial {
+            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
+            None => here.path.last().map(|step| step.node),
+        };
+        let Some((cache, node)) = self.cache.as_mut().zip(node) else {
+            runner.discard(state.id);
+            return Ok(BroughtIn::Yes);
+        };
+        discard_all(runner, cache.set_checkpoint(node, Some(state))?);
+        self.persisted.stats.num_restored_bytes += state.num_bytes;
+        Ok(BroughtIn::Yes)
+    }
+
+    fn read(&mut self, piece: &Piece) -> BroughtIn {
+        let Persisted { snapshot: Some(snapshot), buffer, .. } = &mut self.persisted else {
+            return BroughtIn::Unreadable;
+        };
+        match snapshot.read(piece, buffer) {
+            Ok(()) => BroughtIn::Yes,
+            Err(ReadError::Damaged) => BroughtIn::Damaged,
+            Err(ReadError::Io(_)) => BroughtIn::Unreadable,
+        }
+    }
+
+    /// Saves what memory has and the file lacks.
+    pub(in crate::engine) fn save(&mut self, runner: &mut impl Runner) -> Result<SaveReport, SnapshotError> {
+        let (Some(cache), Some(snapshot)) = (&self.cache, &mut self.persisted.snapshot) else {
+            return Ok(SaveReport::default());
+        };
+        // What passes under way compute may yet fail.
+        let unconfirmed: HashSet<Unconfirmed> = self.unconfirmed.iter().flatten().copied().collect();
+        let mut saving = snapshot.begin_save()?;
+        let tree = cache.tree();
+        let mut ends: HashMap<NodeId, NodeId> = HashMap::new();
+        for id in tree.preorder() {
+            let Some((node, segment)) = tree.node(id).and_then(|node| Some((node, *node.segment()?))) else {
+                continue;
+            };
+            if unconfirmed.contains(&Unconfirmed::Node(id)) {
+                continue;
+            }
+            let parent = match node.parent().map(|parent| ends.get(&parent).copied()) {
+                // Its parent is not saved yet, so nor is it.
+                Some(None) => continue,
+                Some(saved) => saved,
+                None => None,
+            };
+            let place = Place { parent, tokens: node.tokens(), tier: node.tier() };
+            let end = saving.add(place, |tokens, bytes| {
+                runner.export(segment.id, tokens, bytes).map_err(|error| error.to_string())
+            })?;
+            let Some(end) = end else { continue };
+            ends.insert(id, end);
+            let checkpoint =
+                node.checkpoint().filter(|_| !unconfirmed.contains(&Unconfirmed::Checkpoint(id)));
+            if let Some(checkpoint) = checkpoint {
+                saving.add_checkpoint(end, |bytes| {
+                    runner.export_checkpoint(checkpoint.id, bytes).map_err(|error| error.to_string())
+                })?;
+            }
+        }
+        let report = saving.publish()?;
+        self.persisted.num_unsaved_bytes = 0;
+        Ok(report)
+    }
+}
+
+fn told(error: SnapshotError) -> RunnerError {
+    RunnerError(error.to_string())
+}

@@ -1,0 +1,49 @@
+//! Why a cache file cannot be used.
+//!
+//! Owns the messages, which name the file and what to do. Whether that ends a run is the command's
+//! decision: results are never at stake.
+
+use std::{io, path::PathBuf};
+
+use thiserror::Error;
+
+use super::format::FORMAT_VERSION;
+use crate::cache::CacheError;
+
+/// Why a cache file cannot be opened or saved.
+#[derive(Debug, Error)]
+pub enum SnapshotError {
+    #[error(
+        "{} is not a cache file of mlxbatch and stays as it is; name another file with --persist-cache",
+        .path.display()
+    )]
+    Foreign { path: PathBuf },
+    #[error(
+        "{} is a cache file of format version {version}, and this mlxbatch reads up to {FORMAT_VERSION}; \
+         update mlxbatch or name another file with --persist-cache",
+        .path.display()
+    )]
+    Newer { path: PathBuf, version: u32 },
+    #[error("{} is {what}, not a file; name a file with --persist-cache", .path.display())]
+    NotAFile { path: PathBuf, what: &'static str },
+    #[error("the folder {} of the cache file does not exist; create it first", .folder.display())]
+    NoFolder { folder: PathBuf },
+    #[error("{} does not exist", .path.display())]
+    NotThere { path: PathBuf },
+    #[error(
+        "{} holds the cache of another model ({difference}); it stays as it is, and nothing of this run is \
+         saved: name another file, or replace it with --cache-mode refresh",
+        .path.display()
+    )]
+    OtherModel { path: PathBuf, difference: String },
+    #[error("{} is damaged ({reason})", .path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error("the two cache files are of different models ({difference}) and cannot be one")]
+    CannotMerge { difference: String },
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the cache cannot be saved: {0}")]
+    Export(String),
+    #[error(transparent)]
+    Tree(#[from] CacheError),
+}

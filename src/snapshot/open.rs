@@ -1,0 +1,408 @@
+//! An open snapshot: what it has of a prompt, and its bytes on demand.
+//!
+//! Owns opening, looking up and reading. Reads the index only; an extent is read and verified when it
+//! is asked for, and one that is damaged costs its subtree. Saving is `saving`'s.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    ops::Range,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use super::{
+    FileStamp, Identity, Piece, SnapshotError,
+    catalogue::Catalogue,
+    disk::{Disk, failed, folder_of},
+    format::{self, BLOCK_BYTES, Kind, Root},
+    index::{self, Index},
+};
+use crate::cache::{NodeId, TokenId};
+
+/// What a run may do with its cache file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Restores and saves.
+    ReadWrite,
+    /// Restores, and leaves the file as it is.
+    ReadOnly,
+    /// Starts cold and replaces what the file holds, whatever model it is of.
+    Refresh,
+}
+
+/// How a snapshot is used.
+#[derive(Debug, Clone, Copy)]
+pub struct SnapshotOptions {
+    pub mode: CacheMode,
+    /// `--persist-max-bytes`: KV that the file may hold.
+    pub max_bytes: Option<u64>,
+}
+
+/// What was found at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Opening {
+    /// There was no file, or an empty one.
+    New,
+    Restored {
+        num_nodes: usize,
+        num_tokens: usize,
+        num_bytes: u64,
+    },
+    /// The file is of another model: a cold start, and nothing is saved.
+    OtherModel {
+        difference: String,
+    },
+    /// Nothing of the file could be used: a cold start, and the file is replaced.
+    Damaged {
+        reason: String,
+    },
+    /// The file was not looked at, as was asked for.
+    Refreshed,
+}
+
+/// A stored piece of a prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Found {
+    pub node: NodeId,
+    /// The prompt's tokens that it is the KV of.
+    pub start: usize,
+    pub end: usize,
+    pub tier: crate::cache::Tier,
+    pub piece: Piece,
+    /// The recurrent state at the end.
+    pub checkpoint: Option<Piece>,
+}
+
+impl Found {
+    /// The prompt's tokens of which it has the KV.
+    pub fn tokens(&self) -> Range<usize> {
+        self.start..self.end
+    }
+}
+
+/// Why an extent was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("its bytes have changed")]
+    Damaged,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A cache file in use.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub(super) path: PathBuf,
+    pub(super) options: SnapshotOptions,
+    pub(super) identity: Identity,
+    pub(super) opening: Opening,
+    /// What the catalogue's extents are in; none before the first save of a new file.
+    pub(super) disk: Option<Disk>,
+    /// The root that the catalogue comes from.
+    pub(super) generation: u64,
+    pub(super) catalogue: Catalogue,
+    /// Whether the next save is to replace the file rather than to add to it.
+    pub(super) replaces: bool,
+    /// Whether the catalogue differs from the index on disk, additions aside.
+    pub(super) is_dirty: bool,
+    /// Nodes that the run has used since the last save.
+    pub(super) used: BTreeSet<NodeId>,
+    num_damaged: usize,
+}
+
+impl Snapshot {
+    /// Opens a cache file; `identify` says what model the run is of, given what weight files the cache
+    /// knows.
+    ///
+    /// What is no cache file, or one of a newer format, is an error. Everything else is a start, warm
+    /// or cold: see [`Snapshot::opening`].
+    pub fn open<E: From<SnapshotError>>(
+        path: &Path,
+        options: SnapshotOptions,
+        identify: impl FnOnce(&[FileStamp]) -> Result<Identity, E>,
+    ) -> Result<Self, E> {
+        let (disk, content) = read_file(path, options)?;
+        let stamps = match &content {
+            Content::Sound(sound) => sound.index.identity.stamps.as_slice(),
+            _ => &[],
+        };
+        let identity = identify(stamps)?;
+        let mut snapshot = Self::empty(path, options, identity);
+        match content {
+            _ if options.mode == CacheMode::Refresh => {
+                snapshot.opening = Opening::Refreshed;
+                snapshot.replaces = true;
+            }
+            Content::None => {}
+            Content::Empty => snapshot.replaces = true,
+            Content::Damaged(reason) => {
+                snapshot.opening = Opening::Damaged { reason };
+                snapshot.replaces = true;
+            }
+            Content::Sound(sound) => match snapshot.identity.difference(&sound.index.identity) {
+                Some(difference) => snapshot.opening = Opening::OtherModel { difference },
+                None => snapshot.take(disk, *sound),
+            },
+        }
+        Ok(snapshot)
+    }
+
+    /// Finds out early whether a file can be used at all, without a model.
+    pub fn check(path: &Path, options: SnapshotOptions) -> Result<(), SnapshotError> {
+        read_file(path, options).map(drop)
+    }
+
+    /// Opens a cache file whatever model it is of; there must be one.
+    pub(super) fn open_as_it_is(path: &Path) -> Result<Self, SnapshotError> {
+        let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: None };
+        let path_buf = || path.to_path_buf();
+        match read_file(path, options)? {
+            (_, Content::None) => Err(SnapshotError::NotThere { path: path_buf() }),
+            (_, Content::Empty) => Err(SnapshotError::Foreign { path: path_buf() }),
+            (_, Content::Damaged(reason)) => Err(SnapshotError::Damaged { path: path_buf(), reason }),
+            (disk, Content::Sound(sound)) => {
+                let identity = sound.index.identity.clone();
+                let mut snapshot = Self::empty(path, options, identity);
+                snapshot.take(disk, *sound);
+                Ok(snapshot)
+            }
+        }
+    }
+
+    fn empty(path: &Path, options: SnapshotOptions, identity: Identity) -> Self {
+        Self {
+            path: path.to_path_buf(),
+            options,
+            opening: Opening::New,
+            disk: None,
+            generation: 0,
+            catalogue: Catalogue::new(options.max_bytes, identity.needs_checkpoints),
+            identity,
+            replaces: false,
+            is_dirty: false,
+            used: BTreeSet::new(),
+            num_damaged: 0,
+        }
+    }
+
+    fn take(&mut self, disk: Option<Disk>, Sound { root, index, .. }: Sound) {
+        self.is_dirty = index.identity.stamps != self.identity.stamps || index.num_damaged > 0;
+        self.num_damaged = index.num_damaged;
+        self.catalogue = index.catalogue;
+        let tree = self.catalogue.cache().tree();
+        let nodes = tree.preorder();
+        self.opening = Opening::Restored {
+            num_nodes: nodes.len(),
+            num_tokens: nodes.iter().filter_map(|id| tree.node(*id)).map(|node| node.tokens().len()).sum(),
+            num_bytes: tree.num_bytes(),
+        };
+        self.disk = disk;
+        self.generation = root.generation;
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What was found at the start.
+    pub fn opening(&self) -> &Opening {
+        &self.opening
+    }
+
+    /// Whether what is computed may be saved here at all.
+    pub fn can_save(&self) -> bool {
+        self.options.mode != CacheMode::ReadOnly && !matches!(self.opening, Opening::OtherModel { .. })
+    }
+
+    /// Prefixes that were left out because their bytes or their place in the index were damaged.
+    pub fn num_damaged(&self) -> usize {
+        self.num_damaged
+    }
+
+    /// Tokens that the file holds the KV of.
+    pub fn num_tokens(&self) -> usize {
+        let tree = self.catalogue.cache().tree();
+        tree.preorder().iter().filter_map(|id| tree.node(*id)).map(|node| node.tokens().len()).sum()
+    }
+
+    /// How many of these tokens a sequence could resume with.
+    pub fn num_resumable(&self, tokens: &[TokenId]) -> usize {
+        self.catalogue.find(tokens).1.num_tokens
+    }
+
+    /// The stored pieces of these tokens up to where a sequence could resume, in order.
+    pub fn find(&self, tokens: &[TokenId]) -> Vec<Found> {
+        let (found, resume) = self.catalogue.find(tokens);
+        let tree = self.catalogue.cache().tree();
+        let mut pieces = Vec::with_capacity(resume.num_nodes + 1);
+        let mut start = 0;
+        for step in found.path.iter().take(resume.num_nodes) {
+            let Some((node, &piece)) = tree.node(step.node).and_then(|node| Some((node, node.segment()?)))
+            else {
+                return pieces;
+            };
+            let (tier, checkpoint) = (node.tier(), node.checkpoint().copied());
+            pieces.push(Found { node: step.node, start, end: step.end, tier, piece, checkpoint });
+            start = step.end;
+        }
+        if let Some(partial) = resume.partial
+            && let Some((node, piece)) =
+                tree.node(partial.node).and_then(|node| Some((node, node.segment()?)))
+        {
+            pieces.push(Found {
+                node: partial.node,
+                start,
+                end: start + partial.num_tokens,
+                tier: node.tier(),
+                piece: piece.part(0..partial.num_tokens),
+                checkpoint: None,
+            });
+        }
+        pieces
+    }
+
+    /// Reads the extent of a piece, all of it, and verifies it.
+    pub fn read(&self, piece: &Piece, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+        let disk = self.disk.as_ref().ok_or_else(|| io::Error::other("the cache file is not open"))?;
+        read_extent(disk, piece, bytes)
+    }
+
+    /// Notes that a run uses a node.
+    pub fn mark_used(&mut self, node: NodeId) -> Result<(), SnapshotError> {
+        self.is_dirty = true;
+        self.used.insert(node);
+        self.catalogue.mark_used(node, seconds_since_1970())
+    }
+
+    /// Leaves a node whose bytes cannot be used out from now on, with all below it.
+    pub fn drop_damaged(&mut self, node: NodeId) -> Result<(), SnapshotError> {
+        self.num_damaged += 1;
+        self.is_dirty = true;
+        self.catalogue.remove(node)
+    }
+}
+
+/// Reads and verifies the extent of a piece.
+pub(super) fn read_extent(disk: &Disk, piece: &Piece, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
+    let num_bytes = usize::try_from(piece.extent.num_bytes).map_err(io::Error::other)?;
+    bytes.resize(num_bytes, 0);
+    match disk.read_at(bytes, piece.extent.offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ReadError::Damaged),
+        done => done?,
+    }
+    if format::checksum(bytes) != piece.extent.checksum {
+        return Err(ReadError::Damaged);
+    }
+    Ok(())
+}
+
+/// What a file turned out to hold.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// No file.
+    None,
+    /// A file of no bytes, as `touch` makes.
+    Empty,
+    Damaged(String),
+    Sound(Box<Sound>),
+}
+
+/// A file's current content.
+#[derive(Debug)]
+pub(super) struct Sound {
+    pub root: Root,
+    pub index: Index,
+    /// The generation that a save writes: its root takes the place of the one that is not in use.
+    pub next_generation: u64,
+}
+
+/// Opens a file and reads its index.
+pub(super) fn read_file(
+    path: &Path,
+    options: SnapshotOptions,
+) -> Result<(Option<Disk>, Content), SnapshotError> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = folder_of(path);
+            return if folder.is_dir() || options.mode == CacheMode::ReadOnly {
+                Ok((None, Content::None))
+            } else {
+                Err(SnapshotError::NoFolder { folder: folder.to_path_buf() })
+            };
+        }
+        Err(source) => return Err(failed("open the cache file", path, source)),
+        Ok(metadata) if metadata.is_dir() => {
+            return Err(SnapshotError::NotAFile { path: path.to_path_buf(), what: "a folder" });
+        }
+        Ok(metadata) if !metadata.is_file() => {
+            return Err(SnapshotError::NotAFile { path: path.to_path_buf(), what: "a device or a pipe" });
+        }
+        Ok(_) => {}
+    }
+    let disk = Disk::open(path).map_err(|source| failed("open the cache file", path, source))?;
+    let content = read_content(&disk, options.max_bytes)?;
+    Ok((Some(disk), content))
+}
+
+/// Reads the index of an open file: that of the latest root that is whole.
+pub(super) fn read_content(disk: &Disk, max_bytes: Option<u64>) -> Result<Content, SnapshotError> {
+    let path = disk.path().to_path_buf();
+    let io_error = |source| failed("read the cache file", &path, source);
+    let num_bytes = disk.num_bytes().map_err(io_error)?;
+    if num_bytes == 0 {
+        return Ok(Content::Empty);
+    }
+    let start = disk.read_start(3 * BLOCK_BYTES).map_err(io_error)?;
+    let kind = format::kind_of(&start);
+    if let Some(error) = format::refuse(&path, kind) {
+        return Err(error);
+    }
+    if kind == Kind::Damaged {
+        return Ok(Content::Damaged("its first bytes have changed".to_owned()));
+    }
+    let block = |place: usize| Root::decode(start.get(place * BLOCK_BYTES..)?);
+    let mut roots: Vec<Root> = [block(1), block(2)].into_iter().flatten().collect();
+    roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
+    let latest = roots.first().map_or(0, |root| root.generation);
+    let mut reason = "neither of its roots is whole".to_owned();
+    for root in roots {
+        match read_index(disk, &root, num_bytes, max_bytes) {
+            Ok(index) => {
+                let mut next_generation = latest + 1;
+                if next_generation % 2 == root.generation % 2 {
+                    next_generation += 1;
+                }
+                return Ok(Content::Sound(Box::new(Sound { root, index, next_generation })));
+            }
+            Err(IndexError::Damaged(why)) => reason = format!("its index cannot be read: {why}"),
+            // Not a reason to take an older one for the latest.
+            Err(IndexError::Io(source)) => return Err(io_error(source)),
+        }
+    }
+    Ok(Content::Damaged(reason))
+}
+
+/// Why an index was not read.
+enum IndexError {
+    Damaged(String),
+    Io(io::Error),
+}
+
+fn read_index(disk: &Disk, root: &Root, num_bytes: u64, max_bytes: Option<u64>) -> Result<Index, IndexError> {
+    let damaged = |why: &str| IndexError::Damaged(why.to_owned());
+    if root.published_bytes > num_bytes {
+        return Err(damaged("the file was cut short"));
+    }
+    let num_index_bytes = usize::try_from(root.index_bytes).map_err(|_| damaged("it is too long"))?;
+    let mut bytes = vec![0; num_index_bytes];
+    disk.read_at(&mut bytes, root.index_offset).map_err(IndexError::Io)?;
+    if format::checksum(&bytes) != root.index_checksum {
+        return Err(damaged("its bytes have changed"));
+    }
+    index::decode(&bytes, root.published_bytes, max_bytes).map_err(IndexError::Damaged)
+}
+
+pub(super) fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs())
+}

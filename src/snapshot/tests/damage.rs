@@ -1,0 +1,110 @@
+//! Files cut short and bits flipped: nothing wrong is ever believed, and nothing panics.
+
+use super::*;
+
+/// A file of several saves, so that it has both roots, several indexes and split extents.
+fn written() -> (CacheFile, Vec<Vec<TokenId>>) {
+    let file = place();
+    let prompts: Vec<Vec<TokenId>> = (1..6).map(|question| prompt(question, 40)).collect();
+    let mut snapshot = open_as(&file.path, READ_WRITE, recurrent_model("m")).expect("a new file");
+    for some in prompts.chunks(2) {
+        let some: Vec<&[TokenId]> = some.iter().map(Vec::as_slice).collect();
+        save(&mut snapshot, &some).expect("it can be saved");
+    }
+    (file, prompts)
+}
+
+/// Opens whatever is there, restores what it says it has, and saves anew.
+fn use_it(path: &Path, prompts: &[Vec<TokenId>], saves: bool) -> Option<usize> {
+    let mut snapshot = match open_as(path, READ_WRITE, recurrent_model("m")) {
+        Ok(snapshot) => snapshot,
+        Err(SnapshotError::Foreign { .. } | SnapshotError::Newer { .. }) => return None,
+        Err(error) => panic!("{error}"),
+    };
+    let restored = prompts.iter().map(|prompt| restore(&mut snapshot, prompt)).sum();
+    if saves && snapshot.can_save() {
+        let all: Vec<&[TokenId]> = prompts.iter().map(Vec::as_slice).collect();
+        save(&mut snapshot, &all).expect("it can be saved");
+        let mut healed = open_as(path, READ_WRITE, recurrent_model("m")).expect("it opens");
+        for prompt in prompts {
+            assert_eq!(restore(&mut healed, prompt), prompt.len());
+        }
+    }
+    Some(restored)
+}
+
+#[test]
+fn a_file_cut_anywhere_has_an_older_content_or_none() {
+    let (file, prompts) = written();
+    let whole = std::fs::read(&file.path).expect("the file is there");
+    let cut = place();
+    let mut outcomes = std::collections::BTreeSet::new();
+    for num_bytes in (0..whole.len()).step_by(4096).chain([1, 15, 17, 36, whole.len() - 1, whole.len()]) {
+        std::fs::write(&cut.path, &whole[..num_bytes]).expect("the file can be written");
+        outcomes.extend(use_it(&cut.path, &prompts, true));
+    }
+    assert_eq!(outcomes.last(), Some(&(5 * 43)), "whole it has everything");
+    assert!(outcomes.len() >= 3, "an older root serves where the latest is cut off: {outcomes:?}");
+}
+
+#[test]
+fn flipped_bits_are_never_believed() {
+    let (file, prompts) = written();
+    let whole = std::fs::read(&file.path).expect("the file is there");
+    let damaged = place();
+    std::fs::write(&damaged.path, &whole).expect("the file can be written");
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below as u64) as usize
+    };
+    // Most of the file is padding: aim at where something is.
+    let used: Vec<usize> = (0..whole.len()).filter(|place| whole[*place] != 0).collect();
+    let mut num_whole = 0;
+    for round in 0..10_000 {
+        let place = if round % 4 == 0 { next(whole.len()) } else { used[next(used.len())] };
+        let byte = whole[place] ^ (1 << next(8));
+        write_byte(&damaged.path, place, byte);
+        if use_it(&damaged.path, &prompts, false) == Some(5 * 43) {
+            num_whole += 1;
+        }
+        write_byte(&damaged.path, place, whole[place]);
+    }
+    assert!(num_whole > 0 && num_whole < 10_000, "some flips matter and some do not: {num_whole}");
+    assert_eq!(use_it(&damaged.path, &prompts, true), Some(5 * 43));
+}
+
+fn write_byte(path: &Path, place: usize, byte: u8) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::OpenOptions::new().write(true).open(path).expect("the file opens");
+    file.write_all_at(&[byte], place as u64).expect("the byte can be written");
+}
+
+#[test]
+fn bytes_swapped_between_extents_are_told_apart() {
+    let (file, prompts) = written();
+    let mut bytes = std::fs::read(&file.path).expect("the file is there");
+    // Two extents of the same length, each sound in itself.
+    let snapshot = open_as(&file.path, READ_WRITE, recurrent_model("m")).expect("it opens");
+    let ends: Vec<Found> =
+        prompts.iter().filter_map(|prompt| snapshot.find(prompt).last().copied()).collect();
+    let [first, second] = [ends[0].piece.extent, ends[1].piece.extent].map(|extent| extent.offset as usize);
+    let num_bytes = ends[0].piece.extent.num_bytes as usize;
+    let copy = bytes[first..first + num_bytes].to_vec();
+    bytes.copy_within(second..second + num_bytes, first);
+    bytes[second..second + num_bytes].copy_from_slice(&copy);
+    std::fs::write(&file.path, &bytes).expect("the file can be written");
+    assert_eq!(use_it(&file.path, &prompts, true), Some(2 * 3 + 3 * 43));
+}
+
+#[test]
+fn an_index_of_nonsense_costs_its_nodes_and_no_more_memory_than_the_file_has() {
+    // Lengths far beyond the bytes that follow.
+    for bytes in
+        [&[0xfd; 64][..], &[0xff; 3000], &[0; 10], &[1, 97, 0, 253, 255, 255, 255, 255, 255, 255, 255, 255]]
+    {
+        assert!(super::super::index::decode(bytes, 1 << 20, None).is_err());
+    }
+}

@@ -1,0 +1,126 @@
+//! Several processes, here threads with files of their own, on one cache file.
+
+use std::thread;
+
+use super::*;
+
+#[test]
+fn writers_add_to_each_other() -> Result<(), SnapshotError> {
+    let file = place();
+    let (mut one, mut two) = (open(&file.path)?, open(&file.path)?);
+    save(&mut one, &[&prompt(1, 10)])?;
+    save(&mut two, &[&prompt(2, 10)])?;
+    // The second has taken in what the first had added.
+    assert_eq!(restore(&mut two, &prompt(1, 10)), 13);
+    assert_eq!(restore(&mut one, &prompt(2, 10)), 3, "the first looks again when it saves");
+    let report = save(&mut one, &[&prompt(1, 10), &prompt(3, 10)])?;
+    assert_eq!(report.num_new_tokens, 10);
+    let mut all = open(&file.path)?;
+    for question in 1..4 {
+        assert_eq!(restore(&mut all, &prompt(question, 10)), 13);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reader_keeps_what_it_has_opened_whatever_becomes_of_the_file() -> Result<(), SnapshotError> {
+    let file = place();
+    save(&mut open(&file.path)?, &[&prompt(1, 10)])?;
+    let mut reader = open(&file.path)?;
+    // Compacted, pruned of what the reader wants, replaced, deleted.
+    prune(&file.path, Pruning { tier: Some(Tier::User), ..Pruning::default() })?;
+    assert_eq!(restore(&mut reader, &prompt(1, 10)), 13);
+    let refresh = SnapshotOptions { mode: CacheMode::Refresh, max_bytes: None };
+    save(&mut open_as(&file.path, refresh, model("other"))?, &[&prompt(2, 10)])?;
+    assert_eq!(restore(&mut reader, &prompt(1, 10)), 13);
+    assert!(matches!(save(&mut reader, &[&prompt(1, 10)]), Err(SnapshotError::OtherModel { .. })));
+    std::fs::remove_file(&file.path).expect("the file can be removed");
+    assert_eq!(restore(&mut reader, &prompt(1, 10)), 13);
+    // A save makes a new file, of what the run has.
+    save(&mut reader, &[&prompt(3, 10)])?;
+    assert_eq!(restore(&mut open(&file.path)?, &prompt(3, 10)), 13);
+    Ok(())
+}
+
+#[test]
+fn two_writers_and_four_readers_at_once() {
+    let file = place();
+    save(&mut open(&file.path).expect("a new file"), &[&prompt(0, 10)]).expect("it can be saved");
+    let path = file.path.as_path();
+    thread::scope(|scope| {
+        for writer in 0..2 {
+            scope.spawn(move || {
+                let mut snapshot = open(path).expect("it opens");
+                for round in 0..25 {
+                    let question = 1 + writer * 100 + round;
+                    if round % 8 == 7 {
+                        let mut saving = snapshot.begin_save().expect("a save");
+                        add(&mut saving, &prompt(question, 10), &[3, 13], false).expect("it can be added");
+                        saving.publish_compacted(true).expect("it can be published");
+                    } else {
+                        save(&mut snapshot, &[&prompt(question, 10)]).expect("it can be saved");
+                    }
+                    // Its own, and the other's of before its last save.
+                    assert_eq!(restore(&mut snapshot, &prompt(question, 10)), 13);
+                }
+            });
+        }
+        for _ in 0..4 {
+            scope.spawn(move || {
+                for round in 0..100 {
+                    let mut snapshot = open(path).expect("it opens");
+                    assert!(
+                        matches!(snapshot.opening(), Opening::Restored { .. }),
+                        "{:?}",
+                        snapshot.opening()
+                    );
+                    assert_eq!(restore(&mut snapshot, &prompt(0, 10)), 13, "what was published stays");
+                    let question = 1 + round % 25;
+                    assert!([3, 13].contains(&restore(&mut snapshot, &prompt(question, 10))));
+                }
+            });
+        }
+    });
+    let mut all = open(path).expect("it opens");
+    for question in (1..26).chain(101..126) {
+        assert_eq!(restore(&mut all, &prompt(question, 10)), 13, "question {question}");
+    }
+}
+
+#[test]
+fn writers_that_start_together_make_one_file() {
+    for _ in 0..20 {
+        let file = place();
+        let path = file.path.as_path();
+        thread::scope(|scope| {
+            for question in 1..5 {
+                scope.spawn(move || {
+                    let mut snapshot = open(path).expect("it opens");
+                    save(&mut snapshot, &[&prompt(question, 5)]).expect("it can be saved");
+                });
+            }
+        });
+        let mut all = open(path).expect("it opens");
+        for question in 1..5 {
+            assert_eq!(restore(&mut all, &prompt(question, 5)), 8);
+        }
+    }
+}
+
+#[test]
+fn what_a_run_has_used_counts_as_used_though_others_have_saved_meanwhile() -> Result<(), SnapshotError> {
+    let file = place();
+    save(&mut open(&file.path)?, &[&prompt(1, 10), &prompt(2, 10)])?;
+    let mut one = open(&file.path)?;
+    let node = one.find(&prompt(1, 10)).last().expect("it is there").node;
+    one.mark_used(node)?;
+    save(&mut open(&file.path)?, &[&prompt(3, 10)])?;
+    save(&mut one, &[&prompt(4, 10)])?;
+    // With room for three questions, the one that nobody has used since goes.
+    let max_bytes = Some((3 + 3 * 10) * BYTES_PER_TOKEN as u64);
+    prune(&file.path, Pruning { max_bytes, ..Pruning::default() })?;
+    let mut left = open(&file.path)?;
+    assert_eq!(restore(&mut left, &prompt(1, 10)), 13);
+    assert_eq!(restore(&mut left, &prompt(2, 10)), 3);
+    Ok(())
+}
