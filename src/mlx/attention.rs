@@ -69,6 +69,17 @@ pub(super) struct CohortRows {
     pub pieces: Vec<LayerKv>,
 }
 
+/// KV of consecutive decode rows side by side, each row's its own.
+#[derive(Debug, Clone)]
+pub(super) struct RowsKv {
+    pub rows: Range<usize>,
+    /// `(n, H_kv, L, D)`
+    pub keys: Array,
+    pub values: Array,
+    /// Hides what is not there or outside the window, `(n, 1, 1, L)`; float32.
+    pub mask: Option<Array>,
+}
+
 /// One query row of each of several sequences.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DecodeRows<'a> {
@@ -78,8 +89,9 @@ pub(super) struct DecodeRows<'a> {
     pub positions: &'a [usize],
     /// What rows share, in the order of rows; rows that share nothing are in none.
     pub cohorts: &'a [CohortRows],
-    /// What each row has to itself before the tail: per piece, one entry a row or none.
-    pub private: &'a [Vec<Option<LayerKv>>],
+    /// What rows have to themselves before the tail: in each list every row is in one entry at most,
+    /// and entries are in the order of rows.
+    pub private: &'a [Vec<RowsKv>],
     /// The tail's keys and values with this step's, `(B, H_kv, W, D)`.
     pub tail: (&'a Array, &'a Array),
     /// Added to the tail's scores, `(B, 1, 1, W)`; `None` when every slot is seen.
@@ -90,16 +102,15 @@ pub(super) struct DecodeRows<'a> {
 enum Part<'a> {
     /// One cohort's rows against one shared piece: `(1, H_kv, n·G, L)`.
     Shared { rows: Range<usize>, piece: LayerKv, scores: Array },
-    /// Every row against a piece of its own, padded: `(B, H_kv, G, L_max)`.
-    Private { pieces: &'a [Option<LayerKv>], scores: Array },
-    /// Every row against the tail: `(B, H_kv, G, W)`.
-    Tail { scores: Array },
+    /// Every row against what it has to itself, the tail last: `(B, H_kv, G, L₁ + … + W)`. The lists
+    /// come with their widths; rows that see less are padded.
+    Own { private: Vec<(&'a [RowsKv], usize)>, scores: Array },
 }
 
 impl Part<'_> {
     fn scores(&self) -> &Array {
         match self {
-            Self::Shared { scores, .. } | Self::Private { scores, .. } | Self::Tail { scores } => scores,
+            Self::Shared { scores, .. } | Self::Own { scores, .. } => scores,
         }
     }
 }
@@ -270,8 +281,8 @@ impl Attention<'_> {
         let parts = self.decode_parts(&rows, &queries)?;
 
         // With one part, a softmax of its own; else one maximum over all parts.
-        let attended = if let [Part::Tail { scores }] = parts.as_slice() {
-            self.ops.softmax_last(scores)?.matmul(rows.tail.1)?
+        let attended = if let [Part::Own { private, scores }] = parts.as_slice() {
+            self.weigh_own(&self.ops.softmax_last(scores)?, private, rows.tail.1)?
         } else {
             let mut maxima = Vec::with_capacity(parts.len());
             for part in &parts {
@@ -286,8 +297,7 @@ impl Attention<'_> {
                 sums.push(self.spread_from(part, weights.sum_axis(-1, true)?, num_rows, 0.0)?);
                 let values = match part {
                     Part::Shared { piece, .. } => weights.matmul(&piece.values)?,
-                    Part::Tail { .. } => weights.matmul(rows.tail.1)?,
-                    Part::Private { pieces, .. } => self.weigh_private(&weights, pieces)?,
+                    Part::Own { private, .. } => self.weigh_own(&weights, private, rows.tail.1)?,
                 };
                 weighed.push(self.spread_from(part, values, num_rows, 0.0)?);
             }
@@ -316,16 +326,22 @@ impl Attention<'_> {
                 parts.push(Part::Shared { rows: cohort.rows.clone(), piece: seen, scores });
             }
         }
-        for pieces in rows.private {
-            if let Some(scores) = self.private_scores(queries, pieces)? {
-                parts.push(Part::Private { pieces, scores });
+        let mut private = Vec::with_capacity(rows.private.len());
+        let mut own = Vec::with_capacity(rows.private.len() + 1);
+        for list in rows.private {
+            let width = list.iter().map(|kv| kv.keys.dim(2) as usize).max().unwrap_or(0);
+            if width > 0 {
+                own.push(self.private_scores(queries, list, width)?);
+                private.push((list.as_slice(), width));
             }
         }
         let mut scores = self.cap(queries.matmul(rows.tail.0.swap_axes(2, 3)?)?)?;
         if let Some(mask) = rows.tail_mask {
             scores = scores.add(mask)?;
         }
-        parts.push(Part::Tail { scores });
+        own.push(scores);
+        let scores = if own.len() == 1 { own.remove(0) } else { ops::concatenate(&own, 3)? };
+        parts.push(Part::Own { private, scores });
         Ok(parts)
     }
 
@@ -340,39 +356,74 @@ impl Attention<'_> {
         Ok(Some(self.mask(rows, piece, dtype)?))
     }
 
-    /// Each row against its own piece, padded with -inf to the longest; `None` if none sees any.
-    fn private_scores(&self, queries: &Array, pieces: &[Option<LayerKv>]) -> Result<Option<Array>> {
-        let max_tokens = pieces.iter().flatten().map(LayerKv::num_tokens).max().unwrap_or(0);
-        if max_tokens == 0 {
-            return Ok(None);
+    /// Rows against their own keys, padded with -inf to the width: `(B, H_kv, G, width)`.
+    fn private_scores(&self, queries: &Array, list: &[RowsKv], width: usize) -> Result<Array> {
+        let num_rows = queries.dim(0) as usize;
+        let mut scores = Vec::with_capacity(list.len());
+        let mut next = 0;
+        for kv in list {
+            if next < kv.rows.start {
+                scores.push(self.nothing_seen(kv.rows.start - next, width, queries.dtype())?);
+            }
+            let queries = rows_of(queries, &kv.rows, num_rows)?;
+            let mut seen = self.cap(queries.matmul(kv.keys.swap_axes(2, 3)?)?)?;
+            if let Some(mask) = &kv.mask {
+                seen = seen.add(mask.as_dtype(seen.dtype())?)?;
+            }
+            scores.push(pad_last(&seen, width)?);
+            next = kv.rows.end;
         }
-        let mut scores = Vec::with_capacity(pieces.len());
-        for (row, piece) in pieces.iter().enumerate() {
-            scores.push(match piece {
-                Some(piece) if piece.num_tokens() > 0 => {
-                    let query = sys::slice_axis(queries, 0, row, row + 1)?;
-                    pad_last(&self.cap(query.matmul(piece.keys.swap_axes(2, 3)?)?)?, max_tokens)?
-                }
-                _ => self.nothing_seen(max_tokens, queries.dtype())?,
-            });
+        if next < num_rows {
+            scores.push(self.nothing_seen(num_rows - next, width, queries.dtype())?);
         }
-        Ok(Some(ops::concatenate(&scores, 0)?))
+        Ok(if scores.len() == 1 { scores.remove(0) } else { ops::concatenate(&scores, 0)? })
     }
 
-    /// Padded weights `(B, H_kv, G, L_max)` times each row's own values: `(B, H_kv, G, D)`.
-    fn weigh_private(&self, weights: &Array, pieces: &[Option<LayerKv>]) -> Result<Array> {
-        let (num_kv_heads, head_dim) = self.dims();
-        let mut weighed = Vec::with_capacity(pieces.len());
-        for (row, piece) in pieces.iter().enumerate() {
-            weighed.push(match piece {
-                Some(piece) if piece.num_tokens() > 0 => {
-                    let weights = sys::slice_axis(weights, 0, row, row + 1)?;
-                    sys::slice_axis(&weights, 3, 0, piece.num_tokens())?.matmul(&piece.values)?
-                }
-                _ => ops::zeros_dtype(&[1, num_kv_heads, self.num_groups(), head_dim], weights.dtype())?,
-            });
+    /// Weights of [`Part::Own`] times the values that they are for: `(B, H_kv, G, D)`.
+    fn weigh_own(
+        &self,
+        weights: &Array,
+        private: &[(&[RowsKv], usize)],
+        tail_values: &Array,
+    ) -> Result<Array> {
+        let mut weighed = Vec::with_capacity(private.len() + 1);
+        let mut start = 0;
+        for &(list, width) in private {
+            let weights = sys::slice_axis(weights, 3, start, start + width)?;
+            weighed.push(self.weigh_private(&weights, list)?);
+            start += width;
         }
-        Ok(ops::concatenate(&weighed, 0)?)
+        if start == 0 {
+            return Ok(weights.matmul(tail_values)?);
+        }
+        let end = weights.dim(3) as usize;
+        weighed.push(sys::slice_axis(weights, 3, start, end)?.matmul(tail_values)?);
+        total(&weighed)
+    }
+
+    /// Padded weights `(B, H_kv, G, width)` times the rows' own values: `(B, H_kv, G, D)`.
+    fn weigh_private(&self, weights: &Array, list: &[RowsKv]) -> Result<Array> {
+        let num_rows = weights.dim(0) as usize;
+        let mut weighed = Vec::with_capacity(list.len());
+        let mut next = 0;
+        for kv in list {
+            if next < kv.rows.start {
+                weighed.push(self.nothing_weighed(kv.rows.start - next, weights.dtype())?);
+            }
+            let weights = rows_of(weights, &kv.rows, num_rows)?;
+            let weights = sys::slice_axis(&weights, 3, 0, kv.values.dim(2) as usize)?;
+            weighed.push(weights.matmul(&kv.values)?);
+            next = kv.rows.end;
+        }
+        if next < num_rows {
+            weighed.push(self.nothing_weighed(num_rows - next, weights.dtype())?);
+        }
+        Ok(if weighed.len() == 1 { weighed.remove(0) } else { ops::concatenate(&weighed, 0)? })
+    }
+
+    fn nothing_weighed(&self, num_rows: usize, dtype: Dtype) -> Result<Array> {
+        let (num_kv_heads, head_dim) = self.dims();
+        Ok(ops::zeros_dtype(&[num_rows as i32, num_kv_heads, self.num_groups(), head_dim], dtype)?)
     }
 
     /// `(n, H_kv, G, X)` → `(1, H_kv, n·G, X)`: the rows of a cohort as those of one matrix.
@@ -393,7 +444,7 @@ impl Attention<'_> {
             Part::Shared { rows, .. } => {
                 self.cohort_layout(&sys::slice_axis(array, 0, rows.start, rows.end)?)
             }
-            Part::Private { .. } | Part::Tail { .. } => Ok(array.clone()),
+            Part::Own { .. } => Ok(array.clone()),
         }
     }
 
@@ -414,10 +465,10 @@ impl Attention<'_> {
         Ok(ops::pad(by_row, pads, fill, None)?)
     }
 
-    /// Scores of one row that sees none of `num_keys` keys.
-    fn nothing_seen(&self, num_keys: usize, dtype: Dtype) -> Result<Array> {
+    /// Scores of rows that see none of `num_keys` keys.
+    fn nothing_seen(&self, num_rows: usize, num_keys: usize, dtype: Dtype) -> Result<Array> {
         let (num_kv_heads, _) = self.dims();
-        let shape = [1, num_kv_heads, self.num_groups(), num_keys as i32];
+        let shape = [num_rows as i32, num_kv_heads, self.num_groups(), num_keys as i32];
         let masked = Array::from_f32(f32::NEG_INFINITY).as_dtype(dtype)?;
         Ok(ops::broadcast_to(masked, &shape)?)
     }
@@ -432,6 +483,11 @@ impl Attention<'_> {
             None => scores,
         })
     }
+}
+
+/// Some rows of an array that has `num_rows` of them.
+fn rows_of(array: &Array, rows: &Range<usize>, num_rows: usize) -> Result<Array> {
+    Ok(if rows.len() == num_rows { array.clone() } else { sys::slice_axis(array, 0, rows.start, rows.end)? })
 }
 
 /// Widens the last axis to `width` with -inf.

@@ -15,14 +15,14 @@ use mlx_rs::{Array, ops};
 
 use super::{
     attention::{Attention, Chunk, CohortRows, DecodeRows, MaskCache},
-    cohort::{Cohorts, join_short_end},
+    cohort::{Cohorts, in_order, join_short_end},
     error::{MlxError, Result},
     kv::{LayerKv, MAX_TAIL, Tail},
     recurrent::{LiveStates, RecurrentState},
     segment::{Checkpoint, Segment, SegmentStore},
     sys,
 };
-use crate::engine::{SegmentId, SequenceId, StoredSegment};
+use crate::engine::{SequenceId, StoredSegment};
 
 /// A prefill chunk in a pass.
 #[derive(Debug, Clone, Copy)]
@@ -228,19 +228,22 @@ impl LiveKv {
         let is_same = decoding.len() == self.tail.rows.len()
             && decoding.iter().all(|&sequence| self.tail.row_of(sequence).is_some());
         if !is_same {
-            let ids = |sequence: &SequenceId| -> Vec<SegmentId> {
-                self.sequences[sequence].path.iter().map(|segment| segment.id).collect()
-            };
-            let mut order = decoding.to_vec();
-            order.sort_by_cached_key(|sequence| (ids(sequence), *sequence));
-            self.tail.arrange(&order)?;
+            let paths = decoding
+                .iter()
+                .map(|sequence| (*sequence, self.sequences[sequence].path.as_slice()))
+                .collect();
+            self.tail.arrange(&in_order(&paths))?;
             let paths: Vec<&[Rc<Segment>]> =
                 self.tail.rows.iter().map(|row| self.sequences[&row.sequence].path.as_slice()).collect();
             self.cohorts = self.cohorts.form(&paths)?;
         }
         if self.tail.num_slots >= MAX_TAIL {
             self.move_tail_into_sequences()?;
+            self.cohorts.take_apart();
         }
+        let own: Vec<&[LayerKv]> =
+            self.tail.rows.iter().map(|row| self.sequences[&row.sequence].own.as_slice()).collect();
+        self.cohorts.step(&own)?;
         let order: Vec<SequenceId> = self.decode_order().collect();
         self.states.align_decode(&order)
     }
@@ -367,17 +370,13 @@ impl LiveKv {
                 pieces: shared.segments.iter().map(|segment| segment.layers[layer].clone()).collect(),
             })
             .collect();
-        // A slot for each piece that a row may have to itself, and one for what is not stored.
-        let num_slots = self.cohorts.max_private() + 1;
-        let mut private: Vec<Vec<Option<LayerKv>>> = vec![Vec::with_capacity(num_decode); num_slots];
-        for (row, (tail_row, &position)) in self.tail.rows.iter().zip(&pass.decode_positions).enumerate() {
-            let pieces = self.cohorts.private[row].iter().map(|piece| &piece.layers[layer]);
-            let own = self.sequences.get(&tail_row.sequence).and_then(|state| state.own.get(layer));
-            let mut seen = pieces.chain(own).map(|kv| kv.visible_from(position, window));
-            for slot in &mut private {
-                slot.push(seen.next().transpose()?);
-            }
-        }
+        let own: Vec<Option<&LayerKv>> = self
+            .tail
+            .rows
+            .iter()
+            .map(|row| self.sequences.get(&row.sequence).and_then(|state| state.own.get(layer)))
+            .collect();
+        let private = self.cohorts.private(layer, &own, &pass.decode_positions, window)?;
         let tail_mask = pass.tail_masks.get(&window).and_then(Option::as_ref);
         let tail_mask = tail_mask.map(|mask| mask.as_dtype(keys.dtype())).transpose()?;
         let attended = attention.decode(DecodeRows {
