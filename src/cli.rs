@@ -79,6 +79,7 @@ Examples:
 const PLAN_EXAMPLES: &str = "\
 Examples:
   mlxbatch plan convos.jsonl --model ./models/qwen3
+  mlxbatch plan convos.jsonl --persist-cache ./cache.bin
   mlxbatch plan convos.jsonl --json | jq .share_reusable";
 
 const PLAN_EXIT_CODES: &str = "\
@@ -366,6 +367,10 @@ pub struct PlanArgs {
 
     #[command(flatten)]
     pub model: ModelArgs,
+
+    /// Say what this cache file holds of the prompts already
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub persist_cache: Option<PathBuf>,
 
     /// Longest answer, in tokens [default: the model's own, else 1024]
     #[arg(long, value_name = "N", value_parser = values::at_least_one, help_heading = "Run")]

@@ -15,9 +15,12 @@ use super::run::prepare::Preparer;
 use super::text_head::text_head;
 use super::{Outcome, written};
 use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestReader};
+use crate::cache::reusable;
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
+use crate::commands::identity::ComputedModel;
 use crate::mlx::ComputeDevice;
-use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, window_is_full};
+use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
+use crate::snapshot::{CacheMode, Opening, Snapshot, SnapshotOptions};
 use crate::text::{TextModel, Tokenizer};
 
 /// Shared prefixes that are named in the report.
@@ -30,6 +33,18 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let mut reader = RequestReader::open(&args.input, options)?;
     let model = Description::read(&args.model, args.quiet)?;
     let dtype = ComputeDevice::current().compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
+    let snapshot = match &args.persist_cache {
+        None => None,
+        Some(path) => {
+            let computed = ComputedModel { name: &model.name, spec: &model.spec, files: &model.files, dtype };
+            let options = SnapshotOptions { mode: CacheMode::ReadOnly, max_bytes: None };
+            let snapshot = Snapshot::open(path, options, |known| computed.identity(known))?;
+            if let Some(reason) = cold_start_reason(&snapshot) {
+                say(args, &format!("mlxbatch: warning: nothing of {} can be used: {reason}", path.display()));
+            }
+            Some(snapshot)
+        }
+    };
 
     let flags = RequestParams { max_tokens: args.max_tokens, ..RequestParams::default() };
     let preparer = Preparer {
@@ -40,7 +55,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         vocab_size: model.spec.vocab_size,
         has_checkpoints: false,
     };
-    let mut totals = Totals::new(model.text.tokenizer(), args.batch_size as usize);
+    let mut totals = Totals::new(model.text.tokenizer(), args.batch_size as usize, snapshot.as_ref());
     let mut window = Window::default();
     while let Some(item) = reader.next_request()? {
         let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
@@ -78,6 +93,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         num_prompt_tokens: totals.num_prompt_tokens,
         num_unique_tokens: totals.num_unique_tokens,
         longest_prompt_tokens: totals.longest_prompt_tokens,
+        num_stored_tokens: snapshot.as_ref().map(|_| totals.num_stored_tokens),
         max_live_tokens: totals.max_live_tokens,
         largest_shared: totals.into_largest_shared(),
     };
@@ -91,6 +107,16 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
 fn say(args: &PlanArgs, text: &str) {
     if !args.quiet {
         let _ = writeln!(io::stderr(), "{text}");
+    }
+}
+
+/// Why a run would start cold with this cache file, if it would.
+fn cold_start_reason(snapshot: &Snapshot) -> Option<String> {
+    match snapshot.opening() {
+        Opening::Restored { .. } => None,
+        Opening::New | Opening::Refreshed => Some("there is no such file".to_owned()),
+        Opening::OtherModel { difference } => Some(format!("it is of another model, {difference}")),
+        Opening::Damaged { reason } => Some(format!("it is damaged, {reason}")),
     }
 }
 
@@ -129,6 +155,9 @@ struct Totals<'a> {
     num_prompt_tokens: u64,
     num_unique_tokens: u64,
     longest_prompt_tokens: u64,
+    /// Those of the unique tokens that the cache file has.
+    num_stored_tokens: u64,
+    snapshot: Option<&'a Snapshot>,
     max_live_tokens: u64,
     /// By the digest of their tokens: the same prefix may be shared in several windows. A few for
     /// each window, and so for thousands of requests.
@@ -136,7 +165,7 @@ struct Totals<'a> {
 }
 
 impl<'a> Totals<'a> {
-    fn new(tokenizer: &'a Tokenizer, batch_size: usize) -> Self {
+    fn new(tokenizer: &'a Tokenizer, batch_size: usize, snapshot: Option<&'a Snapshot>) -> Self {
         Self {
             tokenizer,
             batch_size,
@@ -145,6 +174,8 @@ impl<'a> Totals<'a> {
             num_prompt_tokens: 0,
             num_unique_tokens: 0,
             longest_prompt_tokens: 0,
+            num_stored_tokens: 0,
+            snapshot,
             max_live_tokens: 0,
             shared: HashMap::new(),
         }
@@ -170,6 +201,13 @@ impl<'a> Totals<'a> {
         let longest = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         self.longest_prompt_tokens = self.longest_prompt_tokens.max(longest as u64);
         self.max_live_tokens = self.max_live_tokens.max(plan.max_live_tokens(self.batch_size) as u64);
+        if let Some(snapshot) = self.snapshot {
+            let held: Vec<(&[u32], usize)> = prompts
+                .iter()
+                .map(|prompt| (prompt.tokens, snapshot.num_resumable(reusable(prompt.tokens))))
+                .collect();
+            self.num_stored_tokens += num_unique_held(&held) as u64;
+        }
         for prefix in &plan.largest_shared {
             self.add_shared(prefix, prompts[prefix.example].tokens);
         }
@@ -212,7 +250,7 @@ mod tests {
     fn totals_of(windows: &[&[&[u32]]]) -> (u64, u64, Vec<(u64, u64, u64)>) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-llama");
         let tokenizer = Tokenizer::from_folder(&folder).expect("the fixture loads");
-        let mut totals = Totals::new(&tokenizer, 4);
+        let mut totals = Totals::new(&tokenizer, 4, None);
         for prompts in windows {
             let mut window = Window::default();
             for prompt in *prompts {

@@ -18,11 +18,13 @@
 
 mod cuts;
 mod forecast;
+mod held;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 pub use forecast::SharedPrefix;
+pub use held::num_unique_held;
 
 use forecast::Forecast;
 use tree::PrefixTree;

@@ -25,6 +25,8 @@ pub(super) struct Report {
     pub num_windows: u64,
     pub num_prompt_tokens: u64,
     pub num_unique_tokens: u64,
+    /// Those of them that the cache file has, if one is named.
+    pub num_stored_tokens: Option<u64>,
     pub longest_prompt_tokens: u64,
     /// Held at once in a run, answers at full length included.
     pub max_live_tokens: u64,
@@ -74,6 +76,16 @@ impl Report {
             ),
         );
         line("unique tokens", number_text(self.num_unique_tokens));
+        if let Some(num_stored_tokens) = self.num_stored_tokens {
+            line(
+                "in cache file",
+                format!(
+                    "{} of them, {} are left to compute",
+                    number_text(num_stored_tokens),
+                    number_text(self.num_unique_tokens.saturating_sub(num_stored_tokens))
+                ),
+            );
+        }
         line("reusable", format!("{:.1}%", 100.0 * self.share_reusable()));
         line(
             "KV, all prompts",
@@ -146,6 +158,7 @@ impl Report {
             "num_windows": self.num_windows,
             "num_prompt_tokens": self.num_prompt_tokens,
             "num_unique_tokens": self.num_unique_tokens,
+            "num_stored_tokens": self.num_stored_tokens,
             "share_reusable": self.share_reusable(),
             "longest_prompt_tokens": self.longest_prompt_tokens,
             "dtype": self.dtype,
@@ -181,6 +194,7 @@ mod tests {
             num_failed: 2,
             num_windows: 1,
             num_prompt_tokens: 120_000,
+            num_stored_tokens: None,
             num_unique_tokens: 12_000,
             longest_prompt_tokens: 1_300,
             max_live_tokens: 40_000,
