@@ -14,8 +14,8 @@ pub(crate) use store::BYTES_PER_TOKEN;
 use store::Store;
 
 use super::{
-    Exported, Group, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored,
-    StoredSegment, TokenId,
+    Exported, Group, ImportError, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId,
+    Stored, StoredSegment, TokenId,
 };
 
 /// Tokens that the fake model knows; few, so that end tokens come up.
@@ -279,25 +279,25 @@ impl Runner for FakeRunner {
         bytes: &mut Vec<u8>,
     ) -> Result<(), RunnerError> {
         self.cache_call("export")?;
-        self.store.export(segment, tokens, bytes);
+        self.store.export(segment, tokens, self.num_collected, bytes);
         Ok(())
     }
 
     fn export_checkpoint(&mut self, checkpoint: SegmentId, bytes: &mut Vec<u8>) -> Result<(), RunnerError> {
         self.cache_call("export")?;
-        self.store.export_checkpoint(checkpoint, bytes);
+        self.store.export_checkpoint(checkpoint, self.num_collected, bytes);
         Ok(())
     }
 
-    fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, RunnerError> {
+    fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, ImportError> {
         self.cache_call("import")?;
-        self.store.import(exported).ok_or_else(|| RunnerError("bytes of something else".to_owned()))
+        self.store.import(exported).ok_or_else(|| ImportError::WrongBytes("of something else".to_owned()))
     }
 
-    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, RunnerError> {
+    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, ImportError> {
         self.cache_call("import")?;
         let imported = self.store.import_checkpoint(position, bytes);
-        imported.ok_or_else(|| RunnerError("bytes of something else".to_owned()))
+        imported.ok_or_else(|| ImportError::WrongBytes("of something else".to_owned()))
     }
 
     fn resume_rule(&self) -> ResumeRule {

@@ -56,7 +56,8 @@ pub use crate::cache::TokenId;
 pub use prefixes::PersistStats;
 pub use request::{Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError};
 pub use runner::{
-    Exported, Group, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
+    Exported, Group, ImportError, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored,
+    StoredSegment,
 };
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;

@@ -98,6 +98,17 @@ pub struct Exported<'a> {
 #[error("{0}")]
 pub struct RunnerError(pub String);
 
+/// Why stored bytes were not taken in.
+#[derive(Debug, Error)]
+pub enum ImportError {
+    /// No model like this one has exported them: they are of no use, today or ever.
+    #[error("{0}")]
+    WrongBytes(String),
+    /// They may be as good as any.
+    #[error(transparent)]
+    Runner(#[from] RunnerError),
+}
+
 /// Computes forward passes over packed tokens and holds each sequence's live KV.
 ///
 /// Passes are launched in order and collected in the same order; a device that works
@@ -155,12 +166,11 @@ pub trait Runner {
     /// Appends the bytes of a stored checkpoint to `bytes`.
     fn export_checkpoint(&mut self, checkpoint: SegmentId, bytes: &mut Vec<u8>) -> Result<(), RunnerError>;
 
-    /// Takes in what was exported, by this process or another that ran the same model. Bytes that
-    /// cannot be that are an error.
-    fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, RunnerError>;
+    /// Takes in what was exported, by this process or another that ran the same model.
+    fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, ImportError>;
 
     /// Takes in an exported checkpoint: the state after the tokens before `position`.
-    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, RunnerError>;
+    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, ImportError>;
 
     /// Where this model can resume from stored KV.
     fn resume_rule(&self) -> ResumeRule;

@@ -5,7 +5,7 @@
 use mlx_rs::error::Exception;
 use thiserror::Error;
 
-use crate::engine::RunnerError;
+use crate::engine::{ImportError, RunnerError};
 
 /// Why a model cannot be loaded or run.
 #[derive(Debug, Error)]
@@ -23,6 +23,15 @@ pub enum MlxError {
 impl From<MlxError> for RunnerError {
     fn from(error: MlxError) -> Self {
         RunnerError(error.to_string())
+    }
+}
+
+impl From<MlxError> for ImportError {
+    fn from(error: MlxError) -> Self {
+        match error {
+            MlxError::Unsupported(why) => Self::WrongBytes(why),
+            error => Self::Runner(error.into()),
+        }
     }
 }
 

@@ -19,7 +19,8 @@ use super::{
 };
 use crate::cache::ResumeRule;
 use crate::engine::{
-    Exported, Group, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId,
+    Exported, Group, ImportError, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment,
+    TokenId,
 };
 
 /// Runs one loaded model.
@@ -340,7 +341,7 @@ impl Runner for MlxRunner {
         Ok(self.segments.export_checkpoint(checkpoint, bytes)?)
     }
 
-    fn import(&mut self, exported: Exported<'_>) -> std::result::Result<StoredSegment, RunnerError> {
+    fn import(&mut self, exported: Exported<'_>) -> std::result::Result<StoredSegment, ImportError> {
         let shapes: Vec<(i32, i32)> = self
             .decoder
             .spec
@@ -355,7 +356,7 @@ impl Runner for MlxRunner {
         &mut self,
         position: usize,
         bytes: &[u8],
-    ) -> std::result::Result<StoredSegment, RunnerError> {
+    ) -> std::result::Result<StoredSegment, ImportError> {
         Ok(self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?)
     }
 

@@ -175,6 +175,21 @@ impl Catalogue {
         Ok(())
     }
 
+    /// Removes every node whose KV is in an extent, with all below it, and the recurrent state that is
+    /// in it.
+    pub(super) fn drop_extent(&mut self, extent: &Extent) -> Result<(), SnapshotError> {
+        for id in self.0.tree().preorder() {
+            // Gone with a node above.
+            let Some(node) = self.0.tree().node(id) else { continue };
+            if node.segment().is_some_and(|piece| piece.extent == *extent) {
+                self.remove(id)?;
+            } else if node.checkpoint().is_some_and(|piece| piece.extent == *extent) {
+                self.set_checkpoint(id, None)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Drops what the limit has no room for, in the order of eviction; returns how many pieces.
     pub(super) fn keep_limit(&mut self) -> Result<usize, SnapshotError> {
         let mut num_dropped = self.0.make_room(u64::MAX).len();

@@ -209,12 +209,18 @@ fn decode_record(bytes: &[u8]) -> Result<IndexRecord, String> {
         }
         Ok(record)
     }
-    match bytes.len() {
-        0..=0x1000 => limited::<0x1_0000>(bytes),
-        ..=0x1_0000 => limited::<0x10_0000>(bytes),
-        ..=0x10_0000 => limited::<0x100_0000>(bytes),
-        ..=0x100_0000 => limited::<0x1000_0000>(bytes),
-        ..=0x1000_0000 => limited::<0x1_0000_0000>(bytes),
-        num_bytes => Err(format!("an index of {num_bytes} bytes is beyond all measure")),
-    }
+    let read = match bytes.len().next_power_of_two().trailing_zeros() {
+        ..=10 => limited::<0x4000>,
+        11..=12 => limited::<0x1_0000>,
+        13..=14 => limited::<0x4_0000>,
+        15..=16 => limited::<0x10_0000>,
+        17..=18 => limited::<0x40_0000>,
+        19..=20 => limited::<0x100_0000>,
+        21..=22 => limited::<0x400_0000>,
+        23..=24 => limited::<0x1000_0000>,
+        25..=26 => limited::<0x4000_0000>,
+        27..=28 => limited::<0x1_0000_0000>,
+        _ => return Err(format!("an index of {} bytes is beyond all measure", bytes.len())),
+    };
+    read(bytes)
 }

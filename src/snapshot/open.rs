@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    FileStamp, Identity, Piece, SnapshotError,
+    Extent, FileStamp, Identity, Piece, SnapshotError,
     catalogue::Catalogue,
     disk::{Disk, failed, folder_of},
     format::{self, BLOCK_BYTES, Kind, Root},
@@ -108,6 +108,8 @@ pub struct Snapshot {
     pub(super) is_dirty: bool,
     /// Nodes that the run has used since the last save.
     pub(super) used: BTreeSet<NodeId>,
+    /// Extents that turned out to be damaged since the last save: another process may not know.
+    pub(super) damaged: Vec<Extent>,
     num_damaged: usize,
 }
 
@@ -182,6 +184,7 @@ impl Snapshot {
             replaces: false,
             is_dirty: false,
             used: BTreeSet::new(),
+            damaged: Vec::new(),
             num_damaged: 0,
         }
     }
@@ -275,11 +278,13 @@ impl Snapshot {
         self.catalogue.mark_used(node, seconds_since_1970())
     }
 
-    /// Leaves a node whose bytes cannot be used out from now on, with all below it.
-    pub fn drop_damaged(&mut self, node: NodeId) -> Result<(), SnapshotError> {
+    /// Leaves out from now on what an extent whose bytes cannot be used was for: prefixes with all
+    /// below them, or a recurrent state.
+    pub fn drop_damaged(&mut self, extent: Extent) -> Result<(), SnapshotError> {
         self.num_damaged += 1;
         self.is_dirty = true;
-        self.catalogue.remove(node)
+        self.damaged.push(extent);
+        self.catalogue.drop_extent(&extent)
     }
 }
 

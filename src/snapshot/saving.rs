@@ -129,7 +129,7 @@ impl Snapshot {
                 let is_known = root.generation == self.generation
                     && self.disk.as_ref().is_some_and(|known| known.is_same_file(&locked));
                 let catalogue =
-                    if is_known { self.catalogue.clone() } else { self.with_own_uses(index.catalogue)? };
+                    if is_known { self.catalogue.clone() } else { self.with_own_findings(index.catalogue)? };
                 (None, catalogue, end, next_generation)
             }
             _ => {
@@ -165,8 +165,12 @@ impl Snapshot {
         published.and_then(|()| new.put()).map(drop).map_err(|source| failed("create", &self.path, source))
     }
 
-    /// A catalogue that another process has saved, with what this run has used marked in it.
-    fn with_own_uses(&self, mut other: Catalogue) -> Result<Catalogue, SnapshotError> {
+    /// A catalogue that another process has saved, with what this run has used marked in it, and
+    /// without what this run has found to be damaged.
+    fn with_own_findings(&self, mut other: Catalogue) -> Result<Catalogue, SnapshotError> {
+        for extent in &self.damaged {
+            other.drop_extent(extent)?;
+        }
         let tree = self.catalogue.cache().tree();
         let mut used: Vec<(u64, NodeId)> =
             self.used.iter().filter_map(|id| tree.node(*id).map(|node| (node.last_used(), *id))).collect();
@@ -385,6 +389,7 @@ impl Saving<'_> {
         }
         snapshot.catalogue = self.catalogue;
         snapshot.used.clear();
+        snapshot.damaged.clear();
         snapshot.replaces = false;
         snapshot.is_dirty = false;
         if snapshot.options.mode == CacheMode::Refresh {

@@ -63,6 +63,13 @@ impl Store {
         held
     }
 
+    /// What is stored, if as many passes as have been collected include the one that computes it.
+    fn computed(&self, id: SegmentId, num_collected: usize) -> &Held {
+        let held = self.get(id);
+        assert!(held.pass.is_none_or(|pass| pass < num_collected), "{id:?} is exported, but may yet fail");
+        held
+    }
+
     /// The tokens of a path of segments.
     pub(super) fn tokens_of(&self, path: &[SegmentId]) -> Vec<TokenId> {
         let mut tokens: Vec<TokenId> = Vec::new();
@@ -92,15 +99,22 @@ impl Store {
     }
 
     /// What comes before an export's first token, and then all tokens up to its last.
-    pub(super) fn export(&self, id: SegmentId, tokens: std::ops::Range<usize>, bytes: &mut Vec<u8>) {
-        let held = self.get(id);
+    pub(super) fn export(
+        &self,
+        id: SegmentId,
+        tokens: std::ops::Range<usize>,
+        num_collected: usize,
+        bytes: &mut Vec<u8>,
+    ) {
+        let held = self.computed(id, num_collected);
         let first = held.first.expect("a segment is exported, not a checkpoint");
         let before = TokenId::try_from(first + tokens.start).expect("few tokens");
         let tokens = &held.tokens[..first + tokens.end];
         bytes.extend([before].iter().chain(tokens).flat_map(|number| number.to_le_bytes()));
     }
 
-    pub(super) fn export_checkpoint(&self, id: SegmentId, bytes: &mut Vec<u8>) {
+    pub(super) fn export_checkpoint(&self, id: SegmentId, num_collected: usize, bytes: &mut Vec<u8>) {
+        self.computed(id, num_collected);
         bytes.extend(self.checkpoint(id).iter().flat_map(|number| number.to_le_bytes()));
     }
 

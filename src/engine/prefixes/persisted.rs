@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Prefixes, Unconfirmed, discard_all, make_room};
 use crate::cache::{Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
-use crate::engine::{Exported, GenerationRequest, Runner, RunnerError};
-use crate::snapshot::{Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
+use crate::engine::{Exported, GenerationRequest, ImportError, Runner, RunnerError, StoredSegment};
+use crate::snapshot::{Extent, Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
 
 /// What is new is saved before it takes this share of the cache's limit: what is evicted, the oldest,
 /// has then been saved.
@@ -45,6 +45,16 @@ enum BroughtIn {
     Damaged,
 }
 
+/// What became of all pieces of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Prompted {
+    /// They are in memory, up to the end of this node of the file.
+    To(NodeId),
+    Unreadable,
+    /// What this extent of the file is for is of no use, nor is what continues it.
+    Damaged(Extent),
+}
+
 impl Prefixes {
     /// Has prefixes come from a cache file too.
     pub(in crate::engine) fn attach(&mut self, snapshot: Snapshot) {
@@ -69,6 +79,15 @@ impl Prefixes {
         is_nearly_full && self.persisted.num_unsaved_bytes > max_bytes / MAX_UNSAVED_SHARE
     }
 
+    /// Prompt tokens that a sequence could resume with if it entered now, once what the file has is
+    /// brought in; `None` if another is computing more of them.
+    pub(in crate::engine) fn resumable_with_file(&self, prompt: &[TokenId]) -> Option<usize> {
+        let num_here = self.resumable(prompt)?;
+        let snapshot = self.persisted.snapshot.as_ref().filter(|_| self.cache.is_some());
+        let num_there = snapshot.map_or(0, |snapshot| snapshot.num_resumable(reusable(prompt)));
+        Some(num_here.max(num_there))
+    }
+
     /// Brings in what a cache file has of a prompt and memory has not.
     ///
     /// Pieces that turn out to be damaged are left out, with all that continues them.
@@ -77,21 +96,48 @@ impl Prefixes {
         runner: &mut impl Runner,
         request: &GenerationRequest,
     ) -> Result<(), RunnerError> {
-        let (Some(cache), Some(snapshot)) = (&self.cache, &self.persisted.snapshot) else { return Ok(()) };
         let tokens = reusable(&request.prompt);
-        let here = cache.find(tokens);
-        // What another sequence computes is waited for.
-        if here.pending().is_some() || snapshot.num_resumable(tokens) <= cache.resume(&here).num_tokens {
-            return Ok(());
+        // Each round leaves out what is damaged, and what it continues may be of use by itself.
+        while let (Some(cache), Some(snapshot)) = (&self.cache, &self.persisted.snapshot) {
+            let here = cache.find(tokens);
+            // What another sequence computes is waited for.
+            if here.pending().is_some() || snapshot.num_resumable(tokens) <= cache.resume(&here).num_tokens {
+                return Ok(());
+            }
+            let pieces = snapshot.find(tokens);
+            let brought_in = self.bring_in_pieces(runner, tokens, &pieces);
+            if let Ok(Prompted::Damaged(extent)) = brought_in
+                && let Some(snapshot) = &mut self.persisted.snapshot
+            {
+                snapshot.drop_damaged(extent).map_err(told)?;
+                continue;
+            }
+            if let Ok(Prompted::To(node)) = brought_in
+                && let Some(snapshot) = &mut self.persisted.snapshot
+            {
+                snapshot.mark_used(node).map_err(told)?;
+            }
+            self.expect(&request.prompt, &request.plan)?;
+            if let Some(cache) = &mut self.cache {
+                make_room(cache, runner, self.now);
+            }
+            return brought_in.map(drop);
         }
-        let pieces = snapshot.find(tokens);
-        let Some(last) = pieces.last().copied() else { return Ok(()) };
-        for found in &pieces {
-            let tokens = &tokens[..found.end];
-            match self.bring_in_segment(runner, tokens, found)? {
+        Ok(())
+    }
+
+    fn bring_in_pieces(
+        &mut self,
+        runner: &mut impl Runner,
+        tokens: &[TokenId],
+        pieces: &[Found],
+    ) -> Result<Prompted, RunnerError> {
+        let Some(last) = pieces.last() else { return Ok(Prompted::Unreadable) };
+        for found in pieces {
+            match self.bring_in_segment(runner, &tokens[..found.end], found)? {
                 BroughtIn::Yes => {}
-                BroughtIn::Unreadable => return Ok(()),
-                BroughtIn::Damaged => return self.drop_damaged(found.node),
+                BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
+                BroughtIn::Damaged => return Ok(Prompted::Damaged(found.piece.extent)),
             }
         }
         if self.rule == ResumeRule::Checkpoints
@@ -99,22 +145,11 @@ impl Prefixes {
         {
             match self.bring_in_checkpoint(runner, &tokens[..last.end], &checkpoint)? {
                 BroughtIn::Yes => {}
-                BroughtIn::Unreadable => return Ok(()),
-                BroughtIn::Damaged => return self.drop_damaged(last.node),
+                BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
+                BroughtIn::Damaged => return Ok(Prompted::Damaged(checkpoint.extent)),
             }
         }
-        if let Some(snapshot) = &mut self.persisted.snapshot {
-            snapshot.mark_used(last.node).map_err(told)?;
-        }
-        self.expect(&request.prompt, &request.plan)?;
-        if let Some(cache) = &mut self.cache {
-            make_room(cache, runner, self.now);
-        }
-        Ok(())
-    }
-
-    fn drop_damaged(&mut self, node: NodeId) -> Result<(), RunnerError> {
-        self.persisted.snapshot.as_mut().map_or(Ok(()), |snapshot| snapshot.drop_damaged(node).map_err(told))
+        Ok(Prompted::To(last.node))
     }
 
     /// Puts a piece that ends the tokens below what memory has of them.
@@ -138,6 +173,8 @@ impl Prefixes {
         if read != BroughtIn::Yes {
             return Ok(read);
         }
+        // Before there is anything that could be left behind: a cut may fail.
+        let parent = self.end_of(runner, tokens)?;
         let exported = Exported {
             bytes: &self.persisted.buffer,
             num_tokens: found.piece.extent.num_tokens as usize,
@@ -145,10 +182,9 @@ impl Prefixes {
             num_wanted: found.end - start,
             position: start,
         };
-        let Ok(segment) = runner.import(exported) else { return Ok(BroughtIn::Damaged) };
-        let parent = match here.partial {
-            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
-            None => here.path.last().map(|step| step.node),
+        let segment = match imported(runner.import(exported)) {
+            Ok(segment) => segment,
+            Err(why_not) => return Ok(why_not),
         };
         let Some(cache) = &mut self.cache else { return Ok(BroughtIn::Yes) };
         let place = Place { parent, tokens: &tokens[start..], tier: found.tier };
@@ -173,22 +209,29 @@ impl Prefixes {
         if read != BroughtIn::Yes {
             return Ok(read);
         }
-        let Ok(state) = runner.import_checkpoint(tokens.len(), &self.persisted.buffer) else {
-            return Ok(BroughtIn::Damaged);
-        };
-        let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
-        let here = cache.find(tokens);
-        let node = match here.partial {
-            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
-            None => here.path.last().map(|step| step.node),
-        };
-        let Some((cache, node)) = self.cache.as_mut().zip(node) else {
-            runner.discard(state.id);
-            return Ok(BroughtIn::Yes);
+        let node = self.end_of(runner, tokens)?;
+        let Some((cache, node)) = self.cache.as_mut().zip(node) else { return Ok(BroughtIn::Unreadable) };
+        let state = match imported(runner.import_checkpoint(tokens.len(), &self.persisted.buffer)) {
+            Ok(state) => state,
+            Err(why_not) => return Ok(why_not),
         };
         discard_all(runner, cache.set_checkpoint(node, Some(state))?);
         self.persisted.stats.num_restored_bytes += state.num_bytes;
         Ok(BroughtIn::Yes)
+    }
+
+    /// Makes a node end where what memory has of the tokens ends.
+    fn end_of(
+        &mut self,
+        runner: &mut impl Runner,
+        tokens: &[TokenId],
+    ) -> Result<Option<NodeId>, RunnerError> {
+        let Some(cache) = &self.cache else { return Ok(None) };
+        let here = cache.find(tokens);
+        Ok(match here.partial {
+            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
+            None => here.path.last().map(|step| step.node),
+        })
     }
 
     fn read(&mut self, piece: &Piece) -> BroughtIn {
@@ -243,6 +286,15 @@ impl Prefixes {
         self.persisted.num_unsaved_bytes = 0;
         Ok(report)
     }
+}
+
+/// What was taken in, or why it was not.
+fn imported(result: Result<StoredSegment, ImportError>) -> Result<StoredSegment, BroughtIn> {
+    result.map_err(|error| match error {
+        ImportError::WrongBytes(_) => BroughtIn::Damaged,
+        // The file's entry is none the worse for it.
+        ImportError::Runner(_) => BroughtIn::Unreadable,
+    })
 }
 
 fn told(error: SnapshotError) -> RunnerError {

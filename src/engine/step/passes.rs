@@ -41,17 +41,21 @@ impl<R: Runner> Engine<R> {
         let mut not_brought_in = None;
         let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
         while let Some(mut sequence) = self.waiting.pop_front() {
-            if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
-                // Computed instead.
-                not_brought_in.get_or_insert(error);
+            // Brought in before there is a place, it would only push out what others use, and be pushed
+            // out in turn.
+            let num_cached_tokens = self.prefixes.resumable_with_file(&sequence.request.prompt);
+            let mut has_place = Self::can_enter(&composer, &mut sequence, num_cached_tokens);
+            if has_place {
+                if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
+                    // Computed instead.
+                    not_brought_in.get_or_insert(error);
+                }
+                let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
+                has_place = Self::can_enter(&composer, &mut sequence, num_cached_tokens);
             }
             // Whoever waits for a prefix that another computes holds up those behind: they are next
             // to it in the plan's order and would wait as well.
-            let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
-            if let Some(num_cached_tokens) = num_cached_tokens {
-                sequence.enter(num_cached_tokens);
-            }
-            if num_cached_tokens.is_none() || !composer.has_place(&sequence.counts()) {
+            if !has_place {
                 sequence.state = State::Waiting;
                 sequence.num_cached_tokens = 0;
                 self.waiting.push_front(sequence);
@@ -76,6 +80,13 @@ impl<R: Runner> Engine<R> {
             self.note_failure(error, vec![finished]);
         }
         (!work.is_empty()).then_some(work)
+    }
+
+    /// Whether a sequence can enter, now that so many of its tokens are stored.
+    fn can_enter(composer: &Composer<'_>, sequence: &mut Sequence, num_cached_tokens: Option<usize>) -> bool {
+        let Some(num_cached_tokens) = num_cached_tokens else { return false };
+        sequence.enter(num_cached_tokens);
+        composer.has_place(&sequence.counts())
     }
 
     /// Launches a pass, and moves its sequences on as if none of them will turn out to have ended.

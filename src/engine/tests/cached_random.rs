@@ -8,28 +8,28 @@ use super::super::fake_runner::{Failures, VOCAB_SIZE};
 use super::*;
 use crate::cache::{CacheLimits, ResumeRule};
 
-const MAX_PROMPT_TOKENS: usize = 14;
+pub(super) const MAX_PROMPT_TOKENS: usize = 14;
 const MAX_NEW_TOKENS: usize = 6;
-const UNLIMITED: CacheLimits = CacheLimits { max_bytes: u64::MAX, max_entries: None };
+pub(super) const UNLIMITED: CacheLimits = CacheLimits { max_bytes: u64::MAX, max_entries: None };
 
 #[derive(Debug, Clone)]
-struct Case {
-    limits: Limits,
-    rule: ResumeRule,
+pub(super) struct Case {
+    pub limits: Limits,
+    pub rule: ResumeRule,
     /// Message ends of the plan; `None` for requests without a plan.
-    boundary: Option<usize>,
-    requests: Vec<(GenerationRequest, Interruption)>,
+    pub boundary: Option<usize>,
+    pub requests: Vec<(GenerationRequest, Interruption)>,
 }
 
 impl Case {
-    fn engine(&self, cache: CacheLimits, failures: Failures) -> Engine<FakeRunner> {
+    pub fn engine(&self, cache: CacheLimits, failures: Failures) -> Engine<FakeRunner> {
         let mut runner = FakeRunner::new(self.limits.clone()).with_rule(self.rule);
         runner.failures = failures;
         Engine::new(runner, self.limits.clone(), Some(cache))
     }
 
     /// The requests, with plans as places after `first_order`.
-    fn planned(&self, first_order: u64) -> Vec<(GenerationRequest, Interruption)> {
+    pub fn planned(&self, first_order: u64) -> Vec<(GenerationRequest, Interruption)> {
         let mut requests = self.requests.clone();
         if let Some(boundary) = self.boundary {
             planner::plan(&mut requests, first_order, boundary);
@@ -38,7 +38,7 @@ impl Case {
     }
 }
 
-fn any_rule() -> impl Strategy<Value = ResumeRule> {
+pub(super) fn any_rule() -> impl Strategy<Value = ResumeRule> {
     prop_oneof![Just(ResumeRule::AnyToken), Just(ResumeRule::Checkpoints)]
 }
 
@@ -49,7 +49,7 @@ fn any_limits() -> impl Strategy<Value = Limits> {
     })
 }
 
-fn any_cache() -> impl Strategy<Value = CacheLimits> {
+pub(super) fn any_cache() -> impl Strategy<Value = CacheLimits> {
     let max_bytes = prop_oneof![Just(0), 0u64..200, 0u64..2000, Just(u64::MAX)];
     (max_bytes, prop::option::of(0usize..8))
         .prop_map(|(max_bytes, max_entries)| CacheLimits { max_bytes, max_entries })
@@ -66,7 +66,7 @@ fn any_interruption() -> impl Strategy<Value = Interruption> {
 }
 
 /// Prompts over two tokens share a lot. Some are said twice or go on where others end.
-fn any_case() -> impl Strategy<Value = Case> {
+pub(super) fn any_case() -> impl Strategy<Value = Case> {
     let prompt = prop::collection::vec(0..2u32, 1..=MAX_PROMPT_TOKENS);
     let end_ids = prop::collection::vec(0..VOCAB_SIZE, 0..3);
     let asked = (prompt, 1..=MAX_NEW_TOKENS, end_ids, any_interruption());
@@ -82,7 +82,7 @@ fn any_case() -> impl Strategy<Value = Case> {
     )
 }
 
-fn uninterrupted(mut case: Case) -> Case {
+pub(super) fn uninterrupted(mut case: Case) -> Case {
     for (_, interruption) in &mut case.requests {
         *interruption = Interruption::None;
     }
@@ -90,7 +90,7 @@ fn uninterrupted(mut case: Case) -> Case {
 }
 
 /// With a last token that is found nowhere else, no prompt goes on in another's answer.
-fn with_a_last_token_of_its_own(mut case: Case) -> Case {
+pub(super) fn with_a_last_token_of_its_own(mut case: Case) -> Case {
     for (request, _) in &mut case.requests {
         request.prompt.pop();
         request.prompt.push(VOCAB_SIZE);

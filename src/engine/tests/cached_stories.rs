@@ -7,19 +7,19 @@ use super::super::fake_runner::{BYTES_PER_TOKEN, VOCAB_SIZE};
 use super::*;
 use crate::cache::{CacheLimits, ResumeRule, Tier};
 
-const RULES: [ResumeRule; 2] = [ResumeRule::AnyToken, ResumeRule::Checkpoints];
+pub(super) const RULES: [ResumeRule; 2] = [ResumeRule::AnyToken, ResumeRule::Checkpoints];
 
-fn cached_engine(limits: Limits, rule: ResumeRule, max_bytes: u64) -> Engine<FakeRunner> {
+pub(super) fn cached_engine(limits: Limits, rule: ResumeRule, max_bytes: u64) -> Engine<FakeRunner> {
     let runner = FakeRunner::new(limits.clone()).with_rule(rule);
     Engine::new(runner, limits, Some(CacheLimits { max_bytes, max_entries: None }))
 }
 
-fn uninterrupted(requests: &[GenerationRequest]) -> Vec<(GenerationRequest, Interruption)> {
+pub(super) fn uninterrupted(requests: &[GenerationRequest]) -> Vec<(GenerationRequest, Interruption)> {
     requests.iter().map(|request| (request.clone(), Interruption::None)).collect()
 }
 
 /// Runs requests that must all get the answers they would get alone.
-fn answered(engine: Engine<FakeRunner>, requests: &[GenerationRequest]) -> Run {
+pub(super) fn answered(engine: Engine<FakeRunner>, requests: &[GenerationRequest]) -> Run {
     let run = run(engine, &uninterrupted(requests));
     for request in requests {
         assert_eq!(run.outcomes[&request.id], answer_alone(request));
@@ -28,12 +28,12 @@ fn answered(engine: Engine<FakeRunner>, requests: &[GenerationRequest]) -> Run {
 }
 
 /// Tokens from `first` on that no answer contains.
-fn words(first: u32, num_tokens: u32) -> Vec<TokenId> {
+pub(super) fn words(first: u32, num_tokens: u32) -> Vec<TokenId> {
     (VOCAB_SIZE + first..VOCAB_SIZE + first + num_tokens).collect()
 }
 
 /// The prompt of the next turn: all that was said, an end token included, and a new question.
-fn next_turn(id: u64, request: &GenerationRequest, question: u32) -> (GenerationRequest, usize) {
+pub(super) fn next_turn(id: u64, request: &GenerationRequest, question: u32) -> (GenerationRequest, usize) {
     let answer = answer_alone(request);
     let mut prompt = request.prompt.clone();
     prompt.extend(&answer.tokens);
@@ -113,7 +113,7 @@ fn who_waits_for_a_prefix_takes_over_when_its_leader_is_gone() {
 }
 
 /// Requests whose prompts share 20 tokens and go on alone for 10, the last one included.
-fn with_a_shared_prefix(num_requests: u64) -> Vec<GenerationRequest> {
+pub(super) fn with_a_shared_prefix(num_requests: u64) -> Vec<GenerationRequest> {
     let users = 0..=num_requests - 1;
     let cut = Cut { position: 20, tier: Tier::System, users };
     (0..num_requests)

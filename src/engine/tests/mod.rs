@@ -7,6 +7,9 @@
 mod cached_random;
 mod cached_stories;
 mod checks;
+mod persisted;
+mod persisted_faults;
+mod persisted_random;
 mod planner;
 mod random;
 mod stories;
@@ -89,6 +92,15 @@ struct Run {
 }
 
 fn run(engine: Engine<FakeRunner>, requests: &[(GenerationRequest, Interruption)]) -> Run {
+    run_with(engine, requests, |_| {})
+}
+
+/// The same with something done after every step.
+fn run_with(
+    engine: Engine<FakeRunner>,
+    requests: &[(GenerationRequest, Interruption)],
+    mut after_step: impl FnMut(&mut Engine<FakeRunner>),
+) -> Run {
     let mut run = Run { engine, outcomes: HashMap::new(), errors: Vec::new(), num_cached: HashMap::new() };
     let interruptions: HashMap<RequestId, Interruption> =
         requests.iter().map(|(request, interruption)| (request.id, *interruption)).collect();
@@ -120,6 +132,7 @@ fn run(engine: Engine<FakeRunner>, requests: &[(GenerationRequest, Interruption)
             Err(error) => run.errors.push(error),
         }
         checks::after_step(&mut run.engine);
+        after_step(&mut run.engine);
     }
     unreachable!("the loop ends by return or by panic");
 }

@@ -122,7 +122,7 @@ pub(super) fn restore(snapshot: &mut Snapshot, tokens: &[TokenId]) -> usize {
     let mut num_restored = 0;
     for found in snapshot.find(tokens) {
         if snapshot.read(&found.piece, &mut bytes).is_err() {
-            snapshot.drop_damaged(found.node).expect("what was found can be dropped");
+            snapshot.drop_damaged(found.piece.extent).expect("what was found can be dropped");
             break;
         }
         assert_eq!(bytes.len(), found.piece.extent.num_tokens as usize * BYTES_PER_TOKEN);

@@ -1,0 +1,225 @@
+//! Engines that follow each other on one cache file, told step by step.
+//!
+//! Owns what a second engine gets from the first by way of a real file: everything once, cut anywhere,
+//! under tight limits. Damage and failures are in `persisted_faults`, random stories in
+//! `persisted_random`.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::super::fake_runner::BYTES_PER_TOKEN;
+use super::cached_stories::{
+    RULES, answered, cached_engine, next_turn, uninterrupted, with_a_shared_prefix, words,
+};
+use super::*;
+use crate::cache::{ResumeRule, Tier};
+use crate::snapshot::{CacheMode, Identity, IdentityPart, Snapshot, SnapshotError, SnapshotOptions, verify};
+
+/// A cache file in a folder of its own.
+pub(super) struct CacheFile {
+    _folder: tempfile::TempDir,
+    pub path: PathBuf,
+}
+
+impl CacheFile {
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("cache.bin");
+        Self { _folder: folder, path }
+    }
+
+    /// Attaches the file, as it is now, to an engine of this rule.
+    pub fn attach(&self, engine: Engine<FakeRunner>, rule: ResumeRule) -> Engine<FakeRunner> {
+        engine.with_snapshot(open(&self.path, rule))
+    }
+
+    /// An engine without a limit on this file.
+    pub fn engine(&self, limits: Limits, rule: ResumeRule) -> Engine<FakeRunner> {
+        self.attach(cached_engine(limits, rule, u64::MAX), rule)
+    }
+
+    /// Places of the extents that a prompt's pieces are in, first to last.
+    pub fn extents(&self, rule: ResumeRule, prompt: &[TokenId]) -> Vec<u64> {
+        let found = open(&self.path, rule).find(prompt);
+        found.iter().map(|found| found.piece.extent.offset).collect()
+    }
+
+    /// Extents whose bytes are not what was saved.
+    pub fn num_damaged(&self) -> usize {
+        verify(&self.path, |_| {}).expect("it opens").damaged.len()
+    }
+
+    /// Flips a bit.
+    pub fn damage(&self, offset: u64) {
+        let file = std::fs::File::options().read(true).write(true).open(&self.path).expect("it opens");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).expect("the place is in the file");
+        file.write_all_at(&[byte[0] ^ 4], offset).expect("it can be written");
+    }
+}
+
+pub(super) fn open(path: &Path, rule: ResumeRule) -> Snapshot {
+    let identity = Identity {
+        model: "fake".to_owned(),
+        needs_checkpoints: rule == ResumeRule::Checkpoints,
+        parts: vec![IdentityPart::new("weights", b"fake")],
+        stamps: Vec::new(),
+    };
+    let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: None };
+    Snapshot::open(path, options, |_| Ok::<_, SnapshotError>(identity)).expect("a sound file or none")
+}
+
+pub(super) fn saved(mut run: Run) -> usize {
+    let report = run.engine.save_snapshot().expect("there is room");
+    checks::at_the_end(&mut run.engine);
+    report.num_new_tokens
+}
+
+fn num_restored(engine: &Engine<FakeRunner>) -> usize {
+    engine.persist_stats().num_restored_tokens
+}
+
+#[test]
+fn what_one_engine_has_stored_and_saved_the_next_brings_in() {
+    let requests = with_a_shared_prefix(4);
+    for rule in RULES {
+        for lookahead in [false, true] {
+            let file = CacheFile::new();
+            let first = answered(file.engine(limits(4, 64, lookahead), rule), &requests);
+            assert_eq!(first.engine.runner().num_prefilled(), 20 + 4 * 9);
+            // The answers but for their last tokens, and the last token of each prompt before them.
+            assert_eq!(saved(first), 20 + 4 * 9 + 4 * 4, "{rule:?}");
+            // Each brings in the shared prefix and its own end, and all of it only once.
+            let mut second = answered(file.engine(limits(4, 64, lookahead), rule), &requests);
+            assert_eq!(second.engine.runner().num_prefilled(), 0, "{rule:?}");
+            assert_eq!(num_restored(&second.engine), 20 + 4 * 9, "{rule:?}");
+            assert_eq!(second.num_cached.values().sum::<usize>(), 4 * 29);
+            let report = second.engine.save_snapshot().expect("there is room");
+            assert_eq!((report.num_new_tokens, report.num_tokens), (0, 20 + 4 * 9 + 4 * 4), "{rule:?}");
+            checks::at_the_end(&mut second.engine);
+        }
+    }
+}
+
+#[test]
+fn the_next_turn_finds_the_answer_of_another_process() {
+    for rule in RULES {
+        let file = CacheFile::new();
+        let first = request(0, words(0, 4), 9, &[]);
+        saved(answered(file.engine(limits(4, 8, true), rule), std::slice::from_ref(&first)));
+        let (second, num_said) = next_turn(1, &first, 10);
+        let run = answered(file.engine(limits(4, 8, true), rule), &[second]);
+        assert_eq!(run.num_cached[&RequestId(1)], num_said - 1, "{rule:?}");
+        saved(run);
+    }
+}
+
+#[test]
+fn memory_and_file_may_be_cut_at_different_places() {
+    // The file has prompts whole; in memory another prompt has cut the same tokens first, and the
+    // other way round.
+    let long = request(0, words(0, 30), 2, &[]);
+    let short = request(1, [words(0, 12), words(50, 5)].concat(), 2, &[]);
+    let middle = request(2, [words(0, 21), words(60, 5)].concat(), 2, &[]);
+    let file = CacheFile::new();
+    saved(answered(file.engine(limits(1, 64, false), ResumeRule::AnyToken), std::slice::from_ref(&long)));
+
+    let mut engine = file.engine(limits(1, 64, false), ResumeRule::AnyToken);
+    let mut num_prefilled = 0;
+    for (request, num_new, num_brought_in) in [(&short, 4, 12), (&middle, 4, 9), (&long, 0, 8)] {
+        let num_before = num_restored(&engine);
+        engine = answered(engine, std::slice::from_ref(request)).engine;
+        num_prefilled += num_new;
+        assert_eq!(engine.runner().num_prefilled(), num_prefilled, "{request:?}");
+        assert_eq!(num_restored(&engine) - num_before, num_brought_in, "{request:?}");
+    }
+    let report = engine.save_snapshot().expect("there is room");
+    // The new ends, and answers of two tokens each, of which the last is not fed; the last token
+    // of a prompt comes with them. The long one's answer was there.
+    assert_eq!(report.num_new_tokens, 2 * (4 + 2));
+
+    // Now the file is cut at three places, and memory where a fourth prompt leaves the others.
+    let mut engine = file.engine(limits(1, 64, false), ResumeRule::AnyToken);
+    let fourth = request(3, [words(0, 25), words(70, 2)].concat(), 2, &[]);
+    for (request, num_brought_in) in [(&fourth, 25), (&long, 4), (&middle, 4), (&short, 4)] {
+        let num_before = num_restored(&engine);
+        engine = answered(engine, std::slice::from_ref(request)).engine;
+        assert_eq!(num_restored(&engine) - num_before, num_brought_in, "{request:?}");
+    }
+    assert_eq!(engine.runner().num_prefilled(), 1, "all but one token of the fourth was there");
+    checks::at_the_end(&mut engine);
+}
+
+#[test]
+fn recurrent_state_comes_back_only_where_it_was_kept() {
+    let file = CacheFile::new();
+    let old = request(0, [words(0, 20), words(50, 10)].concat(), 4, &[]);
+    let rule = ResumeRule::Checkpoints;
+    saved(answered(file.engine(limits(4, 64, true), rule), std::slice::from_ref(&old)));
+    // They leave the old prompt after 20 tokens, where no state was kept: nothing is brought in.
+    let requests = with_a_shared_prefix(4);
+    let run = answered(file.engine(limits(4, 64, true), rule), &requests);
+    assert_eq!(num_restored(&run.engine), 0);
+    assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9);
+    saved(run);
+    // From the next on there is a state, and the old prompt has lost nothing.
+    let all = [requests, vec![GenerationRequest { id: RequestId(9), ..old }]].concat();
+    let run = answered(file.engine(limits(4, 64, true), rule), &all);
+    assert_eq!(run.engine.runner().num_prefilled(), 0);
+    saved(run);
+}
+
+#[test]
+fn under_a_tight_limit_what_was_evicted_is_brought_in_again_and_again() {
+    // Three groups that share 20 tokens each, in turns, and room for one group.
+    let group = |index: u64, round: u64| -> Vec<GenerationRequest> {
+        let order = (round * 3 + index) * 2;
+        let cut = Cut { position: 20, tier: Tier::System, users: order..=order + 1 };
+        let prompt = |id| [words(1000 * index as u32, 20), words(100 * (id as u32 + 1), 5)].concat();
+        let request = |id| GenerationRequest {
+            plan: PromptPlan { order: order + id, cuts: vec![cut.clone()] },
+            ..request(index * 2 + id, prompt(id), 3, &[])
+        };
+        (0..2).map(request).collect()
+    };
+    let max_bytes = 50 * BYTES_PER_TOKEN;
+    for rule in RULES {
+        let file = CacheFile::new();
+        let mut engine = file.attach(cached_engine(limits(1, 64, false), rule, max_bytes), rule);
+        for round in 0..3 {
+            for index in 0..3 {
+                let requests = group(index, round);
+                let run = run_with(engine, &uninterrupted(&requests), |engine| {
+                    engine.save_snapshot().expect("there is room");
+                });
+                for request in &requests {
+                    assert_eq!(run.outcomes[&request.id], answer_alone(request));
+                }
+                engine = run.engine;
+                assert!(engine.cache_usage().is_some_and(|usage| usage.num_bytes <= max_bytes));
+            }
+            assert_eq!(engine.runner().num_prefilled(), 3 * (20 + 2 * 4), "{rule:?} in round {round}");
+        }
+        assert!(num_restored(&engine) >= 2 * 2 * 28, "{rule:?}: {}", num_restored(&engine));
+        checks::at_the_end(&mut engine);
+    }
+}
+
+#[test]
+fn who_has_to_wait_for_a_row_is_not_brought_in_at_every_step() {
+    // With rows that pin more than the limit, what was brought in for the next in line was evicted in the same
+    // step, and read from the file again in the next one.
+    let file = CacheFile::new();
+    let requests: Vec<_> = (0..2).map(|id| request(id, words(100 * id as u32, 20), 30, &[])).collect();
+    let tight = |max_bytes| {
+        file.attach(
+            cached_engine(limits(1, 64, false), ResumeRule::AnyToken, max_bytes),
+            ResumeRule::AnyToken,
+        )
+    };
+    saved(answered(tight(u64::MAX), &requests));
+    let mut run = answered(tight(25 * BYTES_PER_TOKEN), &requests);
+    assert_eq!(run.engine.runner().num_prefilled(), 0);
+    assert_eq!(num_restored(&run.engine), 2 * 19);
+    checks::at_the_end(&mut run.engine);
+}
