@@ -99,6 +99,7 @@ pub fn run(engine: &mut Engine<MlxRunner>, batch: &Batch, setting: &Setting) -> 
     };
     assert_eq!(outcome.num_cached, num_cached, "of the run and of its requests");
     // Every prompt's last token is neither: it is fed as the first decode row.
+    assert_eq!(after.num_last_tokens() - before.num_last_tokens(), num_requests);
     let num_prompt_tokens = after.num_prompt_tokens - before.num_prompt_tokens;
     assert_eq!(num_prompt_tokens, outcome.num_prefilled + outcome.num_cached + num_requests);
     if let Some(usage) = engine.cache_usage() {
