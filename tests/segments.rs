@@ -113,6 +113,35 @@ fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
     }
 }
 
+/// Those who run on a segment keep it whole, beside the halves that others begin on.
+#[test]
+fn a_segment_that_was_split_counts_until_the_last_who_runs_on_it_is_gone() {
+    for model in MODELS {
+        let mut runner = load(model);
+        let prompt = &golden(model)[4];
+        let last = prompt.prompt.len() - 1;
+        let whole = prefill(&mut runner, 0, &prompt.prompt, 0, &[last])[0];
+        let whole_bytes = runner.num_stored_bytes();
+        runner.resume(SequenceId(1), &[whole], None).unwrap();
+        let (upper, lower) = runner.split(whole, 70).unwrap();
+        assert_eq!((runner.num_stored_bytes(), runner.num_replaced_bytes()), (whole_bytes, whole_bytes));
+
+        runner.release(SequenceId(0));
+        assert_eq!(runner.num_replaced_bytes(), whole_bytes, "{model}: one still runs on it");
+        runner.resume(SequenceId(2), &[upper.id, lower.id], None).unwrap();
+        let rows = [(1, prompt), (2, prompt)];
+        for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
+            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+        }
+        runner.release(SequenceId(1));
+        runner.release(SequenceId(2));
+        assert_eq!(runner.num_replaced_bytes(), 0, "{model}");
+        // What nobody runs on goes at once.
+        runner.split(upper.id, 30).unwrap();
+        assert_eq!((runner.num_stored_bytes(), runner.num_replaced_bytes()), (whole_bytes, 0), "{model}");
+    }
+}
+
 #[test]
 fn an_answer_is_stored_with_its_sequence_and_continued_later() {
     for model in MODELS {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::units::{counted, duration, grouped, rate, size};
+use crate::cache::CacheUsage;
 
 /// The counters of a run, at any moment of it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -15,11 +16,13 @@ pub struct RunStats {
     pub num_ok: u64,
     /// Lines that got an error.
     pub num_failed: u64,
-    /// Prompt tokens so far, counted as they are prefilled or taken from the cache.
+    /// Prompt tokens so far, counted as they are computed or taken from the cache.
     pub num_prompt_tokens: u64,
     /// Those of them whose KV came from the cache.
     pub num_cached_tokens: u64,
     pub num_generated_tokens: u64,
+    /// What the prompt cache has done, if there is one; known at the end.
+    pub cache: Option<CacheUsage>,
     /// Speed of the forward passes that prefill.
     pub prefill_tokens_per_second: Option<f64>,
     /// Speed of the forward passes that only decode; an answer's first token is not theirs.
@@ -80,6 +83,7 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
             speed(stats.prefill_tokens_per_second)
         ));
     }
+    lines.extend(stats.cache.as_ref().and_then(cached));
     if stats.num_generated_tokens > 0 {
         lines.push(format!(
             "  generated  {}{}",
@@ -94,6 +98,32 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
     lines
 }
 
+/// What came from the prompt cache and what had to go, if anything did.
+fn cached(usage: &CacheUsage) -> Option<String> {
+    let (num_cached, num_evictions) = (usage.num_cached_tokens() as u64, usage.num_evictions() as u64);
+    if num_cached == 0 && num_evictions == 0 {
+        return None;
+    }
+    // The most persistent tier first, as prompts begin with it.
+    let mut tiers: Vec<String> = usage
+        .tiers
+        .iter()
+        .filter(|(_, tier)| tier.num_cached_tokens > 0)
+        .map(|(tier, usage)| format!("{} {}", grouped(usage.num_cached_tokens as u64), tier.name()))
+        .collect();
+    tiers.reverse();
+    let tiers = if tiers.is_empty() { String::new() } else { format!(": {}", tiers.join(", ")) };
+    let entries = match num_evictions {
+        1 => "1 entry".to_owned(),
+        _ => format!("{} entries", grouped(num_evictions)),
+    };
+    let num_cached = counted(num_cached, "token");
+    Some(format!(
+        "  cached     {num_cached}{tiers}; {entries} evicted, {} at its peak",
+        size(usage.peak_bytes)
+    ))
+}
+
 fn speed(tokens_per_second: Option<f64>) -> String {
     tokens_per_second.map_or_else(String::new, |speed| format!(", {} tokens/s", rate(speed)))
 }
@@ -101,9 +131,13 @@ fn speed(tokens_per_second: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Tier;
 
     #[test]
     fn a_whole_run_in_six_lines() {
+        let mut usage = CacheUsage { peak_bytes: 210 << 20, ..CacheUsage::default() };
+        usage.tiers[Tier::System].num_cached_tokens = 328;
+        usage.tiers[Tier::User].num_cached_tokens = 1_072;
         let stats = RunStats {
             num_total: Some(110),
             num_ok: 108,
@@ -111,6 +145,7 @@ mod tests {
             num_prompt_tokens: 13_400,
             num_cached_tokens: 1_400,
             num_generated_tokens: 7_000,
+            cache: Some(usage),
             prefill_tokens_per_second: Some(200.0),
             decode_tokens_per_second: Some(100.0),
             wall: Duration::from_secs(135),
@@ -121,6 +156,7 @@ mod tests {
             [
                 "110 requests done in 2m 15s: 108 ok, 2 failed",
                 "  prompt     13,400 tokens, 1,400 of them cached, 200 tokens/s",
+                "  cached     1,400 tokens: 328 system, 1,072 user; 0 entries evicted, 210 MiB at its peak",
                 "  generated  7,000 tokens, 100 tokens/s",
                 "  memory     1.0 GiB at its peak",
                 "  results    out.jsonl",
@@ -150,6 +186,19 @@ mod tests {
         assert_eq!(
             summary(&none, Ending::Interrupted, "o")[0],
             "0 of 7 requests done when interrupted in 0.0s"
+        );
+    }
+
+    #[test]
+    fn a_cache_that_did_nothing_is_not_mentioned_and_one_that_only_evicted_is() {
+        let mut stats = RunStats { cache: Some(CacheUsage::default()), ..RunStats::default() };
+        assert_eq!(summary(&stats, Ending::Complete, "o").len(), 2);
+        let mut usage = CacheUsage { peak_bytes: 3 << 20, ..CacheUsage::default() };
+        usage.tiers[Tier::Assistant].num_evictions = 1;
+        stats.cache = Some(usage);
+        assert_eq!(
+            summary(&stats, Ending::Complete, "o")[1],
+            "  cached     0 tokens; 1 entry evicted, 3 MiB at its peak"
         );
     }
 }

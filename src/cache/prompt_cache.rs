@@ -231,6 +231,7 @@ impl<P: Payload> PromptCache<P> {
         let mut usage = CacheUsage {
             tiers: PerTier::default(),
             num_bytes: self.tree.num_bytes(),
+            outside_bytes: self.outside_bytes,
             peak_bytes: self.peak_bytes,
             num_over_limit: self.num_over_limit,
         };

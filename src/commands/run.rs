@@ -69,6 +69,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     session.save_cache();
     let counters = report::Counters::of(&session);
     let mut stats = session.stats.clone();
+    stats.cache = session.cache_usage();
     stats.wall = started.elapsed();
     stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
     warn(args, &reader.warnings().texts());

@@ -55,6 +55,8 @@ pub(crate) struct FakeRunner {
     rule: ResumeRule,
     live: HashMap<SequenceId, Live>,
     store: Store,
+    /// Segments that were split, and their bytes.
+    replaced: HashMap<SegmentId, u64>,
     released: HashSet<SequenceId>,
     under_way: VecDeque<Vec<TokenId>>,
     num_launched: usize,
@@ -73,7 +75,9 @@ pub(crate) struct FakeRunner {
 struct Live {
     /// Tokens in the KV.
     tokens: Vec<TokenId>,
-    /// Those of them that lie in stored segments.
+    /// The stored segments that it runs on.
+    path: Vec<SegmentId>,
+    /// Those of the tokens that lie in them.
     num_path_tokens: usize,
     /// Those of them that were there when it began.
     num_resumed_tokens: usize,
@@ -93,6 +97,7 @@ impl FakeRunner {
             rule: ResumeRule::AnyToken,
             live: HashMap::new(),
             store: Store::default(),
+            replaced: HashMap::new(),
             released: HashSet::new(),
             under_way: VecDeque::new(),
             num_launched: 0,
@@ -239,6 +244,7 @@ impl Runner for FakeRunner {
             assert_eq!(self.store.checkpoint(checkpoint), tokens, "the checkpoint at the path's end");
         }
         let live = Live {
+            path: path.to_vec(),
             num_path_tokens: tokens.len(),
             num_resumed_tokens: tokens.len(),
             tokens,
@@ -260,7 +266,9 @@ impl Runner for FakeRunner {
         let has_state = self.rule == ResumeRule::Checkpoints && end == live.tokens.len();
         let pass = self.num_launched.checked_sub(1);
         let checkpoint = has_state.then(|| self.store.insert_checkpoint(tokens.clone(), pass));
-        Ok(Stored { segment: self.store.insert_segment(tokens, first, pass), checkpoint })
+        let segment = self.store.insert_segment(tokens, first, pass);
+        live.path.push(segment.id);
+        Ok(Stored { segment, checkpoint })
     }
 
     fn split(
@@ -269,7 +277,14 @@ impl Runner for FakeRunner {
         at: usize,
     ) -> Result<(StoredSegment, StoredSegment), RunnerError> {
         self.cache_call("split")?;
-        Ok(self.store.split(segment, at))
+        let (upper, lower) = self.store.split(segment, at);
+        self.replaced.insert(segment, upper.num_bytes + lower.num_bytes);
+        Ok((upper, lower))
+    }
+
+    fn num_replaced_bytes(&self) -> u64 {
+        let is_held = |id| self.live.values().any(|live| live.path.contains(id));
+        self.replaced.iter().filter(|(id, _)| is_held(id)).map(|(_, num_bytes)| num_bytes).sum()
     }
 
     fn export(

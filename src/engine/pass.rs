@@ -30,7 +30,11 @@ impl Pass {
         for group in groups {
             match &group.input {
                 Input::Prompt(tokens) => totals.num_prompt_tokens += tokens.len(),
-                Input::Last(_) | Input::Sampled => totals.num_decode_rows += 1,
+                Input::Last(_) => {
+                    totals.num_decode_rows += 1;
+                    totals.num_last_rows += 1;
+                }
+                Input::Sampled => totals.num_decode_rows += 1,
             }
         }
         let row = |group: &Group| Row { sequence: group.sequence, samples: group.sample.is_some() };

@@ -211,6 +211,9 @@ impl Prefixes {
     }
 
     /// Cuts a stored node after its first `at` tokens and returns the upper half.
+    ///
+    /// Where sequences run on the whole, it stays in memory beside the halves: the caller makes room
+    /// when what it needs is safe.
     fn split(&mut self, runner: &mut impl Runner, node: NodeId, at: usize) -> Result<NodeId, RunnerError> {
         let cache = self.cache.as_mut().expect("only nodes of a cache are split");
         let halves = runner.split(segment_of(cache, node)?.id, at)?;
@@ -221,6 +224,7 @@ impl Prefixes {
                 stored.push(Unconfirmed::Node(upper));
             }
         }
+        cache.set_outside_bytes(runner.num_replaced_bytes());
         Ok(upper)
     }
 }
@@ -231,6 +235,7 @@ fn segment_of(cache: &PromptCache<StoredSegment>, node: NodeId) -> Result<Stored
 }
 
 fn make_room(cache: &mut PromptCache<StoredSegment>, runner: &mut impl Runner, now: u64) {
+    cache.set_outside_bytes(runner.num_replaced_bytes());
     discard_all(runner, cache.make_room(now));
 }
 

@@ -151,6 +151,10 @@ pub trait Runner {
     fn split(&mut self, segment: SegmentId, at: usize)
     -> Result<(StoredSegment, StoredSegment), RunnerError>;
 
+    /// Bytes of segments that were split while sequences ran on them, as those keep the whole
+    /// beside its halves until they are released.
+    fn num_replaced_bytes(&self) -> u64;
+
     /// Forgets a stored segment or checkpoint; its memory is freed once no sequence runs on it.
     fn discard(&mut self, segment: SegmentId);
 

@@ -11,8 +11,10 @@ pub struct PassTotals {
     pub num_passes: usize,
     /// Prompt tokens computed.
     pub num_prompt_tokens: usize,
-    /// Rows that fed one sampled token back, wasted ones included.
+    /// Rows of a single token: one that was sampled, wasted ones included, or a prompt's last.
     pub num_decode_rows: usize,
+    /// Those that fed a prompt's last token.
+    pub num_last_rows: usize,
     /// Tokens sampled for a request that had ended meanwhile, and dropped.
     pub num_wasted_rows: usize,
     /// Time in which the oldest pass under way was of this kind, up to when its tokens were there.
@@ -24,6 +26,7 @@ impl PassTotals {
         self.num_passes += pass.num_passes;
         self.num_prompt_tokens += pass.num_prompt_tokens;
         self.num_decode_rows += pass.num_decode_rows;
+        self.num_last_rows += pass.num_last_rows;
         self.num_wasted_rows += pass.num_wasted_rows;
         self.time += pass.time;
     }
@@ -49,9 +52,15 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Prompt tokens computed.
+    /// Prompt tokens computed in chunks.
     pub fn num_prefilled_tokens(&self) -> usize {
         self.prefill.num_prompt_tokens
+    }
+
+    /// Prompt tokens fed as the first decode row of their request, which is never cached. What is
+    /// prefilled, what is cached and these are all prompt tokens.
+    pub fn num_last_tokens(&self) -> usize {
+        self.prefill.num_last_rows + self.decode.num_last_rows
     }
 
     pub fn num_passes(&self) -> usize {

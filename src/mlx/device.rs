@@ -153,6 +153,11 @@ pub fn peak_memory_bytes() -> u64 {
     kib_in("/proc/self/status", "VmHWM:").unwrap_or_else(sys::peak_resident_bytes)
 }
 
+/// Bytes that MLX's arrays hold in this process now; buffers kept for reuse are not among them.
+pub fn active_memory_bytes() -> Option<u64> {
+    mlx_rs::memory::active_memory().ok().map(|num_bytes| num_bytes as u64)
+}
+
 /// Memory that the KV of a run may take, in bytes: what the machine has left, or on a GPU what MLX
 /// allows itself; `None` where neither is known.
 pub fn free_memory_bytes() -> Option<u64> {

@@ -135,10 +135,14 @@ impl LiveKv {
         self.sequences.entry(sequence).or_default();
     }
 
-    /// Drops a sequence. Its tail row goes with the next pass.
+    /// Drops a sequence. Its tail row goes with the next pass; there may be none after the last one.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
         self.states.release(sequence);
+        if self.sequences.is_empty() {
+            self.tail = Tail::default();
+            self.cohorts = Cohorts::default();
+        }
     }
 
     /// Moves the first `num_tokens` tokens after a sequence's path into a stored segment, which

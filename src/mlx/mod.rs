@@ -26,7 +26,8 @@ mod weights;
 mod weights_gguf;
 
 pub use device::{
-    Blas, ComputeDevice, ComputeDtype, exit_at_once, free_memory_bytes, peak_memory_bytes, version_facts,
+    Blas, ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes,
+    peak_memory_bytes, version_facts,
 };
 pub use error::MlxError;
 pub use model::{LoadedModel, WeightSource};

@@ -324,6 +324,10 @@ impl Runner for MlxRunner {
         Ok((stored(&upper), stored(&lower)))
     }
 
+    fn num_replaced_bytes(&self) -> u64 {
+        self.segments.num_replaced_bytes()
+    }
+
     fn export(
         &mut self,
         segment: SegmentId,

@@ -4,7 +4,11 @@
 //! Owns their identity, bytes and splitting. Which are kept is the prompt cache's decision; what
 //! sequences do on top of them is `live`'s.
 
-use std::{collections::HashMap, ops::Range, rc::Rc};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    rc::{Rc, Weak},
+};
 
 use mlx_rs::{Array, Dtype};
 
@@ -53,6 +57,8 @@ impl Checkpoint {
 pub(super) struct SegmentStore {
     segments: HashMap<SegmentId, Rc<Segment>>,
     checkpoints: HashMap<SegmentId, Rc<Checkpoint>>,
+    /// Segments that were split while sequences ran on them.
+    replaced: Vec<Weak<Segment>>,
     /// Both kinds together: no id names two things.
     num_made: u64,
 }
@@ -113,6 +119,10 @@ impl SegmentStore {
         mlx_rs::transforms::eval(upper.iter().chain(&lower).flat_map(|kv| [&kv.keys, &kv.values]))?;
         let (first, num_tokens) = (whole.first, whole.num_tokens);
         self.discard(id);
+        self.replaced.retain(|replaced| replaced.strong_count() > 0);
+        if Rc::strong_count(&whole) > 1 {
+            self.replaced.push(Rc::downgrade(&whole));
+        }
         Ok((self.insert(first, at, upper), self.insert(middle, num_tokens - at, lower)))
     }
 
@@ -204,6 +214,11 @@ impl SegmentStore {
             return Err(wrong());
         }
         Ok(self.insert_checkpoint(Checkpoint { position, states }))
+    }
+
+    /// Bytes of segments that were split and that sequences still run on.
+    pub(super) fn num_replaced_bytes(&self) -> u64 {
+        self.replaced.iter().filter_map(Weak::upgrade).map(|segment| segment.num_bytes()).sum()
     }
 
     /// Bytes of all stored segments and checkpoints.

@@ -74,6 +74,12 @@ fn the_report_is_a_file_of_its_own() {
     let report: serde_json::Value = serde_json::from_str(&desk.read("report.json")).expect("it is JSON");
     assert_eq!((&report["num_requests"], &report["num_failed"]), (&2.into(), &0.into()));
     assert_eq!(report["num_generated_tokens"], 2);
+    let count = |name: &str| report[name].as_u64().expect("it is a count");
+    assert_eq!(count("num_last_tokens"), 2, "one of each request");
+    assert_eq!(
+        count("num_prompt_tokens"),
+        count("num_prefilled_tokens") + count("num_cached_tokens") + count("num_last_tokens")
+    );
     assert!(report["peak_memory_bytes"].as_u64().is_some_and(|num_bytes| num_bytes > 1 << 20), "{report}");
     desk.run().args(["--report", "/dev/null"]).assert().code(0);
 }

@@ -135,6 +135,7 @@ pub(super) fn write(
         "num_prompt_tokens": stats.num_prompt_tokens,
         "num_unique_tokens": counters.num_unique_tokens,
         "num_prefilled_tokens": engine.num_prefilled_tokens(),
+        "num_last_tokens": engine.num_last_tokens(),
         "num_cached_tokens": stats.num_cached_tokens,
         "num_generated_tokens": stats.num_generated_tokens,
         "num_passes": engine.num_passes(),

@@ -313,7 +313,8 @@ impl<R: Runner> Session<R> {
     /// Brings the counters up to date and shows them.
     fn show(&mut self) {
         let stats = self.engine.stats();
-        self.stats.num_prompt_tokens = (stats.num_prefilled_tokens() + stats.num_cached_tokens) as u64;
+        let num_computed = stats.num_prefilled_tokens() + stats.num_last_tokens();
+        self.stats.num_prompt_tokens = (num_computed + stats.num_cached_tokens) as u64;
         self.stats.num_cached_tokens = stats.num_cached_tokens as u64;
         self.stats.num_generated_tokens = stats.num_generated_tokens as u64;
         self.stats.prefill_tokens_per_second = stats.prefill_tokens_per_second();

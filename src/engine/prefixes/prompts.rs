@@ -75,7 +75,10 @@ impl Prefixes {
             sequence.hold.due.push_back(Due { end: step.end, node: step.node, kind: DueKind::Checkpoint });
             self.awaited.insert(step.node, sequence.id);
         }
-        announce(cache, sequence)
+        announce(cache, sequence)?;
+        // A split may have left a whole beside its halves.
+        make_room(cache, runner, self.now);
+        Ok(())
     }
 
     /// Stores what a sequence has announced, as far as it is launched.

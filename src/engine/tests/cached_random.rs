@@ -155,8 +155,9 @@ proptest! {
         prop_assert_eq!(stats.num_cached_tokens, run.num_cached.values().sum::<usize>());
         prop_assert_eq!(
             stats.num_prompt_tokens,
-            stats.num_cached_tokens + stats.num_prefilled_tokens() + case.requests.len()
+            stats.num_cached_tokens + stats.num_prefilled_tokens() + stats.num_last_tokens()
         );
+        prop_assert_eq!(stats.num_last_tokens(), case.requests.len());
         checks::at_the_end(&mut run.engine);
     }
 

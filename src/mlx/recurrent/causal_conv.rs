@@ -6,7 +6,7 @@
 
 use mlx_rs::{Array, ops};
 
-use crate::mlx::{error::Result, loader::Loader, sys};
+use crate::mlx::{error::Result, kv::compact, loader::Loader, sys};
 
 /// A causal convolution by channel.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ impl CausalConv {
             sum = sum.add(bias)?;
         }
         let tail_size = self.kernel.len() - 1;
-        let tail = sys::slice_axis(&inputs, 1, num_tokens, num_tokens + tail_size)?.contiguous()?;
+        let tail = compact(&sys::slice_axis(&inputs, 1, num_tokens, num_tokens + tail_size)?)?;
         Ok((sum, tail))
     }
 }

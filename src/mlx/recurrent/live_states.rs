@@ -76,11 +76,15 @@ impl LiveStates {
         !self.initial.is_empty()
     }
 
-    /// Drops a sequence. Its row of the batch goes when the batch is next rebuilt.
+    /// Drops a sequence. Its row of the batch goes when the batch is next rebuilt, or with the last.
     pub(in crate::mlx) fn release(&mut self, sequence: SequenceId) {
         self.waiting.remove(&sequence);
         for row in &mut self.decode_order {
             row.take_if(|row| *row == sequence);
+        }
+        if self.decode_order.iter().all(Option::is_none) {
+            self.decode_order.clear();
+            self.decoding.clear();
         }
     }
 

@@ -5,7 +5,7 @@
 
 use mlx_rs::{Array, ops};
 
-use crate::mlx::{error::Result, sys};
+use crate::mlx::{error::Result, kv::compact, sys};
 
 /// State of one recurrent layer after some position, of B sequences.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ impl RecurrentState {
 
     /// A copy of one sequence's state that holds no memory of the others.
     pub(super) fn of(&self, sequence: usize) -> Result<Self> {
-        self.map(|array| Ok(sys::slice_axis(array, 0, sequence, sequence + 1)?.contiguous()?))
+        self.map(|array| compact(&sys::slice_axis(array, 0, sequence, sequence + 1)?))
     }
 
     /// The arrays, for evaluation and accounting.

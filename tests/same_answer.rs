@@ -1,0 +1,118 @@
+//! Law 1: the same greedy tokens whatever the cache holds, the batch size and the order of the input.
+//!
+//! Owns the matrix: model families with plain KV, sliding windows and recurrent layers, by what is in
+//! the cache, by batch size, by order. The prompts and the runs over them are in `same_answer/`; that
+//! the answers are mlx-lm's own is shown by `golden`.
+
+#[path = "same_answer/batch.rs"]
+mod batch;
+mod common;
+#[path = "same_answer/runs.rs"]
+mod runs;
+
+use std::path::{Path, PathBuf};
+
+use batch::{Batch, NUM_NEW, shuffled};
+use mlxbatch::snapshot;
+use runs::{Setting, engine, engine_with_file, run};
+
+/// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
+const MODELS: [&str; 4] = ["tiny-llama", "tiny-gemma3", "tiny-qwen3_5", "tiny-lfm2"];
+
+/// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows.
+fn settings(num_prompts: usize) -> [Setting; 5] {
+    let given: Vec<usize> = (0..num_prompts).collect();
+    let setting = |batch_size, lookahead, prefill_chunk, order: &[usize]| Setting {
+        batch_size,
+        lookahead,
+        prefill_chunk,
+        order: order.to_vec(),
+    };
+    let shuffled = shuffled(num_prompts);
+    [
+        setting(1, false, 512, &given),
+        setting(1, false, 512, &shuffled),
+        setting(8, true, 512, &given),
+        setting(8, true, 512, &shuffled),
+        setting(8, false, 24, &shuffled),
+    ]
+}
+
+fn file_in(folder: &tempfile::TempDir, name: &str) -> PathBuf {
+    folder.path().join(name)
+}
+
+/// Runs half of the batch with a cache file of its own and saves it.
+fn save_half(model: &str, batch: &Batch, setting: &Setting, half: usize, path: &Path) {
+    let mut engine = engine_with_file(model, setting, path);
+    let order = setting.order.iter().copied().filter(|index| index % 2 == half).collect();
+    run(&mut engine, batch, &Setting { order, ..setting.clone() });
+    assert!(engine.save_snapshot().unwrap().num_new_tokens > 0);
+}
+
+fn check(model: &str) {
+    let batch = Batch::new(model);
+    let settings = settings(batch.prompts.len());
+    // Without a cache, one by one: what all others are held to.
+    let alone = run(&mut engine(model, &settings[0], false), &batch, &settings[0]).answers;
+    for setting in &settings {
+        let told = format!("{model}, {setting:?}");
+        let folder = tempfile::tempdir().unwrap();
+        let off = run(&mut engine(model, setting, false), &batch, setting);
+        assert!(off.answers.iter().all(|answer| answer.len() == NUM_NEW), "{told}");
+        assert_eq!(off.answers, alone, "cache off: {told}");
+        assert_eq!((off.num_prefilled, off.num_cached), (batch.num_reusable(), 0), "{told}");
+
+        let saved = file_in(&folder, "saved.cache");
+        let mut engine = engine_with_file(model, setting, &saved);
+        let cold = run(&mut engine, &batch, setting);
+        assert_eq!(cold.answers, alone, "cold: {told}");
+        assert_eq!(cold.num_prefilled, batch.num_distinct(), "what is shared is computed once: {told}");
+        assert_eq!(cold.num_cached, batch.num_reusable() - batch.num_distinct(), "{told}");
+        let warm = run(&mut engine, &batch, setting);
+        assert_eq!(warm.answers, alone, "warm: {told}");
+        assert_eq!((warm.num_prefilled, warm.num_cached), (0, batch.num_reusable()), "warm: {told}");
+        assert!(engine.save_snapshot().unwrap().num_new_tokens >= batch.num_distinct(), "{told}");
+        drop(engine);
+
+        let halves = ["even.cache", "odd.cache"].map(|name| file_in(&folder, name));
+        for (half, path) in halves.iter().enumerate() {
+            save_half(model, &batch, setting, half, path);
+        }
+        let merged = file_in(&folder, "merged.cache");
+        snapshot::merge(&halves.each_ref().map(PathBuf::as_path), &merged).unwrap();
+        for (name, path) in [("restored", &saved), ("merged", &merged)] {
+            let mut engine = engine_with_file(model, setting, path);
+            let restored = run(&mut engine, &batch, setting);
+            assert_eq!(restored.answers, alone, "{name}: {told}");
+            assert_eq!(
+                (restored.num_prefilled, restored.num_cached),
+                (0, batch.num_reusable()),
+                "{name}: {told}"
+            );
+            // Every token once, however many prompts begin with it.
+            assert_eq!(engine.persist_stats().num_restored_tokens, batch.num_distinct(), "{name}: {told}");
+            assert_eq!(engine.snapshot().unwrap().num_damaged(), 0, "{name}: {told}");
+        }
+    }
+}
+
+#[test]
+fn plain_kv_answers_the_same_whatever_is_cached() {
+    check(MODELS[0]);
+}
+
+#[test]
+fn a_window_shorter_than_the_shared_prefix_answers_the_same_whatever_is_cached() {
+    check(MODELS[1]);
+}
+
+#[test]
+fn gated_delta_layers_answer_the_same_whatever_is_cached() {
+    check(MODELS[2]);
+}
+
+#[test]
+fn short_convolutions_answer_the_same_whatever_is_cached() {
+    check(MODELS[3]);
+}
