@@ -53,6 +53,7 @@ pub(super) struct Counters {
     cache: Option<CacheUsage>,
     persist: Value,
     num_unique_tokens: usize,
+    first_token_after: Option<Duration>,
 }
 
 impl Counters {
@@ -62,6 +63,7 @@ impl Counters {
             cache: session.cache_usage(),
             persist: persist(session),
             num_unique_tokens: session.num_unique_tokens(),
+            first_token_after: session.first_token_after,
         }
     }
 
@@ -145,6 +147,7 @@ pub(super) fn write(
         "cache_file": counters.persist,
         "prefill_seconds": engine.prefill.time.as_secs_f64(),
         "decode_seconds": engine.decode.time.as_secs_f64(),
+        "first_token_seconds": counters.first_token_after.map(|time| time.as_secs_f64()),
         "load_seconds": load_time.as_secs_f64(),
         "run_seconds": run_time.as_secs_f64(),
         "wall_seconds": stats.wall.as_secs_f64(),

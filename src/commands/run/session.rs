@@ -67,6 +67,8 @@ pub(super) struct Session<R: Runner> {
     /// Saves the cache file, if one is in use.
     pub saver: Option<Saver>,
     started: Instant,
+    /// From when the model was ready.
+    pub first_token_after: Option<Duration>,
 }
 
 /// Forward passes that failed.
@@ -132,6 +134,7 @@ impl Session<MlxRunner> {
             failures: Failures::default(),
             saver,
             started: Instant::now(),
+            first_token_after: None,
         }
     }
 }
@@ -276,6 +279,7 @@ impl<R: Runner> Session<R> {
         match event {
             Event::Token { id, token } => {
                 self.failures.num_in_a_row = 0;
+                self.first_token_after.get_or_insert_with(|| self.started.elapsed());
                 let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
                 if active.answer.push(token)?.is_some() {
                     active.is_stopped = true;

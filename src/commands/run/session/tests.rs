@@ -38,6 +38,7 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
         failures: Failures::default(),
         saver: None,
         started: Instant::now(),
+        first_token_after: None,
     }
 }
 
