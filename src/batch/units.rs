@@ -53,11 +53,16 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
-/// `512 MiB`, `1.4 GiB`.
+/// `12 KiB`, `512 MiB`, `1.4 GiB`.
 pub fn size(num_bytes: u64) -> String {
-    const MIB: f64 = (1 << 20) as f64;
-    let num_mib = num_bytes as f64 / MIB;
-    if num_mib < 1024.0 { format!("{num_mib:.0} MiB") } else { format!("{:.1} GiB", num_mib / 1024.0) }
+    const KIB: f64 = (1 << 10) as f64;
+    let num_kib = num_bytes as f64 / KIB;
+    match num_bytes {
+        0 => "0 MiB".into(),
+        ..0x10_0000 => format!("{:.0} KiB", num_kib.ceil()),
+        ..0x4000_0000 => format!("{:.0} MiB", num_kib / KIB),
+        _ => format!("{:.1} GiB", num_kib / KIB / KIB),
+    }
 }
 
 #[cfg(test)]
@@ -89,6 +94,9 @@ mod tests {
 
     #[test]
     fn sizes_are_binary() {
+        assert_eq!(size(0), "0 MiB");
+        assert_eq!(size(1), "1 KiB");
+        assert_eq!(size(1000 << 10), "1000 KiB");
         assert_eq!(size(300 << 20), "300 MiB");
         assert_eq!(size(3 << 29), "1.5 GiB");
     }

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use self::file::FileOutput;
+pub use self::file::partial_path;
 use self::stream::StreamOutput;
 use super::error::BatchError;
 use super::paths::{InputPath, OutputPath};

@@ -193,10 +193,11 @@ impl Catalogue {
     /// Drops what the limit has no room for, in the order of eviction; returns how many pieces.
     pub(super) fn keep_limit(&mut self) -> Result<usize, SnapshotError> {
         let mut num_dropped = self.0.make_room(u64::MAX).len();
-        // In memory a single entry may be over the limit for a run; a file has no such need.
+        // In memory a single entry may be over the limit for a run; a file has no such need, and keeps
+        // as much of its beginning as there is room for.
         while self.0.is_over_limit() {
-            let Some(&root) = self.0.tree().preorder().first() else { break };
-            num_dropped += self.0.remove(root)?.len();
+            let Some(&leaf) = self.0.tree().preorder().last() else { break };
+            num_dropped += self.0.remove(leaf)?.len();
         }
         Ok(num_dropped)
     }

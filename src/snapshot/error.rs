@@ -13,26 +13,22 @@ use crate::cache::CacheError;
 /// Why a cache file cannot be opened or saved.
 #[derive(Debug, Error)]
 pub enum SnapshotError {
-    #[error(
-        "{} is not a cache file of mlxbatch and stays as it is; name another file with --persist-cache",
-        .path.display()
-    )]
+    #[error("{} is not a cache file of mlxbatch and stays as it is; name another file", .path.display())]
     Foreign { path: PathBuf },
     #[error(
         "{} is a cache file of format version {version}, and this mlxbatch reads up to {FORMAT_VERSION}; \
-         update mlxbatch or name another file with --persist-cache",
+         update mlxbatch or name another file",
         .path.display()
     )]
     Newer { path: PathBuf, version: u32 },
-    #[error("{} is {what}, not a file; name a file with --persist-cache", .path.display())]
+    #[error("{} is {what}, not a file; name a file", .path.display())]
     NotAFile { path: PathBuf, what: &'static str },
     #[error("the folder {} of the cache file does not exist; create it first", .folder.display())]
     NoFolder { folder: PathBuf },
     #[error("{} does not exist", .path.display())]
     NotThere { path: PathBuf },
     #[error(
-        "{} holds the cache of another model ({difference}); it stays as it is, and nothing of this run is \
-         saved: name another file, or replace it with --cache-mode refresh",
+        "{} holds the cache of another model ({difference}) and stays as it is; name another file",
         .path.display()
     )]
     OtherModel { path: PathBuf, difference: String },

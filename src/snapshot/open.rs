@@ -159,7 +159,8 @@ impl Snapshot {
     pub(super) fn open_as_it_is(path: &Path) -> Result<Self, SnapshotError> {
         let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: None };
         let path_buf = || path.to_path_buf();
-        match read_file(path, options)? {
+        // Without a file, its folder is of no interest.
+        match read_file(path, SnapshotOptions { mode: CacheMode::ReadOnly, ..options })? {
             (_, Content::None) => Err(SnapshotError::NotThere { path: path_buf() }),
             (_, Content::Empty) => Err(SnapshotError::Foreign { path: path_buf() }),
             (_, Content::Damaged(reason)) => Err(SnapshotError::Damaged { path: path_buf(), reason }),

@@ -174,7 +174,7 @@ fn interleave(data: &[u8], num_rows: usize, num_heads: usize) -> Vec<u8> {
     (0..num_rows).flat_map(|row| &data[source(row) * row_bytes..][..row_bytes]).copied().collect()
 }
 
-fn tiny_gguf() -> Vec<u8> {
+pub fn tiny_gguf() -> Vec<u8> {
     let bytes = std::fs::read(fixture_path(MODEL).join("model.safetensors")).expect("the fixture is there");
     let weights = SafeTensors::deserialize(&bytes).expect("the fixture is sound");
     let mut writer = GgufWriter::default();

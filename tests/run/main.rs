@@ -5,12 +5,15 @@
 
 mod answers;
 mod bad_lines;
+mod cache_command;
 mod forms;
 mod gguf;
 mod hostile_configs;
 mod memory;
 mod model_files;
 mod outputs;
+mod persist;
+mod persist_troubles;
 mod precedence;
 mod signals;
 mod streams;

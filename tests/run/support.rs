@@ -105,6 +105,11 @@ impl Desk {
         command
     }
 
+    /// What `--report report.json` wrote.
+    pub fn report(&self) -> Value {
+        serde_json::from_str(&self.read("report.json")).expect("the report is JSON")
+    }
+
     /// The lines of `out.jsonl`.
     pub fn output(&self) -> Vec<Value> {
         json_lines(&self.read("out.jsonl"))

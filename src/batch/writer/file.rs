@@ -38,7 +38,7 @@ impl FileOutput {
         if !folder.is_dir() {
             return Err(BatchError::OutputFolderMissing { folder: folder.into(), output });
         }
-        let partial_path = with_suffix(&output, ".partial");
+        let partial_path = partial_path(&output);
         if let Some(input) = input {
             let is_input = |path: &Path| is_same_file(fs::metadata(input), fs::metadata(path));
             if is_input(&output) || is_input(&partial_path) {
@@ -214,6 +214,11 @@ fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// Where the results of a run lie until they are published as its output.
+pub fn partial_path(output: &Path) -> PathBuf {
+    with_suffix(output, ".partial")
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -5,14 +5,14 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::{
-    batch::{OutputPath, number_text, size_text},
+    batch::{OutputPath, number_text, partial_path, size_text},
     cli::{CacheModeArg, PersistArgs, RunArgs},
     commands::identity::ComputedModel,
     engine::{Engine, Runner},
@@ -29,19 +29,34 @@ pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
         OutputPath::File(output) => Some(output.as_path()),
         OutputPath::Stdout => None,
     };
-    let others =
-        [(args.input.path(), "the input"), (output, "the output"), (args.report.as_deref(), "the report")];
+    let growing = output.map(partial_path);
+    let others = [
+        (args.input.path(), "the input"),
+        (output, "the output"),
+        (growing.as_deref(), "where the output grows"),
+        (args.report.as_deref(), "the report"),
+    ];
     for (other, what) in others {
         if other.is_some_and(|other| is_same_file(path, other)) {
             bail!("--persist-cache {} is {what}; give it a file of its own", path.display());
         }
     }
-    Ok(Snapshot::check(path, options(&args.persist))?)
+    Snapshot::check(path, options(&args.persist))
+        .with_context(|| format!("--persist-cache {} cannot be used", path.display()))
 }
 
+/// Whether both names are, or would be, of one file.
 fn is_same_file(path: &Path, other: &Path) -> bool {
-    path == other
-        || fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(other).is_ok_and(|other| path == other))
+    path == other || place_of(path).zip(place_of(other)).is_some_and(|(path, other)| path == other)
+}
+
+/// The one name of a file that need not be there yet; its folder must be.
+fn place_of(path: &Path) -> Option<PathBuf> {
+    if let Ok(place) = fs::canonicalize(path) {
+        return Some(place);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(fs::canonicalize(folder).ok()?.join(path.file_name()?))
 }
 
 fn options(args: &PersistArgs) -> SnapshotOptions {
