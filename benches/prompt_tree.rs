@@ -2,7 +2,8 @@
 //!
 //! Owns the prompts and the table. Run it with `cargo bench --bench prompt_tree`, or with two numbers
 //! for other sizes: `cargo bench --bench prompt_tree -- 2000 8000`. Linear cost shows in columns that
-//! stay level from row to row; the first table grows the number of prompts, the second their length.
+//! stay level from row to row, as they are of one token; the first table grows the number of prompts,
+//! the second their length.
 
 use std::time::{Duration, Instant};
 
@@ -116,13 +117,13 @@ fn find(cache: &mut PromptCache<Kv>, tokens: &[TokenId], num_expected: usize) ->
 
 fn print_row(num_prompts: usize, num_tokens: usize) {
     let costs = measure(num_prompts, num_tokens);
-    let micros = |time: Duration| time.as_secs_f64() * 1e6 / num_prompts as f64;
+    let nanos = |time: Duration| time.as_secs_f64() * 1e9 / (num_prompts * num_tokens) as f64;
     println!(
-        "{num_prompts:>9} {num_tokens:>8} {:>12.2} {:>12.2} {:>12.2} {:>14.2} {:>10}",
-        micros(costs.insert),
-        micros(costs.hit),
-        micros(costs.miss),
-        micros(costs.evict),
+        "{num_prompts:>9} {num_tokens:>8} {:>12.3} {:>12.3} {:>12.3} {:>14.3} {:>10}",
+        nanos(costs.insert),
+        nanos(costs.hit),
+        nanos(costs.miss),
+        nanos(costs.evict),
         costs.num_evictions,
     );
 }
@@ -132,7 +133,7 @@ fn main() {
     let mut sizes = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
     let num_prompts = sizes.next().unwrap_or(10_000).max(8);
     let num_tokens = sizes.next().unwrap_or(4_000).max(32);
-    println!("microseconds per prompt; half of each is shared by {PROMPTS_PER_PREFIX} prompts");
+    println!("nanoseconds per token; half of each prompt is shared by {PROMPTS_PER_PREFIX} of them");
     println!(
         "{:>9} {:>8} {:>12} {:>12} {:>12} {:>14} {:>10}",
         "prompts", "tokens", "insert", "find", "diverging", "insert + evict", "evictions"

@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Peak memory of mlxbatch and mlx-lm when all requests of a batch share one long prefix.
+
+Owns the input, the expectation and the table. Leaves running and measuring one side to sides.py.
+Standard library only.
+"""
+# Each side runs three times, each time in a new process:
+#
+# - short: a single request without the prefix. Its peak holds weights, code and some working memory.
+# - one: a single request with the prefix: in addition the prefix, and what prefilling it takes.
+# - batch: all of them.
+#
+# What the batch takes over the first two is set against the KV that has to be there:
+#
+#   over short: (one prefix + as many tails as run together) * KV bytes of a token + 20 %
+#   over one:   (the other tails) * KV bytes of a token + 20 % of the KV above
+#
+# The second is the sharper one: without a fused attention, as on MLX's CPU backend, the scores of a
+# prefill chunk over a long prefix take more than the prefix itself, whoever computes them, and the
+# first counts those as KV. A tail is what a request has to itself: the end of its question, the
+# template's words after it, its answer. Its size is counted from what mlxbatch reports, so that no
+# tokenizer is needed here. A program that keeps a copy of the prefix for each row is over either
+# expectation by about the batch size.
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+import time
+
+import sides
+
+# The generated prefix: common words, in SmolLM2's vocabulary a token each, of which no two lines of
+# ten are the same.
+WORDS = (
+    "water stone light river house garden winter summer morning evening table window letter answer "
+    "question number music school market village mountain forest island harbor bridge castle engine"
+).split()
+
+TOPICS = "bread rain iron paper glass salt wool coffee silver honey maps clocks bees trains boats kites".split()
+
+
+def arguments():
+    root = sides.ROOT
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        epilog="Needs target/release/mlxbatch (make build) and mlx-lm (scripts/setup.sh reference).",
+    )
+    add = parser.add_argument
+    add("--requests", type=int, default=64, help="requests that share the prefix (default 64)")
+    add("--prefix-tokens", type=int, default=2000, help="tokens of the prefix, about (default 2000)")
+    add("--max-tokens", type=int, default=16, help="new tokens a request (default 16)")
+    add("--batch-size", type=int, default=32, help="sequences prefilled and decoded together (default 32)")
+    add("--model-folder", default=str(root / ".mlx/models/smollm2-f32"), help="model of mlx-lm, in MLX's layout")
+    add("--model", help="model of mlxbatch (default: the same folder)")
+    add("--mlxbatch", default=str(root / "target/release/mlxbatch"), help="the mlxbatch binary")
+    add("--python", default=str(root / ".mlx/reference/bin/python"), help="a Python that has mlx-lm")
+    add("--openblas", help="library to preload for mlx-lm on Linux (default: the system's libopenblas)")
+    add("--only", choices=["mlx-lm", "mlxbatch"], help="run one side alone")
+    add("--json", type=pathlib.Path, metavar="OUT", help="write all figures to this file")
+    add("--check", action="store_true", help="exit with 1 when mlxbatch takes more over one request with the prefix than is expected")
+    options = parser.parse_args()
+    options.model = options.model or options.model_folder
+    for name in ("requests", "prefix_tokens", "max_tokens", "batch_size"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if options.check and options.only == "mlx-lm":
+        parser.error("--check is about mlxbatch: leave out --only mlx-lm")
+    needed = [("model_folder", "run scripts/setup.sh reference")]
+    if options.only != "mlx-lm":
+        needed.append(("mlxbatch", "run cargo build --release"))
+    if options.only != "mlxbatch":
+        needed.append(("python", "run scripts/setup.sh reference"))
+    for name, hint in needed:
+        if not pathlib.Path(getattr(options, name)).exists():
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} does not exist: {hint}")
+    return options
+
+
+def kv_bytes_per_token(model_folder):
+    """Keys and values of one token in all layers, in float32, as both sides hold them."""
+    config = json.loads(pathlib.Path(model_folder, "config.json").read_text(encoding="utf-8"))
+    num_heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
+    return config["num_hidden_layers"] * config.get("num_key_value_heads", num_heads) * head_dim * 2 * 4
+
+
+def prefix(num_tokens):
+    """A text of about so many tokens that repeats no line."""
+    count, lines = 0, []
+    while count < num_tokens:
+        number = len(lines)
+        line = [WORDS[(number * 7 + place * (1 + number % 5)) % len(WORDS)] for place in range(18)]
+        lines.append(" ".join(line) + ".")
+        # A token for each word, and one for the full stop and one for the end of the line.
+        count += len(line) + 2
+    return "\n".join(lines)
+
+
+def write_input(path, system, questions):
+    """Writes one conversation a line; no system message where there is none."""
+    with open(path, "w", encoding="utf-8") as out:
+        for number, question in enumerate(questions):
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": question})
+            out.write(json.dumps({"id": str(number), "messages": messages}) + "\n")
+
+
+def measure(options, folder):
+    """Figures of the runs of each side: {side: {"short": …, "one": …, "batch": …}}."""
+    questions = [f"What do you know about {TOPICS[i % len(TOPICS)]}, item {i}?" for i in range(options.requests)]
+    system = prefix(options.prefix_tokens)
+    inputs = {"short": ("", questions[:1]), "one": (system, questions[:1]), "batch": (system, questions)}
+    for name, (system, asked) in inputs.items():
+        write_input(pathlib.Path(folder, f"{name}.jsonl"), system, asked)
+    openblas = options.openblas or sides.find_openblas()
+    runners = {
+        "mlx-lm": lambda data: sides.run_mlx_lm(options, data, options.max_tokens, openblas),
+        "mlxbatch": lambda data: sides.run_mlxbatch(options, data, options.max_tokens),
+    }
+    figures = {}
+    for side, runner in runners.items():
+        if options.only in (None, side):
+            figures[side] = {}
+            for name in inputs:
+                figures[side][name] = runner(pathlib.Path(folder, f"{name}.jsonl"))
+                seconds = figures[side][name]["process_seconds"]
+                print(f"{side}, {name}: {seconds:.1f} s", file=sys.stderr, flush=True)
+    return figures
+
+
+def expectation(options, figures):
+    """Tokens of the prefix and of a tail, and the bytes expected over each of the other runs."""
+    batch = next(iter(figures.values()))["batch"]
+    num_requests, num_prompt_tokens = batch["num_requests"], batch["num_prompt_tokens"]
+    ours = figures.get("mlxbatch")
+    if ours:
+        # Tokens that begin at least two prompts are counted once in the unique ones.
+        num_prefix = (num_prompt_tokens - ours["batch"]["num_unique_tokens"]) / (num_requests - 1)
+    else:
+        num_prefix = options.prefix_tokens
+    tail = num_prompt_tokens / num_requests - num_prefix + options.max_tokens
+    num_rows = min(options.batch_size, num_requests)
+    kv_bytes = (num_prefix + num_rows * tail) * kv_bytes_per_token(options.model_folder)
+    others_bytes = (num_rows - 1) * tail * kv_bytes_per_token(options.model_folder)
+    return num_prefix, tail, {"short": 1.2 * kv_bytes, "one": others_bytes + 0.2 * kv_bytes}
+
+
+def main():
+    options = arguments()
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlxbatch-bench-") as folder:
+            figures = measure(options, folder)
+    except (sides.SideError, OSError) as error:
+        sys.exit(f"prefix_memory.py: error: {error}")
+    num_prefix, tail, expected = expectation(options, figures)
+    mib = 2**20
+    print(f"{options.requests} requests, prefix of {num_prefix:,.0f} tokens, tails of {tail:.0f}, batch "
+          f"{options.batch_size}, {kv_bytes_per_token(options.model_folder):,} KV bytes a token"
+          + time.strftime(", %Y-%m-%d"))
+    print(sides.machine())
+    print(f"\n| peak memory, MiB | {' | '.join(figures)} |\n|---|{'--:|' * len(figures)}")
+    peaks = {side: {name: run["peak_rss_bytes"] for name, run in runs.items()} for side, runs in figures.items()}
+    names = {"short": "one short request", "one": "one request with the prefix", "batch": "the batch"}
+    rows = [(text, [peak[name] for peak in peaks.values()]) for name, text in names.items()]
+    over = {base: {side: peak["batch"] - peak[base] for side, peak in peaks.items()} for base in expected}
+    for base, num_bytes in expected.items():
+        rows.append((f"the batch over {names[base]}", list(over[base].values())))
+        rows.append(("at most expected", [num_bytes] * len(peaks)))
+    for text, values in rows:
+        print(f"| {text} | {' | '.join(f'{value / mib:,.0f}' for value in values)} |")
+    is_met = True
+    if "mlxbatch" in figures:
+        print()
+        for base, num_bytes in expected.items():
+            is_kept = over[base]["mlxbatch"] <= num_bytes
+            is_met = is_met and (is_kept or base == "short")
+            share = over[base]["mlxbatch"] / num_bytes
+            print(f"- mlxbatch over {names[base]}: {'pass' if is_kept else 'FAIL'}, {share:.2f} of what is expected")
+        cache = figures["mlxbatch"]["batch"]["cache"]
+        if cache:
+            print(f"- its prompt cache held {cache['peak_bytes'] / mib:,.0f} MiB at its peak")
+    if options.json:
+        everything = {
+            "options": {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in vars(options).items()},
+            "machine": sides.machine(), "expected_bytes": expected, "num_prefix_tokens": num_prefix,
+            "num_tail_tokens": tail, "figures": figures,
+        }
+        options.json.write_text(json.dumps(everything, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if options.check and not is_met:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
