@@ -71,15 +71,17 @@ pub(super) fn positive_size(text: &str) -> Result<u64, String> {
 
 /// A length of time in seconds or with a unit.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
-    const UNITS: [(char, u64); 4] = [('s', 1), ('m', 60), ('h', 3600), ('d', 86_400)];
+    // Milliseconds first: they end in s as well.
+    const UNITS: [(&str, u64); 5] =
+        [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     let wrong = || "give seconds or a time with a unit, such as 30s, 10m, 12h or 30d".to_owned();
     let text = text.trim();
-    let (number, seconds) = UNITS
+    let (number, millis) = UNITS
         .iter()
-        .find_map(|(unit, seconds)| text.strip_suffix(*unit).map(|number| (number, *seconds)))
-        .unwrap_or((text, 1));
+        .find_map(|(unit, millis)| text.strip_suffix(unit).map(|number| (number, *millis)))
+        .unwrap_or((text, 1000));
     let number: u64 = number.trim().parse().map_err(|_| wrong())?;
-    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
 }
 
 /// Negative seeds are taken by their bits, as in a request.

@@ -111,6 +111,7 @@ pub struct Snapshot {
     /// Extents that turned out to be damaged since the last save: another process may not know.
     pub(super) damaged: Vec<Extent>,
     num_damaged: usize,
+    older_because: Option<String>,
 }
 
 impl Snapshot {
@@ -187,10 +188,12 @@ impl Snapshot {
             used: BTreeSet::new(),
             damaged: Vec::new(),
             num_damaged: 0,
+            older_because: None,
         }
     }
 
-    fn take(&mut self, disk: Option<Disk>, Sound { root, index, .. }: Sound) {
+    fn take(&mut self, disk: Option<Disk>, Sound { root, index, older_because, .. }: Sound) {
+        self.older_because = older_because;
         self.is_dirty = index.identity.stamps != self.identity.stamps || index.num_damaged > 0;
         self.num_damaged = index.num_damaged;
         self.catalogue = index.catalogue;
@@ -222,6 +225,11 @@ impl Snapshot {
     /// Prefixes that were left out because their bytes or their place in the index were damaged.
     pub fn num_damaged(&self) -> usize {
         self.num_damaged
+    }
+
+    /// Why an older content of the file was taken, if the latest could not be read.
+    pub fn older_because(&self) -> Option<&str> {
+        self.older_because.as_deref()
     }
 
     /// Tokens that the file holds the KV of.
@@ -319,6 +327,8 @@ pub(super) enum Content {
 pub(super) struct Sound {
     pub root: Root,
     pub index: Index,
+    /// Why the latest content could not be read and this is an older one.
+    pub older_because: Option<String>,
     /// The generation that a save writes: its root takes the place of the one that is not in use.
     pub next_generation: u64,
 }
@@ -379,7 +389,8 @@ pub(super) fn read_content(disk: &Disk, max_bytes: Option<u64>) -> Result<Conten
                 if next_generation % 2 == root.generation % 2 {
                     next_generation += 1;
                 }
-                return Ok(Content::Sound(Box::new(Sound { root, index, next_generation })));
+                let older_because = (root.generation < latest).then_some(reason);
+                return Ok(Content::Sound(Box::new(Sound { root, index, older_because, next_generation })));
             }
             Err(IndexError::Damaged(why)) => reason = format!("its index cannot be read: {why}"),
             // Not a reason to take an older one for the latest.

@@ -122,7 +122,7 @@ impl Snapshot {
         let content = read_content(&locked, self.options.max_bytes)?;
         let (new, catalogue, end, next_generation) = match content {
             Content::Sound(sound) if !self.replaces => {
-                let Sound { root, index, next_generation } = *sound;
+                let Sound { root, index, next_generation, .. } = *sound;
                 if let Some(difference) = self.identity.difference(&index.identity) {
                     return Err(self.other_model(difference));
                 }

@@ -9,6 +9,7 @@ mod cache_command;
 mod forms;
 mod gguf;
 mod hostile_configs;
+mod kill;
 mod memory;
 mod model_files;
 mod outputs;

@@ -100,7 +100,9 @@ pub(super) fn opening_warning(snapshot: &Snapshot) -> Option<String> {
             Some(format!("{path} is damaged, {reason}: this run starts cold and replaces it"))
         }
         Opening::Damaged { reason } => Some(format!("{path} is damaged, {reason}: this run starts cold")),
-        Opening::New | Opening::Restored { .. } | Opening::Refreshed => None,
+        Opening::New | Opening::Restored { .. } | Opening::Refreshed => snapshot.older_because().map(|reason| {
+            format!("what was last saved to {path} is damaged, {reason}: this run starts with what was saved before")
+        }),
     }
 }
 
@@ -173,6 +175,9 @@ impl Saver {
         }
         match snapshot.num_damaged() {
             0 => {}
+            1 => warnings.push(format!(
+                "a prefix of {path} was damaged and has been computed again; see mlxbatch cache verify"
+            )),
             num_damaged => warnings.push(format!(
                 "{num_damaged} prefixes of {path} were damaged and have been computed again; see mlxbatch cache verify"
             )),
