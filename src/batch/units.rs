@@ -59,8 +59,8 @@ pub fn size(num_bytes: u64) -> String {
     let num_kib = num_bytes as f64 / KIB;
     match num_bytes {
         0 => "0 MiB".into(),
-        ..0x10_0000 => format!("{:.0} KiB", num_kib.ceil()),
-        ..0x4000_0000 => format!("{:.0} MiB", num_kib / KIB),
+        1..0x10_0000 => format!("{:.0} KiB", num_kib.ceil()),
+        0x10_0000..0x4000_0000 => format!("{:.0} MiB", num_kib / KIB),
         _ => format!("{:.1} GiB", num_kib / KIB / KIB),
     }
 }
