@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use mlxbatch::snapshot::{Contents, verify};
 use serde_json::json;
