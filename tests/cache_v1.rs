@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use mlxbatch::{
     cache::{Place, Tier},
     snapshot::{
-        CacheMode, Contents, Identity, IdentityPart, Opening, Snapshot, SnapshotError, SnapshotOptions, verify,
+        CacheMode, Contents, Identity, IdentityPart, Opening, Snapshot, SnapshotError, SnapshotOptions,
+        verify,
     },
 };
 
