@@ -119,7 +119,8 @@ impl Disk {
         faults::check(Operation::Open)?;
         let folder = folder_of(path);
         let named = tempfile::Builder::new().prefix(&temporary_prefix(path)).tempfile_in(folder)?;
-        let file = named.reopen()?;
+        // Not by its name: another process may tidy that away.
+        let file = named.as_file().try_clone()?;
         Ok(NewDisk { disk: Self { file, path: path.to_path_buf() }, named })
     }
 }

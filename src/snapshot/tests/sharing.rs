@@ -124,3 +124,23 @@ fn what_a_run_has_used_counts_as_used_though_others_have_saved_meanwhile() -> Re
     assert_eq!(restore(&mut left, &prompt(2, 10)), 3);
     Ok(())
 }
+
+/// A new file was opened a second time by its name, and whoever held the lock might have tidied that
+/// away in between: of writers that start together one now and then could not save.
+#[test]
+fn a_new_file_is_made_though_another_process_tidies_up() {
+    use crate::snapshot::disk::{Disk, remove_leftovers};
+    let file = place();
+    let path = file.path.as_path();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                remove_leftovers(path);
+            }
+        });
+        let num_failed = (0..3000).filter(|_| Disk::create_beside(path).is_err()).count();
+        is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(num_failed, 0);
+    });
+}
