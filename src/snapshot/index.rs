@@ -3,6 +3,8 @@
 //! Owns the records and their checks: what comes from disk is believed only as far as it is
 //! consistent, and decoding allocates no more than the file has bytes to justify.
 
+use std::collections::BTreeMap;
+
 use bincode::{Decode, Encode, config};
 
 use super::{
@@ -70,14 +72,26 @@ impl From<Extent> for ExtentRecord {
     }
 }
 
-impl ExtentRecord {
-    /// The extent, if it lies within what is published.
-    fn checked(&self, published_bytes: u64) -> Option<Extent> {
-        let Self { offset, num_bytes, num_tokens, checksum } = *self;
+/// The extents that an index has named so far.
+struct Extents {
+    published_bytes: u64,
+    known: BTreeMap<u64, Extent>,
+}
+
+impl Extents {
+    /// The extent, if it lies within what is published and all agree about what is there.
+    ///
+    /// Of two that begin at one place only one would be verified, and a compaction would give its
+    /// bytes to both.
+    fn checked(&mut self, record: &ExtentRecord) -> Option<Extent> {
+        let ExtentRecord { offset, num_bytes, num_tokens, checksum } = *record;
         let is_inside = offset >= ALIGNMENT
             && offset.is_multiple_of(ALIGNMENT)
-            && offset.checked_add(num_bytes).is_some_and(|end| end <= published_bytes);
-        is_inside.then_some(Extent { offset, num_bytes, num_tokens, checksum })
+            && offset.checked_add(num_bytes).is_some_and(|end| end <= self.published_bytes);
+        let extent = is_inside.then_some(Extent { offset, num_bytes, num_tokens, checksum })?;
+        // One of no bytes has no place of its own.
+        let known = if num_bytes == 0 { extent } else { *self.known.entry(offset).or_insert(extent) };
+        (known == extent).then_some(extent)
     }
 }
 
@@ -154,10 +168,11 @@ pub(super) fn decode(bytes: &[u8], published_bytes: u64, max_bytes: Option<u64>)
             .collect(),
     };
     let mut catalogue = Catalogue::new(max_bytes, identity.needs_checkpoints);
+    let mut extents = Extents { published_bytes, known: BTreeMap::new() };
     let mut ids: Vec<Option<NodeId>> = Vec::with_capacity(record.nodes.len());
     let mut uses: Vec<(u64, NodeId)> = Vec::with_capacity(record.nodes.len());
     for node in &record.nodes {
-        let id = hang(&mut catalogue, node, &ids, published_bytes);
+        let id = hang(&mut catalogue, node, &ids, &mut extents);
         uses.extend(id.map(|id| (node.recency, id)));
         ids.push(id);
     }
@@ -174,7 +189,7 @@ fn hang(
     catalogue: &mut Catalogue,
     node: &NodeRecord,
     ids: &[Option<NodeId>],
-    published_bytes: u64,
+    extents: &mut Extents,
 ) -> Option<NodeId> {
     let parent = match node.parent.checked_sub(1) {
         None => None,
@@ -182,17 +197,16 @@ fn hang(
     };
     let tier = *Tier::ALL.get(node.tier as usize)?;
     let num_tokens = u32::try_from(node.tokens.len()).ok()?;
-    let extent = node.segment.checked(published_bytes)?;
+    let extent = extents.checked(&node.segment)?;
     if node.first.checked_add(num_tokens)? > extent.num_tokens {
         return None;
     }
     let piece = Piece { extent, first: node.first, num_tokens, used_at: node.used_at };
     let checkpoint = match &node.checkpoint {
         None => None,
-        Some(record) => Some(Piece::whole(
-            record.checked(published_bytes).filter(|extent| extent.num_tokens == 0)?,
-            node.used_at,
-        )),
+        Some(record) => {
+            Some(Piece::whole(extents.checked(record).filter(|extent| extent.num_tokens == 0)?, node.used_at))
+        }
     };
     catalogue.hang(Place { parent, tokens: &node.tokens, tier }, piece, checkpoint).ok()?
 }
