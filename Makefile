@@ -6,8 +6,9 @@ BATCH ?= fixtures/example.jsonl
 OUT ?= out.jsonl
 MODEL ?= .mlx/models/smollm2/SmolLM2-135M-Instruct.gguf
 BENCH_ARGS ?=
+FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model build run test lint docs bench check-smollm2 clean
+.PHONY: help setup model build run test lint docs fuzz bench check-smollm2 clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -33,6 +34,15 @@ lint: setup ## Check formatting and lints, warnings as errors
 
 docs: setup ## Write the man pages anew from the flags
 	MLXBATCH_BLESS=1 cargo test --locked --test docs
+
+# RUSTFLAGS in the environment, which cargo-fuzz sets, take the place of those in .cargo/config.toml.
+fuzz: setup ## Fuzz for FUZZ_SECONDS a target (needs cargo install cargo-fuzz and a nightly toolchain)
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { echo "make fuzz needs both: rustup toolchain install nightly; cargo install cargo-fuzz" >&2; exit 1; }
+	@mkdir -p tests/fuzz/corpus/cache_file tests/fuzz/corpus/jsonl_reader
+	flags="$$(sed -n 's/^rustflags = \["\(.*\)"\]$$/\1/p' .cargo/config.toml 2>/dev/null)"; for target in cache_file:cache_file jsonl_reader:jsonl; do \
+	    RUSTFLAGS="$$flags" cargo +nightly fuzz run --fuzz-dir tests/fuzz "$${target%:*}" "tests/fuzz/corpus/$${target%:*}" \
+	        "fixtures/corpus/$${target#*:}" -- -max_total_time=$(FUZZ_SECONDS) -max_len=12000 || exit 1; \
+	done
 
 bench: build ## Compare with mlx-lm on the same conversations (BENCH_ARGS: see benches/compare.py --help)
 	@scripts/setup.sh build model reference

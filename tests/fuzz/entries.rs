@@ -1,0 +1,157 @@
+//! What is fuzzed: bytes in, no panic and no contradiction out.
+//!
+//! Owns the two entry points, which a cargo-fuzz target and `tests/fuzz_corpus.rs` call alike. Both
+//! go through a file, as a run does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use mlxbatch::batch::{InputPath, NextRequest, ReaderOptions, RequestReader, count_requests};
+use mlxbatch::cache::{Place, Tier};
+use mlxbatch::snapshot::{CacheMode, Contents, Snapshot, SnapshotError, SnapshotOptions, merge, verify};
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Size of the files that an index is put into.
+pub const CACHE_FILE_BYTES: usize = 128 << 10;
+
+const MAX_LINE_BYTES: usize = 2000;
+
+const BLOCK: usize = 4096;
+/// Where an index is put: behind the extents, which are zeros.
+const INDEX: usize = CACHE_FILE_BYTES - (16 << 10);
+const MAGIC: &[u8; 16] = b"\x89mlxbatch\r\n\x1a\n\0\0\0";
+
+/// A folder for one file at a time, in memory where there is such a folder: syncing costs nothing there.
+pub struct Folder(tempfile::TempDir);
+
+impl Folder {
+    pub fn new() -> Self {
+        let memory = Path::new("/dev/shm");
+        let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        Self(folder.expect("a temporary folder can be made"))
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::write(&path, bytes).expect("there is room for a small file");
+        path
+    }
+}
+
+/// The file that some input stands for. Checksums are set right: no mutation would ever come past them.
+///
+/// The first byte says what follows: 0 the beginning of a file, 1 an index, anything else a whole file
+/// as it is.
+pub fn cache_file_of(input: &[u8]) -> Vec<u8> {
+    let Some((&kind, bytes)) = input.split_first() else { return Vec::new() };
+    let mut file = vec![0; CACHE_FILE_BYTES];
+    match kind {
+        0 => {
+            let num_bytes = bytes.len().min(CACHE_FILE_BYTES);
+            file[..num_bytes].copy_from_slice(&bytes[..num_bytes]);
+            put_sum(&mut file, 0, 20);
+            for root in [BLOCK, 2 * BLOCK] {
+                put_index_sum(&mut file, root);
+                put_sum(&mut file, root, 48);
+            }
+        }
+        1 => {
+            let num_bytes = bytes.len().min(CACHE_FILE_BYTES - INDEX);
+            file[..16].copy_from_slice(MAGIC);
+            file[16] = 1;
+            put_sum(&mut file, 0, 20);
+            file[INDEX..INDEX + num_bytes].copy_from_slice(&bytes[..num_bytes]);
+            let numbers = [1, INDEX as u64, num_bytes as u64, CACHE_FILE_BYTES as u64];
+            for (place, number) in file[2 * BLOCK..].chunks_exact_mut(8).zip(numbers) {
+                place.copy_from_slice(&number.to_le_bytes());
+            }
+            put_index_sum(&mut file, 2 * BLOCK);
+            put_sum(&mut file, 2 * BLOCK, 48);
+        }
+        _ => return bytes.to_vec(),
+    }
+    file
+}
+
+/// Puts the checksum of a block's first bytes behind them.
+fn put_sum(file: &mut [u8], block: usize, num_bytes: usize) {
+    let sum = xxh3_128(&file[block..block + num_bytes]).to_le_bytes();
+    file[block + num_bytes..block + num_bytes + 16].copy_from_slice(&sum);
+}
+
+/// Puts the checksum of the index that a root names into the root, if there can be such an index.
+fn put_index_sum(file: &mut [u8], root: usize) {
+    let number = |place: usize| {
+        let bytes = file[root + place * 8..][..8].try_into().expect("eight bytes");
+        usize::try_from(u64::from_le_bytes(bytes)).ok()
+    };
+    let range = number(1).zip(number(2)).and_then(|(start, num)| Some(start..start.checked_add(num)?));
+    if let Some(sum) = range.and_then(|range| file.get(range)).map(xxh3_128) {
+        file[root + 32..root + 48].copy_from_slice(&sum.to_le_bytes());
+    }
+}
+
+/// Opens a cache file, reads all that it says it has, saves into it and merges it with itself.
+pub fn cache_file(folder: &Folder, input: &[u8]) {
+    let path = folder.file("cache.bin", &cache_file_of(input));
+    let Ok(contents) = Contents::read(&path) else { return };
+    // Damaged extents are a finding, not a failure.
+    let verified = verify(&path, |_| {}).expect("what was read once is read again");
+    let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: None };
+    let identify = |_: &[_]| Ok::<_, SnapshotError>(contents.identity.clone());
+    let mut snapshot = Snapshot::open(&path, options, identify).expect("what was read once is opened");
+    let mut bytes = Vec::new();
+    let mut prompt = Vec::new();
+    for entry in &contents.entries {
+        prompt.truncate(entry.end - entry.tokens.len());
+        prompt.extend(&entry.tokens);
+        for found in snapshot.find(&prompt) {
+            assert_eq!(found.piece.tokens().len(), found.tokens().len(), "a piece is as long as its tokens");
+            if snapshot.read(&found.piece, &mut bytes).is_err() {
+                snapshot.drop_damaged(found.piece.extent).expect("what was found can be dropped");
+                break;
+            }
+            assert!(!verified.damaged.contains(&found.piece.extent.offset));
+        }
+    }
+    let mut saving = snapshot.begin_save().expect("a file that opens can be saved to");
+    let place = Place { parent: None, tokens: &[7_000_001, 7_000_002], tier: Tier::User };
+    let export = |range: std::ops::Range<usize>, bytes: &mut Vec<u8>| {
+        bytes.extend(range.map(|token| token as u8));
+        Ok(())
+    };
+    saving.add(place, export).expect("there is room");
+    saving.publish().expect("there is room");
+    let after = Contents::read(&path).expect("what was saved opens");
+    assert_eq!(after.num_damaged, 0, "a save leaves nothing that makes no sense");
+    let merged = path.with_extension("merged");
+    merge(&[&path, &path], &merged).expect("a file can be merged with itself");
+    fs::remove_file(merged).expect("it was made");
+}
+
+/// Reads requests as a run does; each line that is not blank is a request or a failed line.
+pub fn jsonl_reader(folder: &Folder, input: &[u8]) {
+    let path = InputPath::File(folder.file("in.jsonl", input));
+    let served_model = Some("model".to_owned());
+    let options = ReaderOptions { max_line_bytes: MAX_LINE_BYTES, served_model };
+    let mut reader = RequestReader::open(&path, options).expect("the file is there");
+    let mut num_items = 0;
+    loop {
+        let item = reader.poll_request(std::time::Duration::ZERO).expect("a file can be read");
+        match item {
+            NextRequest::Request(request) => assert_eq!(request.head.index, num_items),
+            NextRequest::Failed(failed) => {
+                assert_eq!(failed.head.index, num_items);
+                assert!(!failed.error.message().is_empty());
+            }
+            NextRequest::Pending => panic!("a file never makes one wait"),
+            NextRequest::End => break,
+        }
+        num_items += 1;
+    }
+    assert_eq!(reader.num_requests(), num_items);
+    // Of a line beyond the limit it is not known whether it is blank.
+    if input.split(|byte| *byte == b'\n').all(|line| line.len() < MAX_LINE_BYTES) {
+        assert_eq!(count_requests(&path).expect("the file is there"), Some(num_items));
+    }
+}
