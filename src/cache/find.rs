@@ -113,6 +113,6 @@ impl<P> PromptTree<P> {
 }
 
 /// The number of tokens at the start of both.
-pub(super) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
+pub fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

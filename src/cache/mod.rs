@@ -78,7 +78,7 @@ use arena::Arena;
 pub use arena::NodeId;
 pub use change::{Inserted, Place, SplitNode};
 pub use error::CacheError;
-pub use find::{Match, Partial, Resume, ResumeRule, Step};
+pub use find::{Match, Partial, Resume, ResumeRule, Step, common_prefix};
 pub use node::{Expected, Node, OwnerId};
 pub use prompt_cache::{CacheLimits, PromptCache};
 pub use tier::{PerTier, Tier};

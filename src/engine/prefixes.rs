@@ -2,8 +2,8 @@
 //!
 //! Owns the traffic between running sequences, the prompt cache and the runner's segments, so that
 //! a prefix that several requests share is computed once: `prompts` for what comes before the first
-//! new token, `answers` for what comes after, `persisted` for what a cache file has. What is kept for how long is the cache's rule; which
-//! requests run when, the scheduler's.
+//! new token, `answers` for what comes after, `persisted` for what a cache file has. What is kept for
+//! how long is the cache's rule; which requests run when, the scheduler's.
 //!
 //! ```text
 //!   cache                            sequences

@@ -3,6 +3,8 @@
 //! Owns counting it by distinct tokens, as the plan counts what is unique. Where it is held is the
 //! caller's knowledge.
 
+use crate::cache::common_prefix;
+
 /// Distinct tokens of the prompts that are held, where of each prompt so many first tokens are.
 pub fn num_unique_held(prompts: &[(&[u32], usize)]) -> usize {
     let mut sorted = prompts.to_vec();
@@ -11,8 +13,7 @@ pub fn num_unique_held(prompts: &[(&[u32], usize)]) -> usize {
     for (place, (tokens, held)) in sorted.iter().enumerate() {
         let next = sorted.get(place + 1).map_or(&[][..], |(next, _)| *next);
         // What the next prompt, in this order, begins with too is counted there.
-        let num_common = tokens.iter().zip(next).take_while(|(a, b)| a == b).count();
-        num_held += held.saturating_sub(num_common);
+        num_held += held.saturating_sub(common_prefix(tokens, next));
     }
     num_held
 }

@@ -7,6 +7,7 @@
 use std::cmp::Reverse;
 
 use super::PlanPrompt;
+use crate::cache::common_prefix;
 
 /// A prefix with several users.
 #[derive(Debug)]
@@ -199,8 +200,4 @@ impl Builder {
 
 fn without_last(tokens: &[u32]) -> &[u32] {
     tokens.split_last().map_or(&[], |(_, rest)| rest)
-}
-
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, ops::Range};
 use super::{SnapshotError, format::Checksum};
 use crate::cache::{
     CacheLimits, Inserted, Match, NodeId, Payload, Place, PromptCache, Resume, ResumeRule, TokenId,
+    common_prefix,
 };
 
 /// Bytes in the file that are read and verified together.
@@ -106,7 +107,7 @@ impl Catalogue {
             let Some(child) = tree.child(covered.node, *first) else { break };
             let edge = tree.node(child).map_or(&[][..], |node| node.tokens());
             let rest = &tokens[covered.num_tokens..];
-            let num_common = edge.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            let num_common = common_prefix(edge, rest);
             covered.num_tokens += num_common;
             if num_common < edge.len() {
                 covered.node = Some(self.split(child, num_common)?);

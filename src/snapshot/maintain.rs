@@ -7,9 +7,9 @@ use std::{collections::BTreeMap, path::Path};
 
 use super::{
     Identity, Piece, SaveReport, Snapshot, SnapshotError,
-    open::{ReadError, read_extent},
+    open::{ReadError, read_extent, seconds_since_1970},
 };
-use crate::cache::{PerTier, Tier, TokenId};
+use crate::cache::{Payload, PerTier, Tier, TokenId};
 
 /// One stored prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub struct Contents {
 impl Contents {
     /// Reads a file's index.
     pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        Ok(Self::of(&Snapshot::open_as_it_is(path)?))
+        Ok(Self::of(&Snapshot::open_as_it_is(path, None)?))
     }
 
     fn of(snapshot: &Snapshot) -> Self {
@@ -53,12 +53,12 @@ impl Contents {
         let mut entries = Vec::with_capacity(order.len());
         let mut parents = Vec::with_capacity(order.len());
         for node in order.iter().filter_map(|id| tree.node(*id)) {
-            let checkpoint_bytes = node.checkpoint().map_or(0, crate::cache::Payload::num_bytes);
+            let checkpoint_bytes = node.checkpoint().map_or(0, Payload::num_bytes);
             entries.push(Entry {
                 tokens: node.tokens().to_vec(),
                 end: node.end(),
                 tier: node.tier(),
-                num_bytes: node.segment().map_or(0, crate::cache::Payload::num_bytes) + checkpoint_bytes,
+                num_bytes: node.segment().map_or(0, Payload::num_bytes) + checkpoint_bytes,
                 has_checkpoint: node.checkpoint().is_some(),
                 used_at: node.segment().map_or(0, |piece| piece.used_at),
                 num_below: 0,
@@ -96,12 +96,6 @@ impl Contents {
         }
         tiers
     }
-
-    /// How many of a prompt's tokens could be restored.
-    pub fn num_resumable(path: &Path, prompts: &[&[TokenId]]) -> Result<Vec<usize>, SnapshotError> {
-        let snapshot = Snapshot::open_as_it_is(path)?;
-        Ok(prompts.iter().map(|tokens| snapshot.num_resumable(tokens)).collect())
-    }
 }
 
 /// What a verification found.
@@ -117,7 +111,7 @@ pub struct Verified {
 
 /// Reads every extent and compares its checksum; `on_progress` hears of the bytes read.
 pub fn verify(path: &Path, mut on_progress: impl FnMut(u64)) -> Result<Verified, SnapshotError> {
-    let snapshot = Snapshot::open_as_it_is(path)?;
+    let snapshot = Snapshot::open_as_it_is(path, None)?;
     let mut verified = Verified { num_damaged_entries: snapshot.num_damaged(), ..Verified::default() };
     let mut bytes = Vec::new();
     for extent in snapshot.catalogue.extents().into_values() {
@@ -156,13 +150,9 @@ pub struct Pruned {
 
 /// Drops entries and compacts the file.
 pub fn prune(path: &Path, pruning: Pruning) -> Result<Pruned, SnapshotError> {
-    let mut snapshot = Snapshot::open_as_it_is(path)?;
-    snapshot.options.max_bytes = pruning.max_bytes;
-    // Have the save load the file anew, under the limit.
-    snapshot.generation = 0;
+    let mut snapshot = Snapshot::open_as_it_is(path, pruning.max_bytes)?;
     let before = Contents::of(&snapshot);
-    let oldest =
-        pruning.older_than_seconds.map(|seconds| super::open::seconds_since_1970().saturating_sub(seconds));
+    let oldest = pruning.older_than_seconds.map(|seconds| seconds_since_1970().saturating_sub(seconds));
     let mut saving = snapshot.begin_save()?;
     saving.drop_leaves(|tier, used_at| {
         pruning.tier == Some(tier) || oldest.is_some_and(|oldest| used_at < oldest)
@@ -180,7 +170,7 @@ pub fn prune(path: &Path, pruning: Pruning) -> Result<Pruned, SnapshotError> {
 pub fn merge(inputs: &[&Path], output: &Path) -> Result<SaveReport, SnapshotError> {
     let mut sources = Vec::with_capacity(inputs.len());
     for path in inputs {
-        sources.push(Snapshot::open_as_it_is(path)?);
+        sources.push(Snapshot::open_as_it_is(path, None)?);
     }
     let Some((first, others)) = sources.split_first() else { return Ok(SaveReport::default()) };
     for other in others {

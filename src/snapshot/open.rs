@@ -156,9 +156,9 @@ impl Snapshot {
         read_file(path, options).map(drop)
     }
 
-    /// Opens a cache file whatever model it is of; there must be one.
-    pub(super) fn open_as_it_is(path: &Path) -> Result<Self, SnapshotError> {
-        let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: None };
+    /// Opens a cache file whatever model it is of; there must be one. A save keeps it under the limit.
+    pub(super) fn open_as_it_is(path: &Path, max_bytes: Option<u64>) -> Result<Self, SnapshotError> {
+        let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes };
         let path_buf = || path.to_path_buf();
         // Without a file, its folder is of no interest.
         match read_file(path, SnapshotOptions { mode: CacheMode::ReadOnly, ..options })? {
@@ -198,10 +198,9 @@ impl Snapshot {
         self.num_damaged = index.num_damaged;
         self.catalogue = index.catalogue;
         let tree = self.catalogue.cache().tree();
-        let nodes = tree.preorder();
         self.opening = Opening::Restored {
-            num_nodes: nodes.len(),
-            num_tokens: nodes.iter().filter_map(|id| tree.node(*id)).map(|node| node.tokens().len()).sum(),
+            num_nodes: tree.num_nodes(),
+            num_tokens: self.num_tokens(),
             num_bytes: tree.num_bytes(),
         };
         self.disk = disk;

@@ -19,7 +19,7 @@ use super::{
     index,
     open::{Content, ReadError, Sound, read_content, read_extent, seconds_since_1970},
 };
-use crate::cache::{NodeId, Place, Tier, TokenId};
+use crate::cache::{NodeId, Place, Tier};
 
 /// A file is compacted when more than this share of it, in percent, is no longer in use.
 const MAX_GARBAGE_PERCENT: u64 = 25;
@@ -214,18 +214,8 @@ impl Saving<'_> {
         let rest_tokens = &tokens[rest.clone()];
         let extent = self.write(rest_tokens.len(), |bytes| export(rest, bytes))?;
         self.report.num_new_tokens += rest_tokens.len();
-        self.hang(covered.node, rest_tokens, tier, extent)
-    }
-
-    fn hang(
-        &mut self,
-        parent: Option<NodeId>,
-        tokens: &[TokenId],
-        tier: Tier,
-        extent: Extent,
-    ) -> Result<Option<NodeId>, SnapshotError> {
-        let piece = Piece::whole(extent, self.now);
-        self.catalogue.hang(Place { parent, tokens, tier }, piece, None)
+        let place = Place { parent: covered.node, tokens: rest_tokens, tier };
+        self.catalogue.hang(place, Piece::whole(extent, self.now), None)
     }
 
     /// Makes sure that the file will hold a recurrent state at a node's end.
