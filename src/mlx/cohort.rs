@@ -18,7 +18,13 @@ use std::{collections::HashMap, ops::Range, rc::Rc};
 
 use mlx_rs::{Array, ops};
 
-use super::{attention::RowsKv, error::Result, kv::LayerKv, segment::Segment};
+use super::{
+    arrays::{concatenated, padded},
+    attention::RowsKv,
+    error::Result,
+    kv::LayerKv,
+    segment::Segment,
+};
 use crate::engine::{SegmentId, SequenceId};
 
 /// Tokens from which on a segment is attended once for all rows that run on it.
@@ -69,6 +75,11 @@ struct Block {
     masks: HashMap<Option<usize>, (Vec<usize>, Option<Array>)>,
 }
 
+/// Whether so many rows attend a segment together.
+fn is_shared(segment: &Segment, num_rows: usize) -> bool {
+    num_rows > 1 && segment.num_tokens >= MIN_SHARED_TOKENS
+}
+
 /// Puts decode rows in an order in which those that share a long segment stand side by side, and
 /// among them those that have about as much to themselves.
 pub(super) fn in_order(paths: &HashMap<SequenceId, &[Rc<Segment>]>) -> Vec<SequenceId> {
@@ -78,8 +89,7 @@ pub(super) fn in_order(paths: &HashMap<SequenceId, &[Rc<Segment>]>) -> Vec<Seque
     }
     let mut order: Vec<SequenceId> = paths.keys().copied().collect();
     order.sort_by_cached_key(|sequence| {
-        let is_shared =
-            |segment: &&Rc<Segment>| segment.num_tokens >= MIN_SHARED_TOKENS && num_users[&segment.id] > 1;
+        let is_shared = |segment: &&Rc<Segment>| is_shared(segment, num_users[&segment.id]);
         let (shared, private): (Vec<_>, Vec<_>) = paths[sequence].iter().partition(is_shared);
         let shared: Vec<SegmentId> = shared.iter().map(|segment| segment.id).collect();
         let num_private_tokens: usize = private.iter().map(|segment| segment.num_tokens).sum();
@@ -101,16 +111,14 @@ impl Cohorts {
                 rows_of.entry(segment.id).or_insert(row..row).end = row + 1;
             }
         }
-        let is_shared =
-            |segment: &Segment| segment.num_tokens >= MIN_SHARED_TOKENS && rows_of[&segment.id].len() > 1;
         let mut formed = Self::default();
         for (row, path) in paths.iter().enumerate() {
             let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
             let mut num_joined_tokens = usize::MAX;
             for segment in *path {
-                if is_shared(segment) {
+                let rows = &rows_of[&segment.id];
+                if is_shared(segment, rows.len()) {
                     num_joined_tokens = usize::MAX;
-                    let rows = &rows_of[&segment.id];
                     if rows.start == row {
                         formed.share(segment, rows);
                     }
@@ -244,13 +252,10 @@ impl Block {
             let mut values = Vec::with_capacity(pieces.len());
             for row in pieces {
                 let kv = joined(row.iter().map(|layers| &layers[layer]))?;
-                keys.push(pad_tokens(kv.keys, width)?);
-                values.push(pad_tokens(kv.values, width)?);
+                keys.push(padded(&kv.keys, 2, width, 0.0)?);
+                values.push(padded(&kv.values, 2, width, 0.0)?);
             }
-            let side_by_side = |mut arrays: Vec<Array>| -> Result<Array> {
-                Ok(if arrays.len() == 1 { arrays.remove(0) } else { ops::concatenate(&arrays, 0)? })
-            };
-            layers.push((side_by_side(keys)?, side_by_side(values)?));
+            layers.push((concatenated(keys, 0)?, concatenated(values, 0)?));
         }
         mlx_rs::transforms::async_eval(layers.iter().flat_map(|(keys, values)| [keys, values]))?;
         Ok(Self { rows, positions, layers, masks: HashMap::new() })
@@ -278,17 +283,6 @@ impl Block {
         let hides = mask.iter().any(|&hidden| hidden < 0.0);
         hides.then(|| Array::from_slice(&mask, &[self.positions.len() as i32, 1, 1, width as i32]))
     }
-}
-
-/// Fills the tokens of one row up to `width` with zeros.
-fn pad_tokens(array: Array, width: usize) -> Result<Array> {
-    let missing = width as i32 - array.dim(2);
-    if missing == 0 {
-        return Ok(array);
-    }
-    let zero = Array::from_f32(0.0).as_dtype(array.dtype())?;
-    let pads: &[(i32, i32)] = &[(0, 0), (0, 0), (0, missing), (0, 0)];
-    Ok(ops::pad(array, pads, zero, None)?)
 }
 
 fn join(segments: &[&Rc<Segment>], known: &HashMap<&[SegmentId], &Piece>) -> Result<Piece> {

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use mlx_rs::{Array, ops};
 
-use super::{error::Result, sys};
+use super::{arrays::compact, error::Result, sys};
 use crate::engine::SequenceId;
 
 /// Decode steps that the tail holds before it is moved into the sequences' own KV.
@@ -71,18 +71,6 @@ impl LayerKv {
     pub(super) fn num_bytes(&self) -> u64 {
         (self.keys.nbytes() + self.values.nbytes()) as u64
     }
-}
-
-/// A copy in row-major order that owns just its elements.
-///
-/// MLX's own `contiguous` will not do: what is in order already, as slices of a single head are, it
-/// gives back as a view, where the whole takes up to 16 KiB more. A concatenation always copies.
-pub(super) fn compact(array: &Array) -> Result<Array> {
-    let shape = array.shape();
-    let Some(axis) = shape.iter().position(|&size| size > 1) else { return Ok(array.contiguous()?) };
-    let first = sys::slice_axis(array, axis, 0, 1)?;
-    let rest = sys::slice_axis(array, axis, 1, shape[axis] as usize)?;
-    Ok(ops::concatenate(&[first, rest], axis as i32)?)
 }
 
 /// A decoding sequence's place in the tail.
@@ -181,35 +169,6 @@ impl Tail {
         self.layers.clear();
         for row in &mut self.rows {
             row.start = 0;
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// What was cut from a single head, or a single token, was a view: the rest stayed in memory when
-    /// it was evicted.
-    #[test]
-    fn a_compact_copy_shares_no_memory_with_what_it_was_cut_from() {
-        let numbers: Vec<f32> = (0..240).map(|number| number as f32).collect();
-        for shape in [[1, 1, 24, 10], [1, 2, 12, 10], [1, 24, 1, 10], [24, 1, 1, 10], [1, 1, 240, 1]] {
-            let whole = Array::from_slice(&numbers, &shape);
-            let memory = whole.try_as_slice::<f32>().unwrap().as_ptr_range();
-            for (axis, &size) in shape.iter().enumerate() {
-                let size = size as usize;
-                for (start, stop) in [(0, size), (size / 2, size), (0, 1), (size - 1, size)] {
-                    let part = sys::slice_axis(&whole, axis, start, stop).unwrap();
-                    let copy = compact(&part).unwrap();
-                    copy.eval().unwrap();
-                    assert_eq!(copy.shape(), part.shape());
-                    let is_all_ones = copy.size() == 1;
-                    let start = copy.try_as_slice::<f32>().unwrap().as_ptr();
-                    assert!(is_all_ones || !memory.contains(&start), "{shape:?}, axis {axis}");
-                    assert!(part.eq(&copy).unwrap().all(None).unwrap().item_exact::<bool>());
-                }
-            }
         }
     }
 }

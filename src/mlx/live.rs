@@ -14,6 +14,7 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::{Array, ops};
 
 use super::{
+    arrays::concatenated,
     attention::{Attention, Chunk, CohortRows, DecodeRows, MaskCache},
     cohort::{Cohorts, in_order, join_short_end},
     error::{MlxError, Result},
@@ -343,7 +344,7 @@ impl LiveKv {
             parts.push(self.attend_chunk(layer, attention, rows, (first, last), chunk)?);
             first = last;
         }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { ops::concatenate(&parts, 0)? })
+        concatenated(parts, 0)
     }
 
     fn attend_decode(

@@ -2,6 +2,7 @@
 //!
 //! Owns devices, weights, layers, attention, live KV and sampling, behind [`MlxRunner`].
 
+mod arrays;
 mod attention;
 mod block;
 mod cohort;

@@ -6,7 +6,7 @@
 
 use mlx_rs::{Array, ops};
 
-use super::{device::ComputeDevice, error::Result, sys};
+use super::{arrays::concatenated, device::ComputeDevice, error::Result, sys};
 use crate::models::RopeSpec;
 
 /// Rotation by one set of frequencies.
@@ -118,7 +118,7 @@ impl Rope {
         if self.spec.dims < head_dim as usize {
             parts.push(sys::slice_axis(x, 2, self.spec.dims, head_dim as usize)?);
         }
-        Ok(if parts.len() == 1 { parts.remove(0) } else { ops::concatenate(&parts, 2)? })
+        concatenated(parts, 2)
     }
 }
 

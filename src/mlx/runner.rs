@@ -9,6 +9,7 @@ use std::ops::Range;
 use mlx_rs::{Array, ops, transforms};
 
 use super::{
+    arrays::concatenated,
     decoder::Decoder,
     error::{MlxError, Result},
     live::{LiveKv, PassChunk},
@@ -107,11 +108,10 @@ impl MlxRunner {
         if !prompt_tokens.is_empty() {
             inputs.push(Array::from_slice(&prompt_tokens, &[prompt_tokens.len() as i32]));
         }
-        let tokens = match inputs.len() {
-            0 => return Err(MlxError::Unsupported("a pass without tokens".to_owned())),
-            1 => inputs.remove(0),
-            _ => ops::concatenate(&inputs, 0)?,
-        };
+        if inputs.is_empty() {
+            return Err(MlxError::Unsupported("a pass without tokens".to_owned()));
+        }
+        let tokens = concatenated(inputs, 0)?;
 
         let chunk_sequences: Vec<SequenceId> = chunks.iter().map(|chunk| chunk.sequence).collect();
         let pass = self.live.begin_pass(chunks, &self.windows);

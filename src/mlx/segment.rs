@@ -138,9 +138,10 @@ impl SegmentStore {
             )));
         }
         for kv in &segment.layers {
-            let kv = kv.slice(positions.clone())?.compact()?;
-            sys::append_bytes(&kv.keys, bytes)?;
-            sys::append_bytes(&kv.values, bytes)?;
+            // Only read: what is in order already need not be copied first.
+            let kv = kv.slice(positions.clone())?;
+            sys::append_bytes(&kv.keys.contiguous()?, bytes)?;
+            sys::append_bytes(&kv.values.contiguous()?, bytes)?;
         }
         Ok(())
     }

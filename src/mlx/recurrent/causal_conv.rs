@@ -6,7 +6,7 @@
 
 use mlx_rs::{Array, ops};
 
-use crate::mlx::{error::Result, kv::compact, loader::Loader, sys};
+use crate::mlx::{arrays::compact, error::Result, loader::Loader, sys};
 
 /// A causal convolution by channel.
 #[derive(Debug)]

@@ -24,7 +24,7 @@
 
 use mlx_rs::{Array, ops};
 
-use crate::mlx::{error::Result, ops::Ops, sys};
+use crate::mlx::{arrays::concatenated, error::Result, ops::Ops, sys};
 
 /// Tokens computed together. Products within a block grow with its size, those with the memory
 /// are shared by its tokens; a power of two, as `unit_lower_inverse` wants.
@@ -133,7 +133,7 @@ fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)>
         reads.push(read.add(of_block(&reads_writes)?.matmul(&writes)?)?);
         memory = memory.multiply(of_block(&totals)?)?.add(of_block(&keys_to_end)?.matmul(&writes)?)?;
     }
-    let reads = if reads.len() == 1 { reads.remove(0) } else { ops::concatenate(&reads, 0)? };
+    let reads = concatenated(reads, 0)?;
     let reads = reads
         .reshape(&[num_blocks, num_sequences, num_key_heads, sharing, size, value_dim])?
         .transpose_axes(&[1, 0, 4, 2, 3, 5])?

@@ -6,12 +6,13 @@
 
 use std::collections::HashMap;
 
-use mlx_rs::{Array, ops};
+use mlx_rs::Array;
 
 use super::state::RecurrentState;
 use crate::{
     engine::SequenceId,
     mlx::{
+        arrays::concatenated,
         error::{MlxError, Result},
         live::PassChunk,
         sys,
@@ -175,7 +176,7 @@ impl LiveStates {
             outputs.push(output);
             first += chunk.num_tokens;
         }
-        Ok(if outputs.len() == 1 { outputs.remove(0) } else { ops::concatenate(&outputs, 0)? })
+        concatenated(outputs, 0)
     }
 
     /// The arrays of a sequence that does not decode, for evaluation.

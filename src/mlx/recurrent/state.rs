@@ -5,7 +5,7 @@
 
 use mlx_rs::{Array, ops};
 
-use crate::mlx::{error::Result, kv::compact, sys};
+use crate::mlx::{arrays::compact, error::Result, sys};
 
 /// State of one recurrent layer after some position, of B sequences.
 #[derive(Debug, Clone)]

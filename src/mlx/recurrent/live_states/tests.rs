@@ -17,7 +17,7 @@ fn counting(packed: &Array) -> impl FnMut(RowGroup, &RecurrentState) -> Result<M
 }
 
 fn initial() -> Vec<RecurrentState> {
-    let zeros = |shape: &[i32]| ops::zeros_dtype(shape, mlx_rs::Dtype::Float32).unwrap();
+    let zeros = |shape: &[i32]| mlx_rs::ops::zeros_dtype(shape, mlx_rs::Dtype::Float32).unwrap();
     (0..LAYERS)
         .map(|_| RecurrentState { conv_tail: zeros(&[1, 3, 1]), memory: Some(zeros(&[1, 2, 4, 5])) })
         .collect()

@@ -1,0 +1,65 @@
+//! What MLX has no call for: whole arrays copied, joined and padded.
+//!
+//! Owns these few shapes of calls; what the arrays mean is the callers' business.
+
+use mlx_rs::{Array, ops};
+
+use super::{error::Result, sys};
+
+/// Several arrays along one axis as one; a single one is not copied. There must be one at least.
+pub(super) fn concatenated(mut arrays: Vec<Array>, axis: i32) -> Result<Array> {
+    Ok(if arrays.len() == 1 { arrays.remove(0) } else { ops::concatenate(&arrays, axis)? })
+}
+
+/// Fills an axis up to a size with one value; an array of that size is not copied.
+pub(super) fn padded(array: &Array, axis: usize, size: usize, fill: f32) -> Result<Array> {
+    let missing = size as i32 - array.dim(axis as i32);
+    if missing == 0 {
+        return Ok(array.clone());
+    }
+    let mut pads = vec![(0, 0); array.ndim()];
+    pads[axis].1 = missing;
+    let fill = Array::from_f32(fill).as_dtype(array.dtype())?;
+    Ok(ops::pad(array, pads.as_slice(), fill, None)?)
+}
+
+/// A copy in row-major order that owns just its elements.
+///
+/// MLX's own `contiguous` will not do: what is in order already, as slices of a single head are, it
+/// gives back as a view, where the whole takes up to 16 KiB more. A concatenation always copies.
+pub(super) fn compact(array: &Array) -> Result<Array> {
+    let shape = array.shape();
+    let Some(axis) = shape.iter().position(|&size| size > 1) else { return Ok(array.contiguous()?) };
+    let first = sys::slice_axis(array, axis, 0, 1)?;
+    let rest = sys::slice_axis(array, axis, 1, shape[axis] as usize)?;
+    Ok(ops::concatenate(&[first, rest], axis as i32)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What was cut from a single head, or a single token, was a view: the rest stayed in memory when
+    /// it was evicted.
+    #[test]
+    fn a_compact_copy_shares_no_memory_with_what_it_was_cut_from() {
+        let numbers: Vec<f32> = (0..240).map(|number| number as f32).collect();
+        for shape in [[1, 1, 24, 10], [1, 2, 12, 10], [1, 24, 1, 10], [24, 1, 1, 10], [1, 1, 240, 1]] {
+            let whole = Array::from_slice(&numbers, &shape);
+            let memory = whole.try_as_slice::<f32>().unwrap().as_ptr_range();
+            for (axis, &size) in shape.iter().enumerate() {
+                let size = size as usize;
+                for (start, stop) in [(0, size), (size / 2, size), (0, 1), (size - 1, size)] {
+                    let part = sys::slice_axis(&whole, axis, start, stop).unwrap();
+                    let copy = compact(&part).unwrap();
+                    copy.eval().unwrap();
+                    assert_eq!(copy.shape(), part.shape());
+                    let is_all_ones = copy.size() == 1;
+                    let start = copy.try_as_slice::<f32>().unwrap().as_ptr();
+                    assert!(is_all_ones || !memory.contains(&start), "{shape:?}, axis {axis}");
+                    assert!(part.eq(&copy).unwrap().all(None).unwrap().item_exact::<bool>());
+                }
+            }
+        }
+    }
+}
