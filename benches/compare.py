@@ -20,7 +20,6 @@ sides.py, and how mlx-lm is driven and counted to mlx_lm_run.py. Standard librar
 # weights and number of BLAS threads. On Linux mlx-lm gets OpenBLAS preloaded, since its wheel's own
 # BLAS is some forty times slower; --stock measures that one too, on a few lines.
 
-import argparse
 import json
 import os
 import pathlib
@@ -57,44 +56,22 @@ def rate(count, seconds):
 
 
 def arguments():
-    root = sides.ROOT
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog="Needs target/release/mlxbatch (make build) and mlx-lm (scripts/setup.sh reference).",
-    )
+    parser = sides.parser_of(__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--data", default=root / "fixtures/data/humaneval.jsonl", type=pathlib.Path, help="conversations to answer")
+    add("--data", default=sides.ROOT / "fixtures/data/humaneval.jsonl", type=pathlib.Path, help="conversations to answer")
     add("--limit", type=int, metavar="N", help="only the first N lines")
     add("--rounds", type=int, default=3, help="how often each side runs (default 3)")
     add("--max-tokens", type=int, default=64, help="new tokens a line (default 64)")
     add("--batch-size", type=int, default=16, help="sequences prefilled and decoded together (default 16)")
-    add("--model-folder", default=str(root / ".mlx/models/smollm2-f32"), help="model of mlx-lm, in MLX's layout")
-    add("--model", help="model of mlxbatch (default: the same folder)")
-    add("--mlxbatch", default=str(root / "target/release/mlxbatch"), help="the mlxbatch binary")
-    add("--python", default=str(root / ".mlx/reference/bin/python"), help="a Python that has mlx-lm")
-    add("--openblas", help="library to preload for mlx-lm on Linux (default: the system's libopenblas)")
     add("--stock", action="store_true", help="also measure prefill of mlx-lm without OpenBLAS")
     add("--stock-lines", type=int, default=4, metavar="N", help="on how many lines (default 4)")
-    add("--only", choices=["mlx-lm", "mlxbatch"], help="run one side alone")
-    add("--json", type=pathlib.Path, metavar="OUT", help="write all figures to this file")
     add("--check", action="store_true", help="exit with 1 when a bar is missed")
-    options = parser.parse_args()
-    options.model = options.model or options.model_folder
-    for name in ("rounds", "max_tokens", "batch_size", "stock_lines"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    positive = ("rounds", "max_tokens", "batch_size", "stock_lines")
+    options = sides.parse(parser, positive, [("data", "it must be a JSONL file")])
     if options.stock and (options.only or sys.platform != "linux"):
         parser.error("--stock compares both sides and is about Linux: leave out --only, run it on Linux")
     if options.check and options.only:
         parser.error("--check compares both sides: leave out --only")
-    needed = [("data", "it must be a JSONL file")]
-    if options.only != "mlx-lm":
-        needed.append(("mlxbatch", "run cargo build --release"))
-    if options.only != "mlxbatch":
-        needed += [("python", "run scripts/setup.sh reference"), ("model_folder", "run scripts/setup.sh reference")]
-    for name, hint in needed:
-        if not pathlib.Path(getattr(options, name)).exists():
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} does not exist: {hint}")
     return options
 
 

@@ -24,7 +24,6 @@ Standard library only.
 # mlx-lm computes the prefix once for each request: on a CPU of two cores SmolLM2 takes it most of an
 # hour and 21 GiB, so give it --requests 8 --batch-size 8, or mlxbatch alone with --only, for a first look.
 
-import argparse
 import json
 import pathlib
 import sys
@@ -44,39 +43,18 @@ TOPICS = "bread rain iron paper glass salt wool coffee silver honey maps clocks 
 
 
 def arguments():
-    root = sides.ROOT
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog="Needs target/release/mlxbatch (make build) and mlx-lm (scripts/setup.sh reference).",
-    )
+    parser = sides.parser_of(__doc__.split("\n")[0])
     add = parser.add_argument
     add("--requests", type=int, default=64, help="requests that share the prefix (default 64)")
     add("--prefix-tokens", type=int, default=2000, help="tokens of the prefix, about (default 2000)")
     add("--max-tokens", type=int, default=16, help="new tokens a request (default 16)")
     add("--batch-size", type=int, default=32, help="sequences prefilled and decoded together (default 32)")
-    add("--model-folder", default=str(root / ".mlx/models/smollm2-f32"), help="model of mlx-lm, in MLX's layout")
-    add("--model", help="model of mlxbatch (default: the same folder)")
-    add("--mlxbatch", default=str(root / "target/release/mlxbatch"), help="the mlxbatch binary")
-    add("--python", default=str(root / ".mlx/reference/bin/python"), help="a Python that has mlx-lm")
-    add("--openblas", help="library to preload for mlx-lm on Linux (default: the system's libopenblas)")
-    add("--only", choices=["mlx-lm", "mlxbatch"], help="run one side alone")
-    add("--json", type=pathlib.Path, metavar="OUT", help="write all figures to this file")
     add("--check", action="store_true", help="exit with 1 when mlxbatch takes more than either expectation")
-    options = parser.parse_args()
-    options.model = options.model or options.model_folder
-    for name in ("requests", "prefix_tokens", "max_tokens", "batch_size"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    positive = ("requests", "prefix_tokens", "max_tokens", "batch_size")
+    # Its configuration says how many bytes a token takes, whichever side runs.
+    options = sides.parse(parser, positive, [("model_folder", "run scripts/setup.sh reference")])
     if options.check and options.only == "mlx-lm":
         parser.error("--check is about mlxbatch: leave out --only mlx-lm")
-    needed = [("model_folder", "run scripts/setup.sh reference")]
-    if options.only != "mlx-lm":
-        needed.append(("mlxbatch", "run cargo build --release"))
-    if options.only != "mlxbatch":
-        needed.append(("python", "run scripts/setup.sh reference"))
-    for name, hint in needed:
-        if not pathlib.Path(getattr(options, name)).exists():
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} does not exist: {hint}")
     return options
 
 

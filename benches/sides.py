@@ -1,10 +1,11 @@
-"""The two programs that compare.py compares, each run in a process of its own and measured alike.
+"""The two programs that the benchmarks compare, each run in a process of its own and measured alike.
 
-Owns starting a child, its wall time and peak memory, and turning what it reports into one
+Owns the flags that name them, starting a child, its wall time and peak memory, and turning what it reports into one
 dictionary with the same keys for both sides. Leaves what is compared, how often and against which
 bar to compare.py, and what mlx-lm's figures mean to mlx_lm_run.py. Standard library only.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -22,6 +23,42 @@ RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 class SideError(Exception):
     """A side could not be run or its figures cannot be compared; the text says what to do."""
+
+
+def parser_of(description):
+    """A command line with the flags that say what the two sides are; a benchmark adds its own."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog="Needs target/release/mlxbatch (make build) and mlx-lm (scripts/setup.sh reference).",
+    )
+    add = parser.add_argument
+    add("--model-folder", default=str(ROOT / ".mlx/models/smollm2-f32"), help="model of mlx-lm, in MLX's layout")
+    add("--model", help="model of mlxbatch (default: the same folder)")
+    add("--mlxbatch", default=str(ROOT / "target/release/mlxbatch"), help="the mlxbatch binary")
+    add("--python", default=str(ROOT / ".mlx/reference/bin/python"), help="a Python that has mlx-lm")
+    add("--openblas", help="library to preload for mlx-lm on Linux (default: the system's libopenblas)")
+    add("--only", choices=["mlx-lm", "mlxbatch"], help="run one side alone")
+    add("--json", type=pathlib.Path, metavar="OUT", help="write all figures to this file")
+    return parser
+
+
+def parse(parser, positive, needed):
+    """Parses the command line; exits with a message where these flags are below 1, or where a file
+    that the chosen sides need, or that `needed` names with a hint, does not exist."""
+    options = parser.parse_args()
+    options.model = options.model or options.model_folder
+    for name in positive:
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    needed = list(needed)
+    if options.only != "mlx-lm":
+        needed.append(("mlxbatch", "run cargo build --release"))
+    if options.only != "mlxbatch":
+        needed += [("python", "run scripts/setup.sh reference"), ("model_folder", "run scripts/setup.sh reference")]
+    for name, hint in needed:
+        if not pathlib.Path(getattr(options, name)).exists():
+            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} does not exist: {hint}")
+    return options
 
 
 def find_openblas():
