@@ -16,18 +16,23 @@ fn man_folder() -> PathBuf {
 
 /// Names and texts of all pages.
 fn pages() -> Vec<(String, String)> {
-    let mut root = Cli::command().version(env!("CARGO_PKG_VERSION"));
+    let mut root = Cli::command();
     root.build();
-    let subcommands: Vec<_> = root.get_subcommands().cloned().collect();
-    let mut pages = vec![page("mlxbatch".into(), root)];
-    for subcommand in subcommands {
-        let name = format!("mlxbatch-{}", subcommand.get_name());
-        pages.push(page(name.clone(), subcommand.version(env!("CARGO_PKG_VERSION"))));
-    }
+    let mut pages = Vec::new();
+    add_pages("mlxbatch", &root, &mut pages);
     pages
 }
 
+/// Adds the page of a command and of those below it.
+fn add_pages(name: &str, command: &clap::Command, pages: &mut Vec<(String, String)>) {
+    pages.push(page(name.to_owned(), command.clone().version(env!("CARGO_PKG_VERSION"))));
+    for below in command.get_subcommands() {
+        add_pages(&format!("{name}-{}", below.get_name()), below, pages);
+    }
+}
+
 fn page(name: String, command: clap::Command) -> (String, String) {
+    let has_subcommands = command.has_subcommands();
     let ending = command.get_after_help().map(ToString::to_string).unwrap_or_default();
     // No date: the pages change when the flags do and not with the calendar.
     let man = clap_mangen::Man::new(command.after_help(""))
@@ -41,7 +46,7 @@ fn page(name: String, command: clap::Command) -> (String, String) {
     man.render_synopsis_section(&mut text).unwrap();
     man.render_description_section(&mut text).unwrap();
     man.render_options_section(&mut text).unwrap();
-    if name == "mlxbatch" {
+    if has_subcommands {
         man.render_subcommands_section(&mut text).unwrap();
     }
     let mut text = String::from_utf8(text).expect("help is UTF-8");

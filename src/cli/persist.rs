@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum, ValueHint};
 
-use super::values;
+use super::{CACHE_EXIT_CODES, values};
 
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Cache file")]
@@ -53,17 +53,21 @@ pub enum CacheModeArg {
 #[derive(Debug, Subcommand)]
 pub enum CacheCommand {
     /// Say what a cache file holds
+    #[command(after_help = CACHE_EXIT_CODES)]
     Inspect(InspectArgs),
 
     /// Read all of a cache file and compare every checksum
     ///
     /// A run leaves damaged prefixes out and computes them again; this says whether there are any.
+    #[command(after_help = CACHE_EXIT_CODES)]
     Verify(VerifyArgs),
 
     /// Drop stored prefixes from a cache file and give their space back
+    #[command(after_help = CACHE_EXIT_CODES)]
     Prune(PruneArgs),
 
     /// Make one cache file of several of the same model
+    #[command(after_help = CACHE_EXIT_CODES)]
     Merge(MergeArgs),
 }
 
