@@ -54,8 +54,10 @@ check_tools() {
     command -v python3 >/dev/null 2>&1 || missing+=" python3"
     python3 -m pip --version >/dev/null 2>&1 || missing+=" python3-pip"
     ldconfig -p 2>/dev/null | grep -q 'libopenblas\.so' || missing+=" libopenblas-dev"
+    # Not libclang-cpp, which comes with LLVM alone and has no C interface.
     [ -n "${LIBCLANG_PATH:-}" ] ||
-        [ -n "$(find /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu /usr/lib64 -maxdepth 1 -name 'libclang*.so*' 2>/dev/null)" ] ||
+        [ -n "$(find /usr/lib/llvm-*/lib /usr/lib/*-linux-gnu /usr/lib64 -maxdepth 1 \
+            \( -name 'libclang.so*' -o -name 'libclang-[0-9]*.so*' \) 2>/dev/null)" ] ||
         missing+=" libclang-dev"
     # GCC 13 brings <format> itself.
     if ! echo '#include <format>' | c++ -std=c++20 -fsyntax-only -x c++ - 2>/dev/null &&
