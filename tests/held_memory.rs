@@ -2,81 +2,32 @@
 //!
 //! Owns one test in a process of its own, as MLX counts the memory of a whole process.
 
+mod common;
+
 use std::{
-    collections::{BTreeMap, HashSet},
-    fs,
+    collections::HashSet,
     num::NonZeroUsize,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use mlxbatch::{
-    cache::CacheLimits,
-    engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams},
-    mlx::{LoadedModel, MlxRunner, WeightSource, active_memory_bytes},
-    models::read_config,
+    cache::{CacheLimits, ResumeRule},
+    engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, Runner, SamplingParams},
+    mlx::{MlxRunner, active_memory_bytes},
 };
-use safetensors::{Dtype, tensor::TensorView};
 
 const NUM_REQUESTS: usize = 200;
 
-/// Some 20 prompts of those below.
-const MAX_CACHED_TOKENS: u64 = 6_000;
-
-const NUM_LAYERS: usize = 2;
-const NUM_HEADS: usize = 4;
-const WIDTH: usize = 32;
-
-/// Wide heads: MLX hands out buffers that it keeps for reuse where they are up to two pages larger
-/// than asked for, which is little of 64 tokens' keys only if a token's are as large as in real models.
-const HEAD_DIM: usize = 256;
-
-/// A llama of no use, with so many heads of keys and values. What is cut from a single head is in
-/// order as it lies, and so was once never copied.
-fn model(num_kv_heads: usize) -> MlxRunner {
-    let folder = tempfile::tempdir().unwrap();
-    let config = format!(
-        r#"{{"model_type": "llama", "vocab_size": 304, "hidden_size": {WIDTH}, "intermediate_size": 16,
-        "num_hidden_layers": {NUM_LAYERS}, "num_attention_heads": {NUM_HEADS},
-        "num_key_value_heads": {num_kv_heads}, "head_dim": {HEAD_DIM}, "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 4096, "rope_theta": 10000.0, "tie_word_embeddings": true}}"#
-    );
-    fs::write(folder.path().join("config.json"), config).unwrap();
-    let (queries, keys) = (NUM_HEADS * HEAD_DIM, num_kv_heads * HEAD_DIM);
-    let mut shapes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-    shapes.insert("model.embed_tokens.weight".to_owned(), vec![304, WIDTH]);
-    shapes.insert("model.norm.weight".to_owned(), vec![WIDTH]);
-    for layer in 0..NUM_LAYERS {
-        for (name, shape) in [
-            ("input_layernorm", vec![WIDTH]),
-            ("post_attention_layernorm", vec![WIDTH]),
-            ("self_attn.q_proj", vec![queries, WIDTH]),
-            ("self_attn.k_proj", vec![keys, WIDTH]),
-            ("self_attn.v_proj", vec![keys, WIDTH]),
-            ("self_attn.o_proj", vec![WIDTH, queries]),
-            ("mlp.gate_proj", vec![16, WIDTH]),
-            ("mlp.up_proj", vec![16, WIDTH]),
-            ("mlp.down_proj", vec![WIDTH, 16]),
-        ] {
-            shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape);
-        }
-    }
-    let mut numbers = Numbers(1);
-    let weights: BTreeMap<&String, Vec<u8>> = shapes
-        .iter()
-        .map(|(name, shape)| {
-            let values = (0..shape.iter().product()).map(|_| numbers.within(0, 2001) as f32 / 5e3 - 0.2);
-            (name, values.flat_map(f32::to_le_bytes).collect())
-        })
-        .collect();
-    let views = shapes
-        .iter()
-        .map(|(name, shape)| (name, TensorView::new(Dtype::F32, shape.clone(), &weights[name]).unwrap()));
-    let path = folder.path().join("model.safetensors");
-    safetensors::serialize_to_file(views, None, &path).unwrap();
-    let spec = read_config(&folder.path().join("config.json")).unwrap();
-    MlxRunner::new(LoadedModel::load(&spec, &WeightSource::Safetensors(vec![path]), None, None).unwrap())
-}
+/// Families with plain KV, of one head too, sliding windows and recurrent layers, and how many bytes
+/// may be cached: some 20 of the prompts below. What is cut from a single head is in order as it
+/// lies, and so was once never copied.
+const MODELS: [(&str, u64); 4] = [
+    ("tiny-llama", 3_000_000),
+    ("tiny-gemma3", 4_500_000),
+    ("tiny-qwen3_5", 2_000_000),
+    ("tiny-lfm2", 1_500_000),
+];
 
 /// SplitMix64: the same numbers in every run of the test.
 struct Numbers(u64);
@@ -142,17 +93,17 @@ fn accounted_and_held(engine: &Engine<MlxRunner>, others: u64) -> (u64, u64) {
 
 #[test]
 fn bytes_held_by_mlx_are_the_bytes_accounted() {
-    for num_kv_heads in [2, 1] {
+    for (model, max_bytes) in MODELS {
         let limits = Limits {
             max_batch_size: NonZeroUsize::new(4).unwrap(),
             prefill_chunk: NonZeroUsize::new(512).unwrap(),
             max_batch_tokens: None,
             lookahead: true,
         };
-        let bytes_per_token = (NUM_LAYERS * 2 * num_kv_heads * HEAD_DIM * size_of::<f32>()) as u64;
-        let max_bytes = MAX_CACHED_TOKENS * bytes_per_token;
         let cache = CacheLimits { max_bytes, max_entries: None };
-        let mut engine = Engine::new(model(num_kv_heads), limits, Some(cache));
+        let runner = common::load(model);
+        let rule = runner.resume_rule();
+        let mut engine = Engine::new(runner, limits, Some(cache));
         let others = accounted_and_held(&engine, 0).1;
 
         let mut numbers = Numbers(3);
@@ -180,10 +131,11 @@ fn bytes_held_by_mlx_are_the_bytes_accounted() {
             worst = worst.max((held as f64 / accounted as f64 - 1.0).abs());
         }
         let num_evictions = engine.cache_usage().unwrap().num_evictions();
-        println!(
-            "{num_kv_heads} KV heads: {num_splits} splits, {num_evictions} evictions, off by {worst:.4}"
-        );
-        assert!(num_splits >= 80 && num_evictions >= 200, "{num_splits} splits, {num_evictions} evictions");
-        assert!(worst < 0.05, "{num_kv_heads} KV heads: off by {worst}");
+        println!("{model}: {num_splits} splits, {num_evictions} evictions, off by {worst:.4}");
+        // With recurrent layers what is cut has no state to resume from, so it is not found whole.
+        let min_splits = if rule == ResumeRule::AnyToken { 80 } else { 0 };
+        assert!(num_splits >= min_splits, "{model}: {num_splits} splits");
+        assert!(num_evictions >= 150, "{model}: {num_evictions} evictions");
+        assert!(worst < 0.05, "{model}: off by {worst}");
     }
 }

@@ -1,6 +1,8 @@
-//! What MLX has no call for: whole arrays copied, joined and padded.
+//! What MLX has no call for: arrays copied, joined, cut and padded.
 //!
 //! Owns these few shapes of calls; what the arrays mean is the callers' business.
+
+use std::ops::Range;
 
 use mlx_rs::{Array, ops};
 
@@ -9,6 +11,11 @@ use super::{error::Result, sys};
 /// Several arrays along one axis as one; a single one is not copied. There must be one at least.
 pub(super) fn concatenated(mut arrays: Vec<Array>, axis: i32) -> Result<Array> {
     Ok(if arrays.len() == 1 { arrays.remove(0) } else { ops::concatenate(&arrays, axis)? })
+}
+
+/// Some rows of an array that has `num_rows` of them, as a view.
+pub(super) fn rows_of(array: &Array, rows: &Range<usize>, num_rows: usize) -> Result<Array> {
+    Ok(if rows.len() == num_rows { array.clone() } else { sys::slice_axis(array, 0, rows.start, rows.end)? })
 }
 
 /// Fills an axis up to a size with one value; an array of that size is not copied.

@@ -7,18 +7,32 @@
 
 mod decode;
 
-use std::{cell::RefCell, collections::HashMap, ops::Range};
+use std::{cell::RefCell, collections::HashMap};
 
-use mlx_rs::{Array, Dtype, fast, ops};
+use mlx_rs::{Array, Dtype, fast, ops, transforms};
 
-use super::{arrays::concatenated, device::ComputeDevice, error::Result, kv::LayerKv, ops::Ops, sys};
+use super::{
+    arrays::{concatenated, rows_of},
+    device::ComputeDevice,
+    error::Result,
+    kv::LayerKv,
+    ops::Ops,
+    sys,
+};
 use crate::models::AttentionSpec;
 
 pub(super) use decode::{CohortRows, DecodeRows, RowsKv};
 
-/// Query rows of a prefill chunk that are computed together on the CPU: it leaves out the keys
-/// that none of them may see, half of all scores in a long chunk.
-const QUERY_BLOCK: usize = 128;
+/// Query rows of a prefill chunk that are computed together at most on the CPU: that leaves out the
+/// keys that none of them may see, half of all scores in a long chunk.
+const MAX_BLOCK_ROWS: usize = 128;
+
+/// Fewer rows make matrix products slow.
+const MIN_BLOCK_ROWS: usize = 16;
+
+/// Scores of one block at most, of all heads together. MLX takes memory for about a hundred
+/// operations ahead of the one that computes, and most of those of a block are of this size.
+const MAX_BLOCK_SCORES: usize = 1 << 19;
 
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +49,9 @@ pub(super) struct MaskCache(RefCell<HashMap<MaskKey, Array>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct MaskKey {
-    /// Positions of the rows.
-    rows: Vec<usize>,
-    keys: Range<usize>,
+    /// How far after the first key each row stands.
+    distances: Vec<isize>,
+    num_keys: usize,
     window: Option<usize>,
 }
 
@@ -118,28 +132,41 @@ impl Attention<'_> {
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[num_rows, width])?)
     }
 
+    /// Blocks of rows one after the other, each started before the next one's operations are made:
+    /// otherwise MLX would take memory for all of them at once.
     fn chunk_in_blocks(&self, chunk: Chunk<'_>) -> Result<Array> {
         let num_rows = chunk.queries.dim(0) as usize;
         let queries = self.scale_queries(chunk.queries)?;
-        let mut blocks = Vec::with_capacity(num_rows.div_ceil(QUERY_BLOCK));
-        for first in (0..num_rows).step_by(QUERY_BLOCK) {
-            let last = (first + QUERY_BLOCK).min(num_rows);
-            let rows = if last - first == num_rows {
-                queries.clone()
-            } else {
-                sys::slice_axis(&queries, 0, first, last)?
-            };
-            let own = chunk.own.slice(chunk.own.first..chunk.start + last)?;
-            let mut seen = Vec::with_capacity(chunk.earlier.len() + 1);
-            for piece in chunk.earlier.iter().chain([&own]) {
-                let piece = piece.visible_from(chunk.start + first, self.spec.window)?;
+        let mut blocks = Vec::with_capacity(num_rows.div_ceil(MAX_BLOCK_ROWS));
+        let mut first = 0;
+        while first < num_rows {
+            let last = (first + self.num_block_rows(chunk.start + first)).min(num_rows);
+            let position = chunk.start + first;
+            // The block's own keys apart: only they need a mask, and it is the same for all blocks.
+            let before = chunk.own.slice(chunk.own.first..position)?;
+            let within = chunk.own.slice(position..chunk.start + last)?;
+            let mut seen = Vec::with_capacity(chunk.earlier.len() + 2);
+            for piece in chunk.earlier.iter().chain([&before, &within]) {
+                let piece = piece.visible_from(position, self.spec.window)?;
                 if piece.num_tokens() > 0 {
                     seen.push(piece);
                 }
             }
-            blocks.push(self.block(&rows, chunk.start + first, &seen)?);
+            let block = self.block(&rows_of(&queries, &(first..last), num_rows)?, position, &seen)?;
+            if last < num_rows {
+                transforms::async_eval([&block])?;
+            }
+            blocks.push(block);
+            first = last;
         }
         concatenated(blocks, 0)
+    }
+
+    /// Rows of the block that begins at a position.
+    fn num_block_rows(&self, position: usize) -> usize {
+        let num_keys = self.spec.window.map_or(position, |window| position.min(window)) + MAX_BLOCK_ROWS;
+        let num_rows = MAX_BLOCK_SCORES / (self.spec.num_heads * num_keys);
+        (num_rows / MIN_BLOCK_ROWS * MIN_BLOCK_ROWS).clamp(MIN_BLOCK_ROWS, MAX_BLOCK_ROWS)
     }
 
     /// Attends a block of scaled query rows `(n, H, D)` whose last row is the last key.
@@ -198,20 +225,22 @@ impl Attention<'_> {
 
     /// 0 where the row may see the key and -inf where not, `(n, L)`.
     fn causal_mask(&self, start: usize, num_rows: usize, kv: &LayerKv, dtype: Dtype) -> Result<Array> {
-        self.mask((start..start + num_rows).collect(), kv, dtype)
+        self.mask(start..start + num_rows, kv, dtype)
     }
 
-    fn mask(&self, rows: Vec<usize>, kv: &LayerKv, dtype: Dtype) -> Result<Array> {
-        let key = MaskKey { rows, keys: kv.first..kv.end(), window: self.spec.window };
+    fn mask(&self, rows: impl Iterator<Item = usize>, kv: &LayerKv, dtype: Dtype) -> Result<Array> {
+        let distances = rows.map(|row| row as isize - kv.first as isize).collect();
+        let key = MaskKey { distances, num_keys: kv.num_tokens(), window: self.spec.window };
         self.masks.get(key, |key| {
-            let mut mask = Vec::with_capacity(key.rows.len() * key.keys.len());
-            for &row in &key.rows {
-                let seen = self.oldest_seen(row)..=row;
+            let mut mask = Vec::with_capacity(key.distances.len() * key.num_keys);
+            for &row in &key.distances {
+                let oldest = key.window.map_or(0, |window| row + 1 - window as isize);
+                let is_seen = |key: isize| oldest <= key && key <= row;
                 mask.extend(
-                    key.keys.clone().map(|key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY }),
+                    (0..key.num_keys as isize).map(|key| if is_seen(key) { 0.0 } else { f32::NEG_INFINITY }),
                 );
             }
-            let shape = [key.rows.len() as i32, key.keys.len() as i32];
+            let shape = [key.distances.len() as i32, key.num_keys as i32];
             Ok(Array::from_slice(&mask, &shape).as_dtype(dtype)?)
         })
     }

@@ -3,9 +3,10 @@
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention` and `recurrent`; all else works on each packed row by itself.
 
-use mlx_rs::Array;
+use mlx_rs::{Array, transforms};
 
 use super::{
+    arrays::{concatenated, rows_of},
     device::ComputeDevice,
     error::Result,
     linear::Linear,
@@ -18,6 +19,9 @@ use super::{
     self_attention::{AttentionPlace, SelfAttention},
 };
 use crate::models::{Activation, AttentionSpec, LayerSpec, MixerSpec, RopeSpec};
+
+/// Rows that the MLP of a prefill pass takes at a time on the CPU; fewer make matrix products slow.
+const MAX_MLP_ROWS: usize = 256;
 
 /// What a pass carries from block to block.
 pub(super) struct BlockPass<'a> {
@@ -140,7 +144,7 @@ impl Block {
         }
         let hidden = hidden.add(&update)?;
 
-        let mut update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, pass.ops)?;
+        let mut update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, pass)?;
         if let Some(norm) = &self.mlp_post_norm {
             update = norm.forward(&update)?;
         }
@@ -149,7 +153,23 @@ impl Block {
 }
 
 impl Mlp {
-    fn forward(&self, normed: &Array, ops: &Ops) -> Result<Array> {
+    /// Blocks of rows one after the other on the CPU: see `attention`'s blocks for the reason.
+    fn forward(&self, normed: &Array, pass: &BlockPass<'_>) -> Result<Array> {
+        let num_rows = normed.dim(0) as usize;
+        if pass.device == ComputeDevice::Gpu || num_rows <= MAX_MLP_ROWS {
+            return self.rows(normed, pass.ops);
+        }
+        let mut blocks = Vec::with_capacity(num_rows.div_ceil(MAX_MLP_ROWS));
+        for first in (0..num_rows).step_by(MAX_MLP_ROWS) {
+            let last = (first + MAX_MLP_ROWS).min(num_rows);
+            let block = self.rows(&rows_of(normed, &(first..last), num_rows)?, pass.ops)?;
+            transforms::async_eval([&block])?;
+            blocks.push(block);
+        }
+        concatenated(blocks, 0)
+    }
+
+    fn rows(&self, normed: &Array, ops: &Ops) -> Result<Array> {
         let gate = self.gate.forward(normed)?;
         let gate = match self.activation {
             Activation::Silu => ops.silu(&gate)?,

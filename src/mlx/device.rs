@@ -32,6 +32,16 @@ impl ComputeDevice {
         })
     }
 
+    /// Has MLX give back what arrays held as soon as they are gone, on the CPU: there the system's
+    /// allocator keeps enough for reuse itself, exactly as large as asked for. On a GPU MLX's own
+    /// buffers are what makes reuse possible.
+    pub(super) fn keep_no_free_buffers(self) {
+        if self == Self::Cpu {
+            // Only memory is at stake, should it fail.
+            let _ = mlx_rs::memory::set_cache_limit(0);
+        }
+    }
+
     /// Name of the backend, as `--version -v` prints it.
     pub fn backend(self) -> &'static str {
         match self {

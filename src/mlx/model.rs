@@ -40,6 +40,7 @@ impl LoadedModel {
         let dtype = device.compute_dtype(dtype, stored_dtype);
         let precision =
             Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
+        device.keep_no_free_buffers();
         let weights = match source {
             WeightSource::Safetensors(files) => Weights::from_safetensors(files, &spec.names)?,
             WeightSource::Gguf(path) => weights_gguf::load(path, spec)?,

@@ -8,7 +8,7 @@ use std::ops::Range;
 use mlx_rs::{Array, Dtype, ops};
 
 use super::{Attention, LayerKv, Result, largest, sys, total};
-use crate::mlx::arrays::{concatenated, padded};
+use crate::mlx::arrays::{concatenated, padded, rows_of};
 
 /// Consecutive decode rows that run on the same stored segments.
 #[derive(Debug, Clone)]
@@ -146,7 +146,7 @@ impl Attention<'_> {
         }
         let num_groups = self.num_groups() as usize;
         // A row of the cohort's matrix for each head group.
-        let rows = positions.iter().flat_map(|&position| std::iter::repeat_n(position, num_groups)).collect();
+        let rows = positions.iter().flat_map(|&position| std::iter::repeat_n(position, num_groups));
         Ok(Some(self.mask(rows, piece, dtype)?))
     }
 
@@ -266,9 +266,4 @@ impl Attention<'_> {
         let masked = Array::from_f32(f32::NEG_INFINITY).as_dtype(dtype)?;
         Ok(ops::broadcast_to(masked, &shape)?)
     }
-}
-
-/// Some rows of an array that has `num_rows` of them.
-fn rows_of(array: &Array, rows: &Range<usize>, num_rows: usize) -> Result<Array> {
-    Ok(if rows.len() == num_rows { array.clone() } else { sys::slice_axis(array, 0, rows.start, rows.end)? })
 }
