@@ -6,20 +6,21 @@ Standard library only.
 """
 # Each side runs three times, each time in a new process:
 #
-# - short: a single request without the prefix. Its peak holds weights, code and some working memory.
-# - one: a single request with the prefix: in addition the prefix, and what prefilling it takes.
-# - batch: all of them.
+# - short: a single request without the prefix. Its peak holds weights, code and little working memory.
+# - plain: all requests without the prefix: in addition the working memory of prefilling and decoding
+#   so many rows together, and their tails.
+# - batch: all of them with the prefix.
 #
-# What the batch takes over the first two is set against the KV that has to be there:
+# What the batch takes over the others is set against the KV that has to be there:
 #
+#   over plain: one prefix * KV bytes of a token + 20 %
 #   over short: (one prefix + as many tails as run together) * KV bytes of a token + 20 %
-#   over one:   (the other tails) * KV bytes of a token + 20 % of the KV above
 #
-# The first is the bar. The second only tells where an excess comes from: copies of KV show in both,
-# the working memory of prefilling the prefix in the first alone. A tail is what a request has to itself: the end of its question, the
-# template's words after it, its answer. Its size is counted from what mlxbatch reports, so that no
-# tokenizer is needed here. A program that keeps a copy of the prefix for each row is over either
-# expectation by about the batch size.
+# The first is what the prefix itself costs. The second leaves no room for working memory, which does not
+# grow with the prefix, so it is told and not judged. A tail is what a request has to itself: the end of
+# its question, the template's words after it, its answer. Its size is counted from what mlxbatch reports,
+# so that no tokenizer is needed here. A program that keeps a copy of the prefix for each row is over
+# either expectation by about the batch size.
 #
 # mlx-lm computes the prefix once for each request: on a CPU of two cores SmolLM2 takes it most of an
 # hour and 21 GiB, so give it --requests 8 --batch-size 8, or mlxbatch alone with --only, for a first look.
@@ -49,7 +50,7 @@ def arguments():
     add("--prefix-tokens", type=int, default=2000, help="tokens of the prefix, about (default 2000)")
     add("--max-tokens", type=int, default=16, help="new tokens a request (default 16)")
     add("--batch-size", type=int, default=32, help="sequences prefilled and decoded together (default 32)")
-    add("--check", action="store_true", help="exit with 1 when mlxbatch takes more than either expectation")
+    add("--check", action="store_true", help="exit with 1 when the prefix costs mlxbatch more than expected")
     positive = ("requests", "prefix_tokens", "max_tokens", "batch_size")
     # Its configuration says how many bytes a token takes, whichever side runs.
     options = sides.parse(parser, positive, [("model_folder", "run scripts/setup.sh reference")])
@@ -88,10 +89,10 @@ def write_input(path, system, questions):
 
 
 def measure(options, folder):
-    """Figures of the runs of each side: {side: {"short": …, "one": …, "batch": …}}."""
+    """Figures of the runs of each side: {side: {"short": …, "plain": …, "batch": …}}."""
     questions = [f"What do you know about {TOPICS[i % len(TOPICS)]}, item {i}?" for i in range(options.requests)]
     system = prefix(options.prefix_tokens)
-    inputs = {"short": ("", questions[:1]), "one": (system, questions[:1]), "batch": (system, questions)}
+    inputs = {"short": ("", questions[:1]), "plain": ("", questions), "batch": (system, questions)}
     for name, (system, asked) in inputs.items():
         write_input(pathlib.Path(folder, f"{name}.jsonl"), system, asked)
     openblas = options.openblas or sides.find_openblas()
@@ -123,8 +124,8 @@ def expectation(options, figures):
     tail = num_prompt_tokens / num_requests - num_prefix + options.max_tokens
     num_rows = min(options.batch_size, num_requests)
     kv_bytes = (num_prefix + num_rows * tail) * kv_bytes_per_token(options.model_folder)
-    others_bytes = (num_rows - 1) * tail * kv_bytes_per_token(options.model_folder)
-    return num_prefix, tail, {"short": 1.2 * kv_bytes, "one": others_bytes + 0.2 * kv_bytes}
+    prefix_bytes = num_prefix * kv_bytes_per_token(options.model_folder)
+    return num_prefix, tail, {"plain": 1.2 * prefix_bytes, "short": 1.2 * kv_bytes}
 
 
 def main():
@@ -142,7 +143,7 @@ def main():
     print(sides.machine())
     print(f"\n| peak memory, MiB | {' | '.join(figures)} |\n|---|{'--:|' * len(figures)}")
     peaks = {side: {name: run["peak_rss_bytes"] for name, run in runs.items()} for side, runs in figures.items()}
-    names = {"short": "one short request", "one": "one request with the prefix", "batch": "the batch"}
+    names = {"short": "one short request", "plain": "the batch without the prefix", "batch": "the batch"}
     rows = [(text, [peak[name] for peak in peaks.values()]) for name, text in names.items()]
     over = {base: {side: peak["batch"] - peak[base] for side, peak in peaks.items()} for base in expected}
     for base, num_bytes in expected.items():
@@ -152,12 +153,10 @@ def main():
         print(f"| {text} | {' | '.join(f'{value / mib:,.0f}' for value in values)} |")
     is_met = True
     if "mlxbatch" in figures:
-        print()
-        for base, num_bytes in expected.items():
-            is_kept = over[base]["mlxbatch"] <= num_bytes
-            is_met = is_met and is_kept
-            share = over[base]["mlxbatch"] / num_bytes
-            print(f"- mlxbatch over {names[base]}: {'pass' if is_kept else 'FAIL'}, {share:.2f} of what is expected")
+        shares = {base: over[base]["mlxbatch"] / num_bytes for base, num_bytes in expected.items()}
+        is_met = shares["plain"] <= 1
+        print(f"\n- mlxbatch over {names['plain']}: {'pass' if is_met else 'FAIL'}, {shares['plain']:.2f} of what is expected")
+        print(f"- mlxbatch over {names['short']}, working memory and all: {shares['short']:.2f} of what is expected")
         cache = figures["mlxbatch"]["batch"]["cache"]
         if cache:
             print(f"- its prompt cache held {cache['peak_bytes'] / mib:,.0f} MiB at its peak")
