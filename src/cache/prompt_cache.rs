@@ -221,6 +221,11 @@ impl<P: Payload> PromptCache<P> {
         self.evict_until_fits(now_order, num_bytes, None)
     }
 
+    /// Whether `num_bytes` more would be within the limit.
+    pub fn has_room_for(&self, num_bytes: u64) -> bool {
+        !self.is_over_limit_with(num_bytes)
+    }
+
     /// Whether more is held than the limits allow.
     pub fn is_over_limit(&self) -> bool {
         self.is_over_limit_with(0)
@@ -257,7 +262,7 @@ impl<P: Payload> PromptCache<P> {
         let mut dropped = Vec::new();
         while self.is_over_limit_with(num_bytes) {
             let Some(victim) = self.ranking.victim(newest) else {
-                self.num_over_limit += 1;
+                self.num_over_limit += usize::from(self.is_over_limit());
                 break;
             };
             self.evict(victim, &mut dropped);

@@ -239,6 +239,19 @@ fn make_room(cache: &mut PromptCache<StoredSegment>, runner: &mut impl Runner, n
     discard_all(runner, cache.make_room(now));
 }
 
+/// Makes room for what is about to be stored, so that it never counts beside what it pushes out; what
+/// it continues must be pinned. Says whether there is.
+fn make_room_for(
+    cache: &mut PromptCache<StoredSegment>,
+    runner: &mut impl Runner,
+    num_bytes: u64,
+    now: u64,
+) -> bool {
+    cache.set_outside_bytes(runner.num_replaced_bytes());
+    discard_all(runner, cache.make_room_for(num_bytes, now));
+    cache.has_room_for(num_bytes)
+}
+
 /// Makes room for a leaf that nobody needs in this run, and says whether it could stay itself.
 ///
 /// It must not be pinned yet: rather than what this run still needs, or the limit, it goes.

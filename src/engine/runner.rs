@@ -33,6 +33,12 @@ pub struct Stored {
     pub checkpoint: Option<StoredSegment>,
 }
 
+impl Stored {
+    pub(super) fn num_bytes(&self) -> u64 {
+        self.segment.num_bytes.saturating_add(self.checkpoint.map_or(0, |checkpoint| checkpoint.num_bytes))
+    }
+}
+
 /// How the next token of one request is chosen; independent of what else is in the batch.
 ///
 /// The filters apply in this order: temperature, `top_k`, `top_p`, `min_p`.

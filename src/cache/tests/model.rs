@@ -213,7 +213,7 @@ impl Model {
         let mut dropped = Vec::new();
         while self.is_over_limit(num_bytes) {
             let Some(id) = self.victim(newest) else {
-                self.num_over_limit += 1;
+                self.num_over_limit += usize::from(self.is_over_limit(0));
                 break;
             };
             self.num_evictions += 1;

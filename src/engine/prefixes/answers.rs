@@ -3,7 +3,7 @@
 //! Owns taking an answer's KV out of the runner and hanging it below its prompt. What a sequence has
 //! stored of the prompt itself is [`super::prompts`]'.
 
-use super::{Prefixes, Unconfirmed, discard, make_room_for_leaf};
+use super::{Prefixes, Unconfirmed, discard, make_room_for, make_room_for_leaf};
 use crate::cache::{Inserted, NodeId, Place, ResumeRule, Tier};
 use crate::engine::sequence::Sequence;
 use crate::engine::{Runner, RunnerError, Stored, TokenId};
@@ -35,6 +35,11 @@ impl Prefixes {
         rest: &[TokenId],
         mut stored: Stored,
     ) -> Result<(), RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        if !make_room_for(cache, runner, stored.num_bytes(), self.now) {
+            discard(runner, stored);
+            return Ok(());
+        }
         let hung = self.hang(runner, sequence.hold.node, rest, &mut stored);
         let Ok(Some(node)) = hung else {
             discard(runner, stored);

@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Prefixes, Unconfirmed, discard_all, make_room};
+use super::{Prefixes, Unconfirmed, discard_all, make_room, make_room_for};
 use crate::cache::{Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
 use crate::engine::{Exported, GenerationRequest, ImportError, Runner, RunnerError, StoredSegment};
 use crate::snapshot::{Extent, Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
@@ -175,6 +175,9 @@ impl Prefixes {
         }
         // Before there is anything that could be left behind: a cut may fail.
         let parent = self.end_of(runner, tokens)?;
+        let num_bytes = self.persisted.buffer.len() as u64 / u64::from(found.piece.extent.num_tokens.max(1))
+            * (found.end - start) as u64;
+        self.make_room_below(runner, parent, num_bytes)?;
         let exported = Exported {
             bytes: &self.persisted.buffer,
             num_tokens: found.piece.extent.num_tokens as usize,
@@ -196,6 +199,24 @@ impl Prefixes {
             Inserted::Overlaps { .. } => runner.discard(segment.id),
         }
         Ok(BroughtIn::Yes)
+    }
+
+    /// Makes room, as far as that is possible, for bytes that are to come below a node.
+    fn make_room_below(
+        &mut self,
+        runner: &mut impl Runner,
+        parent: Option<NodeId>,
+        num_bytes: u64,
+    ) -> Result<(), RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        if let Some(parent) = parent {
+            cache.pin(parent)?;
+        }
+        make_room_for(cache, runner, num_bytes, self.now);
+        if let Some(parent) = parent {
+            cache.unpin(parent)?;
+        }
+        Ok(())
     }
 
     /// Gives the node that ends with the tokens the recurrent state there.

@@ -7,7 +7,10 @@
 //! then computes those tokens once more for itself, and leaves the checkpoint behind where its plan
 //! has others part from it and where it parts from the tree.
 
-use super::{Due, DueKind, Prefixes, Unconfirmed, discard_all, make_room, make_room_for_leaf, segment_of};
+use super::{
+    Due, DueKind, Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for, make_room_for_leaf,
+    segment_of,
+};
 use crate::cache::{Inserted, OwnerId, Place, PromptCache, Step, Tier, reusable};
 use crate::engine::sequence::Sequence;
 use crate::engine::{PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
@@ -107,11 +110,21 @@ impl Prefixes {
         due: Due,
         stored: Stored,
     ) -> Result<(), RunnerError> {
-        self.note_stored(Unconfirmed::Node(due.node));
-        self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
         let is_private = due.kind == DueKind::Private;
+        if !make_room_for(cache, runner, stored.num_bytes(), self.now) && is_private {
+            // Nothing else of it is announced: the private piece is the last.
+            cache.cancel(OwnerId(sequence.id.0));
+            discard(runner, stored);
+            sequence.hold.is_detached = true;
+            // What it would have continued is an entry by itself again.
+            make_room(cache, runner, self.now);
+            return Ok(());
+        }
+        cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
+        self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
+        self.note_stored(Unconfirmed::Node(due.node));
+        let Some(cache) = &mut self.cache else { return Ok(()) };
         if is_private && !make_room_for_leaf(cache, runner, due.node, self.now)? {
             sequence.hold.is_detached = true;
             return Ok(());

@@ -158,6 +158,21 @@ fn a_prompt_larger_than_the_cache_is_answered_and_not_kept() {
 }
 
 #[test]
+fn what_is_stored_never_counts_beside_what_it_pushes_out() {
+    // Room was made only after each insertion, so the limit was passed by a prompt or an answer each time.
+    let requests: Vec<GenerationRequest> =
+        (0..8u32).map(|id| request(u64::from(id), words(20 * id, 12), 6, &[])).collect();
+    for rule in RULES {
+        let max_bytes = 40 * BYTES_PER_TOKEN;
+        let mut run = answered(cached_engine(limits(2, 64, true), rule, max_bytes), &requests);
+        let usage = run.engine.cache_usage().unwrap();
+        assert!(usage.num_evictions() > 0 && usage.num_bytes > max_bytes / 2, "{rule:?}: {usage:?}");
+        assert!(usage.peak_bytes <= max_bytes && usage.num_over_limit == 0, "{rule:?}: {usage:?}");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
 fn a_prefix_larger_than_the_cache_is_kept_for_those_who_share_it() {
     let requests = with_a_shared_prefix(4);
     for rule in RULES {
