@@ -19,13 +19,15 @@ use runs::{Setting, engine, engine_with_file, run};
 /// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-gemma3", "tiny-qwen3_5", "tiny-lfm2"];
 
-/// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows.
+/// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows
+/// and next to no memory for copies.
 fn settings(num_prompts: usize) -> [Setting; 5] {
     let given: Vec<usize> = (0..num_prompts).collect();
     let setting = |batch_size, lookahead, prefill_chunk, order: &[usize]| Setting {
         batch_size,
         lookahead,
         prefill_chunk,
+        max_copied_bytes: if prefill_chunk < 512 { 40_000 } else { u64::MAX },
         order: order.to_vec(),
     };
     let shuffled = shuffled(num_prompts);

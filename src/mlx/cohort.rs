@@ -1,7 +1,7 @@
 //! Cohorts: which decode rows run on the same stored segments, and what each has to itself.
 //!
-//! Owns that division, which follows from the rows' paths alone. Attending over it is
-//! `attention`'s business, the rows' order in the tail `live`'s.
+//! Owns that division, which follows from the rows' paths alone. Rows side by side are `block`'s
+//! business, attending over all of it `attention`'s, the rows' order in the tail `live`'s.
 //!
 //! ```text
 //! row 0   |------ a ------|-b-|c|--- d ---|     shared:  a, by rows 0 to 2
@@ -14,17 +14,14 @@
 //! it can without copying much; long ones stay where they are. Rows that step together for a while
 //! are put side by side, so that one operation serves all of them.
 
+mod block;
+
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
-use mlx_rs::{Array, ops};
+use mlx_rs::ops;
 
-use super::{
-    arrays::{concatenated, padded},
-    attention::RowsKv,
-    error::Result,
-    kv::LayerKv,
-    segment::Segment,
-};
+use self::block::{Block, Row, groups, padded_bytes};
+use super::{attention::RowsKv, error::Result, kv::LayerKv, segment::Segment};
 use crate::engine::{SegmentId, SequenceId};
 
 /// Tokens from which on a segment is attended once for all rows that run on it.
@@ -52,27 +49,19 @@ pub(super) struct Piece {
 }
 
 /// What the decode rows share and what they do not.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Cohorts {
     pub shared: Vec<SharedRows>,
+    /// Bytes that joined pieces and blocks may take together.
+    max_copied_bytes: u64,
+    /// Bytes that joined pieces take.
+    num_joined_bytes: u64,
     /// Pieces of each row, in order of position.
     private: Vec<Vec<Piece>>,
     /// Rows whose pieces, and what they have not stored, lie side by side.
     blocks: Vec<Block>,
     /// Passes since the rows last changed.
     num_same_passes: usize,
-}
-
-/// What consecutive rows have to themselves, side by side: one operation serves them all.
-#[derive(Debug)]
-struct Block {
-    rows: Range<usize>,
-    /// Positions of each row's tokens.
-    positions: Vec<Vec<usize>>,
-    /// Keys and values of each layer, `(n, H_kv, L, D)`, rows padded with zeros to the longest.
-    layers: Vec<(Array, Array)>,
-    /// By window, for the positions that the rows were last at.
-    masks: HashMap<Option<usize>, (Vec<usize>, Option<Array>)>,
 }
 
 /// Whether so many rows attend a segment together.
@@ -99,6 +88,23 @@ pub(super) fn in_order(paths: &HashMap<SequenceId, &[Rc<Segment>]>) -> Vec<Seque
 }
 
 impl Cohorts {
+    /// No rows yet; copies made for speed may take so many bytes.
+    pub(super) fn new(max_copied_bytes: u64) -> Self {
+        Self {
+            shared: Vec::new(),
+            max_copied_bytes,
+            num_joined_bytes: 0,
+            private: Vec::new(),
+            blocks: Vec::new(),
+            num_same_passes: 0,
+        }
+    }
+
+    /// No rows again.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new(self.max_copied_bytes);
+    }
+
     /// Divides the paths of all rows, which must be [`in_order`]. What `self` has joined already is
     /// not joined again.
     pub(super) fn form(&self, paths: &[&[Rc<Segment>]]) -> Result<Self> {
@@ -111,7 +117,7 @@ impl Cohorts {
                 rows_of.entry(segment.id).or_insert(row..row).end = row + 1;
             }
         }
-        let mut formed = Self::default();
+        let mut formed = Self::new(self.max_copied_bytes);
         for (row, path) in paths.iter().enumerate() {
             let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
             let mut num_joined_tokens = usize::MAX;
@@ -126,7 +132,11 @@ impl Cohorts {
                 }
                 num_joined_tokens = num_joined_tokens.saturating_add(segment.num_tokens);
                 match pieces.last_mut() {
-                    Some(piece) if num_joined_tokens <= MAX_JOINED_TOKENS => piece.push(segment),
+                    Some(piece)
+                        if num_joined_tokens <= MAX_JOINED_TOKENS && formed.can_join(piece, segment) =>
+                    {
+                        piece.push(segment);
+                    }
                     _ => {
                         pieces.push(vec![segment]);
                         num_joined_tokens = segment.num_tokens;
@@ -136,6 +146,18 @@ impl Cohorts {
             formed.private.push(pieces.iter().map(|piece| join(piece, &known)).collect::<Result<_>>()?);
         }
         Ok(formed)
+    }
+
+    /// Whether the copy that makes one piece of these is within the limit; counts it where it is.
+    fn can_join(&mut self, piece: &[&Rc<Segment>], next: &Segment) -> bool {
+        // A single segment is not copied until it is joined.
+        let first = if let [single] = piece { single.num_bytes() } else { 0 };
+        let num_bytes = self.num_joined_bytes.saturating_add(first).saturating_add(next.num_bytes());
+        let can_join = num_bytes <= self.max_copied_bytes;
+        if can_join {
+            self.num_joined_bytes = num_bytes;
+        }
+        can_join
     }
 
     fn share(&mut self, segment: &Rc<Segment>, rows: &Range<usize>) {
@@ -165,8 +187,15 @@ impl Cohorts {
             .collect();
         let num_tokens = |row: &Vec<Row<'_>>| row.iter().map(|layers| layers[0].num_tokens()).sum::<usize>();
         let lengths: Vec<usize> = rows.iter().map(num_tokens).collect();
-        let blocks = groups(&lengths).into_iter().map(|group| Block::new(group.clone(), &rows[group]));
-        self.blocks = blocks.collect::<Result<_>>()?;
+        let mut num_copied_bytes = self.num_joined_bytes;
+        for group in groups(&lengths) {
+            num_copied_bytes =
+                num_copied_bytes.saturating_add(padded_bytes(&lengths[group.clone()], &rows[group.start]));
+            if num_copied_bytes > self.max_copied_bytes {
+                break;
+            }
+            self.blocks.push(Block::new(group.clone(), &rows[group])?);
+        }
         Ok(())
     }
 
@@ -212,79 +241,6 @@ impl Cohorts {
     }
 }
 
-/// A piece of one row, one entry a layer.
-type Row<'a> = &'a [LayerKv];
-
-/// Runs of rows of which padding makes not much more than they are.
-fn groups(lengths: &[usize]) -> Vec<Range<usize>> {
-    let mut groups: Vec<Range<usize>> = Vec::new();
-    let mut num_tokens = 0;
-    for (row, &length) in lengths.iter().enumerate() {
-        if length == 0 || length > MAX_JOINED_TOKENS {
-            continue;
-        }
-        if let Some(group) = groups.last_mut().filter(|group| group.end == row) {
-            let longest = lengths[group.start..=row].iter().max().copied().unwrap_or(0);
-            let num_padded = longest * (row + 1 - group.start);
-            if num_padded <= (num_tokens + length) / 4 * 5 {
-                group.end = row + 1;
-                num_tokens += length;
-                continue;
-            }
-        }
-        groups.push(row..row + 1);
-        num_tokens = length;
-    }
-    groups
-}
-
-impl Block {
-    fn new(rows: Range<usize>, pieces: &[Vec<Row<'_>>]) -> Result<Self> {
-        let positions: Vec<Vec<usize>> = pieces
-            .iter()
-            .map(|row| row.iter().flat_map(|layers| layers[0].first..layers[0].end()).collect())
-            .collect();
-        let width = positions.iter().map(Vec::len).max().unwrap_or(0);
-        let num_layers = pieces.first().and_then(|row| row.first()).map_or(0, |layers| layers.len());
-        let mut layers = Vec::with_capacity(num_layers);
-        for layer in 0..num_layers {
-            let mut keys = Vec::with_capacity(pieces.len());
-            let mut values = Vec::with_capacity(pieces.len());
-            for row in pieces {
-                let kv = joined(row.iter().map(|layers| &layers[layer]))?;
-                keys.push(padded(&kv.keys, 2, width, 0.0)?);
-                values.push(padded(&kv.values, 2, width, 0.0)?);
-            }
-            layers.push((concatenated(keys, 0)?, concatenated(values, 0)?));
-        }
-        mlx_rs::transforms::async_eval(layers.iter().flat_map(|(keys, values)| [keys, values]))?;
-        Ok(Self { rows, positions, layers, masks: HashMap::new() })
-    }
-
-    /// One layer's KV as rows at these positions see it; `positions` are all rows'.
-    fn kv(&mut self, layer: usize, positions: &[usize], window: Option<usize>) -> RowsKv {
-        let (keys, values) = self.layers[layer].clone();
-        // Without a window the rows' positions do not matter.
-        let at = if window.is_some() { positions[self.rows.clone()].to_vec() } else { Vec::new() };
-        if self.masks.get(&window).is_none_or(|(known, _)| *known != at) {
-            self.masks.insert(window, (at.clone(), self.mask(&at, window)));
-        }
-        RowsKv { rows: self.rows.clone(), keys, values, mask: self.masks[&window].1.clone() }
-    }
-
-    fn mask(&self, at: &[usize], window: Option<usize>) -> Option<Array> {
-        let width = self.positions.iter().map(Vec::len).max().unwrap_or(0);
-        let mut mask = Vec::with_capacity(self.positions.len() * width);
-        for (row, positions) in self.positions.iter().enumerate() {
-            let oldest = window.map_or(0, |window| (at[row] + 1).saturating_sub(window));
-            mask.extend(positions.iter().map(|&key| if key < oldest { f32::NEG_INFINITY } else { 0.0 }));
-            mask.resize((row + 1) * width, f32::NEG_INFINITY);
-        }
-        let hides = mask.iter().any(|&hidden| hidden < 0.0);
-        hides.then(|| Array::from_slice(&mask, &[self.positions.len() as i32, 1, 1, width as i32]))
-    }
-}
-
 fn join(segments: &[&Rc<Segment>], known: &HashMap<&[SegmentId], &Piece>) -> Result<Piece> {
     let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
     if let Some(piece) = known.get(ids.as_slice()) {
@@ -318,4 +274,41 @@ pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
         pieces.push(joined(short.iter())?);
     }
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mlx::segment::SegmentStore;
+
+    /// Bytes of a token in one layer of one head of one dimension.
+    const BYTES_PER_TOKEN: u64 = 8;
+
+    fn segment(store: &mut SegmentStore, first: usize, num_tokens: usize) -> Rc<Segment> {
+        let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 1]).unwrap();
+        store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
+    }
+
+    #[test]
+    fn copies_stay_within_their_limit_and_all_is_seen_all_the_same() {
+        let mut store = SegmentStore::default();
+        // Two rows of two short segments each: 5 and 3 tokens, 6 and 2.
+        let paths: Vec<Vec<Rc<Segment>>> =
+            [5, 6].map(|at| vec![segment(&mut store, 0, at), segment(&mut store, at, 8 - at)]).into();
+        let paths: Vec<&[Rc<Segment>]> = paths.iter().map(Vec::as_slice).collect();
+        // Bytes for no copy, for the first row's, for both rows', and for the block of 16 tokens too.
+        for (max_tokens, num_pieces, num_lists) in [(7, 4, 2), (8, 3, 2), (16, 2, 1), (31, 2, 1), (32, 2, 1)]
+        {
+            let mut cohorts = Cohorts::new(max_tokens * BYTES_PER_TOKEN).form(&paths).unwrap();
+            assert_eq!(cohorts.private.iter().map(Vec::len).sum::<usize>(), num_pieces, "{max_tokens}");
+            for _ in 0..MIN_SAME_PASSES {
+                cohorts.step(&[&[], &[]]).unwrap();
+            }
+            assert_eq!(cohorts.blocks.len(), usize::from(max_tokens == 32), "{max_tokens}");
+            let lists = cohorts.private(0, &[None, None], &[8, 8], None).unwrap();
+            assert_eq!(lists.len(), num_lists, "{max_tokens}");
+            let num_seen: i32 = lists.iter().flatten().map(|kv| kv.keys.dim(0) * kv.keys.dim(2)).sum();
+            assert_eq!(num_seen, 16, "{max_tokens}");
+        }
+    }
 }

@@ -82,7 +82,7 @@ impl Sequence {
 }
 
 /// KV of all running sequences, by attention layer, and the states of their recurrent layers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
     tail: Tail,
@@ -92,9 +92,15 @@ pub(super) struct LiveKv {
 }
 
 impl LiveKv {
-    /// No sequences yet; each will start with these states of the recurrent layers.
-    pub(super) fn new(initial_states: Vec<RecurrentState>) -> Self {
-        Self { states: LiveStates::new(initial_states), ..Self::default() }
+    /// No sequences yet; each will start with these states of the recurrent layers. Copies made for
+    /// speed may take `max_copied_bytes`.
+    pub(super) fn new(initial_states: Vec<RecurrentState>, max_copied_bytes: u64) -> Self {
+        Self {
+            sequences: HashMap::new(),
+            tail: Tail::default(),
+            cohorts: Cohorts::new(max_copied_bytes),
+            states: LiveStates::new(initial_states),
+        }
     }
 
     /// Begins a sequence on stored segments, which must follow each other from position 0, and on
@@ -142,7 +148,7 @@ impl LiveKv {
         self.states.release(sequence);
         if self.sequences.is_empty() {
             self.tail = Tail::default();
-            self.cohorts = Cohorts::default();
+            self.cohorts.clear();
         }
     }
 

@@ -59,12 +59,13 @@ struct SampledToken {
 }
 
 impl MlxRunner {
-    /// Takes over a loaded model.
-    pub fn new(model: LoadedModel) -> Self {
+    /// Takes over a loaded model. Copies of KV that let rows decode faster may take
+    /// `max_copied_bytes`.
+    pub fn new(model: LoadedModel, max_copied_bytes: u64) -> Self {
         let decoder = model.into_decoder();
         let windows = decoder.spec.attention_layers().map(|attention| attention.window).collect();
         Self {
-            live: LiveKv::new(decoder.initial_states().to_vec()),
+            live: LiveKv::new(decoder.initial_states().to_vec(), max_copied_bytes),
             decoder,
             segments: SegmentStore::default(),
             windows,
@@ -262,7 +263,7 @@ impl MlxRunner {
 
     /// Log-probabilities of the token after `prompt`, computed on its own.
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
-        let mut live = LiveKv::new(self.decoder.initial_states().to_vec());
+        let mut live = LiveKv::new(self.decoder.initial_states().to_vec(), 0);
         let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
         let pass = live.begin_pass(vec![chunk], &self.windows);
         let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);

@@ -41,6 +41,11 @@ pub fn golden(model: &str) -> Vec<Golden> {
 
 /// Loads a tiny model.
 pub fn load(model: &str) -> MlxRunner {
+    load_with(model, u64::MAX)
+}
+
+/// Loads a tiny model that may copy so many bytes of KV to decode faster.
+pub fn load_with(model: &str, max_copied_bytes: u64) -> MlxRunner {
     let folder = Path::new("fixtures").join(model);
     let spec = read_config(&folder.join("config.json")).unwrap();
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -49,5 +54,8 @@ pub fn load(model: &str) -> MlxRunner {
         .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
         .collect();
     files.sort();
-    MlxRunner::new(LoadedModel::load(&spec, &WeightSource::Safetensors(files), None, None).unwrap())
+    MlxRunner::new(
+        LoadedModel::load(&spec, &WeightSource::Safetensors(files), None, None).unwrap(),
+        max_copied_bytes,
+    )
 }

@@ -14,7 +14,7 @@ use mlxbatch::{
 
 use super::{
     batch::{Batch, NUM_NEW},
-    common::load,
+    common::load_with,
 };
 
 #[derive(Debug, Clone)]
@@ -22,6 +22,8 @@ pub struct Setting {
     pub batch_size: usize,
     pub lookahead: bool,
     pub prefill_chunk: usize,
+    /// What rows may copy to be decoded side by side.
+    pub max_copied_bytes: u64,
     /// Prompts in the order of the input.
     pub order: Vec<usize>,
 }
@@ -44,7 +46,7 @@ pub fn engine(model: &str, setting: &Setting, has_cache: bool) -> Engine<MlxRunn
         lookahead: setting.lookahead,
     };
     let cache = has_cache.then_some(CacheLimits { max_bytes: 1 << 30, max_entries: None });
-    Engine::new(load(model), limits, cache)
+    Engine::new(load_with(model, setting.max_copied_bytes), limits, cache)
 }
 
 /// An engine with a cache that begins with what a cache file has, if there is one.

@@ -78,7 +78,8 @@ impl OpenModel {
             name,
             spec,
             text,
-            runner: MlxRunner::new(loaded),
+            // Beside what sequences run on; rows that find no room are decoded one by one.
+            runner: MlxRunner::new(loaded, free_bytes.map_or(u64::MAX, |free| free / 10)),
             defaults,
             max_kv_tokens,
             snapshot,
