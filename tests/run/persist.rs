@@ -126,6 +126,14 @@ fn a_warm_run_of_a_gguf_file_computes_no_prompt_either() {
     warm_answers_are_those_of(&desk.path("tiny.gguf"));
 }
 
+/// The example model, which `make test` fetches.
+#[test]
+fn a_warm_run_of_a_real_model_computes_no_prompt_either() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(".mlx/models/smollm2/SmolLM2-135M-Instruct.gguf");
+    assert!(model.is_file(), "{} is missing: run make model", model.display());
+    warm_answers_are_those_of(&model);
+}
+
 #[test]
 fn the_file_is_readable_by_its_owner_only_and_nothing_is_left_beside_it() {
     let desk = Desk::with_input(conversations());
