@@ -7,6 +7,7 @@
 mod store;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io::Read;
 
 use crate::cache::ResumeRule;
 
@@ -309,7 +310,11 @@ impl Runner for FakeRunner {
         self.store.import(exported).ok_or_else(|| ImportError::WrongBytes("of something else".to_owned()))
     }
 
-    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, ImportError> {
+    fn import_checkpoint(
+        &mut self,
+        position: usize,
+        bytes: &mut dyn Read,
+    ) -> Result<StoredSegment, ImportError> {
         self.cache_call("import")?;
         let imported = self.store.import_checkpoint(position, bytes);
         imported.ok_or_else(|| ImportError::WrongBytes("of something else".to_owned()))

@@ -2,6 +2,7 @@
 //!
 //! Owns the vocabulary of one forward pass. What runs when is the scheduler's business.
 
+use std::io::Read;
 use std::ops::Range;
 
 use thiserror::Error;
@@ -86,10 +87,11 @@ pub struct Group {
     pub sample: Option<SamplingParams>,
 }
 
-/// The KV of some tokens as bytes, of which a part is to be taken in.
-#[derive(Debug, Clone, Copy)]
+/// The KV of some tokens as bytes, of which a part is to be taken in. The bytes may turn out not to be
+/// sound when all are read; what was taken in is discarded then.
 pub struct Exported<'a> {
-    pub bytes: &'a [u8],
+    pub bytes: &'a mut dyn Read,
+    pub num_bytes: u64,
     /// Tokens whose KV the bytes are.
     pub num_tokens: usize,
     /// The first of them that is wanted, and how many.
@@ -180,7 +182,11 @@ pub trait Runner {
     fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, ImportError>;
 
     /// Takes in an exported checkpoint: the state after the tokens before `position`.
-    fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Result<StoredSegment, ImportError>;
+    fn import_checkpoint(
+        &mut self,
+        position: usize,
+        bytes: &mut dyn Read,
+    ) -> Result<StoredSegment, ImportError>;
 
     /// Where this model can resume from stored KV.
     fn resume_rule(&self) -> ResumeRule;

@@ -4,6 +4,7 @@
 //! passes have not been collected. Tensors' arithmetic is the decoder's and `live`'s.
 
 use std::collections::{HashMap, VecDeque};
+use std::io::Read;
 use std::ops::Range;
 
 use mlx_rs::{Array, ops, transforms};
@@ -360,7 +361,7 @@ impl Runner for MlxRunner {
     fn import_checkpoint(
         &mut self,
         position: usize,
-        bytes: &[u8],
+        bytes: &mut dyn Read,
     ) -> std::result::Result<StoredSegment, ImportError> {
         Ok(self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?)
     }

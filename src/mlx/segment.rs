@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    io::Read,
     ops::Range,
     rc::{Rc, Weak},
 };
@@ -164,24 +165,30 @@ impl SegmentStore {
         shapes: &[(i32, i32)],
         dtype: Dtype,
     ) -> Result<Rc<Segment>> {
-        let Exported { mut bytes, num_tokens, skip, num_wanted, position } = exported;
+        let Exported { bytes, num_bytes, num_tokens, skip, num_wanted, position } = exported;
         let wrong = |why: &str| MlxError::Unsupported(format!("stored KV cannot be taken in: {why}"));
         let in_place = position.checked_sub(skip).ok_or_else(|| wrong("it begins before the prompt"))?;
         if num_wanted == 0 || skip.checked_add(num_wanted).is_none_or(|end| end > num_tokens) {
             return Err(wrong("it has fewer tokens"));
         }
         let length = i32::try_from(num_tokens).map_err(|_| wrong("it is too long"))?;
+        // Before anything of that size is allocated.
+        let bytes_of = |&(num_heads, head_dim): &(i32, i32)| {
+            let width = (num_heads as usize).checked_mul(head_dim as usize)?;
+            width.checked_mul(num_tokens)?.checked_mul(sys::element_bytes(dtype))
+        };
+        let sizes = shapes.iter().map(bytes_of).collect::<Option<Vec<usize>>>();
+        let sizes = sizes.ok_or_else(|| wrong("it is too long"))?;
+        let num_expected = sizes.iter().try_fold(0_u64, |sum, &size| sum.checked_add(2 * size as u64));
+        if num_expected != Some(num_bytes) {
+            return Err(wrong("it has another size"));
+        }
+        let mut reader = ArrayReader { from: bytes, bytes: Vec::new() };
         let mut layers = Vec::with_capacity(shapes.len());
-        for &(num_heads, head_dim) in shapes {
-            let num_bytes = (num_heads as usize)
-                .checked_mul(head_dim as usize)
-                .and_then(|width| width.checked_mul(num_tokens)?.checked_mul(sys::element_bytes(dtype)));
-            let num_bytes = num_bytes.ok_or_else(|| wrong("it is too long"))?;
+        for (&(num_heads, head_dim), num_bytes) in shapes.iter().zip(sizes) {
             let mut next = || -> Result<Array> {
-                let (array, rest) =
-                    bytes.split_at_checked(num_bytes).ok_or_else(|| wrong("it ends early"))?;
-                bytes = rest;
-                Ok(sys::array_of_bytes(array, &[1, num_heads, length, head_dim], dtype)?)
+                let shape = [1, num_heads, length, head_dim];
+                reader.next(num_bytes, &shape, dtype)?.ok_or_else(|| wrong("it ends early"))
             };
             let whole = LayerKv { first: in_place, keys: next()?, values: next()? };
             layers.push(if num_wanted == num_tokens {
@@ -189,9 +196,6 @@ impl SegmentStore {
             } else {
                 whole.slice(position..position + num_wanted)?.compact()?
             });
-        }
-        if !bytes.is_empty() {
-            return Err(wrong("bytes are left over"));
         }
         mlx_rs::transforms::eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
         Ok(self.insert(position, num_wanted, layers))
@@ -201,17 +205,16 @@ impl SegmentStore {
     pub(super) fn import_checkpoint(
         &mut self,
         position: usize,
-        mut bytes: &[u8],
+        bytes: &mut dyn Read,
         like: &[RecurrentState],
     ) -> Result<StoredSegment> {
         let wrong = || MlxError::Unsupported("a stored recurrent state cannot be taken in".to_owned());
+        let mut reader = ArrayReader { from: bytes, bytes: Vec::new() };
         let mut next = |like: &Array| -> Result<Array> {
-            let (array, rest) = bytes.split_at_checked(like.nbytes()).ok_or_else(wrong)?;
-            bytes = rest;
-            Ok(sys::array_of_bytes(array, like.shape(), like.dtype())?)
+            reader.next(like.nbytes(), like.shape(), like.dtype())?.ok_or_else(wrong)
         };
         let states = like.iter().map(|state| state.map(&mut next)).collect::<Result<Vec<_>>>()?;
-        if !bytes.is_empty() {
+        if !reader.is_at_end() {
             return Err(wrong());
         }
         Ok(self.insert_checkpoint(Checkpoint { position, states }))
@@ -226,5 +229,62 @@ impl SegmentStore {
     pub(super) fn num_bytes(&self) -> u64 {
         let segments: u64 = self.segments.values().map(|segment| segment.num_bytes()).sum();
         segments + self.checkpoints.values().map(|checkpoint| checkpoint.num_bytes()).sum::<u64>()
+    }
+}
+
+/// Arrays that lie one behind the other.
+struct ArrayReader<'a> {
+    from: &'a mut dyn Read,
+    /// Those of one array.
+    bytes: Vec<u8>,
+}
+
+impl ArrayReader<'_> {
+    /// The next array, of so many bytes; `None` where there are fewer.
+    fn next(&mut self, num_bytes: usize, shape: &[i32], dtype: Dtype) -> Result<Option<Array>> {
+        self.bytes.resize(num_bytes, 0);
+        if self.from.read_exact(&mut self.bytes).is_err() {
+            return Ok(None);
+        }
+        Ok(Some(sys::array_of_bytes(&self.bytes, shape, dtype)?))
+    }
+
+    fn is_at_end(&mut self) -> bool {
+        matches!(self.from.read(&mut [0]), Ok(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn import(num_tokens: usize, bytes: &[u8], wanted: Range<usize>) -> Result<Rc<Segment>> {
+        let mut source = bytes;
+        let exported = Exported {
+            bytes: &mut source,
+            num_bytes: bytes.len() as u64,
+            num_tokens,
+            skip: wanted.start,
+            num_wanted: wanted.len(),
+            position: wanted.start,
+        };
+        SegmentStore::default().import(exported, &[(1, 2), (1, 1)], Dtype::Float32)
+    }
+
+    /// An index says how many tokens an extent has; a hostile one may say anything.
+    #[test]
+    fn only_bytes_of_the_right_number_are_taken_in_and_nothing_larger_is_allocated() {
+        // Three tokens: keys and values of two layers, of two and of one element each.
+        let bytes: Vec<u8> = (0..3 * 2 * (2 + 1)).flat_map(|number| (number as f32).to_le_bytes()).collect();
+        let segment = import(3, &bytes, 1..3).unwrap();
+        assert_eq!((segment.first, segment.num_tokens, segment.num_bytes()), (1, 2, 2 * 2 * 3 * 4));
+        let keys = segment.layers[1].keys.to_vec_exact::<f32>().unwrap();
+        assert_eq!(keys, [13.0, 14.0], "after the first layer's twelve");
+        for num_tokens in [0, 2, 4, u32::MAX as usize, usize::MAX] {
+            assert!(import(num_tokens, &bytes, 0..1).is_err(), "{num_tokens}");
+        }
+        assert!(import(3, &bytes[..bytes.len() - 1], 0..3).is_err());
+        assert!(import(3, &bytes, 1..4).is_err());
+        assert!(import(3, &bytes, 3..3).is_err());
     }
 }

@@ -6,8 +6,9 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Identity, Piece, SaveReport, Snapshot, SnapshotError,
-    open::{ReadError, read_extent, seconds_since_1970},
+    Identity, SaveReport, Snapshot, SnapshotError,
+    extent::{ReadError, read_extent},
+    open::seconds_since_1970,
 };
 use crate::cache::{Payload, PerTier, Tier, TokenId};
 
@@ -116,7 +117,7 @@ pub fn verify(path: &Path, mut on_progress: impl FnMut(u64)) -> Result<Verified,
     let mut bytes = Vec::new();
     for extent in snapshot.catalogue.extents().into_values() {
         let Some(disk) = &snapshot.disk else { break };
-        match read_extent(disk, &Piece::whole(extent, 0), &mut bytes) {
+        match read_extent(disk, extent, &mut bytes) {
             Ok(()) => {}
             Err(ReadError::Damaged) => verified.damaged.push(extent.offset),
             Err(ReadError::Io(source)) => return Err(super::disk::failed("read", path, source)),

@@ -19,6 +19,7 @@
 mod catalogue;
 mod disk;
 mod error;
+mod extent;
 pub mod format;
 mod identity;
 mod index;
@@ -30,7 +31,8 @@ mod tests;
 
 pub use catalogue::{Extent, Piece};
 pub use error::SnapshotError;
+pub use extent::{ExtentReader, ReadError};
 pub use identity::{FileStamp, Identity, IdentityPart};
 pub use maintain::{Contents, Entry, Pruned, Pruning, Verified, merge, prune, verify};
-pub use open::{CacheMode, Found, Opening, ReadError, Snapshot, SnapshotOptions};
+pub use open::{CacheMode, Found, Opening, Snapshot, SnapshotOptions};
 pub use saving::{SaveReport, Saving};

@@ -1,7 +1,7 @@
 //! An open snapshot: what it has of a prompt, and its bytes on demand.
 //!
-//! Owns opening, looking up and reading. Reads the index only; an extent is read and verified when it
-//! is asked for, and one that is damaged costs its subtree. Saving is `saving`'s.
+//! Owns opening and looking up. Reads the index only; an extent is read when it is asked for, which is
+//! `extent`'s, and one that is damaged costs its subtree. Saving is `saving`'s.
 
 use std::{
     collections::BTreeSet,
@@ -15,6 +15,7 @@ use super::{
     Extent, FileStamp, Identity, Piece, SnapshotError,
     catalogue::Catalogue,
     disk::{Disk, failed, folder_of},
+    extent::{ExtentReader, ReadError, read_extent},
     format::{self, BLOCK_BYTES, Kind, Root},
     index::{self, Index},
 };
@@ -79,15 +80,6 @@ impl Found {
     pub fn tokens(&self) -> Range<usize> {
         self.start..self.end
     }
-}
-
-/// Why an extent was not read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    #[error("its bytes have changed")]
-    Damaged,
-    #[error("{0}")]
-    Io(#[from] io::Error),
 }
 
 /// A cache file in use.
@@ -273,10 +265,18 @@ impl Snapshot {
         pieces
     }
 
+    /// Begins to read the extent of a piece, all of it.
+    pub fn reader(&self, piece: &Piece) -> Result<ExtentReader<'_>, ReadError> {
+        Ok(ExtentReader::new(self.open_disk()?, piece.extent))
+    }
+
     /// Reads the extent of a piece, all of it, and verifies it.
     pub fn read(&self, piece: &Piece, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
-        let disk = self.disk.as_ref().ok_or_else(|| io::Error::other("the cache file is not open"))?;
-        read_extent(disk, piece, bytes)
+        read_extent(self.open_disk()?, piece.extent, bytes)
+    }
+
+    fn open_disk(&self) -> io::Result<&Disk> {
+        self.disk.as_ref().ok_or_else(|| io::Error::other("the cache file is not open"))
     }
 
     /// Notes that a run uses a node.
@@ -294,20 +294,6 @@ impl Snapshot {
         self.damaged.push(extent);
         self.catalogue.drop_extent(&extent)
     }
-}
-
-/// Reads and verifies the extent of a piece.
-pub(super) fn read_extent(disk: &Disk, piece: &Piece, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
-    let num_bytes = usize::try_from(piece.extent.num_bytes).map_err(io::Error::other)?;
-    bytes.resize(num_bytes, 0);
-    match disk.read_at(bytes, piece.extent.offset) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ReadError::Damaged),
-        done => done?,
-    }
-    if format::checksum(bytes) != piece.extent.checksum {
-        return Err(ReadError::Damaged);
-    }
-    Ok(())
 }
 
 /// What a file turned out to hold.

@@ -15,9 +15,10 @@ use super::{
     CacheMode, Extent, Opening, Piece, Snapshot, SnapshotError,
     catalogue::Catalogue,
     disk::{Disk, NewDisk, failed, remove_leftovers},
+    extent::{ReadError, read_extent},
     format::{self, ALIGNMENT, BLOCK_BYTES, Root},
     index,
-    open::{Content, ReadError, Sound, read_content, read_extent, seconds_since_1970},
+    open::{Content, Sound, read_content, seconds_since_1970},
 };
 use crate::cache::{NodeId, Place, Tier};
 
@@ -307,7 +308,7 @@ impl Saving<'_> {
             return Ok(*known);
         }
         let mut bytes = Vec::new();
-        let extent = match read_extent(from, piece, &mut bytes) {
+        let extent = match read_extent(from, piece.extent, &mut bytes) {
             Ok(()) => Some(self.write(piece.extent.num_tokens as usize, |out| {
                 out.append(&mut bytes);
                 Ok(())
@@ -397,8 +398,7 @@ impl Saving<'_> {
         let mut appender = Appender { disk: &new.disk, end: ALIGNMENT };
         let mut moved = BTreeMap::new();
         for (&offset, &extent) in extents {
-            let piece = Piece::whole(extent, 0);
-            match read_extent(self.target.disk(), &piece, &mut self.bytes) {
+            match read_extent(self.target.disk(), extent, &mut self.bytes) {
                 Ok(()) => {}
                 Err(ReadError::Damaged) => continue,
                 Err(ReadError::Io(source)) => return Err(failed("read", &path, source)),

@@ -4,6 +4,7 @@
 //! it does not belong to, or used although the pass that was to compute it failed.
 
 use std::collections::HashMap;
+use std::io::Read;
 
 use super::{Exported, SegmentId, StoredSegment, TokenId};
 
@@ -130,7 +131,11 @@ impl Store {
         Some(self.insert_segment(tokens.get(..position + num_wanted)?.to_vec(), position, None))
     }
 
-    pub(super) fn import_checkpoint(&mut self, position: usize, bytes: &[u8]) -> Option<StoredSegment> {
+    pub(super) fn import_checkpoint(
+        &mut self,
+        position: usize,
+        bytes: &mut dyn Read,
+    ) -> Option<StoredSegment> {
         let tokens = numbers_of(bytes).filter(|tokens| tokens.len() == position)?;
         Some(self.insert_checkpoint(tokens, None))
     }
@@ -155,7 +160,9 @@ impl Store {
     }
 }
 
-fn numbers_of(bytes: &[u8]) -> Option<Vec<u32>> {
+fn numbers_of(from: &mut dyn Read) -> Option<Vec<u32>> {
+    let mut bytes = Vec::new();
+    from.read_to_end(&mut bytes).ok()?;
     let (numbers, rest) = bytes.as_chunks::<4>();
     rest.is_empty().then(|| numbers.iter().map(|number| u32::from_le_bytes(*number)).collect())
 }

@@ -6,7 +6,10 @@
 //! Memory and file are two trees that may be cut at different places. What a prompt needs and memory
 //! lacks is put below what memory has, whole pieces or the rest of one.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Read,
+};
 
 use super::{Prefixes, Unconfirmed, discard_all, make_room, make_room_for};
 use crate::cache::{Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
@@ -24,7 +27,6 @@ pub(super) struct Persisted {
     stats: PersistStats,
     /// Bytes stored since the last save.
     pub num_unsaved_bytes: u64,
-    buffer: Vec<u8>,
 }
 
 /// What was brought in from the cache file.
@@ -169,23 +171,23 @@ impl Prefixes {
             // What should come before it was evicted again: the limit has no room for so much.
             return Ok(BroughtIn::Unreadable);
         }
-        let read = self.read(&found.piece);
-        if read != BroughtIn::Yes {
-            return Ok(read);
-        }
         // Before there is anything that could be left behind: a cut may fail.
         let parent = self.end_of(runner, tokens)?;
-        let num_bytes = self.persisted.buffer.len() as u64 / u64::from(found.piece.extent.num_tokens.max(1))
-            * (found.end - start) as u64;
-        self.make_room_below(runner, parent, num_bytes)?;
-        let exported = Exported {
-            bytes: &self.persisted.buffer,
-            num_tokens: found.piece.extent.num_tokens as usize,
-            skip: found.piece.tokens().start + (start - found.start),
-            num_wanted: found.end - start,
-            position: start,
-        };
-        let segment = match imported(runner.import(exported)) {
+        let extent = found.piece.extent;
+        let num_wanted = found.end - start;
+        let bytes_per_token = extent.num_bytes / u64::from(extent.num_tokens.max(1));
+        self.make_room_below(runner, parent, bytes_per_token * num_wanted as u64)?;
+        let segment = self.read(runner, &found.piece, |runner, bytes| {
+            runner.import(Exported {
+                bytes,
+                num_bytes: extent.num_bytes,
+                num_tokens: extent.num_tokens as usize,
+                skip: found.piece.tokens().start + (start - found.start),
+                num_wanted,
+                position: start,
+            })
+        });
+        let segment = match segment {
             Ok(segment) => segment,
             Err(why_not) => return Ok(why_not),
         };
@@ -226,15 +228,16 @@ impl Prefixes {
         tokens: &[TokenId],
         checkpoint: &Piece,
     ) -> Result<BroughtIn, RunnerError> {
-        let read = self.read(checkpoint);
-        if read != BroughtIn::Yes {
-            return Ok(read);
-        }
         let node = self.end_of(runner, tokens)?;
-        let Some((cache, node)) = self.cache.as_mut().zip(node) else { return Ok(BroughtIn::Unreadable) };
-        let state = match imported(runner.import_checkpoint(tokens.len(), &self.persisted.buffer)) {
+        let state =
+            self.read(runner, checkpoint, |runner, bytes| runner.import_checkpoint(tokens.len(), bytes));
+        let state = match state {
             Ok(state) => state,
             Err(why_not) => return Ok(why_not),
+        };
+        let Some((cache, node)) = self.cache.as_mut().zip(node) else {
+            runner.discard(state.id);
+            return Ok(BroughtIn::Unreadable);
         };
         discard_all(runner, cache.set_checkpoint(node, Some(state))?);
         self.persisted.stats.num_restored_bytes += state.num_bytes;
@@ -255,14 +258,28 @@ impl Prefixes {
         })
     }
 
-    fn read(&mut self, piece: &Piece) -> BroughtIn {
-        let Persisted { snapshot: Some(snapshot), buffer, .. } = &mut self.persisted else {
-            return BroughtIn::Unreadable;
-        };
-        match snapshot.read(piece, buffer) {
-            Ok(()) => BroughtIn::Yes,
-            Err(ReadError::Damaged) => BroughtIn::Damaged,
-            Err(ReadError::Io(_)) => BroughtIn::Unreadable,
+    /// Has the runner take in the bytes of a piece, and drops that again where they are not sound.
+    fn read<R: Runner>(
+        &self,
+        runner: &mut R,
+        piece: &Piece,
+        import: impl FnOnce(&mut R, &mut dyn Read) -> Result<StoredSegment, ImportError>,
+    ) -> Result<StoredSegment, BroughtIn> {
+        let snapshot = self.persisted.snapshot.as_ref().ok_or(BroughtIn::Unreadable)?;
+        let mut reader = snapshot.reader(piece).map_err(|_| BroughtIn::Unreadable)?;
+        let imported = import(runner, &mut reader);
+        match (imported, reader.finish()) {
+            (Ok(segment), Ok(())) => Ok(segment),
+            (Ok(segment), Err(error)) => {
+                runner.discard(segment.id);
+                Err(match error {
+                    ReadError::Damaged => BroughtIn::Damaged,
+                    ReadError::Io(_) => BroughtIn::Unreadable,
+                })
+            }
+            // The file's entry is none the worse for it.
+            (Err(ImportError::Runner(_)), _) | (Err(_), Err(ReadError::Io(_))) => Err(BroughtIn::Unreadable),
+            (Err(ImportError::WrongBytes(_)), _) => Err(BroughtIn::Damaged),
         }
     }
 
@@ -307,15 +324,6 @@ impl Prefixes {
         self.persisted.num_unsaved_bytes = 0;
         Ok(report)
     }
-}
-
-/// What was taken in, or why it was not.
-fn imported(result: Result<StoredSegment, ImportError>) -> Result<StoredSegment, BroughtIn> {
-    result.map_err(|error| match error {
-        ImportError::WrongBytes(_) => BroughtIn::Damaged,
-        // The file's entry is none the worse for it.
-        ImportError::Runner(_) => BroughtIn::Unreadable,
-    })
 }
 
 fn told(error: SnapshotError) -> RunnerError {
