@@ -121,13 +121,13 @@ def run_mlx_lm(options, data, max_tokens, openblas):
     return {**figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes}
 
 
-def run_mlxbatch(options, data, max_tokens):
+def run_mlxbatch(options, data, max_tokens, more_flags=()):
     """mlxbatch's figures on a JSONL file, from its --report and its output lines."""
     with tempfile.TemporaryDirectory(prefix="mlxbatch-bench-") as folder:
         output, report = pathlib.Path(folder, "out.jsonl"), pathlib.Path(folder, "report.json")
         command = [options.mlxbatch, "run", str(data), "-o", str(output), "--model", options.model]
         command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
-        command += ["--temperature", "0", "--report", str(report)]
+        command += ["--temperature", "0", "--report", str(report), *more_flags]
         _, seconds, peak_bytes = run_child(command, environment_with(None), "mlxbatch")
         figures = json.loads(report.read_text(encoding="utf-8"))
         lines = output.read_text(encoding="utf-8").splitlines()
