@@ -20,7 +20,7 @@ use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
 use crate::commands::identity::ComputedModel;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
-use crate::snapshot::{CacheMode, Opening, Snapshot, SnapshotOptions};
+use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
 use crate::text::{TextModel, Tokenizer};
 
 /// Shared prefixes that are named in the report.
@@ -39,7 +39,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
             let computed = ComputedModel { name: &model.name, spec: &model.spec, files: &model.files, dtype };
             let options = SnapshotOptions { mode: CacheMode::ReadOnly, max_bytes: None };
             let snapshot = Snapshot::open(path, options, |known| computed.identity(known))?;
-            if let Some(reason) = cold_start_reason(&snapshot) {
+            if let Some(reason) = snapshot.opening().why_cold() {
                 say(args, &format!("mlxbatch: warning: nothing of {} can be used: {reason}", path.display()));
             }
             Some(snapshot)
@@ -107,16 +107,6 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
 fn say(args: &PlanArgs, text: &str) {
     if !args.quiet {
         let _ = writeln!(io::stderr(), "{text}");
-    }
-}
-
-/// Why a run would start cold with this cache file, if it would.
-fn cold_start_reason(snapshot: &Snapshot) -> Option<String> {
-    match snapshot.opening() {
-        Opening::Restored { .. } => None,
-        Opening::New | Opening::Refreshed => Some("there is no such file".to_owned()),
-        Opening::OtherModel { difference } => Some(format!("it is of another model, {difference}")),
-        Opening::Damaged { reason } => Some(format!("it is damaged, {reason}")),
     }
 }
 

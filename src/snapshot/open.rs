@@ -62,6 +62,20 @@ pub enum Opening {
     Refreshed,
 }
 
+impl Opening {
+    /// Why a run starts cold; `None` where something was restored.
+    pub fn why_cold(&self) -> Option<String> {
+        match self {
+            Self::Restored { num_tokens: 1.., .. } => None,
+            Self::Restored { .. } => Some("it holds nothing".to_owned()),
+            Self::New => Some("there is no such file".to_owned()),
+            Self::OtherModel { difference } => Some(format!("it is of another model: {difference}")),
+            Self::Damaged { reason } => Some(format!("it is damaged: {reason}")),
+            Self::Refreshed => Some("--cache-mode refresh starts cold".to_owned()),
+        }
+    }
+}
+
 /// A stored piece of a prompt.
 #[derive(Debug, Clone, Copy)]
 pub struct Found {

@@ -72,18 +72,8 @@ fn options(args: &PersistArgs) -> SnapshotOptions {
 pub(super) fn open(args: &PersistArgs, model: &ComputedModel<'_>) -> anyhow::Result<Option<Snapshot>> {
     let Some(path) = &args.persist_cache else { return Ok(None) };
     let snapshot = Snapshot::open(path, options(args), |known| model.identity(known))?;
-    if args.require_cache {
-        let missing = match snapshot.opening() {
-            Opening::Restored { num_tokens: 1.., .. } => None,
-            Opening::Restored { .. } => Some("it holds nothing".to_owned()),
-            Opening::New => Some("there is no such file".to_owned()),
-            Opening::OtherModel { difference } => Some(format!("it is of another model: {difference}")),
-            Opening::Damaged { reason } => Some(format!("it is damaged: {reason}")),
-            Opening::Refreshed => Some("--cache-mode refresh starts cold".to_owned()),
-        };
-        if let Some(missing) = missing {
-            bail!("--require-cache: {} cannot be restored, {missing}", path.display());
-        }
+    if let Some(missing) = snapshot.opening().why_cold().filter(|_| args.require_cache) {
+        bail!("--require-cache: {} cannot be restored, {missing}", path.display());
     }
     Ok(Some(snapshot))
 }
