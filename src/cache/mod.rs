@@ -54,7 +54,7 @@
 //! | inserting again replaces the entry                  | the caller is told that it is there           | equal prefixes have equal KV; the older copy may be in use |
 //! | an entry may be stored for an empty prompt          | refused                                       | there is no KV to store |
 //! | tiers rank entries, prefix and answer as one        | spans of a prompt are nodes with their own tier | an evicted answer leaves its system prompt |
-//! | at most one entry goes for the count limit at an insert | as many as it takes                       | limits hold after every insertion |
+//! | at most one entry goes for the count limit at an insert | as many as it takes, before it            | limits hold at every moment |
 //! | the entry just stored can be its own victim         | it goes last, and stays when it is alone      | storing what is dropped at once is wasted work |
 //! | knows no future                                     | planned users come before tiers               | within a run the future is known |
 //! | entries in use can be evicted                       | pinned nodes cannot                           | their memory would not be freed |
