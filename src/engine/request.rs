@@ -37,6 +37,9 @@ pub struct PromptPlan {
     pub order: u64,
     /// Ascending positions at which the prefill is cut and what is computed is stored.
     pub cuts: Vec<Cut>,
+    /// What no planned request shares is not stored, nor is the answer to it: no request will come that
+    /// is not planned, and nothing outlives the run.
+    pub drops_private: bool,
 }
 
 /// A position in a prompt at which others part from it or a span of another tier begins.

@@ -41,6 +41,19 @@ fn lines_that_fail_are_not_kept() {
     assert!(long <= short + SLACK_BYTES, "{short} bytes at 200 lines, {long} at 5,000");
 }
 
+/// Stored for nobody, they took up the whole limit.
+#[test]
+fn prefixes_that_nobody_can_ask_for_again_are_not_kept_unless_in_a_file() {
+    let desk = Desk::with_input("{\"prompt\": \"A boat\"}\n{\"prompt\": \"The sea\"}\n");
+    let held = |flags: &[&str]| {
+        let common = ["-q", "--report", "report.json", "--max-tokens", "4"];
+        desk.run().args(common).args(flags).assert().code(0);
+        desk.report()["cache"]["peak_bytes"].as_u64().expect("the report has the peak")
+    };
+    assert_eq!(held(&[]), 0);
+    assert!(held(&["--persist-cache", "cache.bin"]) > 0);
+}
+
 #[test]
 fn answered_requests_are_not_kept() {
     let input = |num_lines: usize| {

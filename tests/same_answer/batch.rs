@@ -131,7 +131,10 @@ impl Batch {
                 tier: if cut.position <= system_end { Tier::System } else { Tier::User },
                 users: (cut.last_user_order + 1).saturating_sub(cut.num_users as u64)..=cut.last_user_order,
             });
-            (order[at], PromptPlan { order: first_order + place as u64, cuts: cuts.collect() })
+            (
+                order[at],
+                PromptPlan { order: first_order + place as u64, cuts: cuts.collect(), drops_private: false },
+            )
         });
         planned.collect()
     }

@@ -153,7 +153,7 @@ impl<R: Runner> Session<R> {
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
             }
-            self.submit_planned(reader.name(), writer)?;
+            self.submit_planned(reader.name(), writer, has_more)?;
             if interrupt.is_set() {
                 return Ok(Stop::Interrupted);
             }
@@ -237,9 +237,15 @@ impl<R: Runner> Session<R> {
     }
 
     /// Hands planned requests to the engine as long as it has room.
-    fn submit_planned(&mut self, file: &str, writer: &mut ResultWriter) -> anyhow::Result<()> {
+    fn submit_planned(
+        &mut self,
+        file: &str,
+        writer: &mut ResultWriter,
+        has_more: bool,
+    ) -> anyhow::Result<()> {
+        let is_last = !has_more && self.saver.is_none();
         while self.engine.has_room() {
-            let Some(Ready { head, prepared }) = self.windows.next(true) else { break };
+            let Some(Ready { head, prepared }) = self.windows.next(is_last) else { break };
             let Prepared { generation, stops, .. } = prepared;
             let id = generation.id;
             match self.engine.submit(generation) {

@@ -53,10 +53,10 @@ impl Windows {
     }
 
     /// Takes the next request in the plan's order; when none is planned, what has been gathered is
-    /// planned, if `may_plan`.
-    pub(super) fn next(&mut self, may_plan: bool) -> Option<Ready> {
-        if self.planned.is_empty() && may_plan {
-            self.plan();
+    /// planned. `is_last` says that no more will be, and that nothing stored outlives the run.
+    pub(super) fn next(&mut self, is_last: bool) -> Option<Ready> {
+        if self.planned.is_empty() {
+            self.plan(is_last);
         }
         self.planned.pop_front()
     }
@@ -71,7 +71,7 @@ impl Windows {
         !self.planned.is_empty()
     }
 
-    fn plan(&mut self) {
+    fn plan(&mut self, is_last: bool) {
         let gathered = std::mem::take(&mut self.gathering);
         self.num_gathered_tokens = 0;
         self.num_gathered_metadata_bytes = 0;
@@ -99,7 +99,8 @@ impl Windows {
                 }
             });
             let cuts = cuts.collect();
-            ready.prepared.generation.plan = PromptPlan { order: first_order + place as u64, cuts };
+            let order = first_order + place as u64;
+            ready.prepared.generation.plan = PromptPlan { order, cuts, drops_private: is_last };
             self.planned.push_back(ready);
         }
     }

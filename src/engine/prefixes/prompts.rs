@@ -182,13 +182,17 @@ fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> 
         if end <= start || end > tokens.len() {
             continue;
         }
+        let is_private = users.start() >= users.end();
+        if is_private && plan.drops_private {
+            hold.is_detached = true;
+            break;
+        }
         let place = Place { parent, tokens: &tokens[start..end], tier };
         let Inserted::New(node) = cache.announce(place, OwnerId(id.0))? else {
             // Another, outside the plan, was faster.
             hold.is_detached = true;
             break;
         };
-        let is_private = users.start() >= users.end();
         let kind = if is_private { DueKind::Private } else { DueKind::Shared };
         hold.due.push_back(Due { end, node, kind });
         if is_private {

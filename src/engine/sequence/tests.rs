@@ -15,7 +15,7 @@ fn sequence(num_prompt_tokens: u32, max_new_tokens: usize, cuts: &[usize]) -> Se
         max_new_tokens,
         end_ids: [99].into(),
         sampling: greedy(3),
-        plan: PromptPlan { order: 0, cuts: cuts.iter().map(cut).collect() },
+        plan: PromptPlan { cuts: cuts.iter().map(cut).collect(), ..PromptPlan::default() },
     };
     Sequence::new(SequenceId(1), request)
 }

@@ -118,7 +118,7 @@ pub(super) fn with_a_shared_prefix(num_requests: u64) -> Vec<GenerationRequest> 
     let cut = Cut { position: 20, tier: Tier::System, users };
     (0..num_requests)
         .map(|id| GenerationRequest {
-            plan: PromptPlan { order: id, cuts: vec![cut.clone()] },
+            plan: PromptPlan { order: id, cuts: vec![cut.clone()], drops_private: false },
             ..request(id, [words(0, 20), words(100 * (id as u32 + 1), 10)].concat(), 4, &[])
         })
         .collect()
@@ -168,6 +168,37 @@ fn what_is_stored_never_counts_beside_what_it_pushes_out() {
         let usage = run.engine.cache_usage().unwrap();
         assert!(usage.num_evictions() > 0 && usage.num_bytes > max_bytes / 2, "{rule:?}: {usage:?}");
         assert!(usage.peak_bytes <= max_bytes && usage.num_over_limit == 0, "{rule:?}: {usage:?}");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
+fn what_nobody_can_ask_for_again_is_not_stored() {
+    let mut requests = with_a_shared_prefix(4);
+    for rule in RULES {
+        requests.iter_mut().for_each(|request| request.plan.drops_private = true);
+        let mut run = answered(cached_engine(limits(2, 64, true), rule, u64::MAX), &requests);
+        assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9, "{rule:?}");
+        let held = run.engine.cache_usage().unwrap();
+        assert_eq!((held.num_bytes, held.num_evictions()), (held.peak_bytes, 0), "{rule:?}");
+        // The shared prefix alone, and its state.
+        assert_eq!(run.engine.cache_mut().unwrap().tree().num_nodes(), 1, "{rule:?}");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
+fn an_answer_that_a_planned_request_continues_is_stored_all_the_same() {
+    for rule in RULES {
+        let mut first = request(0, words(0, 8), 5, &[]);
+        let (mut second, num_said) = next_turn(1, &first, 10);
+        let cut = Cut { position: 7, tier: Tier::User, users: 0..=1 };
+        for (order, request) in [&mut first, &mut second].into_iter().enumerate() {
+            request.plan = PromptPlan { order: order as u64, cuts: vec![cut.clone()], drops_private: true };
+        }
+        // One after the other, so that the answer is there in time.
+        let mut run = answered(cached_engine(limits(1, 64, false), rule, u64::MAX), &[first, second]);
+        assert_eq!(run.num_cached[&RequestId(1)], num_said - 1, "{rule:?}");
         checks::at_the_end(&mut run.engine);
     }
 }

@@ -177,7 +177,7 @@ fn under_a_tight_limit_what_was_evicted_is_brought_in_again_and_again() {
         let cut = Cut { position: 20, tier: Tier::System, users: order..=order + 1 };
         let prompt = |id| [words(1000 * index as u32, 20), words(100 * (id as u32 + 1), 5)].concat();
         let request = |id| GenerationRequest {
-            plan: PromptPlan { order: order + id, cuts: vec![cut.clone()] },
+            plan: PromptPlan { order: order + id, cuts: vec![cut.clone()], drops_private: false },
             ..request(index * 2 + id, prompt(id), 3, &[])
         };
         (0..2).map(request).collect()

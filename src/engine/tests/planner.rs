@@ -31,8 +31,11 @@ pub(super) fn plan(requests: &mut [(GenerationRequest, Interruption)], first_ord
             assert_eq!((last - first) as usize + 1, users.len(), "users stand side by side");
             Cut { position, tier: Tier::ALL[position % 3], users: first..=last }
         };
-        request.plan =
-            PromptPlan { order: first_order + index as u64, cuts: positions.into_iter().map(cut).collect() };
+        request.plan = PromptPlan {
+            order: first_order + index as u64,
+            cuts: positions.into_iter().map(cut).collect(),
+            drops_private: false,
+        };
     }
 }
 
