@@ -9,7 +9,7 @@ mod decode;
 
 use std::{cell::RefCell, collections::HashMap};
 
-use mlx_rs::{Array, Dtype, fast, ops, transforms};
+use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::{
     arrays::{concatenated, rows_of},
@@ -132,8 +132,8 @@ impl Attention<'_> {
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[num_rows, width])?)
     }
 
-    /// Blocks of rows one after the other, each started before the next one's operations are made:
-    /// otherwise MLX would take memory for all of them at once.
+    /// Blocks of rows one after the other, each computed before the next one's operations are made:
+    /// otherwise MLX would take memory for many of them at once.
     fn chunk_in_blocks(&self, chunk: Chunk<'_>) -> Result<Array> {
         let num_rows = chunk.queries.dim(0) as usize;
         let queries = self.scale_queries(chunk.queries)?;
@@ -154,7 +154,7 @@ impl Attention<'_> {
             }
             let block = self.block(&rows_of(&queries, &(first..last), num_rows)?, position, &seen)?;
             if last < num_rows {
-                transforms::async_eval([&block])?;
+                block.eval()?;
             }
             blocks.push(block);
             first = last;

@@ -3,7 +3,7 @@
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention` and `recurrent`; all else works on each packed row by itself.
 
-use mlx_rs::{Array, transforms};
+use mlx_rs::Array;
 
 use super::{
     arrays::{concatenated, rows_of},
@@ -163,7 +163,7 @@ impl Mlp {
         for first in (0..num_rows).step_by(MAX_MLP_ROWS) {
             let last = (first + MAX_MLP_ROWS).min(num_rows);
             let block = self.rows(&rows_of(normed, &(first..last), num_rows)?, pass.ops)?;
-            transforms::async_eval([&block])?;
+            block.eval()?;
             blocks.push(block);
         }
         concatenated(blocks, 0)
