@@ -75,16 +75,6 @@ def arguments():
     return options
 
 
-def first_lines(source, limit, destination):
-    """Writes the first lines of a JSONL file that are not blank; returns how many there are."""
-    with open(source, encoding="utf-8") as lines:
-        kept = [line.rstrip("\n") for line in lines if line.strip()][:limit]
-    if not kept:
-        raise sides.SideError(f"--data {source} has no lines")
-    destination.write_text("\n".join(kept) + "\n", encoding="utf-8")
-    return len(kept)
-
-
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -108,7 +98,7 @@ def run_rounds(options, data, openblas):
 
 def run_stock(options, data, few_lines):
     """Prefill of stock mlx-lm and of mlxbatch on the same few lines, one token each."""
-    first_lines(data, options.stock_lines, few_lines)
+    sides.first_lines(data, options.stock_lines, few_lines)
     say(f"stock mlx-lm on {options.stock_lines} lines: slow, a minute or more")
     ours = sides.run_mlxbatch(options, few_lines, 1)
     theirs = sides.run_mlx_lm(options, few_lines, 1, None)
@@ -226,7 +216,7 @@ def main():
         openblas = options.openblas or sides.find_openblas()
         with tempfile.TemporaryDirectory(prefix="mlxbatch-bench-") as folder:
             data = pathlib.Path(folder, options.data.name)
-            num_lines = first_lines(options.data, options.limit, data)
+            num_lines = sides.first_lines(options.data, options.limit, data)
             rounds = run_rounds(options, data, openblas)
             stock = run_stock(options, data, pathlib.Path(folder, "stock.jsonl")) if options.stock else None
         measured, answers = comparable(rounds, options)

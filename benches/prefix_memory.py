@@ -16,11 +16,11 @@ Standard library only.
 #   over plain: one prefix * KV bytes of a token + 20 %
 #   over short: (one prefix + as many tails as run together) * KV bytes of a token + 20 %
 #
-# The first is what the prefix itself costs. The second is strict: it leaves no room for the working memory
-# of a batch, which is there without any prefix too. Both are judged. A tail is what a request has to itself: the end of
-# its question, the template's words after it, its answer. Its size is counted from what mlxbatch reports,
-# so that no tokenizer is needed here. A program that keeps a copy of the prefix for each row is over
-# either expectation by about the batch size.
+# The first is what the prefix itself costs. The second is strict: it leaves no room for the working
+# memory of a batch, which is there without any prefix too. Both are judged. A tail is what a request
+# has to itself: the end of its question, the template's words after it, its answer. Its size is counted
+# from what mlxbatch reports, so that no tokenizer is needed here. A program that keeps a copy of the
+# prefix for each row is over either expectation by about the batch size.
 #
 # mlx-lm computes the prefix once for each request: on a CPU of two cores SmolLM2 takes it most of an
 # hour and 21 GiB, so give it --requests 8 --batch-size 8, or mlxbatch alone with --only, for a first look.

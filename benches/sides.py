@@ -1,8 +1,9 @@
 """The two programs that the benchmarks compare, each run in a process of its own and measured alike.
 
-Owns the flags that name them, starting a child, its wall time and peak memory, and turning what it reports into one
-dictionary with the same keys for both sides. Leaves what is compared, how often and against which
-bar to compare.py, and what mlx-lm's figures mean to mlx_lm_run.py. Standard library only.
+Owns the flags that name them, their input, starting a child, its wall time and peak memory, and
+turning what it reports into one dictionary with the same keys for both sides. Leaves what is compared,
+how often and against which bar to the benchmarks, and what mlx-lm's figures mean to mlx_lm_run.py.
+Standard library only.
 """
 
 import argparse
@@ -59,6 +60,16 @@ def parse(parser, positive, needed):
         if not pathlib.Path(getattr(options, name)).exists():
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} does not exist: {hint}")
     return options
+
+
+def first_lines(source, limit, destination):
+    """Writes the first lines of a JSONL file that are not blank; returns how many there are."""
+    with open(source, encoding="utf-8") as lines:
+        kept = [line.rstrip("\n") for line in lines if line.strip()][:limit]
+    if not kept:
+        raise SideError(f"--data {source} has no lines")
+    destination.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return len(kept)
 
 
 def find_openblas():

@@ -4,10 +4,10 @@
 Owns the rounds, the bars and the table. Leaves running and measuring to sides.py, and what saving and
 opening a file cost by themselves to cache_file.rs. Standard library only.
 """
-# Each round runs cold and warm, each in a new process. The time to the first token begins when the model is
-# loaded: it holds reading the input, templates, tokenizing, planning, bringing in the stored prefixes
-# of the first batch and its first decode pass, which costs as much warm as cold. It is set against
-# what the cold run takes to prefill the largest shared prefix, at that run's own speed.
+# Each round runs cold and warm, each in a new process. The time to the first token begins when the
+# model is loaded: it holds reading the input, templates, tokenizing, planning, bringing in the stored
+# prefixes of the first batch and its first decode pass, which costs as much warm as cold. It is set
+# against what the cold run takes to prefill the largest shared prefix, at that run's own speed.
 
 import json
 import pathlib
@@ -25,14 +25,17 @@ MAX_FIRST_TOKEN, MAX_FILE_SIZE = 0.03, 1.05
 def arguments():
     parser = sides.parser_of(__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--data", default=str(sides.ROOT / "fixtures/data/gsm8k_8shot.jsonl"), help="conversations to answer")
-    add("--limit", type=int, default=0, metavar="N", help="only the first N lines (default: all)")
+    add("--data", default=sides.ROOT / "fixtures/data/gsm8k_8shot.jsonl", type=pathlib.Path, help="conversations to answer")
+    add("--limit", type=int, metavar="N", help="only the first N lines")
     add("--rounds", type=int, default=3, help="how often (default 3)")
     add("--max-tokens", type=int, default=64, help="new tokens a line (default 64)")
     add("--batch-size", type=int, default=16, help="sequences decoded together (default 16)")
     add("--check", action="store_true", help="exit with 1 when a bar is missed")
     parser.set_defaults(only="mlxbatch")
-    return sides.parse(parser, ("rounds", "max_tokens", "batch_size"), [("data", "name another file")])
+    options = sides.parse(parser, ("rounds", "max_tokens", "batch_size"), [("data", "it must be a JSONL file")])
+    if options.only != "mlxbatch":
+        parser.error("only mlxbatch has a cache file: leave out --only")
+    return options
 
 
 def largest_shared_tokens(options, data):
@@ -53,8 +56,7 @@ def main():
     try:
         with tempfile.TemporaryDirectory(prefix="mlxbatch-bench-") as folder:
             data, cache = pathlib.Path(folder, "in.jsonl"), pathlib.Path(folder, "cache.bin")
-            lines = pathlib.Path(options.data).read_text(encoding="utf-8").splitlines(keepends=True)
-            data.write_text("".join(lines[: options.limit or None]), encoding="utf-8")
+            num_lines = sides.first_lines(options.data, options.limit, data)
             num_shared = largest_shared_tokens(options, data)
             for number in range(options.rounds):
                 cache.unlink(missing_ok=True)
@@ -70,23 +72,22 @@ def main():
     except (sides.SideError, OSError) as error:
         sys.exit(f"warm_restart.py: error: {error}")
 
-    middle = lambda values: statistics.median(list(values))
     cold_runs, warm_runs = [cold for cold, _ in rounds], [warm for _, warm in rounds]
-    print(f"{pathlib.Path(options.data).name}, {cold_runs[0]['num_requests']} lines, {options.max_tokens} new tokens, "
+    print(f"{options.data.name}, {num_lines} lines, {options.max_tokens} new tokens, "
           f"batch {options.batch_size}, medians of {options.rounds}" + time.strftime(", %Y-%m-%d"))
     print(sides.machine())
     print("\n| | cold | warm |\n|---|--:|--:|")
     for text, name in [("prompt tokens computed", "num_prefilled_tokens"), ("first token, s", "first_token_seconds"),
                        ("run without loading, s", "run_seconds"), ("whole process, s", "process_seconds")]:
-        cold, warm = (middle(run[name] for run in runs) for runs in (cold_runs, warm_runs))
+        cold, warm = (statistics.median(run[name] for run in runs) for runs in (cold_runs, warm_runs))
         print(f"| {text} | {cold:,.4g} | {warm:,.4g} |")
 
     prefix_seconds = [num_shared / run["prefill_tokens_per_second"] for run in cold_runs]
-    first_token = middle(run["first_token_seconds"] / took for run, took in zip(warm_runs, prefix_seconds))
+    first_token = statistics.median(run["first_token_seconds"] / took for run, took in zip(warm_runs, prefix_seconds))
     file = cold_runs[0]["cache_file"]
     size = file["file_bytes"] / file["num_saved_bytes"]
     is_met = first_token <= MAX_FIRST_TOKEN and size <= MAX_FILE_SIZE
-    print(f"\n- first token of a warm run: {first_token:.1%} of the {middle(prefix_seconds):.2f} s that the shared prefix of "
+    print(f"\n- first token of a warm run: {first_token:.1%} of the {statistics.median(prefix_seconds):.2f} s that the shared prefix of "
           f"{num_shared} tokens takes cold (at most {MAX_FIRST_TOKEN:.0%}: {'pass' if first_token <= MAX_FIRST_TOKEN else 'FAIL'})")
     print(f"- file: {size:.3f} of its KV (at most {MAX_FILE_SIZE}: {'pass' if size <= MAX_FILE_SIZE else 'FAIL'})")
     print("- the same answers in all runs")

@@ -1,4 +1,4 @@
-//! What MLX has no call for: arrays copied, joined, cut and padded.
+//! What MLX has no call for: arrays copied, joined, cut, padded and computed in blocks of rows.
 //!
 //! Owns these few shapes of calls; what the arrays mean is the callers' business.
 
@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use mlx_rs::{Array, ops};
 
-use super::{error::Result, sys};
+use super::{device::ComputeDevice, error::Result, sys};
 
 /// Several arrays along one axis as one; a single one is not copied. There must be one at least.
 pub(super) fn concatenated(mut arrays: Vec<Array>, axis: i32) -> Result<Array> {
@@ -16,6 +16,30 @@ pub(super) fn concatenated(mut arrays: Vec<Array>, axis: i32) -> Result<Array> {
 /// Some rows of an array that has `num_rows` of them, as a view.
 pub(super) fn rows_of(array: &Array, rows: &Range<usize>, num_rows: usize) -> Result<Array> {
     Ok(if rows.len() == num_rows { array.clone() } else { sys::slice_axis(array, 0, rows.start, rows.end)? })
+}
+
+/// Computes rows in blocks, each of as many as `num_block_rows` says for its first row, and joins them.
+///
+/// On the CPU MLX takes memory for about a hundred operations ahead of the one that computes, so there
+/// a block of several is computed before further operations are made.
+pub(super) fn in_row_blocks(
+    device: ComputeDevice,
+    num_rows: usize,
+    num_block_rows: impl Fn(usize) -> usize,
+    block: impl Fn(Range<usize>) -> Result<Array>,
+) -> Result<Array> {
+    let mut blocks = Vec::new();
+    let mut first = 0;
+    while first < num_rows {
+        let last = (first + num_block_rows(first)).min(num_rows);
+        let rows = block(first..last)?;
+        if device == ComputeDevice::Cpu && last - first < num_rows {
+            rows.eval()?;
+        }
+        blocks.push(rows);
+        first = last;
+    }
+    concatenated(blocks, 0)
 }
 
 /// Fills an axis up to a size with one value; an array of that size is not copied.

@@ -1,18 +1,18 @@
 //! Attention over live KV, as pure functions of arrays.
 //!
 //! Owns the two shapes of it: a prefill chunk (one sequence, many query rows), here, and a decode
-//! step (many sequences, one row each), in `decode`. Both see their keys in pieces that are never joined: scores
-//! against each piece are taken apart, and one maximum and one sum over all of them make it the
-//! softmax of plain attention. Where the KV comes from is `live`'s business.
+//! step (many sequences, one row each), in `decode`. Both see their keys in pieces that are never
+//! joined: scores against each piece are taken apart, and one maximum and one sum over all of them
+//! make it the softmax of plain attention. Where the KV comes from is `live`'s business.
 
 mod decode;
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, ops::Range};
 
 use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::{
-    arrays::{concatenated, rows_of},
+    arrays::{in_row_blocks, rows_of},
     device::ComputeDevice,
     error::Result,
     kv::LayerKv,
@@ -30,8 +30,7 @@ const MAX_BLOCK_ROWS: usize = 128;
 /// Fewer rows make matrix products slow.
 const MIN_BLOCK_ROWS: usize = 16;
 
-/// Scores of one block at most, of all heads together. MLX takes memory for about a hundred
-/// operations ahead of the one that computes, and most of those of a block are of this size.
+/// Scores of one block at most, of all heads together: most of its operations are of this size.
 const MAX_BLOCK_SCORES: usize = 1 << 19;
 
 /// Attention of one layer on one device.
@@ -49,10 +48,9 @@ pub(super) struct MaskCache(RefCell<HashMap<MaskKey, Array>>);
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct MaskKey {
-    /// How far after the first key each row stands.
-    distances: Vec<isize>,
+    /// Keys that each row sees, counted from the first.
+    seen: Vec<Range<usize>>,
     num_keys: usize,
-    window: Option<usize>,
 }
 
 impl MaskCache {
@@ -132,19 +130,15 @@ impl Attention<'_> {
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[num_rows, width])?)
     }
 
-    /// Blocks of rows one after the other, each computed before the next one's operations are made:
-    /// otherwise MLX would take memory for many of them at once.
     fn chunk_in_blocks(&self, chunk: Chunk<'_>) -> Result<Array> {
         let num_rows = chunk.queries.dim(0) as usize;
         let queries = self.scale_queries(chunk.queries)?;
-        let mut blocks = Vec::with_capacity(num_rows.div_ceil(MAX_BLOCK_ROWS));
-        let mut first = 0;
-        while first < num_rows {
-            let last = (first + self.num_block_rows(chunk.start + first)).min(num_rows);
-            let position = chunk.start + first;
+        let num_block_rows = |first| self.num_block_rows(chunk.start + first);
+        in_row_blocks(self.device, num_rows, num_block_rows, |rows| {
+            let position = chunk.start + rows.start;
             // The block's own keys apart: only they need a mask, and it is the same for all blocks.
             let before = chunk.own.slice(chunk.own.first..position)?;
-            let within = chunk.own.slice(position..chunk.start + last)?;
+            let within = chunk.own.slice(position..chunk.start + rows.end)?;
             let mut seen = Vec::with_capacity(chunk.earlier.len() + 2);
             for piece in chunk.earlier.iter().chain([&before, &within]) {
                 let piece = piece.visible_from(position, self.spec.window)?;
@@ -152,14 +146,8 @@ impl Attention<'_> {
                     seen.push(piece);
                 }
             }
-            let block = self.block(&rows_of(&queries, &(first..last), num_rows)?, position, &seen)?;
-            if last < num_rows {
-                block.eval()?;
-            }
-            blocks.push(block);
-            first = last;
-        }
-        concatenated(blocks, 0)
+            self.block(&rows_of(&queries, &rows, num_rows)?, position, &seen)
+        })
     }
 
     /// Rows of the block that begins at a position.
@@ -229,18 +217,16 @@ impl Attention<'_> {
     }
 
     fn mask(&self, rows: impl Iterator<Item = usize>, kv: &LayerKv, dtype: Dtype) -> Result<Array> {
-        let distances = rows.map(|row| row as isize - kv.first as isize).collect();
-        let key = MaskKey { distances, num_keys: kv.num_tokens(), window: self.spec.window };
-        self.masks.get(key, |key| {
-            let mut mask = Vec::with_capacity(key.distances.len() * key.num_keys);
-            for &row in &key.distances {
-                let oldest = key.window.map_or(0, |window| row + 1 - window as isize);
-                let is_seen = |key: isize| oldest <= key && key <= row;
+        let index_of = |position: usize| position.saturating_sub(kv.first);
+        let seen = rows.map(|row| index_of(self.oldest_seen(row))..index_of(row + 1)).collect();
+        self.masks.get(MaskKey { seen, num_keys: kv.num_tokens() }, |key| {
+            let mut mask = Vec::with_capacity(key.seen.len() * key.num_keys);
+            for seen in &key.seen {
                 mask.extend(
-                    (0..key.num_keys as isize).map(|key| if is_seen(key) { 0.0 } else { f32::NEG_INFINITY }),
+                    (0..key.num_keys).map(|key| if seen.contains(&key) { 0.0 } else { f32::NEG_INFINITY }),
                 );
             }
-            let shape = [key.distances.len() as i32, key.num_keys as i32];
+            let shape = [key.seen.len() as i32, key.num_keys as i32];
             Ok(Array::from_slice(&mask, &shape).as_dtype(dtype)?)
         })
     }

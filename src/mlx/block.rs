@@ -6,7 +6,7 @@
 use mlx_rs::Array;
 
 use super::{
-    arrays::{concatenated, rows_of},
+    arrays::{in_row_blocks, rows_of},
     device::ComputeDevice,
     error::Result,
     linear::Linear,
@@ -153,20 +153,15 @@ impl Block {
 }
 
 impl Mlp {
-    /// Blocks of rows one after the other on the CPU: see `attention`'s blocks for the reason.
     fn forward(&self, normed: &Array, pass: &BlockPass<'_>) -> Result<Array> {
         let num_rows = normed.dim(0) as usize;
-        if pass.device == ComputeDevice::Gpu || num_rows <= MAX_MLP_ROWS {
-            return self.rows(normed, pass.ops);
-        }
-        let mut blocks = Vec::with_capacity(num_rows.div_ceil(MAX_MLP_ROWS));
-        for first in (0..num_rows).step_by(MAX_MLP_ROWS) {
-            let last = (first + MAX_MLP_ROWS).min(num_rows);
-            let block = self.rows(&rows_of(normed, &(first..last), num_rows)?, pass.ops)?;
-            block.eval()?;
-            blocks.push(block);
-        }
-        concatenated(blocks, 0)
+        let max_rows = if pass.device == ComputeDevice::Cpu { MAX_MLP_ROWS } else { num_rows };
+        in_row_blocks(
+            pass.device,
+            num_rows,
+            |_| max_rows,
+            |rows| self.rows(&rows_of(normed, &rows, num_rows)?, pass.ops),
+        )
     }
 
     fn rows(&self, normed: &Array, ops: &Ops) -> Result<Array> {

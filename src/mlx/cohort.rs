@@ -62,7 +62,8 @@ pub(super) struct Cohorts {
     private: Vec<Vec<Piece>>,
     /// Rows whose pieces, and what they have not stored, lie side by side.
     blocks: Vec<Block>,
-    /// Passes since the rows last changed.
+    /// Passes since the rows last changed; the rows are put side by side in the one that makes it
+    /// [`MIN_SAME_PASSES`].
     num_same_passes: usize,
 }
 
@@ -175,7 +176,7 @@ impl Cohorts {
     /// stored, one entry a layer or none.
     pub(super) fn step(&mut self, own: &[&[LayerKv]]) -> Result<()> {
         self.num_same_passes += 1;
-        if self.num_same_passes < MIN_SAME_PASSES || !self.blocks.is_empty() {
+        if self.num_same_passes != MIN_SAME_PASSES {
             return Ok(());
         }
         let rows: Vec<Vec<Row<'_>>> = self
@@ -201,9 +202,10 @@ impl Cohorts {
         Ok(())
     }
 
-    /// Takes the rows apart: what they have not stored has changed.
+    /// Takes the rows apart until the next step: what they have not stored has changed.
     pub(super) fn take_apart(&mut self) {
         self.blocks.clear();
+        self.num_same_passes = self.num_same_passes.min(MIN_SAME_PASSES - 1);
     }
 
     /// What the rows at these positions have to themselves in one layer, for attention; `own` is what

@@ -110,6 +110,7 @@ impl Prefixes {
         due: Due,
         stored: Stored,
     ) -> Result<(), RunnerError> {
+        self.note_stored(Unconfirmed::Node(due.node));
         let Some(cache) = &mut self.cache else { return Ok(()) };
         let is_private = due.kind == DueKind::Private;
         if !make_room_for(cache, runner, stored.num_bytes(), self.now) && is_private {
@@ -123,8 +124,6 @@ impl Prefixes {
         }
         cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
         self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
-        self.note_stored(Unconfirmed::Node(due.node));
-        let Some(cache) = &mut self.cache else { return Ok(()) };
         if is_private && !make_room_for_leaf(cache, runner, due.node, self.now)? {
             sequence.hold.is_detached = true;
             return Ok(());
