@@ -108,8 +108,6 @@ pub struct Snapshot {
     /// The root that the catalogue comes from.
     pub(super) generation: u64,
     pub(super) catalogue: Catalogue,
-    /// Whether the next save is to replace the file rather than to add to it.
-    pub(super) replaces: bool,
     /// Whether the catalogue differs from the index on disk, additions aside.
     pub(super) is_dirty: bool,
     /// Nodes that the run has used since the last save.
@@ -139,16 +137,9 @@ impl Snapshot {
         let identity = identify(stamps)?;
         let mut snapshot = Self::empty(path, options, identity);
         match content {
-            _ if options.mode == CacheMode::Refresh => {
-                snapshot.opening = Opening::Refreshed;
-                snapshot.replaces = true;
-            }
-            Content::None => {}
-            Content::Empty => snapshot.replaces = true,
-            Content::Damaged(reason) => {
-                snapshot.opening = Opening::Damaged { reason };
-                snapshot.replaces = true;
-            }
+            _ if options.mode == CacheMode::Refresh => snapshot.opening = Opening::Refreshed,
+            Content::None | Content::Empty => {}
+            Content::Damaged(reason) => snapshot.opening = Opening::Damaged { reason },
             Content::Sound(sound) => match snapshot.identity.difference(&sound.index.identity) {
                 Some(difference) => snapshot.opening = Opening::OtherModel { difference },
                 None => snapshot.take(disk, *sound),
@@ -189,7 +180,6 @@ impl Snapshot {
             generation: 0,
             catalogue: Catalogue::new(options.max_bytes, identity.needs_checkpoints),
             identity,
-            replaces: false,
             is_dirty: false,
             used: BTreeSet::new(),
             damaged: Vec::new(),
@@ -364,11 +354,12 @@ pub(super) fn read_file(
 pub(super) fn read_content(disk: &Disk, max_bytes: Option<u64>) -> Result<Content, SnapshotError> {
     let path = disk.path().to_path_buf();
     let io_error = |source| failed("read the cache file", &path, source);
-    let num_bytes = disk.num_bytes().map_err(io_error)?;
-    if num_bytes == 0 {
+    let start = disk.read_start(3 * BLOCK_BYTES).map_err(io_error)?;
+    if start.is_empty() {
         return Ok(Content::Empty);
     }
-    let start = disk.read_start(3 * BLOCK_BYTES).map_err(io_error)?;
+    // After the roots: what others publish meanwhile makes the file longer than it was before.
+    let num_bytes = disk.num_bytes().map_err(io_error)?;
     let kind = format::kind_of(&start);
     if let Some(error) = format::refuse(&path, kind) {
         return Err(error);

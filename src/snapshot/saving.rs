@@ -122,7 +122,8 @@ impl Snapshot {
         let end = locked.num_bytes().map_err(|source| failed("read", &self.path, source))?;
         let content = read_content(&locked, self.options.max_bytes)?;
         let (new, catalogue, end, next_generation) = match content {
-            Content::Sound(sound) if !self.replaces => {
+            // What was damaged at the start may have been replaced since.
+            Content::Sound(sound) if self.options.mode != CacheMode::Refresh => {
                 let Sound { root, index, next_generation, .. } = *sound;
                 if let Some(difference) = self.identity.difference(&index.identity) {
                     return Err(self.other_model(difference));
@@ -381,7 +382,6 @@ impl Saving<'_> {
         snapshot.catalogue = self.catalogue;
         snapshot.used.clear();
         snapshot.damaged.clear();
-        snapshot.replaces = false;
         snapshot.is_dirty = false;
         if snapshot.options.mode == CacheMode::Refresh {
             snapshot.options.mode = CacheMode::ReadWrite;

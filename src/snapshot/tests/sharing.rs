@@ -87,6 +87,54 @@ fn two_writers_and_four_readers_at_once() {
     }
 }
 
+/// The length of the file was asked for before its roots were read: what was saved in between lay
+/// behind that length and was taken for cut off, and the run that had opened it so replaced the file.
+#[test]
+fn a_file_is_sound_though_it_grows_while_it_is_opened() {
+    let file = place();
+    let path = file.path.as_path();
+    let mut snapshot = open(path).expect("a new file");
+    save(&mut snapshot, &[&prompt(0, 10)]).expect("it can be saved");
+    thread::scope(|scope| {
+        // More readers than cores, so that they are interrupted at any place.
+        let readers = [(); 8].map(|()| {
+            scope.spawn(|| {
+                for _ in 0..300 {
+                    let snapshot = open(path).expect("it opens");
+                    let opening = snapshot.opening();
+                    assert!(matches!(opening, Opening::Restored { .. }), "{opening:?}");
+                    assert_eq!(snapshot.older_because(), None);
+                }
+            })
+        });
+        for question in 1.. {
+            if readers.iter().all(thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+            save(&mut snapshot, &[&prompt(question % 20, 10)]).expect("it can be saved");
+            snapshot.is_dirty = true;
+        }
+    });
+}
+
+#[test]
+fn what_has_taken_the_place_of_a_damaged_file_meanwhile_is_added_to() -> Result<(), SnapshotError> {
+    let file = place();
+    save(&mut open(&file.path)?, &[&prompt(1, 10)])?;
+    let mut bytes = std::fs::read(&file.path).expect("the file can be read");
+    bytes[4096..3 * 4096].fill(0);
+    std::fs::write(&file.path, &bytes).expect("its roots can be damaged");
+    let (mut one, mut two) = (open(&file.path)?, open(&file.path)?);
+    assert!(matches!(one.opening(), Opening::Damaged { .. }), "{:?}", one.opening());
+    save(&mut one, &[&prompt(2, 10)])?;
+    save(&mut two, &[&prompt(3, 10)])?;
+    let mut all = open(&file.path)?;
+    for (question, num_tokens) in [(1, 3), (2, 13), (3, 13)] {
+        assert_eq!(restore(&mut all, &prompt(question, 10)), num_tokens, "question {question}");
+    }
+    Ok(())
+}
+
 #[test]
 fn writers_that_start_together_make_one_file() {
     for _ in 0..20 {
