@@ -132,7 +132,6 @@ impl Attention<'_> {
 
     fn chunk_in_blocks(&self, chunk: Chunk<'_>) -> Result<Array> {
         let num_rows = chunk.queries.dim(0) as usize;
-        let queries = self.scale_queries(chunk.queries)?;
         let num_block_rows = |first| self.num_block_rows(chunk.start + first);
         in_row_blocks(self.device, num_rows, num_block_rows, |rows| {
             let position = chunk.start + rows.start;
@@ -146,7 +145,8 @@ impl Attention<'_> {
                     seen.push(piece);
                 }
             }
-            self.block(&rows_of(&queries, &rows, num_rows)?, position, &seen)
+            let queries = self.scale_queries(&rows_of(chunk.queries, &rows, num_rows)?)?;
+            self.block(&queries, position, &seen)
         })
     }
 

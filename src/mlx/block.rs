@@ -132,20 +132,34 @@ impl Block {
         }
     }
 
-    /// Packed rows in, packed rows out, `(T, hidden)`.
-    pub(super) fn forward(&self, hidden: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        let normed = self.mixer_norm.forward(hidden)?;
+    /// Packed rows in, packed rows out, `(T, hidden)`. Takes its input, so that what has been used
+    /// takes no memory while the rest is computed.
+    pub(super) fn forward(&self, hidden: Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+        let hidden = self.mix(hidden, pass)?;
+        let num_rows = hidden.dim(0) as usize;
+        let max_rows = if pass.device == ComputeDevice::Cpu { MAX_MLP_ROWS } else { num_rows };
+        in_row_blocks(
+            pass.device,
+            num_rows,
+            |_| max_rows,
+            |rows| {
+                let hidden = rows_of(&hidden, &rows, num_rows)?;
+                let mut update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, pass.ops)?;
+                if let Some(norm) = &self.mlp_post_norm {
+                    update = norm.forward(&update)?;
+                }
+                Ok(hidden.add(&update)?)
+            },
+        )
+    }
+
+    fn mix(&self, hidden: Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+        let normed = self.mixer_norm.forward(&hidden)?;
         let mut update = match &self.mixer {
-            Mixer::Attention(attention) => attention.forward(&normed, pass)?,
+            Mixer::Attention(attention) => attention.forward(normed, pass)?,
             Mixer::Recurrent { mixer, state_index } => mixer.forward(&normed, *state_index, pass)?,
         };
         if let Some(norm) = &self.mixer_post_norm {
-            update = norm.forward(&update)?;
-        }
-        let hidden = hidden.add(&update)?;
-
-        let mut update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, pass)?;
-        if let Some(norm) = &self.mlp_post_norm {
             update = norm.forward(&update)?;
         }
         Ok(hidden.add(&update)?)
@@ -153,18 +167,7 @@ impl Block {
 }
 
 impl Mlp {
-    fn forward(&self, normed: &Array, pass: &BlockPass<'_>) -> Result<Array> {
-        let num_rows = normed.dim(0) as usize;
-        let max_rows = if pass.device == ComputeDevice::Cpu { MAX_MLP_ROWS } else { num_rows };
-        in_row_blocks(
-            pass.device,
-            num_rows,
-            |_| max_rows,
-            |rows| self.rows(&rows_of(normed, &rows, num_rows)?, pass.ops),
-        )
-    }
-
-    fn rows(&self, normed: &Array, ops: &Ops) -> Result<Array> {
+    fn forward(&self, normed: &Array, ops: &Ops) -> Result<Array> {
         let gate = self.gate.forward(normed)?;
         let gate = match self.activation {
             Activation::Silu => ops.silu(&gate)?,

@@ -108,7 +108,7 @@ impl Decoder {
         let mut block_pass =
             BlockPass { ops: &self.ops, device: self.device, rotations, rows: pass, live: &mut *live };
         for block in &self.blocks {
-            hidden = block.forward(&hidden, &mut block_pass)?;
+            hidden = block.forward(hidden, &mut block_pass)?;
         }
         live.end_pass(pass);
         Ok(hidden)

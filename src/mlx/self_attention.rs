@@ -64,13 +64,13 @@ impl SelfAttention {
     }
 
     /// Attends the packed, normed rows `(T, hidden)`, and appends their keys and values.
-    pub(super) fn forward(&self, normed: &Array, pass: &mut BlockPass<'_>) -> Result<Array> {
+    pub(super) fn forward(&self, normed: Array, pass: &mut BlockPass<'_>) -> Result<Array> {
         let num_tokens = normed.dim(0);
         let head_dim = self.spec.head_dim;
         let heads = |x: Array, num_heads: usize, width: usize| {
             x.reshape(&[num_tokens, num_heads as i32, width as i32])
         };
-        let projected = self.query.forward(normed)?;
+        let projected = self.query.forward(&normed)?;
         let (mut queries, gate) = if self.spec.output_gate {
             let both = heads(projected, self.spec.num_heads, 2 * head_dim)?;
             let gate = sys::slice_axis(&both, 2, head_dim, 2 * head_dim)?;
@@ -78,8 +78,9 @@ impl SelfAttention {
         } else {
             (heads(projected, self.spec.num_heads, head_dim)?, None)
         };
-        let mut keys = heads(self.key.forward(normed)?, self.spec.num_kv_heads, head_dim)?;
-        let values = heads(self.value.forward(normed)?, self.spec.num_kv_heads, head_dim)?;
+        let mut keys = heads(self.key.forward(&normed)?, self.spec.num_kv_heads, head_dim)?;
+        let values = heads(self.value.forward(&normed)?, self.spec.num_kv_heads, head_dim)?;
+        drop(normed);
         if let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) {
             queries = query_norm.forward(&queries)?;
             keys = key_norm.forward(&keys)?;

@@ -7,8 +7,12 @@ use std::ops::Range;
 
 use mlx_rs::{Array, Dtype, ops};
 
-use super::{Attention, LayerKv, Result, largest, sys, total};
+use super::{Attention, ComputeDevice, LayerKv, Result, largest, sys, total};
 use crate::mlx::arrays::{concatenated, padded, rows_of};
+
+/// Scores of one layer up to which further operations are made before they are computed: beyond it
+/// the memory that MLX takes ahead on the CPU, see `in_row_blocks`, would be mostly scores.
+const MAX_SCORES_AHEAD: usize = 1 << 18;
 
 /// Consecutive decode rows that run on the same stored segments.
 #[derive(Debug, Clone)]
@@ -97,6 +101,11 @@ impl Attention<'_> {
             }
             total(&weighed)?.divide(total(&sums)?)?
         };
+        let num_scores: usize = parts.iter().map(|part| part.scores().size()).sum();
+        if self.device == ComputeDevice::Cpu && num_scores > MAX_SCORES_AHEAD {
+            drop(parts);
+            attended.eval()?;
+        }
         Ok(attended.reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
     }
 
