@@ -54,6 +54,7 @@ pub struct RequestReader {
     name: Arc<str>,
     max_line_bytes: usize,
     num_requests: u64,
+    num_bytes: u64,
 }
 
 impl RequestReader {
@@ -89,6 +90,7 @@ impl RequestReader {
             name,
             max_line_bytes: options.max_line_bytes,
             num_requests: 0,
+            num_bytes: 0,
         }
     }
 
@@ -100,6 +102,11 @@ impl RequestReader {
     /// How many requests have been read, failed lines included.
     pub fn num_requests(&self) -> u64 {
         self.num_requests
+    }
+
+    /// Bytes of the lines that have been read and kept.
+    pub fn num_bytes(&self) -> u64 {
+        self.num_bytes
     }
 
     /// What was odd but could be lived with, so far.
@@ -138,7 +145,10 @@ impl RequestReader {
         let place = Place { index: self.num_requests, line: line.number };
         self.num_requests += 1;
         let parsed = match line.content {
-            Content::Bytes(bytes) => self.parser.parse(place, bytes),
+            Content::Bytes(bytes) => {
+                self.num_bytes += bytes.len() as u64;
+                self.parser.parse(place, bytes)
+            }
             Content::TooLong { num_bytes } => {
                 Err(self.parser.too_long(place, num_bytes, self.max_line_bytes))
             }

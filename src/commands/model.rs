@@ -3,7 +3,10 @@
 //! Owns finding the model's files and reading the small ones, for all commands that need a model.
 //! Loading weights is the business of those that compute.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     batch::RequestParams,
@@ -30,7 +33,7 @@ pub(super) struct Description {
     /// What the output's `model` field says.
     pub name: String,
     pub spec: ModelSpec,
-    pub text: TextModel,
+    pub text: Arc<TextModel>,
     pub weights: WeightSource,
     /// What the model's generation_config.json says.
     pub defaults: RequestParams,
@@ -66,7 +69,7 @@ impl Description {
                     },
                     name,
                     spec: read_config(&config)?,
-                    text: TextModel::from_folder(&dir)?,
+                    text: Arc::new(TextModel::from_folder(&dir)?),
                     defaults: params_of(read_generation_config(&dir)?),
                     stored_dtype: stored_dtype(&config),
                     weights: WeightSource::Safetensors(weights),
@@ -79,7 +82,7 @@ impl Description {
                     files: DescribedFiles { weights: vec![path.clone()], ..DescribedFiles::default() },
                     name,
                     spec: read_gguf_config(&header)?,
-                    text: TextModel::from_gguf(&header)?,
+                    text: Arc::new(TextModel::from_gguf(&header)?),
                     defaults: params_of(GenerationDefaults::default()),
                     stored_dtype: Some(ComputeDtype::Float16),
                     weights: WeightSource::Gguf(path),

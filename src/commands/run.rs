@@ -3,6 +3,7 @@
 //! Reads as a table of contents: what can fail for want of a file fails before the model loads,
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
+mod intake;
 mod model;
 mod persist;
 pub(super) mod prepare;
@@ -11,12 +12,14 @@ mod session;
 mod window;
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 
 use self::{
-    model::OpenModel,
+    intake::Intake,
+    model::DescribedModel,
     session::{Session, Stop},
 };
 use super::{Outcome, interrupt::Interrupt};
@@ -33,7 +36,7 @@ use crate::{
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let served_model = Some(args.model.model.clone());
-    let mut reader =
+    let reader =
         RequestReader::open(&args.input, ReaderOptions { served_model, ..ReaderOptions::default() })?;
     let num_total = count_requests(&args.input)?;
     if let Some(path) = &args.report {
@@ -44,14 +47,17 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
-    let model = OpenModel::open(args, is_verbose)?;
+    let model = DescribedModel::read(args)?;
+    let served_name = model.name().to_owned();
+    let mut intake = Intake::new(reader, model.preparer(args), Arc::clone(model.text()));
+    let model = intake.during(|| model.load(args, is_verbose))?;
     let load_time = started.elapsed();
     let progress = Progress::new(num_total, args.quiet);
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-    let served = Served { model: model.name.clone(), created };
-    let mut session = Session::new(model, args, served, num_total, progress);
+    let served = Served { model: served_name, created };
+    let mut session = Session::new(model, intake, args, served, num_total, progress);
     interrupt.heed();
-    let looped = session.run(&mut reader, &mut writer, &interrupt);
+    let looped = session.run(&mut writer, &interrupt);
 
     session.progress.finish();
     let stop = match looped {
@@ -72,6 +78,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     stats.cache = session.cache_usage();
     stats.wall = started.elapsed();
     stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
+    let reader = session.intake.reader();
     warn(args, &reader.warnings().texts());
     let saver = session.saver.as_ref();
     warn(args, &saver.map(|saver| saver.warnings(session.engine())).unwrap_or_default());

@@ -3,18 +3,18 @@
 //! Owns the order of the steps and what is said about them with `-v`. Finding and describing a
 //! model is `commands/model`'s business, each step `mlx/`'s.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 
-use super::persist;
+use super::{persist, prepare::Preparer};
 use crate::{
-    batch::RequestParams,
-    cli::RunArgs,
+    cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::{
         identity::ComputedModel,
         model::{Description, asked_dtype},
     },
     mlx::{Blas, ComputeDevice, LoadedModel, MlxRunner},
-    models::ModelSpec,
     snapshot::Snapshot,
     text::TextModel,
 };
@@ -22,15 +22,15 @@ use crate::{
 /// Limit of the prompt cache on machines that do not tell their memory.
 const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 
+/// A model whose small files are read, and its cache file.
+pub(super) struct DescribedModel {
+    description: Description,
+    snapshot: Option<Snapshot>,
+}
+
 /// A model ready to answer.
 pub(super) struct OpenModel {
-    /// What the output's `model` field says.
-    pub name: String,
-    pub spec: ModelSpec,
-    pub text: TextModel,
     pub runner: MlxRunner,
-    /// What the model's generation_config.json says.
-    pub defaults: RequestParams,
     /// Tokens whose KV fits into memory beside the weights; `None` where that is not known.
     pub max_kv_tokens: Option<usize>,
     /// Limit of the prompt cache where no flag says otherwise.
@@ -39,22 +39,49 @@ pub(super) struct OpenModel {
     pub snapshot: Option<Snapshot>,
 }
 
-impl OpenModel {
-    /// Finds, reads and loads the model that the flags name.
-    pub(super) fn open(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Self> {
+impl DescribedModel {
+    /// Finds the model that the flags name, reads its small files and opens the cache file.
+    pub(super) fn read(args: &RunArgs) -> anyhow::Result<Self> {
         let device = ComputeDevice::current();
         if let Some(warning) = Blas::current().warning(device) {
             super::warn(args, &[warning]);
         }
-        let Description { name, spec, text, weights, defaults, files, stored_dtype } =
-            Description::read(&args.model, args.quiet)?;
+        let description = Description::read(&args.model, args.quiet)?;
+        let Description { name, spec, files, stored_dtype, .. } = &description;
         // Before the weights: where it is an error, it is one soon.
-        let dtype = device.compute_dtype(asked_dtype(args.compute.dtype), stored_dtype);
-        let snapshot =
-            persist::open(&args.persist, &ComputedModel { name: &name, spec: &spec, files: &files, dtype })?;
+        let dtype = device.compute_dtype(asked_dtype(args.compute.dtype), *stored_dtype);
+        let snapshot = persist::open(&args.persist, &ComputedModel { name, spec, files, dtype })?;
         if let Some(warning) = snapshot.as_ref().and_then(persist::opening_warning) {
             super::warn(args, &[warning]);
         }
+        Ok(Self { description, snapshot })
+    }
+
+    /// What the output's `model` field says.
+    pub(super) fn name(&self) -> &str {
+        &self.description.name
+    }
+
+    pub(super) fn text(&self) -> &Arc<TextModel> {
+        &self.description.text
+    }
+
+    /// What turns requests into prompts.
+    pub(super) fn preparer(&self, args: &RunArgs) -> Preparer {
+        let Description { spec, text, defaults, .. } = &self.description;
+        Preparer {
+            end_ids: Arc::from(text.end_ids()),
+            fallback: args.generation.to_params().or(defaults),
+            default_max_tokens: DEFAULT_MAX_TOKENS,
+            max_context: spec.max_context,
+            vocab_size: spec.vocab_size,
+            has_checkpoints: spec.recurrent_layers().next().is_some(),
+        }
+    }
+
+    /// Loads the weights.
+    pub(super) fn load(self, args: &RunArgs, is_verbose: bool) -> anyhow::Result<OpenModel> {
+        let Description { name, spec, weights, stored_dtype, .. } = self.description;
         let loaded = LoadedModel::load(&spec, &weights, asked_dtype(args.compute.dtype), stored_dtype)
             .with_context(|| format!("cannot load the model {name}"))?;
         if is_verbose {
@@ -64,7 +91,7 @@ impl OpenModel {
                 spec.layers.len(),
                 spec.max_context,
                 loaded.dtype().name(),
-                device.backend(),
+                ComputeDevice::current().backend(),
                 Blas::current(),
             ));
         }
@@ -74,15 +101,11 @@ impl OpenModel {
         let free_bytes = crate::mlx::free_memory_bytes();
         let max_kv_tokens =
             free_bytes.map(|free| usize::try_from(free / 10 * 7).unwrap_or(usize::MAX) / kv_bytes_per_token);
-        Ok(Self {
-            name,
-            spec,
-            text,
+        Ok(OpenModel {
             // Beside what sequences run on; rows that find no room are decoded one by one.
             runner: MlxRunner::new(loaded, free_bytes.map_or(u64::MAX, |free| free / 10)),
-            defaults,
             max_kv_tokens,
-            snapshot,
+            snapshot: self.snapshot,
             default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, |free| free / 32),
         })
     }

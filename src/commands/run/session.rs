@@ -6,29 +6,29 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 
 use super::{
+    intake::{Intake, Next},
     model::OpenModel,
     persist::Saver,
-    prepare::{Prepared, Preparer},
+    prepare::Prepared,
     window::{Ready, Windows},
 };
 use crate::{
     batch::{
-        Completion, FinishReason, Flow, NextRequest, Progress, Record, Request, RequestError, RequestHead,
-        RequestReader, ResultWriter, RunStats, Served,
+        Completion, FinishReason, Flow, Progress, Record, RequestError, RequestHead, ResultWriter, RunStats,
+        Served,
     },
-    cache::{CacheLimits, CacheUsage, ResumeRule},
-    cli::{DEFAULT_MAX_TOKENS, RunArgs},
+    cache::{CacheLimits, CacheUsage},
+    cli::RunArgs,
     commands::interrupt::Interrupt,
     engine::{self, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError},
     mlx::{ComputeDevice, MlxRunner},
-    text::{Answer, TextModel},
+    text::Answer,
 };
 
 /// How long an idle run waits for input before it looks at Ctrl-C and its progress again.
@@ -56,9 +56,8 @@ pub(super) enum Stop {
 pub(super) struct Session<R: Runner> {
     pub stats: RunStats,
     pub progress: Progress,
+    pub intake: Intake,
     engine: Engine<R>,
-    text: TextModel,
-    preparer: Preparer,
     served: Served,
     windows: Windows,
     active: HashMap<RequestId, Active>,
@@ -91,6 +90,7 @@ struct Active {
 impl Session<MlxRunner> {
     pub(super) fn new(
         model: OpenModel,
+        intake: Intake,
         args: &RunArgs,
         served: Served,
         num_total: Option<u64>,
@@ -108,14 +108,6 @@ impl Session<MlxRunner> {
             max_bytes: max_cache_bytes,
             max_entries: args.compute.cache_entries.map(|entries| entries as usize),
         });
-        let preparer = Preparer {
-            end_ids: Arc::from(model.text.end_ids()),
-            fallback: args.generation.to_params().or(&model.defaults),
-            default_max_tokens: DEFAULT_MAX_TOKENS,
-            max_context: model.spec.max_context,
-            vocab_size: model.spec.vocab_size,
-            has_checkpoints: model.runner.resume_rule() == ResumeRule::Checkpoints,
-        };
         let saver = model.snapshot.is_some().then(|| Saver::new(&args.persist));
         let mut engine = Engine::new(model.runner, limits, cache);
         if let Some(snapshot) = model.snapshot {
@@ -124,9 +116,8 @@ impl Session<MlxRunner> {
         Self {
             stats: RunStats { num_total, ..RunStats::default() },
             progress,
+            intake,
             engine,
-            text: model.text,
-            preparer,
             served,
             windows: Windows::default(),
             active: HashMap::new(),
@@ -141,19 +132,14 @@ impl Session<MlxRunner> {
 
 impl<R: Runner> Session<R> {
     /// Runs until the input is used up, the user interrupts or nobody reads the output.
-    pub(super) fn run(
-        &mut self,
-        reader: &mut RequestReader,
-        writer: &mut ResultWriter,
-        interrupt: &Interrupt,
-    ) -> anyhow::Result<Stop> {
+    pub(super) fn run(&mut self, writer: &mut ResultWriter, interrupt: &Interrupt) -> anyhow::Result<Stop> {
         let mut has_more = true;
         loop {
-            has_more &= self.read_ahead(reader, writer, interrupt)?;
+            has_more &= self.read_ahead(writer, interrupt)?;
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
             }
-            self.submit_planned(reader.name(), writer, has_more)?;
+            self.submit_planned(writer, has_more)?;
             if interrupt.is_set() {
                 return Ok(Stop::Interrupted);
             }
@@ -172,7 +158,7 @@ impl<R: Runner> Session<R> {
                 }
             };
             for event in events {
-                if let Some(record) = self.handle(event, reader.name())? {
+                if let Some(record) = self.handle(event)? {
                     self.write(writer, &record)?;
                 }
             }
@@ -197,52 +183,29 @@ impl<R: Runner> Session<R> {
     ///
     /// While the engine has planned work, a few lines a step are enough; else the window is read
     /// until it is full or the input ends or falls silent.
-    fn read_ahead(
-        &mut self,
-        reader: &mut RequestReader,
-        writer: &mut ResultWriter,
-        interrupt: &Interrupt,
-    ) -> anyhow::Result<bool> {
+    fn read_ahead(&mut self, writer: &mut ResultWriter, interrupt: &Interrupt) -> anyhow::Result<bool> {
         let mut num_left = if self.windows.has_planned() { LINES_A_STEP } else { usize::MAX };
         while num_left > 0 && !self.windows.is_full() && !interrupt.is_set() && !self.output_is_closed {
             num_left -= 1;
             // An input that is silent holds up nothing that can be computed.
             let patience =
                 if self.engine.is_idle() && self.windows.is_empty() { IDLE_WAIT } else { Duration::ZERO };
-            let record = match reader.poll_request(patience)? {
-                NextRequest::Request(request) => self.gather(*request, reader.name()),
-                NextRequest::Failed(failed) => Some(Record::failed(&failed)),
-                NextRequest::Pending => return Ok(true),
-                NextRequest::End => return Ok(false),
-            };
-            if let Some(record) = record {
-                self.stats.num_failed += 1;
-                self.write(writer, &record)?;
-                self.show();
+            match self.intake.next(patience)? {
+                Next::Ready(ready) => self.windows.gather(*ready),
+                Next::Failed(record) => {
+                    self.stats.num_failed += 1;
+                    self.write(writer, &record)?;
+                    self.show();
+                }
+                Next::Pending => return Ok(true),
+                Next::End => return Ok(false),
             }
         }
         Ok(true)
     }
 
-    /// Prepares a request for its window; returns its record if it cannot be served.
-    fn gather(&mut self, request: Request, file: &str) -> Option<Record> {
-        let Request { head, prompt, params } = request;
-        match self.preparer.prepare(&self.text, &head, &prompt, params) {
-            Ok(prepared) => {
-                self.windows.gather(Ready { head, prepared });
-                None
-            }
-            Err(error) => Some(Record::request_error(&head, &error.at(file, head.line))),
-        }
-    }
-
     /// Hands planned requests to the engine as long as it has room.
-    fn submit_planned(
-        &mut self,
-        file: &str,
-        writer: &mut ResultWriter,
-        has_more: bool,
-    ) -> anyhow::Result<()> {
+    fn submit_planned(&mut self, writer: &mut ResultWriter, has_more: bool) -> anyhow::Result<()> {
         let is_last = !has_more && self.saver.is_none();
         while self.engine.has_room() {
             let Some(Ready { head, prepared }) = self.windows.next(is_last) else { break };
@@ -250,13 +213,16 @@ impl<R: Runner> Session<R> {
             let id = generation.id;
             match self.engine.submit(generation) {
                 Ok(()) => {
-                    let answer = Answer::new(self.text.tokenizer(), &stops);
+                    let answer = Answer::new(self.intake.text().tokenizer(), &stops);
                     self.active.insert(id, Active { head, answer, is_stopped: false });
                 }
                 Err(error @ SubmitError::TooLong { .. }) => {
                     let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
                     self.stats.num_failed += 1;
-                    self.write(writer, &Record::request_error(&head, &error.at(file, head.line)))?;
+                    self.write(
+                        writer,
+                        &Record::request_error(&head, &error.at(self.intake.reader().name(), head.line)),
+                    )?;
                 }
                 Err(error) => return Err(error).context("the engine refused a request"),
             }
@@ -281,7 +247,7 @@ impl<R: Runner> Session<R> {
     }
 
     /// Takes one event of the engine; returns the record of a request that ended.
-    fn handle(&mut self, event: Event, file: &str) -> anyhow::Result<Option<Record>> {
+    fn handle(&mut self, event: Event) -> anyhow::Result<Option<Record>> {
         match event {
             Event::Token { id, token } => {
                 self.failures.num_in_a_row = 0;
@@ -303,7 +269,8 @@ impl<R: Runner> Session<R> {
                     engine::FinishReason::Error => {
                         self.stats.num_failed += 1;
                         let reason = format!("computing the answer failed: {}", self.failures.reason);
-                        let error = RequestError::internal(reason).at(file, active.head.line);
+                        let error =
+                            RequestError::internal(reason).at(self.intake.reader().name(), active.head.line);
                         return Ok(Some(Record::request_error(&active.head, &error)));
                     }
                 };

@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::super::prepare::Preparer;
 use super::*;
-use crate::batch::{InputPath, OutputPath, ReaderOptions};
+use crate::batch::{InputPath, OutputPath, ReaderOptions, RequestReader};
 use crate::engine::fake_runner::{FakeRunner, VOCAB_SIZE};
+use crate::text::TextModel;
 
 const NUM_REQUESTS: usize = 12;
 
+/// A session over an input of a few requests.
 fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
     let three = NonZeroUsize::new(3).expect("three is not zero");
     let chunk = NonZeroUsize::new(8).expect("eight is not zero");
@@ -25,12 +29,18 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
         vocab_size: 304,
         has_checkpoints: false,
     };
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let path = folder.path().join("in.jsonl");
+    let lines: String =
+        (0..NUM_REQUESTS).map(|index| format!("{{\"prompt\": \"word {index}\"}}\n")).collect();
+    fs::write(&path, lines).expect("there is room");
+    let reader = RequestReader::open(&InputPath::File(path), ReaderOptions::default());
+    let reader = reader.expect("it was just written");
     Session {
         stats: RunStats::default(),
         progress: Progress::new(None, true),
         engine: Engine::new(make(limits.clone()), limits, None),
-        text,
-        preparer,
+        intake: Intake::new(reader, preparer, Arc::new(text)),
         served: Served { model: "fake".into(), created: 0 },
         windows: Windows::default(),
         active: HashMap::new(),
@@ -42,16 +52,13 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
     }
 }
 
-/// Runs some requests and returns how that ended with the output's lines so far.
+/// Runs all requests and returns how that ended with the output's lines so far.
 fn run<R: Runner>(session: &mut Session<R>) -> (anyhow::Result<Stop>, Vec<Value>) {
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let input = InputPath::File(folder.path().join("in.jsonl"));
-    let text: String = (0..NUM_REQUESTS).map(|index| format!("{{\"prompt\": \"word {index}\"}}\n")).collect();
-    fs::write(folder.path().join("in.jsonl"), text).expect("there is room");
-    let mut reader = RequestReader::open(&input, ReaderOptions::default()).expect("it was just written");
     let output = OutputPath::File(folder.path().join("out.jsonl"));
     let mut writer = ResultWriter::create(&output, &input).expect("the folder is there");
-    let stop = session.run(&mut reader, &mut writer, &Interrupt::default());
+    let stop = session.run(&mut writer, &Interrupt::default());
     let published = writer.finish().expect("there is room");
     let text = fs::read_to_string(published.place).expect("it was just published");
     (stop, text.lines().map(|line| serde_json::from_str(line).expect("lines are JSON")).collect())

@@ -1,0 +1,268 @@
+//! Reading ahead: what the input has, as requests that are ready for their window.
+//!
+//! Owns how many lines are taken at a time, preparing them on all cores, and doing so while the model
+//! loads. What a request becomes is `prepare`'s, when more is wanted is the session's business.
+
+use std::{
+    collections::VecDeque,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use super::{prepare::Preparer, window::Ready};
+use crate::{
+    batch::{BatchError, NextRequest, Record, Request, RequestReader},
+    plan::window_is_full,
+    text::TextModel,
+};
+
+/// Requests that are prepared together: several for each core, and few enough not to hold up the
+/// running batch.
+const MAX_ROUND_REQUESTS: usize = 32;
+
+/// Bytes of lines after which a round ends: those of a round are in memory together.
+const MAX_ROUND_BYTES: u64 = 4 << 20;
+
+/// Bytes of lines that are read while the model loads.
+const MAX_EARLY_BYTES: u64 = 64 << 20;
+
+/// How long a line may take to follow the one before it. A pipe that is slower is silent; one that is
+/// not should not have its requests torn apart.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// What the input has at the moment.
+pub(super) enum Next {
+    Ready(Box<Ready>),
+    /// A line that cannot be served.
+    Failed(Box<Record>),
+    /// Nothing came within the time given; the input is still open.
+    Pending,
+    End,
+}
+
+/// A line of the input, or what was made of it; else the output's line that says why not.
+type Made<T> = Result<Box<T>, Box<Record>>;
+
+/// Requests on their way from the input to a window.
+pub(super) struct Intake {
+    reader: RequestReader,
+    preparer: Preparer,
+    text: Arc<TextModel>,
+    /// In the order of the input.
+    prepared: VecDeque<Made<Ready>>,
+    num_prepared_tokens: usize,
+    /// Why reading ended, told after what was read before.
+    failure: Option<BatchError>,
+}
+
+impl Intake {
+    pub(super) fn new(reader: RequestReader, preparer: Preparer, text: Arc<TextModel>) -> Self {
+        let prepared = VecDeque::new();
+        Self { reader, preparer, text, prepared, num_prepared_tokens: 0, failure: None }
+    }
+
+    pub(super) fn reader(&self) -> &RequestReader {
+        &self.reader
+    }
+
+    pub(super) fn text(&self) -> &TextModel {
+        &self.text
+    }
+
+    /// Takes the next line of the input; waits at most `patience` for it.
+    pub(super) fn next(&mut self, patience: Duration) -> Result<Next, BatchError> {
+        if self.prepared.is_empty() {
+            let idle = self.read_round(patience)?;
+            if self.prepared.is_empty() {
+                return Ok(idle);
+            }
+        }
+        Ok(match self.prepared.pop_front() {
+            Some(Ok(ready)) => {
+                self.num_prepared_tokens -= ready.prepared.generation.prompt.len();
+                Next::Ready(ready)
+            }
+            Some(Err(record)) => Next::Failed(record),
+            None => Next::Pending,
+        })
+    }
+
+    /// Does something else here, and meanwhile prepares up to a window of requests.
+    pub(super) fn during<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| self.read_until(&is_over));
+            let done = work();
+            is_over.store(true, Ordering::Relaxed);
+            done
+        })
+    }
+
+    fn read_until(&mut self, is_over: &AtomicBool) {
+        let first_byte = self.reader.num_bytes();
+        while !is_over.load(Ordering::Relaxed)
+            && !window_is_full(self.prepared.len(), self.num_prepared_tokens)
+            && self.reader.num_bytes() - first_byte < MAX_EARLY_BYTES
+        {
+            match self.read_round(PAUSE) {
+                Ok(Next::End) => return,
+                Ok(_) => {}
+                Err(error) => {
+                    self.failure = Some(error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Prepares the next lines; says what the input has where there are none.
+    fn read_round(&mut self, patience: Duration) -> Result<Next, BatchError> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        let mut lines: Vec<Made<Request>> = Vec::new();
+        let mut idle = Next::Pending;
+        let first_byte = self.reader.num_bytes();
+        while lines.len() < MAX_ROUND_REQUESTS && self.reader.num_bytes() - first_byte < MAX_ROUND_BYTES {
+            let patience = if lines.is_empty() { patience } else { patience.min(PAUSE) };
+            match self.reader.poll_request(patience) {
+                Ok(NextRequest::Request(request)) => lines.push(Ok(request)),
+                Ok(NextRequest::Failed(failed)) => lines.push(Err(Box::new(Record::failed(&failed)))),
+                Ok(NextRequest::Pending) => break,
+                Ok(NextRequest::End) => {
+                    idle = Next::End;
+                    break;
+                }
+                Err(error) if lines.is_empty() => return Err(error),
+                Err(error) => {
+                    self.failure = Some(error);
+                    break;
+                }
+            }
+        }
+        let maker = Maker { preparer: &self.preparer, text: &self.text, file: self.reader.name() };
+        for prepared in maker.make_all(lines) {
+            if let Ok(ready) = &prepared {
+                self.num_prepared_tokens += ready.prepared.generation.prompt.len();
+            }
+            self.prepared.push_back(prepared);
+        }
+        Ok(idle)
+    }
+}
+
+/// What preparing needs; all of it can be shared between threads.
+#[derive(Clone, Copy)]
+struct Maker<'a> {
+    preparer: &'a Preparer,
+    text: &'a TextModel,
+    file: &'a str,
+}
+
+impl Maker<'_> {
+    /// Prepares requests on all cores; keeps their order.
+    fn make_all(self, mut lines: Vec<Made<Request>>) -> Vec<Made<Ready>> {
+        let num_cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let num_per_core = lines.len().div_ceil(num_cores).max(1);
+        let mut others = lines.split_off(num_per_core.min(lines.len())).into_iter();
+        thread::scope(|scope| {
+            let mut threads = Vec::new();
+            while others.len() > 0 {
+                let share: Vec<_> = others.by_ref().take(num_per_core).collect();
+                threads.push(scope.spawn(move || self.make_each(share)));
+            }
+            let mut made = self.make_each(lines);
+            for thread in threads {
+                made.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            made
+        })
+    }
+
+    fn make_each(self, lines: Vec<Made<Request>>) -> Vec<Made<Ready>> {
+        lines.into_iter().map(|line| self.make(*line?)).collect()
+    }
+
+    fn make(self, request: Request) -> Made<Ready> {
+        let Request { head, prompt, params } = request;
+        match self.preparer.prepare(self.text, &head, &prompt, params) {
+            Ok(prepared) => Ok(Box::new(Ready { head, prepared })),
+            Err(error) => Err(Box::new(Record::request_error(&head, &error.at(self.file, head.line)))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::batch::{InputPath, ReaderOptions};
+
+    /// More than a few rounds.
+    const NUM_LINES: usize = 5 * MAX_ROUND_REQUESTS + 7;
+
+    fn is_bad(index: usize) -> bool {
+        index % 11 == 3
+    }
+
+    fn intake() -> Intake {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("in.jsonl");
+        let line = |index| match is_bad(index) {
+            true => "{\"prompt\": 1}\n".to_owned(),
+            false => format!("{{\"prompt\": \"word {index}\"}}\n"),
+        };
+        std::fs::write(&path, (0..NUM_LINES).map(line).collect::<String>()).expect("there is room");
+        let reader = RequestReader::open(&InputPath::File(path), ReaderOptions::default());
+        let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
+        let preparer = Preparer {
+            end_ids: Arc::from([]),
+            fallback: Default::default(),
+            default_max_tokens: 6,
+            max_context: 64,
+            vocab_size: 304,
+            has_checkpoints: false,
+        };
+        Intake::new(reader.expect("it was just written"), preparer, Arc::new(text))
+    }
+
+    fn take_all(mut intake: Intake) {
+        for index in 0..NUM_LINES {
+            match intake.next(Duration::ZERO).expect("the file can be read") {
+                Next::Ready(ready) => {
+                    assert!(!is_bad(index));
+                    assert_eq!((ready.head.index, ready.head.line), (index as u64, index as u64 + 1));
+                    let tokens = intake.text().encode_prompt(&format!("word {index}")).expect("it encodes");
+                    assert_eq!(ready.prepared.generation.prompt, tokens);
+                }
+                Next::Failed(_) => assert!(is_bad(index), "line {index}"),
+                Next::Pending | Next::End => panic!("line {index} is missing"),
+            }
+        }
+        assert!(matches!(intake.next(Duration::ZERO), Ok(Next::End)));
+        assert_eq!(intake.num_prepared_tokens, 0);
+    }
+
+    #[test]
+    fn lines_come_in_order_whoever_prepared_them() {
+        take_all(intake());
+    }
+
+    #[test]
+    fn what_was_read_meanwhile_comes_first() {
+        let mut intake = intake();
+        let did = intake.during(|| {
+            thread::sleep(Duration::from_millis(20));
+            1
+        });
+        assert_eq!(did, 1);
+        assert!(!intake.prepared.is_empty());
+        take_all(intake);
+    }
+}
