@@ -104,7 +104,8 @@ impl Blas {
         #[cfg(target_os = "macos")]
         return Self::Accelerate;
         #[cfg(not(target_os = "macos"))]
-        Self::from_library(sys::library_of(c"cblas_sgemm"))
+        // Not the one that `sys` has in front of the library's.
+        Self::from_library(sys::library_of(c"cblas_sgemv"))
     }
 
     #[cfg(not(target_os = "macos"))]

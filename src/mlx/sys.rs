@@ -12,6 +12,95 @@ extern "C" fn mach_approximate_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_nanos() as u64)
 }
 
+/// Matrix products of one row: as a matrix-vector product OpenBLAS reads the matrix twice as fast as in
+/// `cblas_sgemm`, and a single sequence decodes as fast as its weights are read.
+///
+/// MLX knows no such call on the CPU. The dynamic linker has its `cblas_sgemm` be the executable's own,
+/// this one, which hands everything else on to the library that comes next.
+#[cfg(target_os = "linux")]
+mod single_row {
+    use std::{ffi::CStr, sync::OnceLock};
+
+    type Gemm = unsafe extern "C" fn(
+        i32,
+        i32,
+        i32,
+        i32,
+        i32,
+        i32,
+        f32,
+        *const f32,
+        i32,
+        *const f32,
+        i32,
+        f32,
+        *mut f32,
+        i32,
+    );
+    type Gemv =
+        unsafe extern "C" fn(i32, i32, i32, i32, f32, *const f32, i32, *const f32, i32, f32, *mut f32, i32);
+
+    const ROW_MAJOR: i32 = 101;
+    const PLAIN: i32 = 111;
+    const TRANSPOSED: i32 = 112;
+
+    #[cfg(test)]
+    pub(super) static NUM_SINGLE_ROWS: std::sync::atomic::AtomicUsize =
+        std::sync::atomic::AtomicUsize::new(0);
+
+    fn next(symbol: &CStr) -> *mut libc::c_void {
+        // SAFETY: a NUL-terminated name.
+        unsafe { libc::dlsym(libc::RTLD_NEXT, symbol.as_ptr()) }
+    }
+
+    fn next_gemm() -> Gemm {
+        static GEMM: OnceLock<Gemm> = OnceLock::new();
+        *GEMM.get_or_init(|| {
+            let gemm = next(c"cblas_sgemm");
+            assert!(!gemm.is_null(), "libmlx is linked to a BLAS");
+            // SAFETY: the function of this name has this type in every CBLAS of 32-bit integers, which
+            // is what MLX is built for.
+            unsafe { std::mem::transmute::<*mut libc::c_void, Gemm>(gemm) }
+        })
+    }
+
+    fn next_gemv() -> Option<Gemv> {
+        static GEMV: OnceLock<Option<Gemv>> = OnceLock::new();
+        *GEMV.get_or_init(|| {
+            let gemv = next(c"cblas_sgemv");
+            // SAFETY: as above.
+            (!gemv.is_null()).then(|| unsafe { std::mem::transmute::<*mut libc::c_void, Gemv>(gemv) })
+        })
+    }
+
+    /// `c = alpha · op(a) · op(b) + beta · c`, with `op(a)` of `m` rows and `k` columns.
+    #[unsafe(no_mangle)]
+    #[rustfmt::skip]
+    unsafe extern "C" fn cblas_sgemm(
+        layout: i32, transpose_a: i32, transpose_b: i32, m: i32, n: i32, k: i32,
+        alpha: f32, a: *const f32, lda: i32, b: *const f32, ldb: i32, beta: f32, c: *mut f32, ldc: i32,
+    ) {
+        if layout == ROW_MAJOR && m == 1 && let Some(gemv) = next_gemv() {
+            #[cfg(test)]
+            NUM_SINGLE_ROWS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let step_a = if transpose_a == PLAIN { 1 } else { lda };
+            // As it is stored: `n` rows if `op` transposes it, else `k`.
+            let (rows, columns, transpose) =
+                if transpose_b == PLAIN { (k, n, TRANSPOSED) } else { (n, k, PLAIN) };
+            // SAFETY: the caller's arrays are as large as its sizes say; the same elements are read and
+            // written as by the product that it asked for.
+            unsafe { gemv(layout, transpose, rows, columns, alpha, b, ldb, a, step_a, beta, c, 1) }
+        } else {
+            // SAFETY: handed on as it came.
+            unsafe {
+                next_gemm()(
+                    layout, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc,
+                )
+            }
+        }
+    }
+}
+
 fn array_from(
     operation: &'static str,
     call: impl FnOnce(*mut mlx_sys::mlx_array) -> i32,
@@ -176,4 +265,37 @@ pub(super) fn peak_resident_bytes() -> u64 {
     let maximum = u64::try_from(usage.ru_maxrss).unwrap_or(0);
     // Linux counts KiB, macOS bytes.
     if cfg!(target_os = "macos") { maximum } else { maximum.saturating_mul(1024) }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use mlx_rs::ops;
+
+    use super::*;
+
+    #[test]
+    fn a_product_of_one_row_is_that_row_of_a_product_of_two() {
+        let numbers: Vec<f32> = (0..35 * 20).map(|number| (number as f32 * 0.7).sin()).collect();
+        let array =
+            |shape: &[i32]| Array::from_slice(&numbers[..shape.iter().product::<i32>() as usize], shape);
+        for (rows, matrix) in [
+            (array(&[2, 20]), array(&[20, 35])),
+            (array(&[2, 20]), array(&[35, 20]).transpose_axes(&[1, 0]).unwrap()),
+            (array(&[20, 2]).transpose_axes(&[1, 0]).unwrap(), array(&[20, 35])),
+        ] {
+            let both = rows.matmul(&matrix).unwrap();
+            both.eval().unwrap();
+            for row in 0..2 {
+                let before = single_row::NUM_SINGLE_ROWS.load(Ordering::Relaxed);
+                let one = slice_axis(&rows, 0, row, row + 1).unwrap().matmul(&matrix).unwrap();
+                one.eval().unwrap();
+                assert!(single_row::NUM_SINGLE_ROWS.load(Ordering::Relaxed) > before, "it was served here");
+                let expected = slice_axis(&both, 0, row, row + 1).unwrap();
+                let difference = ops::abs(one.subtract(expected).unwrap()).unwrap().max(None).unwrap();
+                assert!(difference.item_exact::<f32>() < 1e-5, "row {row}");
+            }
+        }
+    }
 }
