@@ -41,6 +41,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
         max_batch_size: NonZeroUsize::new(setting.batch_size).unwrap(),
         prefill_chunk: NonZeroUsize::new(setting.prefill_chunk).unwrap(),
         max_batch_tokens: None,
+        max_restored_bytes: u64::MAX,
         lookahead: setting.lookahead,
     };
     let mut engine = Engine::new(load(model), limits, None);

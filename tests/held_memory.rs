@@ -98,6 +98,7 @@ fn bytes_held_by_mlx_are_the_bytes_accounted() {
             max_batch_size: NonZeroUsize::new(4).unwrap(),
             prefill_chunk: NonZeroUsize::new(512).unwrap(),
             max_batch_tokens: None,
+            max_restored_bytes: u64::MAX,
             lookahead: true,
         };
         let cache = CacheLimits { max_bytes, max_entries: None };

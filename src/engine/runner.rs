@@ -90,7 +90,7 @@ pub struct Group {
 /// The KV of some tokens as bytes, of which a part is to be taken in. The bytes may turn out not to be
 /// sound when all are read; what was taken in is discarded then.
 pub struct Exported<'a> {
-    pub bytes: &'a mut dyn Read,
+    pub bytes: &'a mut (dyn Read + Send),
     pub num_bytes: u64,
     /// Tokens whose KV the bytes are.
     pub num_tokens: usize,

@@ -24,6 +24,9 @@ pub struct Limits {
     /// Launches a pass before the tokens of the one before it are read. Good for a device that
     /// computes while the host goes on; the price is a wasted row where a sequence ends early.
     pub lookahead: bool,
+    /// Bytes brought in from a cache file for one pass, beyond which nobody else enters it: as prompts
+    /// are computed in chunks, rows that could run do not wait for all that are to join them.
+    pub max_restored_bytes: u64,
 }
 
 impl Limits {
@@ -122,6 +125,7 @@ mod tests {
             prefill_chunk: NonZeroUsize::new(prefill_chunk).unwrap(),
             max_batch_tokens,
             lookahead: true,
+            max_restored_bytes: u64::MAX,
         }
     }
 

@@ -16,6 +16,7 @@ mod loader;
 mod model;
 mod norm;
 mod ops;
+mod read_shared;
 mod recurrent;
 mod rope;
 mod runner;

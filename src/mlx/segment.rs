@@ -16,6 +16,7 @@ use mlx_rs::{Array, Dtype};
 use super::{
     error::{MlxError, Result},
     kv::LayerKv,
+    read_shared::read_shared,
     recurrent::RecurrentState,
     sys,
 };
@@ -183,14 +184,16 @@ impl SegmentStore {
         if num_expected != Some(num_bytes) {
             return Err(wrong("it has another size"));
         }
-        let mut reader = ArrayReader { from: bytes, bytes: Vec::new() };
+        // Keys and values of each layer.
+        let sizes: Vec<usize> = sizes.iter().flat_map(|&size| [size, size]).collect();
+        let arrays = read_shared(bytes, &sizes, |index, bytes| {
+            let (num_heads, head_dim) = shapes[index / 2];
+            sys::array_of_bytes(bytes, &[1, num_heads, length, head_dim], dtype)
+        })?;
+        let mut arrays = arrays.ok_or_else(|| wrong("it ends early"))?.into_iter();
         let mut layers = Vec::with_capacity(shapes.len());
-        for (&(num_heads, head_dim), num_bytes) in shapes.iter().zip(sizes) {
-            let mut next = || -> Result<Array> {
-                let shape = [1, num_heads, length, head_dim];
-                reader.next(num_bytes, &shape, dtype)?.ok_or_else(|| wrong("it ends early"))
-            };
-            let whole = LayerKv { first: in_place, keys: next()?, values: next()? };
+        while let Some((keys, values)) = arrays.next().zip(arrays.next()) {
+            let whole = LayerKv { first: in_place, keys, values };
             layers.push(if num_wanted == num_tokens {
                 whole
             } else {

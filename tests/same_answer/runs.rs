@@ -44,6 +44,8 @@ pub fn engine(model: &str, setting: &Setting, has_cache: bool) -> Engine<MlxRunn
         prefill_chunk: NonZeroUsize::new(setting.prefill_chunk).unwrap(),
         max_batch_tokens: None,
         lookahead: setting.lookahead,
+        // One after the other, or all at once.
+        max_restored_bytes: if setting.lookahead { 0 } else { u64::MAX },
     };
     let cache = has_cache.then_some(CacheLimits { max_bytes: 1 << 30, max_entries: None });
     Engine::new(load_with(model, setting.max_copied_bytes), limits, cache)

@@ -37,6 +37,9 @@ const IDLE_WAIT: Duration = Duration::from_millis(50);
 /// Lines that are read ahead in each step while the engine has planned work.
 const LINES_A_STEP: usize = 32;
 
+/// Read from a cache file within about the time of a decode pass.
+const MAX_RESTORED_BYTES: u64 = 32 << 20;
+
 /// One pass may fail for what is in it, such as memory for one long prompt; as many as this in a
 /// row, without a token in between, mean that the device is at fault.
 const MAX_FAILURES_IN_A_ROW: usize = 3;
@@ -102,6 +105,7 @@ impl Session<MlxRunner> {
             prefill_chunk: positive(args.compute.prefill_chunk),
             max_batch_tokens: model.max_kv_tokens,
             lookahead: LOOKAHEAD_ON_CPU || ComputeDevice::current() == ComputeDevice::Gpu,
+            max_restored_bytes: MAX_RESTORED_BYTES,
         };
         let max_cache_bytes = args.compute.cache_bytes.unwrap_or(model.default_cache_bytes);
         let cache = (max_cache_bytes > 0).then_some(CacheLimits {

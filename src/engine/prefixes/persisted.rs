@@ -263,7 +263,7 @@ impl Prefixes {
         &self,
         runner: &mut R,
         piece: &Piece,
-        import: impl FnOnce(&mut R, &mut dyn Read) -> Result<StoredSegment, ImportError>,
+        import: impl FnOnce(&mut R, &mut (dyn Read + Send)) -> Result<StoredSegment, ImportError>,
     ) -> Result<StoredSegment, BroughtIn> {
         let snapshot = self.persisted.snapshot.as_ref().ok_or(BroughtIn::Unreadable)?;
         let mut reader = snapshot.reader(piece).map_err(|_| BroughtIn::Unreadable)?;

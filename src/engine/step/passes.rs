@@ -8,6 +8,7 @@ use std::mem;
 
 use super::Engine;
 use crate::engine::pass::{Pass, Row};
+use crate::engine::prefixes::Prefixes;
 use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
 use crate::engine::{Event, FinishReason, Group, Runner, RunnerError, SequenceId, TokenId};
@@ -40,7 +41,11 @@ impl<R: Runner> Engine<R> {
         let mut failed = None;
         let mut not_brought_in = None;
         let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
-        while let Some(mut sequence) = self.waiting.pop_front() {
+        let num_restored_bytes = |prefixes: &Prefixes| prefixes.persist_stats().num_restored_bytes;
+        let before = num_restored_bytes(&self.prefixes);
+        while num_restored_bytes(&self.prefixes) - before <= self.limits.max_restored_bytes
+            && let Some(mut sequence) = self.waiting.pop_front()
+        {
             // Brought in before there is a place, it would only push out what others use, and be pushed
             // out in turn.
             let num_cached_tokens = self.prefixes.resumable_with_file(&sequence.request.prompt);

@@ -192,6 +192,7 @@ fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limit
         prefill_chunk: NonZeroUsize::new(prefill_chunk).unwrap(),
         max_batch_tokens: None,
         lookahead,
+        max_restored_bytes: u64::MAX,
     }
 }
 

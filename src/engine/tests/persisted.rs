@@ -102,6 +102,25 @@ fn what_one_engine_has_stored_and_saved_the_next_brings_in() {
 }
 
 #[test]
+fn who_is_brought_in_first_does_not_wait_for_the_others() {
+    let requests = with_a_shared_prefix(4);
+    for rule in RULES {
+        let file = CacheFile::new();
+        saved(answered(file.engine(limits(4, 64, false), rule), &requests));
+        let mut engine = file.engine(Limits { max_restored_bytes: 0, ..limits(4, 64, false) }, rule);
+        for request in &requests {
+            engine.submit(request.clone()).expect("there is room");
+        }
+        for num_running in 1..=4 {
+            let events = engine.step().expect("nothing fails");
+            let tokens = events.iter().filter(|event| matches!(event, Event::Token { .. }));
+            assert_eq!(tokens.count(), num_running, "{rule:?}");
+        }
+        assert_eq!(engine.runner().num_prefilled(), 0, "{rule:?}");
+    }
+}
+
+#[test]
 fn the_next_turn_finds_the_answer_of_another_process() {
     for rule in RULES {
         let file = CacheFile::new();

@@ -18,8 +18,13 @@ const NUM_REQUESTS: usize = 12;
 fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
     let three = NonZeroUsize::new(3).expect("three is not zero");
     let chunk = NonZeroUsize::new(8).expect("eight is not zero");
-    let limits =
-        Limits { max_batch_size: three, prefill_chunk: chunk, max_batch_tokens: None, lookahead: true };
+    let limits = Limits {
+        max_batch_size: three,
+        prefill_chunk: chunk,
+        max_batch_tokens: None,
+        lookahead: true,
+        max_restored_bytes: u64::MAX,
+    };
     let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
     let preparer = Preparer {
         end_ids: Arc::from([VOCAB_SIZE - 1]),
