@@ -33,7 +33,7 @@ const MAX_EARLY_BYTES: u64 = 64 << 20;
 
 /// How long a line may take to follow the one before it. A pipe that is slower is silent; one that is
 /// not should not have its requests torn apart.
-const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
 /// What the input has at the moment.
 pub(super) enum Next {

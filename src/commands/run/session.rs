@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 
 use super::{
-    intake::{Intake, Next},
+    intake::{Intake, Next, PAUSE},
     model::OpenModel,
     persist::Saver,
     prepare::Prepared,
@@ -192,8 +192,11 @@ impl<R: Runner> Session<R> {
         while num_left > 0 && !self.windows.is_full() && !interrupt.is_set() && !self.output_is_closed {
             num_left -= 1;
             // An input that is silent holds up nothing that can be computed.
-            let patience =
-                if self.engine.is_idle() && self.windows.is_empty() { IDLE_WAIT } else { Duration::ZERO };
+            let patience = match (self.engine.is_idle(), self.windows.is_empty()) {
+                (true, true) => IDLE_WAIT,
+                (true, false) => PAUSE,
+                (false, _) => Duration::ZERO,
+            };
             match self.intake.next(patience)? {
                 Next::Ready(ready) => self.windows.gather(*ready),
                 Next::Failed(record) => {
