@@ -5,9 +5,10 @@ Owns the rounds, the bars and the table. Leaves running and measuring to sides.p
 opening a file cost by themselves to cache_file.rs. Standard library only.
 """
 # Each round runs cold and warm, each in a new process. The time to the first token begins when the
-# model is loaded: it holds reading the input, templates, tokenizing, planning, bringing in the stored
-# prefixes of the first batch and its first decode pass, which costs as much warm as cold. It is set
-# against what the cold run takes to prefill the largest shared prefix, at that run's own speed.
+# model is loaded: it holds templates and tokenizing, as far as loading took less time than they,
+# planning, bringing in the stored prefixes of the first rows and their first decode pass, which costs
+# as much warm as cold. It is set against what the cold run takes to prefill the largest shared prefix,
+# at that run's own speed.
 
 import json
 import pathlib

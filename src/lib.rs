@@ -12,9 +12,10 @@
 //! | [`plan`]     | tree of all prompts: order, cuts, forecast of what is shared                |
 //! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
 //! | [`cache`]    | radix tree of stored prefixes, tiers, limits, eviction; holds no tensors    |
-//! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes              |
+//! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes          |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
+//! | `threads`    | work that several threads share                                             |
 //!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.
@@ -29,3 +30,4 @@ pub mod models;
 pub mod plan;
 pub mod snapshot;
 pub mod text;
+mod threads;

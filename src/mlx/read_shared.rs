@@ -5,10 +5,10 @@
 
 use std::{
     io::Read,
-    num::NonZeroUsize,
     sync::{Mutex, PoisonError},
-    thread,
 };
+
+use crate::threads::on_threads;
 
 /// Beyond this, reading is what everybody waits for.
 const MAX_THREADS: usize = 4;
@@ -44,16 +44,10 @@ pub(super) fn read_shared<T: Send, E: Send>(
             made.push((index, make(index, &piece)?));
         }
     };
-    let num_cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let num_threads = num_cores.min(MAX_THREADS).min(sizes.len());
-    let mut made = thread::scope(|scope| {
-        let others: Vec<_> = (1..num_threads).map(|_| scope.spawn(work)).collect();
-        let mut made = work()?;
-        for other in others {
-            made.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        Ok(made)
-    })?;
+    let mut made = Vec::with_capacity(sizes.len());
+    for of_thread in on_threads(MAX_THREADS.min(sizes.len()), work) {
+        made.extend(of_thread?);
+    }
     made.sort_unstable_by_key(|(index, _)| *index);
     Ok((made.len() == sizes.len()).then(|| made.into_iter().map(|(_, made)| made).collect()))
 }

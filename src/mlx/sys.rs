@@ -1,4 +1,5 @@
-//! The only `unsafe` code: calls that `mlx_rs` does not wrap, and the C library's dynamic linker.
+//! The only `unsafe` code: calls that `mlx_rs` does not wrap, the C library's dynamic linker, and the
+//! one BLAS call that the executable has in front of the library's.
 //!
 //! Owns thin, checked wrappers; what they are for is their callers' business.
 
@@ -21,21 +22,9 @@ extern "C" fn mach_approximate_time() -> u64 {
 mod single_row {
     use std::{ffi::CStr, sync::OnceLock};
 
+    #[rustfmt::skip]
     type Gemm = unsafe extern "C" fn(
-        i32,
-        i32,
-        i32,
-        i32,
-        i32,
-        i32,
-        f32,
-        *const f32,
-        i32,
-        *const f32,
-        i32,
-        f32,
-        *mut f32,
-        i32,
+        i32, i32, i32, i32, i32, i32, f32, *const f32, i32, *const f32, i32, f32, *mut f32, i32,
     );
     type Gemv =
         unsafe extern "C" fn(i32, i32, i32, i32, f32, *const f32, i32, *const f32, i32, f32, *mut f32, i32);

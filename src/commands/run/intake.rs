@@ -5,9 +5,8 @@
 
 use std::{
     collections::VecDeque,
-    num::NonZeroUsize,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -19,6 +18,7 @@ use crate::{
     batch::{BatchError, NextRequest, Record, Request, RequestReader},
     plan::window_is_full,
     text::TextModel,
+    threads::on_threads,
 };
 
 /// Requests that are prepared together: several for each core, and few enough not to hold up the
@@ -55,7 +55,6 @@ pub(super) struct Intake {
     text: Arc<TextModel>,
     /// In the order of the input.
     prepared: VecDeque<Made<Ready>>,
-    num_prepared_tokens: usize,
     /// Why reading ended, told after what was read before.
     failure: Option<BatchError>,
 }
@@ -63,7 +62,7 @@ pub(super) struct Intake {
 impl Intake {
     pub(super) fn new(reader: RequestReader, preparer: Preparer, text: Arc<TextModel>) -> Self {
         let prepared = VecDeque::new();
-        Self { reader, preparer, text, prepared, num_prepared_tokens: 0, failure: None }
+        Self { reader, preparer, text, prepared, failure: None }
     }
 
     pub(super) fn reader(&self) -> &RequestReader {
@@ -76,19 +75,11 @@ impl Intake {
 
     /// Takes the next line of the input; waits at most `patience` for it.
     pub(super) fn next(&mut self, patience: Duration) -> Result<Next, BatchError> {
-        if self.prepared.is_empty() {
-            let idle = self.read_round(patience)?;
-            if self.prepared.is_empty() {
-                return Ok(idle);
-            }
-        }
+        let idle = if self.prepared.is_empty() { self.read_round(patience)? } else { Next::Pending };
         Ok(match self.prepared.pop_front() {
-            Some(Ok(ready)) => {
-                self.num_prepared_tokens -= ready.prepared.generation.prompt.len();
-                Next::Ready(ready)
-            }
+            Some(Ok(ready)) => Next::Ready(ready),
             Some(Err(record)) => Next::Failed(record),
-            None => Next::Pending,
+            None => idle,
         })
     }
 
@@ -106,7 +97,7 @@ impl Intake {
     fn read_until(&mut self, is_over: &AtomicBool) {
         let first_byte = self.reader.num_bytes();
         while !is_over.load(Ordering::Relaxed)
-            && !window_is_full(self.prepared.len(), self.num_prepared_tokens)
+            && !window_is_full(self.prepared.len(), self.num_prepared_tokens())
             && self.reader.num_bytes() - first_byte < MAX_EARLY_BYTES
         {
             match self.read_round(PAUSE) {
@@ -118,6 +109,10 @@ impl Intake {
                 }
             }
         }
+    }
+
+    fn num_prepared_tokens(&self) -> usize {
+        self.prepared.iter().flatten().map(|ready| ready.prepared.generation.prompt.len()).sum()
     }
 
     /// Prepares the next lines; says what the input has where there are none.
@@ -146,12 +141,7 @@ impl Intake {
             }
         }
         let maker = Maker { preparer: &self.preparer, text: &self.text, file: self.reader.name() };
-        for prepared in maker.make_all(lines) {
-            if let Ok(ready) = &prepared {
-                self.num_prepared_tokens += ready.prepared.generation.prompt.len();
-            }
-            self.prepared.push_back(prepared);
-        }
+        self.prepared.extend(maker.make_all(lines));
         Ok(idle)
     }
 }
@@ -166,26 +156,20 @@ struct Maker<'a> {
 
 impl Maker<'_> {
     /// Prepares requests on all cores; keeps their order.
-    fn make_all(self, mut lines: Vec<Made<Request>>) -> Vec<Made<Ready>> {
-        let num_cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let num_per_core = lines.len().div_ceil(num_cores).max(1);
-        let mut others = lines.split_off(num_per_core.min(lines.len())).into_iter();
-        thread::scope(|scope| {
-            let mut threads = Vec::new();
-            while others.len() > 0 {
-                let share: Vec<_> = others.by_ref().take(num_per_core).collect();
-                threads.push(scope.spawn(move || self.make_each(share)));
+    fn make_all(self, lines: Vec<Made<Request>>) -> Vec<Made<Ready>> {
+        let num_lines = lines.len();
+        let queue = Mutex::new(lines.into_iter().enumerate());
+        let made = on_threads(num_lines, || {
+            let mut made = Vec::new();
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((index, line)) = next else { return made };
+                made.push((index, line.and_then(|request| self.make(*request))));
             }
-            let mut made = self.make_each(lines);
-            for thread in threads {
-                made.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
-            made
-        })
-    }
-
-    fn make_each(self, lines: Vec<Made<Request>>) -> Vec<Made<Ready>> {
-        lines.into_iter().map(|line| self.make(*line?)).collect()
+        });
+        let mut made: Vec<_> = made.into_iter().flatten().collect();
+        made.sort_unstable_by_key(|(index, _)| *index);
+        made.into_iter().map(|(_, made)| made).collect()
     }
 
     fn make(self, request: Request) -> Made<Ready> {
@@ -246,7 +230,7 @@ mod tests {
             }
         }
         assert!(matches!(intake.next(Duration::ZERO), Ok(Next::End)));
-        assert_eq!(intake.num_prepared_tokens, 0);
+        assert_eq!(intake.num_prepared_tokens(), 0);
     }
 
     #[test]

@@ -1,0 +1,20 @@
+//! Work that several threads share.
+//!
+//! Owns starting them, and passing on what they return or their panic. Who does which part is the
+//! callers' business.
+
+use std::{num::NonZeroUsize, panic, thread};
+
+/// Runs the same work on this thread and on others, as many as there are cores but at most
+/// `max_threads` together; returns what each has returned, this one's first.
+pub(crate) fn on_threads<T: Send>(max_threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
+    let num_cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..num_cores.min(max_threads)).map(|_| scope.spawn(&work)).collect();
+        let mut returned = vec![work()];
+        for other in others {
+            returned.push(other.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));
+        }
+        returned
+    })
+}
