@@ -84,6 +84,31 @@ fn one_stored_prefix_serves_several_sequences_at_once() {
     }
 }
 
+/// A pass of more rows than the CPU takes at once: chunks begin and end anywhere in its row blocks,
+/// after rows that decode.
+#[test]
+fn a_pass_of_many_rows_computes_what_each_sequence_would_by_itself() {
+    for model in MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"]) {
+        let mut runner = load(model);
+        let prompts = golden(model);
+        let (decoding, waiting) = (&prompts[2], &prompts[4]);
+        let last = decoding.prompt.len() - 1;
+        prefill(&mut runner, 0, &decoding.prompt, 0, &[last]);
+        let sequences = 1..9;
+        let mut groups = vec![group(0, Input::Last(decoding.prompt[last]), last)];
+        let prompt = &waiting.prompt[..waiting.prompt.len() - 1];
+        groups.extend(sequences.clone().map(|sequence| group(sequence, Input::Prompt(prompt.to_vec()), 0)));
+        assert!(prompt.len() * sequences.clone().count() > 512, "{model}");
+        runner.launch(&groups).unwrap();
+        assert_eq!(runner.collect().unwrap(), decoding.greedy[..1], "{model}");
+        runner.release(SequenceId(0));
+        let rows: Vec<_> = sequences.map(|sequence| (sequence, waiting)).collect();
+        for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
+            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+        }
+    }
+}
+
 #[test]
 fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
     for model in MODELS {

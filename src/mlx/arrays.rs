@@ -1,4 +1,4 @@
-//! What MLX has no call for: arrays copied, joined, cut, padded and computed in blocks of rows.
+//! What MLX has no call for: arrays copied, joined, cut and padded.
 //!
 //! Owns these few shapes of calls; what the arrays mean is the callers' business.
 
@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use mlx_rs::{Array, ops};
 
-use super::{device::ComputeDevice, error::Result, sys};
+use super::{error::Result, sys};
 
 /// Several arrays along one axis as one; a single one is not copied. There must be one at least.
 pub(super) fn concatenated(mut arrays: Vec<Array>, axis: i32) -> Result<Array> {
@@ -18,28 +18,19 @@ pub(super) fn rows_of(array: &Array, rows: &Range<usize>, num_rows: usize) -> Re
     Ok(if rows.len() == num_rows { array.clone() } else { sys::slice_axis(array, 0, rows.start, rows.end)? })
 }
 
-/// Computes rows in blocks, each of as many as `num_block_rows` says for its first row, and joins them.
-///
-/// On the CPU MLX takes memory for about a hundred operations ahead of the one that computes, so there
-/// a block of several is computed before further operations are made.
-pub(super) fn in_row_blocks(
-    device: ComputeDevice,
-    num_rows: usize,
-    num_block_rows: impl Fn(usize) -> usize,
-    block: impl Fn(Range<usize>) -> Result<Array>,
-) -> Result<Array> {
-    let mut blocks = Vec::new();
+/// Rows of an array that comes in parts of consecutive rows, as views; the parts are not joined.
+pub(super) fn rows_of_parts(parts: &[Array], rows: &Range<usize>) -> Result<Vec<Array>> {
+    let mut found = Vec::new();
     let mut first = 0;
-    while first < num_rows {
-        let last = (first + num_block_rows(first)).min(num_rows);
-        let rows = block(first..last)?;
-        if device == ComputeDevice::Cpu && last - first < num_rows {
-            rows.eval()?;
+    for part in parts {
+        let num_rows = part.dim(0) as usize;
+        let (start, end) = (rows.start.max(first), rows.end.min(first + num_rows));
+        if start < end {
+            found.push(rows_of(part, &(start - first..end - first), num_rows)?);
         }
-        blocks.push(rows);
-        first = last;
+        first += num_rows;
     }
-    concatenated(blocks, 0)
+    Ok(found)
 }
 
 /// Fills an axis up to a size with one value; an array of that size is not copied.

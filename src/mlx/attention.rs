@@ -1,18 +1,20 @@
 //! Attention over live KV, as pure functions of arrays.
 //!
-//! Owns the two shapes of it: a prefill chunk (one sequence, many query rows), here, and a decode
-//! step (many sequences, one row each), in `decode`. Both see their keys in pieces that are never
-//! joined: scores against each piece are taken apart, and one maximum and one sum over all of them
-//! make it the softmax of plain attention. Where the KV comes from is `live`'s business.
+//! Owns which packed rows are attended how, and what both ways have in common: a prefill chunk (one
+//! sequence, many query rows) is `chunk`'s, a decode step (many sequences, one row each) `decode`'s.
+//! Both see their keys in pieces that are never joined: scores against each piece are taken apart,
+//! and one maximum and one sum over all of them make it the softmax of plain attention. Where the KV
+//! comes from is `live`'s business.
 
+mod chunk;
 mod decode;
 
 use std::{cell::RefCell, collections::HashMap, ops::Range};
 
-use mlx_rs::{Array, Dtype, fast, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::{
-    arrays::{in_row_blocks, rows_of},
+    arrays::{concatenated, rows_of},
     device::ComputeDevice,
     error::Result,
     kv::LayerKv,
@@ -21,17 +23,8 @@ use super::{
 };
 use crate::models::AttentionSpec;
 
-pub(super) use decode::{CohortRows, DecodeRows, RowsKv};
-
-/// Query rows of a prefill chunk that are computed together at most on the CPU: that leaves out the
-/// keys that none of them may see, half of all scores in a long chunk.
-const MAX_BLOCK_ROWS: usize = 128;
-
-/// Fewer rows make matrix products slow.
-const MIN_BLOCK_ROWS: usize = 16;
-
-/// Scores of one block at most, of all heads together: most of its operations are of this size.
-const MAX_BLOCK_SCORES: usize = 1 << 19;
+pub(super) use chunk::ChunkKv;
+pub(super) use decode::{CohortRows, DecodeKv, RowsKv};
 
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
@@ -64,17 +57,13 @@ impl MaskCache {
     }
 }
 
-/// Query rows of one sequence at consecutive positions.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Chunk<'a> {
-    /// `(n, H, D)`, after RoPE.
-    pub queries: &'a Array,
-    /// Position of the first row.
-    pub start: usize,
-    /// KV before the chunk's own piece, in order of position.
-    pub earlier: &'a [LayerKv],
-    /// The piece that ends with the chunk's last row.
-    pub own: &'a LayerKv,
+/// KV of one layer as the packed rows of a pass see it, that of the rows themselves included.
+#[derive(Debug)]
+pub(super) struct PassKv {
+    /// The first rows' of the pass, if it has decode rows.
+    pub decode: Option<DecodeKv>,
+    /// In the order of their rows.
+    pub chunks: Vec<ChunkKv>,
 }
 
 impl Attention<'_> {
@@ -86,129 +75,23 @@ impl Attention<'_> {
         (self.spec.num_kv_heads as i32, self.spec.head_dim as i32)
     }
 
-    /// Attends a prefill chunk: `(n, H·D)`.
-    pub(super) fn chunk(&self, chunk: Chunk<'_>) -> Result<Array> {
-        if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
-            self.chunk_fused(chunk)
-        } else {
-            self.chunk_in_blocks(chunk)
+    /// Attends consecutive packed rows of a pass, `(n, H, D)` after RoPE: `(n, H·D)`. Decode rows must
+    /// all be among them or none.
+    pub(super) fn rows(&self, queries: &Array, rows: &Range<usize>, kv: &PassKv) -> Result<Array> {
+        let mut attended = Vec::with_capacity(1 + kv.chunks.len());
+        let queries_of = |part: Range<usize>| {
+            rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
+        };
+        if let Some(decode) = kv.decode.as_ref().filter(|_| rows.start == 0) {
+            attended.push(self.decode(&queries_of(0..decode.positions.len())?, decode)?);
         }
-    }
-
-    /// MLX's fused kernel wants all keys in one array.
-    fn chunk_fused(&self, chunk: Chunk<'_>) -> Result<Array> {
-        let num_rows = chunk.queries.dim(0);
-        let mut keys = Vec::with_capacity(chunk.earlier.len() + 1);
-        let mut values = Vec::with_capacity(chunk.earlier.len() + 1);
-        let mut first = chunk.own.first;
-        for piece in chunk.earlier.iter().chain([chunk.own]) {
-            let seen = piece.visible_from(chunk.start, self.spec.window)?;
-            if seen.num_tokens() > 0 {
-                first = first.min(seen.first);
-                keys.push(seen.keys);
-                values.push(seen.values);
+        for chunk in &kv.chunks {
+            let part = rows.start.max(chunk.rows.start)..rows.end.min(chunk.rows.end);
+            if !part.is_empty() {
+                attended.push(self.chunk(&queries_of(part.clone())?, part, chunk)?);
             }
         }
-        let kv = LayerKv { first, keys: ops::concatenate(&keys, 2)?, values: ops::concatenate(&values, 2)? };
-        let queries = chunk.queries.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?;
-        let mask;
-        let mask_argument = if self.spec.window.is_none() {
-            fast::ScaledDotProductAttentionMask::Causal
-        } else {
-            mask = self.causal_mask(chunk.start, num_rows as usize, &kv, queries.dtype())?;
-            fast::ScaledDotProductAttentionMask::Array(&mask)
-        };
-        let attended = fast::scaled_dot_product_attention(
-            &queries,
-            &kv.keys,
-            &kv.values,
-            self.spec.scale,
-            Some(mask_argument),
-            None,
-        )?;
-        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[num_rows, width])?)
-    }
-
-    fn chunk_in_blocks(&self, chunk: Chunk<'_>) -> Result<Array> {
-        let num_rows = chunk.queries.dim(0) as usize;
-        let num_block_rows = |first| self.num_block_rows(chunk.start + first);
-        in_row_blocks(self.device, num_rows, num_block_rows, |rows| {
-            let position = chunk.start + rows.start;
-            // The block's own keys apart: only they need a mask, and it is the same for all blocks.
-            let before = chunk.own.slice(chunk.own.first..position)?;
-            let within = chunk.own.slice(position..chunk.start + rows.end)?;
-            let mut seen = Vec::with_capacity(chunk.earlier.len() + 2);
-            for piece in chunk.earlier.iter().chain([&before, &within]) {
-                let piece = piece.visible_from(position, self.spec.window)?;
-                if piece.num_tokens() > 0 {
-                    seen.push(piece);
-                }
-            }
-            let queries = self.scale_queries(&rows_of(chunk.queries, &rows, num_rows)?)?;
-            self.block(&queries, position, &seen)
-        })
-    }
-
-    /// Rows of the block that begins at a position.
-    fn num_block_rows(&self, position: usize) -> usize {
-        let num_keys = self.spec.window.map_or(position, |window| position.min(window)) + MAX_BLOCK_ROWS;
-        let num_rows = MAX_BLOCK_SCORES / (self.spec.num_heads * num_keys);
-        (num_rows / MIN_BLOCK_ROWS * MIN_BLOCK_ROWS).clamp(MIN_BLOCK_ROWS, MAX_BLOCK_ROWS)
-    }
-
-    /// Attends a block of scaled query rows `(n, H, D)` whose last row is the last key.
-    fn block(&self, queries: &Array, start: usize, pieces: &[LayerKv]) -> Result<Array> {
-        let (num_kv_heads, head_dim) = self.dims();
-        let num_groups = self.num_groups();
-        let num_rows = queries.dim(0);
-        // All heads that share a KV head as the rows of one matrix.
-        let queries = queries
-            .reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?
-            .transpose_axes(&[1, 2, 0, 3])?
-            .reshape(&[1, num_kv_heads, num_groups * num_rows, head_dim])?;
-        let scores = pieces
-            .iter()
-            .map(|piece| {
-                let num_keys = piece.num_tokens() as i32;
-                let scores = self.cap(queries.matmul(piece.keys.swap_axes(2, 3)?)?)?;
-                if !self.hides(start, num_rows as usize, piece) {
-                    return Ok(scores);
-                }
-                let mask = self.causal_mask(start, num_rows as usize, piece, scores.dtype())?;
-                let masked = scores.reshape(&[num_kv_heads, num_groups, num_rows, num_keys])?.add(&mask)?;
-                Ok(masked.reshape(&[1, num_kv_heads, num_groups * num_rows, num_keys])?)
-            })
-            .collect::<Result<Vec<Array>>>()?;
-        let attended = if let [scores] = scores.as_slice() {
-            self.ops.softmax_last(scores)?.matmul(&pieces[0].values)?
-        } else {
-            let maxima = scores
-                .iter()
-                .map(|scores| scores.max_axis(-1, true))
-                .collect::<std::result::Result<Vec<_>, _>>()?;
-            let max = largest(&maxima)?;
-            let mut sums = Vec::with_capacity(scores.len());
-            let mut weighed = Vec::with_capacity(scores.len());
-            for (scores, piece) in scores.iter().zip(pieces) {
-                let weights = self.ops.exp_below(scores, &max)?;
-                sums.push(weights.sum_axis(-1, true)?);
-                weighed.push(weights.matmul(&piece.values)?);
-            }
-            total(&weighed)?.divide(total(&sums)?)?
-        };
-        Ok(attended
-            .reshape(&[num_kv_heads, num_groups, num_rows, head_dim])?
-            .transpose_axes(&[2, 0, 1, 3])?
-            .reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
-    }
-
-    /// Whether any of the rows may not see some key of a piece.
-    fn hides(&self, start: usize, num_rows: usize, piece: &LayerKv) -> bool {
-        let after = piece.end() > start + 1;
-        let before =
-            self.spec.window.is_some_and(|window| (start + num_rows).saturating_sub(window) > piece.first);
-        after || before
+        concatenated(attended, 0)
     }
 
     /// 0 where the row may see the key and -inf where not, `(n, L)`.

@@ -3,16 +3,18 @@
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention` and `recurrent`; all else works on each packed row by itself.
 
+use std::ops::Range;
+
 use mlx_rs::Array;
 
 use super::{
-    arrays::{in_row_blocks, rows_of},
+    arrays::{concatenated, rows_of},
     device::ComputeDevice,
     error::Result,
     linear::Linear,
     live::{LiveKv, LivePass},
     loader::Loader,
-    norm::Norm,
+    norm::{Norm, normed_by},
     ops::Ops,
     recurrent::{RecurrentMixer, RecurrentState},
     rope::{Rope, RopeTable},
@@ -20,17 +22,52 @@ use super::{
 };
 use crate::models::{Activation, AttentionSpec, LayerSpec, MixerSpec, RopeSpec};
 
-/// Rows that the MLP of a prefill pass takes at a time on the CPU; fewer make matrix products slow.
-const MAX_MLP_ROWS: usize = 256;
+/// Rows of a pass that go through the model's blocks together on the CPU; fewer make matrix products
+/// slow, and more only take more memory.
+const MAX_ROWS_AT_ONCE: usize = 256;
 
 /// What a pass carries from block to block.
 pub(super) struct BlockPass<'a> {
     pub ops: &'a Ops,
     pub device: ComputeDevice,
-    /// The model's distinct rotations, prepared for the pass's positions.
-    pub rotations: Vec<(&'a Rope, RopeTable)>,
+    /// The packed rows in runs that are computed one after the other; decode rows are in the first.
+    pub row_blocks: Vec<Range<usize>>,
+    /// The model's distinct rotations, prepared for the positions of each row block.
+    pub rotations: Vec<(&'a Rope, Vec<RopeTable>)>,
     pub rows: &'a LivePass,
     pub live: &'a mut LiveKv,
+}
+
+/// Divides the rows of a pass, of which the decode rows come first.
+pub(super) fn row_blocks(device: ComputeDevice, num_rows: usize, num_decode: usize) -> Vec<Range<usize>> {
+    let max_rows = if device == ComputeDevice::Cpu { MAX_ROWS_AT_ONCE } else { num_rows.max(1) };
+    let num_blocks = num_rows.div_ceil(max_rows);
+    let mut blocks: Vec<Range<usize>> = Vec::with_capacity(num_blocks);
+    for index in 0..num_blocks {
+        let first = blocks.last().map_or(0, |block| block.end);
+        let end = (num_rows * (index + 1) / num_blocks).max(num_decode);
+        if first < end {
+            blocks.push(first..end);
+        }
+    }
+    blocks
+}
+
+impl BlockPass<'_> {
+    /// Rotates the heads of one row block, `(n, H, D)`.
+    pub(super) fn rotate(&self, rope: usize, row_block: usize, heads: &Array) -> Result<Array> {
+        let (rope, tables) = &self.rotations[rope];
+        rope.rotate(heads, &tables[row_block])
+    }
+
+    /// Has arrays of one row block of several computed before further operations are made: on the CPU
+    /// MLX takes memory for about a hundred operations ahead of the one that computes.
+    pub(super) fn settle(&self, arrays: &[&Array]) -> Result<()> {
+        if self.row_blocks.len() > 1 {
+            mlx_rs::transforms::eval(arrays.iter().copied())?;
+        }
+        Ok(())
+    }
 }
 
 /// What is shared between blocks while they load, and how many of each kind there are.
@@ -132,37 +169,38 @@ impl Block {
         }
     }
 
-    /// Packed rows in, packed rows out, `(T, hidden)`. Takes its input, so that what has been used
-    /// takes no memory while the rest is computed.
-    pub(super) fn forward(&self, hidden: Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        let hidden = self.mix(hidden, pass)?;
-        let num_rows = hidden.dim(0) as usize;
-        let max_rows = if pass.device == ComputeDevice::Cpu { MAX_MLP_ROWS } else { num_rows };
-        in_row_blocks(
-            pass.device,
-            num_rows,
-            |_| max_rows,
-            |rows| {
-                let hidden = rows_of(&hidden, &rows, num_rows)?;
-                let mut update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, pass.ops)?;
-                if let Some(norm) = &self.mlp_post_norm {
-                    update = norm.forward(&update)?;
+    /// Computes this block of the model in place, for each row block of the pass, `(n, hidden)` each.
+    ///
+    /// Row by row as far as can be, so that what one row block needs meanwhile is gone before the next
+    /// is begun: of all rows there are only the hidden states, the normed ones and the KV.
+    pub(super) fn forward(&self, hidden: &mut [Array], pass: &mut BlockPass<'_>) -> Result<()> {
+        let normed = hidden.iter().map(|rows| self.mixer_norm.forward(rows)).collect::<Result<Vec<_>>>()?;
+        match &self.mixer {
+            Mixer::Attention(attention) => {
+                let kv = attention.append(&normed, pass)?;
+                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
+                    let mixed = attention.attend(normed, index, &kv, pass)?;
+                    *rows = self.finish(rows, mixed, pass.ops)?;
+                    pass.settle(&[rows])?;
                 }
-                Ok(hidden.add(&update)?)
-            },
-        )
+            }
+            Mixer::Recurrent { mixer, state_index } => {
+                let mixed = mixer.forward(&concatenated(normed, 0)?, *state_index, pass)?;
+                let num_rows = mixed.dim(0) as usize;
+                for (rows, range) in hidden.iter_mut().zip(&pass.row_blocks) {
+                    *rows = self.finish(rows, rows_of(&mixed, range, num_rows)?, pass.ops)?;
+                    pass.settle(&[rows])?;
+                }
+            }
+        }
+        Ok(())
     }
 
-    fn mix(&self, hidden: Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        let normed = self.mixer_norm.forward(&hidden)?;
-        let mut update = match &self.mixer {
-            Mixer::Attention(attention) => attention.forward(normed, pass)?,
-            Mixer::Recurrent { mixer, state_index } => mixer.forward(&normed, *state_index, pass)?,
-        };
-        if let Some(norm) = &self.mixer_post_norm {
-            update = norm.forward(&update)?;
-        }
-        Ok(hidden.add(&update)?)
+    /// What follows the mixer: its rows added to its input, and the MLP.
+    fn finish(&self, hidden: &Array, mixed: Array, ops: &Ops) -> Result<Array> {
+        let hidden = hidden.add(normed_by(self.mixer_post_norm.as_ref(), mixed)?)?;
+        let update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, ops)?;
+        Ok(hidden.add(normed_by(self.mlp_post_norm.as_ref(), update)?)?)
     }
 }
 
@@ -174,5 +212,24 @@ impl Mlp {
             Activation::GeluTanh => ops.gelu_tanh(&gate)?,
         };
         self.down.forward(&gate.multiply(self.up.forward(normed)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_blocks_follow_each_other_and_decode_rows_stay_together() {
+        for num_rows in [1, 2, 255, 256, 257, 600, 2048] {
+            for num_decode in [0, 1, 100, 300, 512].into_iter().filter(|&rows| rows <= num_rows) {
+                let blocks = row_blocks(ComputeDevice::Cpu, num_rows, num_decode);
+                assert!(blocks.iter().flat_map(Clone::clone).eq(0..num_rows), "{num_rows}: {blocks:?}");
+                assert!(blocks[0].end >= num_decode, "{num_rows}, {num_decode}: {blocks:?}");
+                let max_rows = MAX_ROWS_AT_ONCE.max(num_decode);
+                assert!(blocks.iter().all(|rows| !rows.is_empty() && rows.len() <= max_rows), "{blocks:?}");
+                assert_eq!(row_blocks(ComputeDevice::Gpu, num_rows, num_decode).len(), 1);
+            }
+        }
     }
 }

@@ -3,10 +3,13 @@
 //! Owns what comes before and after the blocks. Linear layers see the packed rows of all
 //! sequences at once, `(T, hidden)`; what happens within a block is `block`'s business.
 
+use std::ops::Range;
+
 use mlx_rs::Array;
 
 use super::{
-    block::{Block, BlockPass, Places},
+    arrays::{concatenated, rows_of},
+    block::{Block, BlockPass, Places, row_blocks},
     device::ComputeDevice,
     error::{MlxError, Result},
     linear::{Embedding, Linear, Precision},
@@ -96,22 +99,42 @@ impl Decoder {
                 tokens.size()
             )));
         }
+        let row_blocks = row_blocks(self.device, positions.len(), pass.decode_positions.len());
+        let dtype = self.precision.dtype.mlx();
         let rotations = self
             .ropes
             .iter()
-            .map(|rope| Ok((rope, rope.table(&positions, self.precision.dtype.mlx())?)))
-            .collect::<Result<Vec<_>>>()?;
-        let mut hidden = self.embedding.lookup(tokens)?;
-        if let Some(scale) = &self.embedding_scale {
-            hidden = hidden.multiply(scale)?;
+            .map(|rope| {
+                let table = |rows: &Range<usize>| rope.table(&positions[rows.clone()], dtype);
+                Ok((rope, row_blocks.iter().map(table).collect::<Result<_>>()?))
+            })
+            .collect::<Result<_>>()?;
+        let mut hidden = Vec::with_capacity(row_blocks.len());
+        for rows in &row_blocks {
+            let rows = self.embedding.lookup(&rows_of(tokens, rows, positions.len())?)?;
+            hidden.push(match &self.embedding_scale {
+                Some(scale) => rows.multiply(scale)?,
+                None => rows,
+            });
         }
-        let mut block_pass =
-            BlockPass { ops: &self.ops, device: self.device, rotations, rows: pass, live: &mut *live };
+        let mut block_pass = BlockPass {
+            ops: &self.ops,
+            device: self.device,
+            row_blocks,
+            rotations,
+            rows: pass,
+            live: &mut *live,
+        };
         for block in &self.blocks {
-            hidden = block.forward(hidden, &mut block_pass)?;
+            block.forward(&mut hidden, &mut block_pass)?;
+            // What a layer makes of many chunks is many small operations: they are under way before
+            // the next layer's are made.
+            if self.device == ComputeDevice::Cpu && !pass.chunks.is_empty() {
+                mlx_rs::transforms::async_eval(&hidden)?;
+            }
         }
         live.end_pass(pass);
-        Ok(hidden)
+        concatenated(hidden, 0)
     }
 
     /// The states of all recurrent layers before the first token.

@@ -14,14 +14,13 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::{Array, ops};
 
 use super::{
-    arrays::concatenated,
-    attention::{Attention, Chunk, CohortRows, DecodeRows, MaskCache},
+    arrays::{rows_of, rows_of_parts},
+    attention::{ChunkKv, CohortRows, DecodeKv, MaskCache, PassKv},
     cohort::{Cohorts, in_order, join_short_end},
     error::{MlxError, Result},
     kv::{LayerKv, MAX_TAIL, Tail},
     recurrent::{LiveStates, RecurrentState},
     segment::{Checkpoint, Segment, SegmentStore},
-    sys,
 };
 use crate::engine::{SequenceId, StoredSegment};
 
@@ -51,14 +50,6 @@ impl LivePass {
         let chunks = self.chunks.iter().flat_map(|chunk| chunk.start..chunk.start + chunk.num_tokens);
         self.decode_positions.iter().copied().chain(chunks).map(|position| position as i32).collect()
     }
-}
-
-/// Packed queries, keys and values of one layer after RoPE, `(T, H or H_kv, D)`.
-#[derive(Debug)]
-pub(super) struct LayerRows {
-    pub queries: Array,
-    pub keys: Array,
-    pub values: Array,
 }
 
 /// What one sequence runs on.
@@ -331,48 +322,58 @@ impl LiveKv {
         Some(Array::from_slice(&mask, &[self.tail.rows.len() as i32, 1, 1, num_slots as i32]))
     }
 
-    /// Appends the pass's keys and values of one layer and attends: `(T, H·D)`.
-    pub(super) fn attend(
+    /// Appends the packed rows' keys and values of one layer, which come in parts of `(n, H_kv, D)`
+    /// after RoPE; decode rows are in the first part. Returns the layer as the rows see it.
+    pub(super) fn append(
         &mut self,
         layer: usize,
-        attention: &Attention<'_>,
-        rows: &LayerRows,
+        window: Option<usize>,
+        keys: &[Array],
+        values: &[Array],
         pass: &LivePass,
-    ) -> Result<Array> {
-        let mut parts = Vec::with_capacity(1 + pass.chunks.len());
+    ) -> Result<PassKv> {
         let num_decode = pass.decode_positions.len();
-        if num_decode > 0 {
-            parts.push(self.attend_decode(layer, attention, rows, pass)?);
-        }
+        let decode = if num_decode == 0 {
+            None
+        } else {
+            let step = |rows: &[Array]| -> Result<Array> {
+                Ok(rows_of(&rows[0], &(0..num_decode), rows[0].dim(0) as usize)?.expand_dims(2)?)
+            };
+            Some(self.append_step(layer, window, &step(keys)?, &step(values)?, pass)?)
+        };
         let mut first = num_decode;
+        let mut chunks = Vec::with_capacity(pass.chunks.len());
         for chunk in &pass.chunks {
-            let last = first + chunk.num_tokens;
-            parts.push(self.attend_chunk(layer, attention, rows, (first, last), chunk)?);
-            first = last;
+            let rows = first..first + chunk.num_tokens;
+            first = rows.end;
+            let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
+            let (keys, values) = (rows_of_parts(keys, &rows)?, rows_of_parts(values, &rows)?);
+            let own = LayerKv::of_rows(state.own.get(layer), chunk.start, &keys, &values)?;
+            put(&mut state.own, layer, own.clone());
+            let earlier =
+                join_short_end(state.path.iter().map(|segment| segment.layers[layer].clone()).collect())?;
+            chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
         }
-        concatenated(parts, 0)
+        Ok(PassKv { decode, chunks })
     }
 
-    fn attend_decode(
+    /// Appends a slot to the tail in one layer, `(B, H_kv, 1, D)`.
+    fn append_step(
         &mut self,
         layer: usize,
-        attention: &Attention<'_>,
-        rows: &LayerRows,
+        window: Option<usize>,
+        new_keys: &Array,
+        new_values: &Array,
         pass: &LivePass,
-    ) -> Result<Array> {
-        let num_decode = pass.decode_positions.len();
-        let step = |array: &Array| -> Result<Array> {
-            Ok(sys::slice_axis(array, 0, 0, num_decode)?.expand_dims(2)?)
-        };
-        let (new_keys, new_values) = (step(&rows.keys)?, step(&rows.values)?);
-        let (keys, values) = match self.tail.layers.get(layer) {
+    ) -> Result<DecodeKv> {
+        let tail = match self.tail.layers.get(layer) {
             Some((keys, values)) => {
-                (ops::concatenate(&[keys, &new_keys], 2)?, ops::concatenate(&[values, &new_values], 2)?)
+                (ops::concatenate(&[keys, new_keys], 2)?, ops::concatenate(&[values, new_values], 2)?)
             }
             None => (new_keys.contiguous()?, new_values.contiguous()?),
         };
-        let window = attention.spec.window;
-        let cohorts: Vec<CohortRows> = self
+        put(&mut self.tail.layers, layer, tail.clone());
+        let cohorts = self
             .cohorts
             .shared
             .iter()
@@ -387,49 +388,14 @@ impl LiveKv {
             .iter()
             .map(|row| self.sequences.get(&row.sequence).and_then(|state| state.own.get(layer)))
             .collect();
-        let private = self.cohorts.private(layer, &own, &pass.decode_positions, window)?;
         let tail_mask = pass.tail_masks.get(&window).and_then(Option::as_ref);
-        let tail_mask = tail_mask.map(|mask| mask.as_dtype(keys.dtype())).transpose()?;
-        let attended = attention.decode(DecodeRows {
-            queries: &sys::slice_axis(&rows.queries, 0, 0, num_decode)?,
-            positions: &pass.decode_positions,
-            cohorts: &cohorts,
-            private: &private,
-            tail: (&keys, &values),
-            tail_mask: tail_mask.as_ref(),
-        })?;
-        put(&mut self.tail.layers, layer, (keys, values));
-        Ok(attended)
-    }
-
-    fn attend_chunk(
-        &mut self,
-        layer: usize,
-        attention: &Attention<'_>,
-        rows: &LayerRows,
-        (first, last): (usize, usize),
-        chunk: &PassChunk,
-    ) -> Result<Array> {
-        let pick = |array: &Array| sys::slice_axis(array, 0, first, last);
-        let by_head = |array: &Array| -> Result<Array> {
-            Ok(pick(array)?.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)
-        };
-        let (keys, values) = (by_head(&rows.keys)?, by_head(&rows.values)?);
-        let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
-        let own = match state.own.get(layer) {
-            Some(earlier) => earlier.followed_by(&keys, &values)?,
-            None => LayerKv { first: chunk.start, keys, values }.compact()?,
-        };
-        let earlier =
-            join_short_end(state.path.iter().map(|segment| segment.layers[layer].clone()).collect())?;
-        let attended = attention.chunk(Chunk {
-            queries: &pick(&rows.queries)?,
-            start: chunk.start,
-            earlier: &earlier,
-            own: &own,
-        })?;
-        put(&mut state.own, layer, own);
-        Ok(attended)
+        Ok(DecodeKv {
+            positions: pass.decode_positions.clone(),
+            cohorts,
+            private: self.cohorts.private(layer, &own, &pass.decode_positions, window)?,
+            tail_mask: tail_mask.map(|mask| mask.as_dtype(tail.0.dtype())).transpose()?,
+            tail,
+        })
     }
 
     /// The KV arrays that a sequence has computed and not stored, and its states, for evaluation.

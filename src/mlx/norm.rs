@@ -19,3 +19,11 @@ impl Norm {
         Ok(fast::rms_norm(x, Some(&self.weight), self.eps)?)
     }
 }
+
+/// Rows normed where there is a norm for them.
+pub(super) fn normed_by(norm: Option<&Norm>, rows: Array) -> Result<Array> {
+    match norm {
+        Some(norm) => norm.forward(&rows),
+        None => Ok(rows),
+    }
+}

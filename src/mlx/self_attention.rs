@@ -6,8 +6,13 @@
 use mlx_rs::Array;
 
 use super::{
-    attention::Attention, block::BlockPass, error::Result, linear::Linear, live::LayerRows, loader::Loader,
-    norm::Norm, sys,
+    attention::{Attention, PassKv},
+    block::BlockPass,
+    error::Result,
+    linear::Linear,
+    loader::Loader,
+    norm::{Norm, normed_by},
+    sys,
 };
 use crate::models::AttentionSpec;
 
@@ -63,38 +68,55 @@ impl SelfAttention {
         })
     }
 
-    /// Attends the packed, normed rows `(T, hidden)`, and appends their keys and values.
-    pub(super) fn forward(&self, normed: Array, pass: &mut BlockPass<'_>) -> Result<Array> {
-        let num_tokens = normed.dim(0);
-        let head_dim = self.spec.head_dim;
-        let heads = |x: Array, num_heads: usize, width: usize| {
-            x.reshape(&[num_tokens, num_heads as i32, width as i32])
-        };
+    /// Appends keys and values of all rows of a pass, normed and in its row blocks, `(n, hidden)` each.
+    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<PassKv> {
+        let mut keys = Vec::with_capacity(normed.len());
+        let mut values = Vec::with_capacity(normed.len());
+        for (index, normed) in normed.iter().enumerate() {
+            let new_keys = Self::heads(&self.key.forward(normed)?, self.spec.num_kv_heads)?;
+            let new_keys =
+                pass.rotate(self.place.rope, index, &normed_by(self.key_norm.as_ref(), new_keys)?)?;
+            let new_values = Self::heads(&self.value.forward(normed)?, self.spec.num_kv_heads)?;
+            pass.settle(&[normed, &new_keys, &new_values])?;
+            keys.push(new_keys);
+            values.push(new_values);
+        }
+        pass.live.append(self.place.kv_index, self.spec.window, &keys, &values, pass.rows)
+    }
+
+    /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.
+    pub(super) fn attend(
+        &self,
+        normed: Array,
+        row_block: usize,
+        kv: &PassKv,
+        pass: &BlockPass<'_>,
+    ) -> Result<Array> {
         let projected = self.query.forward(&normed)?;
-        let (mut queries, gate) = if self.spec.output_gate {
-            let both = heads(projected, self.spec.num_heads, 2 * head_dim)?;
+        drop(normed);
+        let (queries, gate) = if self.spec.output_gate {
+            let both = Self::heads(&projected, self.spec.num_heads)?;
+            let head_dim = self.spec.head_dim;
             let gate = sys::slice_axis(&both, 2, head_dim, 2 * head_dim)?;
             (sys::slice_axis(&both, 2, 0, head_dim)?, Some(gate))
         } else {
-            (heads(projected, self.spec.num_heads, head_dim)?, None)
+            (Self::heads(&projected, self.spec.num_heads)?, None)
         };
-        let mut keys = heads(self.key.forward(&normed)?, self.spec.num_kv_heads, head_dim)?;
-        let values = heads(self.value.forward(&normed)?, self.spec.num_kv_heads, head_dim)?;
-        drop(normed);
-        if let (Some(query_norm), Some(key_norm)) = (&self.query_norm, &self.key_norm) {
-            queries = query_norm.forward(&queries)?;
-            keys = key_norm.forward(&keys)?;
-        }
-        let (rope, table) = &pass.rotations[self.place.rope];
-        let rows =
-            LayerRows { queries: rope.rotate(&queries, table)?, keys: rope.rotate(&keys, table)?, values };
+        let queries =
+            pass.rotate(self.place.rope, row_block, &normed_by(self.query_norm.as_ref(), queries)?)?;
         let attention =
             Attention { spec: &self.spec, ops: pass.ops, device: pass.device, masks: &pass.rows.masks };
-        let mut attended = pass.live.attend(self.place.kv_index, &attention, &rows, pass.rows)?;
+        let mut attended = attention.rows(&queries, &pass.row_blocks[row_block], kv)?;
         if let Some(gate) = gate {
-            let gate = gate.reshape(&[num_tokens, (self.spec.num_heads * head_dim) as i32])?;
+            let gate = gate.reshape(attended.shape())?;
             attended = attended.multiply(pass.ops.sigmoid(&gate)?)?;
         }
         self.output.forward(&attended)
+    }
+
+    /// `(n, H·X)` → `(n, H, X)`.
+    fn heads(projected: &Array, num_heads: usize) -> Result<Array> {
+        let (num_rows, width) = (projected.dim(0), projected.dim(1));
+        Ok(projected.reshape(&[num_rows, num_heads as i32, width / num_heads as i32])?)
     }
 }

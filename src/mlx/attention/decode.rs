@@ -11,7 +11,7 @@ use super::{Attention, ComputeDevice, LayerKv, Result, largest, sys, total};
 use crate::mlx::arrays::{concatenated, padded, rows_of};
 
 /// Scores of one layer up to which further operations are made before they are computed: beyond it
-/// the memory that MLX takes ahead on the CPU, see `in_row_blocks`, would be mostly scores.
+/// the memory that MLX takes ahead on the CPU, see `chunk_in_blocks`, would be mostly scores.
 const MAX_SCORES_AHEAD: usize = 1 << 18;
 
 /// Consecutive decode rows that run on the same stored segments.
@@ -33,22 +33,20 @@ pub(in crate::mlx) struct RowsKv {
     pub mask: Option<Array>,
 }
 
-/// One query row of each of several sequences.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::mlx) struct DecodeRows<'a> {
-    /// `(B, H, D)`, after RoPE.
-    pub queries: &'a Array,
+/// KV of one layer as decode rows see it, one row of each of several sequences.
+#[derive(Debug)]
+pub(in crate::mlx) struct DecodeKv {
     /// Position of each row.
-    pub positions: &'a [usize],
+    pub positions: Vec<usize>,
     /// What rows share, in the order of rows; rows that share nothing are in none.
-    pub cohorts: &'a [CohortRows],
+    pub cohorts: Vec<CohortRows>,
     /// What rows have to themselves before the tail: in each list every row is in one entry at most,
     /// and entries are in the order of rows.
-    pub private: &'a [Vec<RowsKv>],
+    pub private: Vec<Vec<RowsKv>>,
     /// The tail's keys and values with this step's, `(B, H_kv, W, D)`.
-    pub tail: (&'a Array, &'a Array),
+    pub tail: (Array, Array),
     /// Added to the tail's scores, `(B, 1, 1, W)`; `None` when every slot is seen.
-    pub tail_mask: Option<&'a Array>,
+    pub tail_mask: Option<Array>,
 }
 
 /// Scores of all rows against one kind of piece, and what is needed to weigh its values.
@@ -69,18 +67,18 @@ impl Part<'_> {
 }
 
 impl Attention<'_> {
-    /// Attends one decode step of all rows: `(B, H·D)`.
-    pub(in crate::mlx) fn decode(&self, rows: DecodeRows<'_>) -> Result<Array> {
+    /// Attends one decode step of all rows, `(B, H, D)`: `(B, H·D)`.
+    pub(super) fn decode(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
         let (num_kv_heads, head_dim) = self.dims();
         let num_groups = self.num_groups();
-        let num_rows = rows.queries.dim(0);
+        let num_rows = queries.dim(0);
         let queries =
-            self.scale_queries(rows.queries)?.reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?;
-        let parts = self.decode_parts(&rows, &queries)?;
+            self.scale_queries(queries)?.reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?;
+        let parts = self.decode_parts(kv, &queries)?;
 
         // With one part, a softmax of its own; else one maximum over all parts.
         let attended = if let [Part::Own { private, scores }] = parts.as_slice() {
-            self.weigh_own(&self.ops.softmax_last(scores)?, private, rows.tail.1)?
+            self.weigh_own(&self.ops.softmax_last(scores)?, private, &kv.tail.1)?
         } else {
             let mut maxima = Vec::with_capacity(parts.len());
             for part in &parts {
@@ -95,7 +93,7 @@ impl Attention<'_> {
                 sums.push(self.spread_from(part, weights.sum_axis(-1, true)?, num_rows, 0.0)?);
                 let values = match part {
                     Part::Shared { piece, .. } => weights.matmul(&piece.values)?,
-                    Part::Own { private, .. } => self.weigh_own(&weights, private, rows.tail.1)?,
+                    Part::Own { private, .. } => self.weigh_own(&weights, private, &kv.tail.1)?,
                 };
                 weighed.push(self.spread_from(part, values, num_rows, 0.0)?);
             }
@@ -110,10 +108,10 @@ impl Attention<'_> {
     }
 
     /// Scores of scaled queries `(B, H_kv, G, D)` against everything the rows see.
-    fn decode_parts<'a>(&self, rows: &DecodeRows<'a>, queries: &Array) -> Result<Vec<Part<'a>>> {
+    fn decode_parts<'a>(&self, kv: &'a DecodeKv, queries: &Array) -> Result<Vec<Part<'a>>> {
         let mut parts = Vec::new();
-        for cohort in rows.cohorts {
-            let positions = &rows.positions[cohort.rows.clone()];
+        for cohort in &kv.cohorts {
+            let positions = &kv.positions[cohort.rows.clone()];
             let oldest_row = positions.iter().copied().min().unwrap_or(0);
             let query =
                 self.cohort_layout(&sys::slice_axis(queries, 0, cohort.rows.start, cohort.rows.end)?)?;
@@ -129,17 +127,17 @@ impl Attention<'_> {
                 parts.push(Part::Shared { rows: cohort.rows.clone(), piece: seen, scores });
             }
         }
-        let mut private = Vec::with_capacity(rows.private.len());
-        let mut own = Vec::with_capacity(rows.private.len() + 1);
-        for list in rows.private {
+        let mut private = Vec::with_capacity(kv.private.len());
+        let mut own = Vec::with_capacity(kv.private.len() + 1);
+        for list in &kv.private {
             let width = list.iter().map(|kv| kv.keys.dim(2) as usize).max().unwrap_or(0);
             if width > 0 {
                 own.push(self.private_scores(queries, list, width)?);
                 private.push((list.as_slice(), width));
             }
         }
-        let mut scores = self.cap(queries.matmul(rows.tail.0.swap_axes(2, 3)?)?)?;
-        if let Some(mask) = rows.tail_mask {
+        let mut scores = self.cap(queries.matmul(kv.tail.0.swap_axes(2, 3)?)?)?;
+        if let Some(mask) = &kv.tail_mask {
             scores = scores.add(mask)?;
         }
         own.push(scores);
