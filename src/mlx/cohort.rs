@@ -173,33 +173,37 @@ impl Cohorts {
     }
 
     /// Notes that the rows step once more as they are; `own` is what each has computed and not
-    /// stored, one entry a layer or none.
-    pub(super) fn step(&mut self, own: &[&[LayerKv]]) -> Result<()> {
+    /// stored, one entry a layer or none. Once rows are put side by side, theirs become views.
+    pub(super) fn step(&mut self, own: &mut [Vec<LayerKv>]) -> Result<()> {
         self.num_same_passes += 1;
         if self.num_same_passes != MIN_SAME_PASSES {
             return Ok(());
         }
-        let rows: Vec<Vec<Row<'_>>> = self
+        let stored: Vec<Vec<Row<'_>>> = self
             .private
             .iter()
-            .zip(own)
-            .map(|(pieces, own)| {
-                let pieces = pieces.iter().map(|piece| piece.layers.as_slice());
-                pieces.chain([*own]).filter(|layers| !layers.is_empty()).collect()
-            })
+            .map(|pieces| pieces.iter().map(|piece| piece.layers.as_slice()).collect())
             .collect();
-        let num_tokens = |row: &Vec<Row<'_>>| row.iter().map(|layers| layers[0].num_tokens()).sum::<usize>();
-        let lengths: Vec<usize> = rows.iter().map(num_tokens).collect();
+        let num_tokens = |row: usize| {
+            let pieces = stored[row].iter().copied().chain([own[row].as_slice()]);
+            pieces.filter_map(|layers| layers.first()).map(LayerKv::num_tokens).sum()
+        };
+        let lengths: Vec<usize> = (0..stored.len()).map(num_tokens).collect();
         let mut num_copied_bytes = self.num_joined_bytes;
         for group in groups(&lengths) {
-            num_copied_bytes =
-                num_copied_bytes.saturating_add(padded_bytes(&lengths[group.clone()], &rows[group.start]));
+            let like = stored[group.start].first().copied().unwrap_or(&own[group.start]);
+            num_copied_bytes = num_copied_bytes.saturating_add(padded_bytes(&lengths[group.clone()], like));
             if num_copied_bytes > self.max_copied_bytes {
                 break;
             }
-            self.blocks.push(Block::new(group.clone(), &rows[group])?);
+            self.blocks.push(Block::new(group.clone(), &stored[group.clone()], &mut own[group])?);
         }
         Ok(())
+    }
+
+    /// Whether a row is side by side with others.
+    pub(super) fn has_block_of(&self, row: usize) -> bool {
+        self.blocks.iter().any(|block| block.rows.contains(&row))
     }
 
     /// Takes the rows apart until the next step: what they have not stored has changed.
@@ -306,7 +310,7 @@ mod tests {
             let mut cohorts = Cohorts::new(max_tokens * BYTES_PER_TOKEN).form(&paths).unwrap();
             assert_eq!(cohorts.private.iter().map(Vec::len).sum::<usize>(), num_pieces, "{max_tokens}");
             for _ in 0..MIN_SAME_PASSES {
-                cohorts.step(&[&[], &[]]).unwrap();
+                cohorts.step(&mut [vec![], vec![]]).unwrap();
             }
             assert_eq!(cohorts.blocks.len(), usize::from(max_tokens == 32), "{max_tokens}");
             let lists = cohorts.private(0, &[None, None], &[8, 8], None).unwrap();

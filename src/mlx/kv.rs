@@ -173,6 +173,27 @@ impl Tail {
             }
         }
         self.rows = rows;
+        self.drop_unseen_slots()
+    }
+
+    /// Drops slots that only rows now gone had tokens in.
+    fn drop_unseen_slots(&mut self) -> Result<()> {
+        let first = self.rows.iter().map(|row| row.start).min().unwrap_or(0);
+        if first == 0 {
+            return Ok(());
+        }
+        if first == self.num_slots {
+            self.clear_slots();
+            return Ok(());
+        }
+        for (keys, values) in &mut self.layers {
+            *keys = sys::slice_axis(keys, 2, first, self.num_slots)?;
+            *values = sys::slice_axis(values, 2, first, self.num_slots)?;
+        }
+        self.num_slots -= first;
+        for row in &mut self.rows {
+            row.start -= first;
+        }
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use super::{
     attention::{ChunkKv, CohortRows, DecodeKv, MaskCache, PassKv},
     cohort::{Cohorts, in_order, join_short_end},
     error::{MlxError, Result},
-    kv::{LayerKv, MAX_TAIL, Tail},
+    kv::{LayerKv, MAX_TAIL, Tail, TailRow},
     recurrent::{LiveStates, RecurrentState},
     segment::{Checkpoint, Segment, SegmentStore},
 };
@@ -59,6 +59,8 @@ struct Sequence {
     path: Vec<Rc<Segment>>,
     /// Tokens after the path that are not stored, tail aside; one entry a layer or none.
     own: Vec<LayerKv>,
+    /// Whether they may be views of more than they are, as rows side by side are.
+    is_own_shared: bool,
     num_own_tokens: usize,
 }
 
@@ -164,10 +166,10 @@ impl LiveKv {
             )));
         }
         let first = state.num_path_tokens();
-        let layers = if num_tokens == state.num_own_tokens {
+        let layers = if num_tokens == state.num_own_tokens && !state.is_own_shared {
             // A prefill stores all it has: the arrays themselves.
             std::mem::take(&mut state.own)
-        } else if num_tokens < state.num_own_tokens {
+        } else if num_tokens <= state.num_own_tokens {
             let stored = |kv: &LayerKv| kv.slice(first..first + num_tokens)?.compact();
             state.own.iter().map(stored).collect::<Result<Vec<_>>>()?
         } else {
@@ -187,7 +189,9 @@ impl LiveKv {
         let segment = store.insert(first, num_tokens, layers);
         // What came from the tail is still in it: only a sequence that ends stores so much.
         if num_tokens == state.num_own_tokens {
+            state.own.clear();
             state.num_own_tokens = 0;
+            state.is_own_shared = false;
             state.path.push(Rc::clone(&segment));
         }
         Ok(segment)
@@ -242,16 +246,31 @@ impl LiveKv {
         if self.tail.num_slots >= MAX_TAIL {
             self.move_tail_into_sequences()?;
             self.cohorts.take_apart();
+            self.step_cohorts()?;
+            self.compute_own_of_rows()?;
+        } else {
+            self.step_cohorts()?;
         }
-        let own: Vec<&[LayerKv]> =
-            self.tail.rows.iter().map(|row| self.sequences[&row.sequence].own.as_slice()).collect();
-        self.cohorts.step(&own)?;
         let order: Vec<SequenceId> = self.decode_order().collect();
         self.states.align_decode(&order)
     }
 
+    fn step_cohorts(&mut self) -> Result<()> {
+        let own_of = |sequences: &mut HashMap<SequenceId, Sequence>, row: &TailRow| {
+            sequences.get_mut(&row.sequence).map(|state| std::mem::take(&mut state.own)).unwrap_or_default()
+        };
+        let mut own: Vec<_> = self.tail.rows.iter().map(|row| own_of(&mut self.sequences, row)).collect();
+        let stepped = self.cohorts.step(&mut own);
+        for (row, own) in own.into_iter().enumerate() {
+            if let Some(state) = self.sequences.get_mut(&self.tail.rows[row].sequence) {
+                state.is_own_shared |= self.cohorts.has_block_of(row);
+                state.own = own;
+            }
+        }
+        stepped
+    }
+
     fn move_tail_into_sequences(&mut self) -> Result<()> {
-        let mut moved = Vec::new();
         for (row, tail_row) in self.tail.rows.iter().enumerate() {
             let num_tokens = self.tail.num_tokens(row);
             let Some(state) = self.sequences.get_mut(&tail_row.sequence).filter(|_| num_tokens > 0) else {
@@ -264,14 +283,23 @@ impl LiveKv {
                     Some(own) => own.followed_by(&keys, &values)?,
                     None => LayerKv { first, keys, values }.compact()?,
                 };
-                moved.push(kv.keys.clone());
-                moved.push(kv.values.clone());
                 put(&mut state.own, layer, kv);
             }
             state.num_own_tokens += num_tokens;
         }
-        mlx_rs::transforms::async_eval(&moved)?;
         self.tail.clear_slots();
+        Ok(())
+    }
+
+    /// Has what the decode rows have to themselves computed, layer by layer: what it is made of is there
+    /// until then.
+    fn compute_own_of_rows(&self) -> Result<()> {
+        let own: Vec<&[LayerKv]> =
+            self.tail.rows.iter().map(|row| self.sequences[&row.sequence].own.as_slice()).collect();
+        for layer in 0..own.iter().map(|own| own.len()).max().unwrap_or(0) {
+            let layer = own.iter().filter_map(|own| own.get(layer));
+            mlx_rs::transforms::async_eval(layer.flat_map(|kv| [&kv.keys, &kv.values]))?;
+        }
         Ok(())
     }
 

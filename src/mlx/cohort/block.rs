@@ -13,6 +13,7 @@ use crate::mlx::{
     attention::RowsKv,
     error::Result,
     kv::LayerKv,
+    sys,
 };
 
 /// What consecutive rows have to themselves, side by side: one operation serves them all.
@@ -54,35 +55,56 @@ pub(super) fn groups(lengths: &[usize]) -> Vec<Range<usize>> {
 }
 
 /// Bytes of rows of these lengths side by side, `like` being one of them.
-pub(super) fn padded_bytes(lengths: &[usize], like: &[Row<'_>]) -> u64 {
+pub(super) fn padded_bytes(lengths: &[usize], like: Row<'_>) -> u64 {
     let num_tokens = lengths.iter().max().copied().unwrap_or(0) * lengths.len();
-    let bytes_per_token = like.first().map_or(0, |layers| {
-        let num_bytes: u64 = layers.iter().map(LayerKv::num_bytes).sum();
-        num_bytes / layers[0].num_tokens().max(1) as u64
+    let bytes_per_token = like.first().map_or(0, |first| {
+        let num_bytes: u64 = like.iter().map(LayerKv::num_bytes).sum();
+        num_bytes / first.num_tokens().max(1) as u64
     });
     num_tokens as u64 * bytes_per_token
 }
 
 impl Block {
-    pub(super) fn new(rows: Range<usize>, pieces: &[Vec<Row<'_>>]) -> Result<Self> {
-        let positions: Vec<Vec<usize>> = pieces
+    /// Puts rows side by side: each one's stored pieces, then what it has computed and not stored, which
+    /// becomes a view of its row and takes no memory of its own any more.
+    pub(super) fn new(rows: Range<usize>, stored: &[Vec<Row<'_>>], own: &mut [Vec<LayerKv>]) -> Result<Self> {
+        let pieces_of = |layer: usize, own: &[Vec<LayerKv>]| -> Vec<Vec<LayerKv>> {
+            let stored = stored.iter().map(|row| row.iter().map(move |layers| layers[layer].clone()));
+            stored.zip(own).map(|(stored, own)| stored.chain(own.get(layer).cloned()).collect()).collect()
+        };
+        let num_layers = stored[0].first().map_or(own[0].len(), |layers| layers.len());
+        let positions: Vec<Vec<usize>> = pieces_of(0, own)
             .iter()
-            .map(|row| row.iter().flat_map(|layers| layers[0].first..layers[0].end()).collect())
+            .map(|row| row.iter().flat_map(|kv| kv.first..kv.end()).collect())
             .collect();
         let width = positions.iter().map(Vec::len).max().unwrap_or(0);
-        let num_layers = pieces.first().and_then(|row| row.first()).map_or(0, |layers| layers.len());
         let mut layers = Vec::with_capacity(num_layers);
         for layer in 0..num_layers {
-            let mut keys = Vec::with_capacity(pieces.len());
-            let mut values = Vec::with_capacity(pieces.len());
-            for row in pieces {
-                let kv = joined(row.iter().map(|layers| &layers[layer]))?;
+            let mut keys = Vec::with_capacity(rows.len());
+            let mut values = Vec::with_capacity(rows.len());
+            for row in pieces_of(layer, own) {
+                let kv = joined(row.iter())?;
                 keys.push(padded(&kv.keys, 2, width, 0.0)?);
                 values.push(padded(&kv.values, 2, width, 0.0)?);
             }
-            layers.push((concatenated(keys, 0)?, concatenated(values, 0)?));
+            let (keys, values) = (concatenated(keys, 0)?, concatenated(values, 0)?);
+            // Layer by layer, so that no more than a layer is there twice.
+            mlx_rs::transforms::async_eval([&keys, &values])?;
+            for (row, own) in own.iter_mut().enumerate() {
+                let Some(kv) = own.get_mut(layer) else { continue };
+                let end = positions[row].len();
+                let view = |side: &Array| -> Result<Array> {
+                    Ok(sys::slice_axis(
+                        &sys::slice_axis(side, 0, row, row + 1)?,
+                        2,
+                        end - kv.num_tokens(),
+                        end,
+                    )?)
+                };
+                *kv = LayerKv { first: kv.first, keys: view(&keys)?, values: view(&values)? };
+            }
+            layers.push((keys, values));
         }
-        mlx_rs::transforms::async_eval(layers.iter().flat_map(|(keys, values)| [keys, values]))?;
         Ok(Self { rows, positions, layers, masks: HashMap::new() })
     }
 
