@@ -8,11 +8,18 @@ use std::ops::Range;
 
 use mlx_rs::{Array, ops};
 
-use super::{arrays::compact, error::Result, sys};
+use super::{
+    arrays::{compact, padded},
+    error::Result,
+    sys,
+};
 use crate::engine::SequenceId;
 
 /// Decode steps that the tail holds before it is moved into the sequences' own KV.
 pub(super) const MAX_TAIL: usize = 64;
+
+/// Slots that the tail gets at least when it is full.
+const MIN_FREE_SLOTS: usize = 4;
 
 /// KV of consecutive positions of one sequence in one layer, `(1, H_kv, L, D)` each.
 #[derive(Debug, Clone)]
@@ -107,9 +114,9 @@ pub(super) struct TailRow {
 /// The last few tokens of all decoding sequences, which step together:
 ///
 /// ```text
-///   |row 0: ......    |   a decode step appends one slot to every row, with one concatenation
-///   |row 1:    ...    |   a layer; a row that joined later starts further right
-///   |row 2: ......    |
+///   |row 0: ......  |   a decode step fills the next slot of every row, with one operation a
+///   |row 1:    ...  |   layer; a row that joined later starts further right, and there is room
+///   |row 2: ......  |   for the next few steps
 /// ```
 ///
 /// Appending to each sequence's own KV instead would copy all of it every step.
@@ -118,7 +125,8 @@ pub(super) struct Tail {
     pub rows: Vec<TailRow>,
     /// Slots in use, the same for every row.
     pub num_slots: usize,
-    /// Keys and values `(B, H_kv, num_slots, D)` of each layer; empty when `num_slots` is 0.
+    /// Keys and values `(B, H_kv, C, D)` of each layer, `C` being slots in use or more; empty when
+    /// `num_slots` is 0.
     pub layers: Vec<(Array, Array)>,
 }
 
@@ -207,6 +215,29 @@ impl Tail {
         Ok((pick(keys)?, pick(values)?))
     }
 
+    /// Fills the last slot in use of one layer with keys and values `(B, H_kv, 1, D)`, and returns those of
+    /// all slots, `(B, H_kv, num_slots, D)`. Layers come in order.
+    pub(super) fn fill_slot(&mut self, layer: usize, keys: Array, values: Array) -> Result<(Array, Array)> {
+        let slot = self.num_slots - 1;
+        // A quarter more than there are: few copies, and not much memory without use.
+        let num_slots = (slot + (slot / 4).max(MIN_FREE_SLOTS)).min(MAX_TAIL);
+        let filled = |all: Array, new: Array| -> Result<Array> {
+            let is_full = all.dim(2) as usize == slot;
+            Ok(sys::set_axis(if is_full { padded(&all, 2, num_slots, 0.0)? } else { all }, 2, slot, &new)?)
+        };
+        let is_first = layer == self.layers.len();
+        if is_first {
+            self.layers.push((padded(&keys, 2, num_slots, 0.0)?, padded(&values, 2, num_slots, 0.0)?));
+        }
+        let all = &mut self.layers[layer];
+        if !is_first {
+            // Not held here meanwhile: what nobody holds is written in place.
+            let (all_keys, all_values) = std::mem::replace(all, (keys.clone(), values.clone()));
+            *all = (filled(all_keys, keys)?, filled(all_values, values)?);
+        }
+        Ok((sys::slice_axis(&all.0, 2, 0, self.num_slots)?, sys::slice_axis(&all.1, 2, 0, self.num_slots)?))
+    }
+
     /// Forgets the tokens, keeping the rows: they have been moved elsewhere.
     pub(super) fn clear_slots(&mut self) {
         self.num_slots = 0;
@@ -214,5 +245,67 @@ impl Tail {
         for row in &mut self.rows {
             row.start = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fills the next slot of all rows with one number a row, and returns what all slots hold by row.
+    fn step(tail: &mut Tail, numbers: &[f32]) -> Vec<Vec<f32>> {
+        let new = || Array::from_slice(numbers, &[numbers.len() as i32, 1, 1, 1]);
+        tail.num_slots += 1;
+        let (keys, values) = tail.fill_slot(0, new(), new()).unwrap();
+        assert!(keys.eq(&values).unwrap().all(None).unwrap().item_exact::<bool>());
+        let rows = compact(&keys).unwrap().to_vec_exact::<f32>().unwrap();
+        rows.chunks(tail.num_slots).map(<[f32]>::to_vec).collect()
+    }
+
+    fn memory(tail: &Tail) -> *const f32 {
+        tail.layers[0].0.try_as_slice::<f32>().unwrap().as_ptr()
+    }
+
+    #[test]
+    fn slots_are_filled_in_place_while_there_is_room() {
+        let mut tail = Tail::default();
+        tail.arrange(&[SequenceId(1), SequenceId(2)]).unwrap();
+        let mut expected = vec![Vec::new(), Vec::new()];
+        let mut num_moves = 0;
+        for slot in 0..MAX_TAIL {
+            let before = (slot > 0).then(|| memory(&tail));
+            let numbers = [slot as f32, -(slot as f32)];
+            for (row, number) in expected.iter_mut().zip(numbers) {
+                row.push(number);
+            }
+            assert_eq!(step(&mut tail, &numbers), expected);
+            num_moves += usize::from(before.is_some_and(|before| before != memory(&tail)));
+            assert!(tail.layers[0].0.dim(2) as usize <= tail.num_slots + MIN_FREE_SLOTS.max(slot / 4));
+        }
+        assert_eq!(tail.layers[0].0.dim(2) as usize, MAX_TAIL);
+        assert!(num_moves <= 12, "moved {num_moves} times in {MAX_TAIL} steps");
+    }
+
+    #[test]
+    fn slots_that_only_rows_now_gone_had_tokens_in_are_dropped() {
+        let [first, second, third] = [1, 2, 3].map(SequenceId);
+        let mut tail = Tail::default();
+        tail.arrange(&[first]).unwrap();
+        for number in 0..6 {
+            step(&mut tail, &[number as f32]);
+        }
+        tail.arrange(&[first, second]).unwrap();
+        step(&mut tail, &[6.0, 60.0]);
+        tail.arrange(&[third, second]).unwrap();
+        let starts = |tail: &Tail| tail.rows.iter().map(|row| row.start).collect::<Vec<_>>();
+        assert_eq!((tail.num_slots, starts(&tail)), (1, vec![1, 0]));
+        assert_eq!(step(&mut tail, &[70.0, 61.0])[1], [60.0, 61.0]);
+        let (keys, _) = tail.row_kv(0, 1, 2).unwrap();
+        assert_eq!(compact(&keys).unwrap().to_vec_exact::<f32>().unwrap(), [60.0, 61.0]);
+        // Those who joined and have not stepped yet have no slots.
+        tail.arrange(&[first, second]).unwrap();
+        tail.arrange(&[first]).unwrap();
+        assert_eq!((tail.num_slots, tail.layers.len(), starts(&tail)), (0, 0, vec![0]));
+        assert_eq!(step(&mut tail, &[8.0]), [[8.0]]);
     }
 }

@@ -11,7 +11,7 @@
 
 use std::{collections::HashMap, rc::Rc};
 
-use mlx_rs::{Array, ops};
+use mlx_rs::Array;
 
 use super::{
     arrays::{rows_of, rows_of_parts},
@@ -367,7 +367,7 @@ impl LiveKv {
             let step = |rows: &[Array]| -> Result<Array> {
                 Ok(rows_of(&rows[0], &(0..num_decode), rows[0].dim(0) as usize)?.expand_dims(2)?)
             };
-            Some(self.append_step(layer, window, &step(keys)?, &step(values)?, pass)?)
+            Some(self.append_step(layer, window, step(keys)?, step(values)?, pass)?)
         };
         let mut first = num_decode;
         let mut chunks = Vec::with_capacity(pass.chunks.len());
@@ -385,22 +385,16 @@ impl LiveKv {
         Ok(PassKv { decode, chunks })
     }
 
-    /// Appends a slot to the tail in one layer, `(B, H_kv, 1, D)`.
+    /// Fills the tail's new slot in one layer, `(B, H_kv, 1, D)`.
     fn append_step(
         &mut self,
         layer: usize,
         window: Option<usize>,
-        new_keys: &Array,
-        new_values: &Array,
+        keys: Array,
+        values: Array,
         pass: &LivePass,
     ) -> Result<DecodeKv> {
-        let tail = match self.tail.layers.get(layer) {
-            Some((keys, values)) => {
-                (ops::concatenate(&[keys, new_keys], 2)?, ops::concatenate(&[values, new_values], 2)?)
-            }
-            None => (new_keys.contiguous()?, new_values.contiguous()?),
-        };
-        put(&mut self.tail.layers, layer, tail.clone());
+        let tail = self.tail.fill_slot(layer, keys, values)?;
         let cohorts = self
             .cohorts
             .shared

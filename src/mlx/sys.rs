@@ -107,15 +107,7 @@ fn array_from(
 ///
 /// Bounds are clipped by MLX as in NumPy.
 pub(super) fn slice_axis(array: &Array, axis: usize, start: usize, stop: usize) -> Result<Array, Exception> {
-    let shape = array.shape();
-    let mut starts = vec![0; shape.len()];
-    let mut stops = shape.to_vec();
-    let strides = vec![1; shape.len()];
-    if axis >= shape.len() {
-        return Err(Exception::custom(format!("no axis {axis} in an array of {} axes", shape.len())));
-    }
-    starts[axis] = start as i32;
-    stops[axis] = stop as i32;
+    let AxisRange { starts, stops, strides } = AxisRange::new(array, axis, start, stop)?;
     let stream = Stream::thread_local_or_default();
     array_from("slice", |result| {
         // SAFETY: all pointers are valid for their lengths during the call.
@@ -133,6 +125,53 @@ pub(super) fn slice_axis(array: &Array, axis: usize, start: usize, stop: usize) 
             )
         }
     })
+}
+
+/// An array with elements `start..` along `axis` replaced by all of `update`. Nothing is copied but
+/// those where nobody else holds the array when it is computed: it takes it for that.
+pub(super) fn set_axis(array: Array, axis: usize, start: usize, update: &Array) -> Result<Array, Exception> {
+    let stop = start + update.shape().get(axis).map_or(0, |&size| size as usize);
+    let AxisRange { starts, stops, strides } = AxisRange::new(&array, axis, start, stop)?;
+    let stream = Stream::thread_local_or_default();
+    array_from("slice update", |result| {
+        // SAFETY: both handles are alive, and all pointers valid for their lengths, during the call.
+        unsafe {
+            mlx_sys::mlx_slice_update(
+                result,
+                array.as_ptr(),
+                update.as_ptr(),
+                starts.as_ptr(),
+                starts.len(),
+                stops.as_ptr(),
+                stops.len(),
+                strides.as_ptr(),
+                strides.len(),
+                stream.as_ptr(),
+            )
+        }
+    })
+}
+
+/// A range along one axis, and all of the others.
+struct AxisRange {
+    starts: Vec<i32>,
+    stops: Vec<i32>,
+    strides: Vec<i32>,
+}
+
+impl AxisRange {
+    fn new(array: &Array, axis: usize, start: usize, stop: usize) -> Result<Self, Exception> {
+        let shape = array.shape();
+        let mut starts = vec![0; shape.len()];
+        let mut stops = shape.to_vec();
+        let strides = vec![1; shape.len()];
+        if axis >= shape.len() {
+            return Err(Exception::custom(format!("no axis {axis} in an array of {} axes", shape.len())));
+        }
+        starts[axis] = start as i32;
+        stops[axis] = stop as i32;
+        Ok(Self { starts, stops, strides })
+    }
 }
 
 /// Shifts integers left, bit by bit.
