@@ -19,7 +19,7 @@ use crate::engine::SequenceId;
 pub(super) const MAX_TAIL: usize = 64;
 
 /// Slots that the tail gets at least when it is full.
-const MIN_FREE_SLOTS: usize = 4;
+const MIN_FREE_SLOTS: usize = 2;
 
 /// KV of consecutive positions of one sequence in one layer, `(1, H_kv, L, D)` each.
 #[derive(Debug, Clone)]
@@ -219,8 +219,8 @@ impl Tail {
     /// all slots, `(B, H_kv, num_slots, D)`. Layers come in order.
     pub(super) fn fill_slot(&mut self, layer: usize, keys: Array, values: Array) -> Result<(Array, Array)> {
         let slot = self.num_slots - 1;
-        // A quarter more than there are: few copies, and not much memory without use.
-        let num_slots = (slot + (slot / 4).max(MIN_FREE_SLOTS)).min(MAX_TAIL);
+        // An eighth more than there are: a third of the copies, and little memory without use.
+        let num_slots = (slot + (slot / 8).max(MIN_FREE_SLOTS)).min(MAX_TAIL);
         let filled = |all: Array, new: Array| -> Result<Array> {
             let is_full = all.dim(2) as usize == slot;
             Ok(sys::set_axis(if is_full { padded(&all, 2, num_slots, 0.0)? } else { all }, 2, slot, &new)?)
@@ -280,10 +280,10 @@ mod tests {
             }
             assert_eq!(step(&mut tail, &numbers), expected);
             num_moves += usize::from(before.is_some_and(|before| before != memory(&tail)));
-            assert!(tail.layers[0].0.dim(2) as usize <= tail.num_slots + MIN_FREE_SLOTS.max(slot / 4));
+            assert!(tail.layers[0].0.dim(2) as usize <= tail.num_slots + MIN_FREE_SLOTS.max(slot / 8));
         }
         assert_eq!(tail.layers[0].0.dim(2) as usize, MAX_TAIL);
-        assert!(num_moves <= 12, "moved {num_moves} times in {MAX_TAIL} steps");
+        assert!(num_moves <= MAX_TAIL / 3, "moved {num_moves} times in {MAX_TAIL} steps");
     }
 
     #[test]
