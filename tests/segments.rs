@@ -190,6 +190,45 @@ fn an_answer_is_stored_with_its_sequence_and_continued_later() {
     }
 }
 
+/// Answers so long that their KV moves on twice from where steps are appended, with a row that joins
+/// late: any token is the one that follows when all before it is computed as a prompt.
+#[test]
+fn long_answers_go_on_from_all_that_was_decoded() {
+    for model in MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"]) {
+        let mut runner = load(model);
+        let prompts = golden(model);
+        let mut texts: Vec<Vec<u32>> = [1, 2, 3].map(|index: usize| prompts[index].prompt.clone()).into();
+        let joins = [0, 0, 21];
+        for (sequence, text) in texts.iter().enumerate() {
+            runner
+                .launch(&[group(sequence as u64, Input::Prompt(text[..text.len() - 1].to_vec()), 0)])
+                .unwrap();
+            runner.collect().unwrap();
+        }
+        for step in 0..140 {
+            let rows: Vec<usize> = (0..3).filter(|&row| step >= joins[row]).collect();
+            let input = |row: usize| {
+                if step == joins[row] { Input::Last(*texts[row].last().unwrap()) } else { Input::Sampled }
+            };
+            let groups: Vec<Group> =
+                rows.iter().map(|&row| group(row as u64, input(row), texts[row].len() - 1)).collect();
+            runner.launch(&groups).unwrap();
+            for (&row, token) in rows.iter().zip(runner.collect().unwrap()) {
+                texts[row].push(token);
+            }
+        }
+        for (row, text) in texts.iter().enumerate() {
+            let num_prompt = prompts[row + 1].prompt.len();
+            for (index, at) in [30, 64, 65, 100].map(|at| num_prompt + at).into_iter().enumerate() {
+                let sequence = (10 + row * 4 + index) as u64;
+                prefill(&mut runner, sequence, text, 0, &[at - 1]);
+                runner.launch(&[group(sequence, Input::Last(text[at - 1]), at - 1)]).unwrap();
+                assert_eq!(runner.collect().unwrap(), text[at..=at], "{model}, sequence {row}, token {at}");
+            }
+        }
+    }
+}
+
 #[test]
 fn misuse_is_an_error_and_not_a_wrong_answer() {
     let mut runner = load("tiny-llama");
