@@ -40,35 +40,22 @@ impl LayerKv {
         self.first + self.num_tokens()
     }
 
-    /// KV of packed rows from position `first` on, which come in parts of `(n, H_kv, D)`, after what
-    /// `earlier` holds of the positions before; a copy in any case.
-    pub(super) fn of_rows(
+    /// KV of the positions from `first` on, which comes in parts of `(1, H_kv, n, D)`, after what `earlier`
+    /// holds of the positions before; a copy in any case.
+    pub(super) fn after(
         earlier: Option<&Self>,
         first: usize,
-        keys: &[Array],
-        values: &[Array],
+        keys: Vec<Array>,
+        values: Vec<Array>,
     ) -> Result<Self> {
-        let by_head = |rows: &Array| rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3]);
-        let joined = |earlier: Option<&Array>, rows: &[Array]| -> Result<Array> {
-            let mut parts: Vec<Array> = earlier.into_iter().cloned().collect();
-            for rows in rows {
-                parts.push(by_head(rows)?);
-            }
+        let joined = |earlier: Option<&Array>, parts: Vec<Array>| -> Result<Array> {
+            let parts: Vec<Array> = earlier.cloned().into_iter().chain(parts).collect();
             if let [single] = parts.as_slice() { compact(single) } else { Ok(ops::concatenate(&parts, 2)?) }
         };
         Ok(Self {
             first: earlier.map_or(first, |earlier| earlier.first),
             keys: joined(earlier.map(|kv| &kv.keys), keys)?,
             values: joined(earlier.map(|kv| &kv.values), values)?,
-        })
-    }
-
-    /// This KV followed by the next positions' `(1, H_kv, n, D)`.
-    pub(super) fn followed_by(&self, keys: &Array, values: &Array) -> Result<Self> {
-        Ok(Self {
-            first: self.first,
-            keys: ops::concatenate(&[&self.keys, keys], 2)?,
-            values: ops::concatenate(&[&self.values, values], 2)?,
         })
     }
 

@@ -178,10 +178,7 @@ impl LiveKv {
             (0..self.tail.layers.len())
                 .map(|layer| {
                     let (keys, values) = self.tail.row_kv(layer, row, from_tail)?;
-                    match state.own.get(layer) {
-                        Some(own) => own.followed_by(&keys, &values),
-                        None => LayerKv { first, keys, values }.compact(),
-                    }
+                    LayerKv::after(state.own.get(layer), first, vec![keys], vec![values])
                 })
                 .collect::<Result<Vec<_>>>()?
         };
@@ -243,13 +240,14 @@ impl LiveKv {
                 self.tail.rows.iter().map(|row| self.sequences[&row.sequence].path.as_slice()).collect();
             self.cohorts = self.cohorts.form(&paths)?;
         }
-        if self.tail.num_slots >= MAX_TAIL {
+        let is_tail_full = self.tail.num_slots >= MAX_TAIL;
+        if is_tail_full {
             self.move_tail_into_sequences()?;
             self.cohorts.take_apart();
-            self.step_cohorts()?;
+        }
+        self.step_cohorts()?;
+        if is_tail_full {
             self.compute_own_of_rows()?;
-        } else {
-            self.step_cohorts()?;
         }
         let order: Vec<SequenceId> = self.decode_order().collect();
         self.states.align_decode(&order)
@@ -279,10 +277,7 @@ impl LiveKv {
             let first = state.num_path_tokens();
             for layer in 0..self.tail.layers.len() {
                 let (keys, values) = self.tail.row_kv(layer, row, num_tokens)?;
-                let kv = match state.own.get(layer) {
-                    Some(own) => own.followed_by(&keys, &values)?,
-                    None => LayerKv { first, keys, values }.compact()?,
-                };
+                let kv = LayerKv::after(state.own.get(layer), first, vec![keys], vec![values])?;
                 put(&mut state.own, layer, kv);
             }
             state.num_own_tokens += num_tokens;
@@ -375,8 +370,11 @@ impl LiveKv {
             let rows = first..first + chunk.num_tokens;
             first = rows.end;
             let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
-            let (keys, values) = (rows_of_parts(keys, &rows)?, rows_of_parts(values, &rows)?);
-            let own = LayerKv::of_rows(state.own.get(layer), chunk.start, &keys, &values)?;
+            let by_head = |parts: &[Array]| -> Result<Vec<Array>> {
+                let rows = rows_of_parts(parts, &rows)?;
+                rows.iter().map(|rows| Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)).collect()
+            };
+            let own = LayerKv::after(state.own.get(layer), chunk.start, by_head(keys)?, by_head(values)?)?;
             put(&mut state.own, layer, own.clone());
             let earlier =
                 join_short_end(state.path.iter().map(|segment| segment.layers[layer].clone()).collect())?;
