@@ -27,8 +27,8 @@
 //! is known by count, so no pass is launched beyond it, and its row is free one pass earlier.
 //!
 //! With a prompt cache, what several prompts begin with is computed by the first of them and stored
-//! as soon as it is launched. The others wait in line and resume on it, sharing its memory, as here
-//! D and E on a prefix P, with prompts P d₀ and P e₀:
+//! as soon as it is launched. The others wait in line, passed over by those who need something else,
+//! and resume on it, sharing its memory, as here D and E on a prefix P, with prompts P d₀ and P e₀:
 //!
 //! ```text
 //!   pass 1   D chunk P                            E waits; P is stored, E may enter

@@ -99,7 +99,8 @@ enum Unconfirmed {
 pub(super) struct Prefixes {
     cache: Option<PromptCache<StoredSegment>>,
     rule: ResumeRule,
-    /// Order of the request admitted last: planned uses before it are over.
+    /// Lowest order of the requests that had not begun when one was last admitted: planned uses before
+    /// it are over.
     now: u64,
     /// Stored nodes whose missing recurrent state a running sequence will bring.
     awaited: BTreeMap<NodeId, SequenceId>,

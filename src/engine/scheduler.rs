@@ -40,8 +40,8 @@ impl Limits {
 ///
 /// Every decoding sequence gets its row. Prompts then share the pass, first in, first out, while
 /// their chunks together stay within `prefill_chunk` tokens; a waiting sequence is admitted when
-/// its first work, a row and its own KV fit. Nobody overtakes: the first that does not fit ends
-/// the pass. Nobody starves: the oldest prompt always fits, because no chunk is larger than
+/// its first work, a row and its own KV fit. Nobody overtakes one that does not fit: that ends the
+/// pass. Nobody starves: the oldest prompt always fits, because no chunk is larger than
 /// `prefill_chunk`, no request larger than the KV budget, and running sequences end.
 pub(super) struct Composer<'a> {
     limits: &'a Limits,
@@ -72,13 +72,18 @@ impl<'a> Composer<'a> {
         composer
     }
 
+    /// Whether the batch has a row for another sequence.
+    pub fn has_free_row(&self) -> bool {
+        self.num_rows < self.limits.max_batch_size.get()
+    }
+
     /// Whether a sequence that is to enter has its place in this pass.
     pub fn has_place(&self, counts: &Counts) -> bool {
         let num_prefill_tokens = match counts.next_work(self.limits.prefill_chunk.get()) {
             Some(Work::Prefill(range)) => range.len(),
             Some(Work::Decode) | None => 0,
         };
-        self.num_rows < self.limits.max_batch_size.get()
+        self.has_free_row()
             && num_prefill_tokens <= self.num_prefill_left
             && self.limits.fits(self.num_kv_tokens.saturating_add(counts.max_kv_tokens))
     }

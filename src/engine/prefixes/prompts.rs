@@ -32,15 +32,17 @@ impl Prefixes {
         Some(resume.num_tokens)
     }
 
-    /// Begins a sequence on what is stored of its prompt and announces the rest.
+    /// Begins a sequence on what is stored of its prompt and announces the rest; `first_order` is the
+    /// lowest order of those that have not begun, this one included.
     ///
     /// Where that fails, nothing of it is left.
     pub(in crate::engine) fn admit(
         &mut self,
         runner: &mut impl Runner,
         sequence: &mut Sequence,
+        first_order: u64,
     ) -> Result<(), RunnerError> {
-        self.now = self.now.max(sequence.request.plan.order);
+        self.now = self.now.max(first_order);
         let begun = self.begin(runner, sequence);
         if begun.is_err() {
             runner.release(sequence.id);

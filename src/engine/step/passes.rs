@@ -13,6 +13,26 @@ use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
 use crate::engine::{Event, FinishReason, Group, Runner, RunnerError, SequenceId, TokenId};
 
+/// Whether one that waits enters a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Enters,
+    /// Another computes a prefix of its prompt.
+    Waits,
+    /// The pass or the batch is full.
+    HasNoPlace,
+}
+
+impl Entry {
+    /// Has a sequence begin where so many of its tokens are stored; `None` while more of them are being
+    /// computed.
+    fn of(composer: &Composer<'_>, sequence: &mut Sequence, num_cached_tokens: Option<usize>) -> Self {
+        let Some(num_cached_tokens) = num_cached_tokens else { return Self::Waits };
+        sequence.enter(num_cached_tokens);
+        if composer.has_place(&sequence.counts()) { Self::Enters } else { Self::HasNoPlace }
+    }
+}
+
 impl<R: Runner> Engine<R> {
     /// Keeps the device busy with as many passes as it may have, then collects the oldest.
     pub(super) fn run_pass(&mut self) {
@@ -37,36 +57,34 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Decides the next pass and admits who is new in it.
+    ///
+    /// Whoever waits for a prefix that another computes is passed over until it is there, so that those
+    /// behind who can run do: else prompts in groups, each with a prefix of its own, would come in one
+    /// group a pass. For all else nobody overtakes.
     fn compose(&mut self) -> Option<Vec<(usize, Work)>> {
         let mut failed = None;
         let mut not_brought_in = None;
-        let mut composer = Composer::new(&self.limits, self.running.iter().map(Sequence::counts));
+        let limits = self.limits.clone();
+        let mut composer = Composer::new(&limits, self.running.iter().map(Sequence::counts));
         let num_restored_bytes = |prefixes: &Prefixes| prefixes.persist_stats().num_restored_bytes;
         let before = num_restored_bytes(&self.prefixes);
-        while num_restored_bytes(&self.prefixes) - before <= self.limits.max_restored_bytes
-            && let Some(mut sequence) = self.waiting.pop_front()
+        let mut index = 0;
+        while composer.has_free_row()
+            && index < self.waiting.len()
+            && num_restored_bytes(&self.prefixes) - before <= limits.max_restored_bytes
         {
-            // Brought in before there is a place, it would only push out what others use, and be pushed
-            // out in turn.
-            let num_cached_tokens = self.prefixes.resumable_with_file(&sequence.request.prompt);
-            let mut has_place = Self::can_enter(&composer, &mut sequence, num_cached_tokens);
-            if has_place {
-                if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
-                    // Computed instead.
-                    not_brought_in.get_or_insert(error);
+            match self.entry_of(&composer, index, &mut not_brought_in) {
+                Entry::Waits => {
+                    index += 1;
+                    continue;
                 }
-                let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
-                has_place = Self::can_enter(&composer, &mut sequence, num_cached_tokens);
+                Entry::HasNoPlace => break,
+                Entry::Enters => {}
             }
-            // Whoever waits for a prefix that another computes holds up those behind: they are next
-            // to it in the plan's order and would wait as well.
-            if !has_place {
-                sequence.state = State::Waiting;
-                sequence.num_cached_tokens = 0;
-                self.waiting.push_front(sequence);
-                break;
-            }
-            if let Err(error) = self.prefixes.admit(&mut self.runner, &mut sequence) {
+            let orders = self.waiting.iter().map(|sequence| sequence.request.plan.order);
+            let first_order = orders.min().unwrap_or_default();
+            let mut sequence = self.waiting.remove(index).expect("it was looked at just now");
+            if let Err(error) = self.prefixes.admit(&mut self.runner, &mut sequence, first_order) {
                 sequence.num_cached_tokens = 0;
                 failed = Some((error, sequence.finished(FinishReason::Error)));
                 break;
@@ -87,11 +105,30 @@ impl<R: Runner> Engine<R> {
         (!work.is_empty()).then_some(work)
     }
 
-    /// Whether a sequence can enter, now that so many of its tokens are stored.
-    fn can_enter(composer: &Composer<'_>, sequence: &mut Sequence, num_cached_tokens: Option<usize>) -> bool {
-        let Some(num_cached_tokens) = num_cached_tokens else { return false };
-        sequence.enter(num_cached_tokens);
-        composer.has_place(&sequence.counts())
+    /// Whether one that waits can enter the pass. What a cache file has of its prompt is brought in once
+    /// there is a place: before, it would only push out what others use, and be pushed out in turn.
+    fn entry_of(
+        &mut self,
+        composer: &Composer<'_>,
+        index: usize,
+        not_brought_in: &mut Option<RunnerError>,
+    ) -> Entry {
+        let sequence = &mut self.waiting[index];
+        let num_cached_tokens = self.prefixes.resumable_with_file(&sequence.request.prompt);
+        let mut entry = Entry::of(composer, sequence, num_cached_tokens);
+        if entry == Entry::Enters {
+            if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
+                // Computed instead.
+                not_brought_in.get_or_insert(error);
+            }
+            let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
+            entry = Entry::of(composer, sequence, num_cached_tokens);
+        }
+        if entry != Entry::Enters {
+            sequence.state = State::Waiting;
+            sequence.num_cached_tokens = 0;
+        }
+        entry
     }
 
     /// Launches a pass, and moves its sequences on as if none of them will turn out to have ended.

@@ -112,6 +112,33 @@ fn who_waits_for_a_prefix_takes_over_when_its_leader_is_gone() {
     checks::at_the_end(&mut engine);
 }
 
+#[test]
+fn who_waits_for_a_prefix_is_passed_over_by_those_behind_who_need_another() {
+    for rule in RULES {
+        // Three groups of three, each with a prefix of its own, in the plan's order.
+        let requests: Vec<_> = (0..9)
+            .map(|id| {
+                let (group, first) = (id / 3, id / 3 * 3);
+                let cut = Cut { position: 6, tier: Tier::User, users: first..=first + 2 };
+                let prompt = [words(100 * group as u32, 6), words(1000 + 10 * id as u32, 3)].concat();
+                let plan = PromptPlan { order: id, cuts: vec![cut], drops_private: true };
+                GenerationRequest { plan, ..request(id, prompt, 2, &[]) }
+            })
+            .collect();
+        let run = answered(cached_engine(limits(9, 64, false), rule, u64::MAX), &requests);
+        let num_tokens = |pass: &Vec<Group>| -> Vec<usize> {
+            let prompt = |group: &Group| match &group.input {
+                Input::Prompt(tokens) => Some(tokens.len()),
+                _ => None,
+            };
+            pass.iter().filter_map(prompt).collect()
+        };
+        let prefills: Vec<_> = run.engine.runner().passes.iter().map(num_tokens).collect();
+        assert_eq!(prefills[..2], [vec![6; 3], vec![2; 9]], "{rule:?}");
+        assert!(prefills[2..].iter().all(Vec::is_empty), "{rule:?}: {prefills:?}");
+    }
+}
+
 /// Requests whose prompts share 20 tokens and go on alone for 10, the last one included.
 pub(super) fn with_a_shared_prefix(num_requests: u64) -> Vec<GenerationRequest> {
     let users = 0..=num_requests - 1;
