@@ -35,7 +35,7 @@
 //!   pass 2   D decode d₀   E decode e₀            → D's and E's first tokens
 //! ```
 //!
-//! Chunks end at the multiples of a fixed size and where the plan says, never where timing says.
+//! Chunks end where the plan says and a fixed number of tokens after that, never where timing says.
 
 mod pass;
 mod prefixes;

@@ -37,8 +37,8 @@ pub struct PromptPlan {
     pub order: u64,
     /// Ascending positions at which the prefill is cut and what is computed is stored.
     pub cuts: Vec<Cut>,
-    /// What no planned request shares is not stored, nor is the answer to it: no request will come that
-    /// is not planned, and nothing outlives the run.
+    /// What no planned request shares is not stored, nor is the answer to it, nor is the prefill cut for it:
+    /// no request will come that is not planned, and nothing outlives the run.
     pub drops_private: bool,
 }
 
@@ -51,6 +51,13 @@ pub struct Cut {
     /// Orders of the requests that begin with the tokens up to here; they stand side by side. Where
     /// it is one alone, what ends here is kept only if no other needs the room.
     pub users: RangeInclusive<u64>,
+}
+
+impl Cut {
+    /// Whether no other planned request begins with the tokens up to here.
+    pub(super) fn is_private(&self) -> bool {
+        self.users.start() >= self.users.end()
+    }
 }
 
 /// Why a request ended.

@@ -13,7 +13,8 @@ use super::sequence::{Counts, Work};
 pub struct Limits {
     /// Sequences that may own a row of the batch at once.
     pub max_batch_size: NonZeroUsize,
-    /// Prompt tokens of one pass at most; prompts are cut at its multiples.
+    /// Prompt tokens of one pass at most; what of a prompt lies between two cuts of its plan is cut at the
+    /// multiples of it.
     pub prefill_chunk: NonZeroUsize,
     /// Tokens that the KV of all running sequences may grow to; `None` sets no limit.
     ///
@@ -135,7 +136,13 @@ mod tests {
     }
 
     fn counts(num_prefill_tokens: usize, state: State) -> Counts {
-        Counts { num_prefill_tokens, next_cut: usize::MAX, max_kv_tokens: num_prefill_tokens + 10, state }
+        Counts {
+            num_prefill_tokens,
+            next_cut: usize::MAX,
+            last_cut: 0,
+            max_kv_tokens: num_prefill_tokens + 10,
+            state,
+        }
     }
 
     const START: State = State::Prefilling { position: 0 };

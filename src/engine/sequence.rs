@@ -42,6 +42,8 @@ pub(super) struct Counts {
     pub num_prefill_tokens: usize,
     /// The next position at which the prompt is cut, by its plan or to be stored.
     pub next_cut: usize,
+    /// The last position up to here at which the plan cuts the prompt, 0 if none.
+    pub last_cut: usize,
     /// KV positions it may come to own, less what it shares with others. Checked to fit when the
     /// request was submitted.
     pub max_kv_tokens: usize,
@@ -54,16 +56,17 @@ impl Counts {
         matches!(self.state, State::Prefilling { .. } | State::Decoding { .. })
     }
 
-    /// The next work of a sequence whose prompt is cut at the multiples of `prefill_chunk` and
-    /// where its plan says.
+    /// The next work of a sequence whose prompt is cut where its plan says, and from there on after every
+    /// `prefill_chunk` tokens.
     ///
     /// The cuts depend on nothing but prompt and plan: two runs that batch it differently compute
     /// the same shapes and so round alike.
     pub fn next_work(&self, prefill_chunk: usize) -> Option<Work> {
         match self.state {
             State::Prefilling { position } => {
-                let multiple = (position / prefill_chunk + 1).saturating_mul(prefill_chunk);
-                let end = multiple.min(self.next_cut).min(self.num_prefill_tokens);
+                let num_chunks = (position - self.last_cut) / prefill_chunk + 1;
+                let end = self.last_cut.saturating_add(num_chunks.saturating_mul(prefill_chunk));
+                let end = end.min(self.next_cut).min(self.num_prefill_tokens);
                 Some(Work::Prefill(position..end))
             }
             State::Decoding { .. } => Some(Work::Decode),
@@ -115,13 +118,15 @@ impl Sequence {
             _ => 0,
         };
         let cuts = &self.request.plan.cuts;
-        let planned = cuts.iter().map(|cut| cut.position).find(|&cut| cut > position);
+        let num_passed = cuts.partition_point(|cut| cut.position <= position);
+        let planned = cuts.get(num_passed).map(|cut| cut.position);
         let next_cut = planned.into_iter().chain(self.hold.next_end()).min();
         // The last new token is never fed back, so it needs no KV.
         let max_kv_tokens = self.request.prompt.len().saturating_add(self.request.max_new_tokens - 1);
         Counts {
             num_prefill_tokens: self.num_prefill_tokens(),
             next_cut: next_cut.unwrap_or(usize::MAX),
+            last_cut: cuts[..num_passed].last().map_or(0, |cut| cut.position),
             max_kv_tokens: max_kv_tokens - self.num_cached_tokens,
             state: self.state,
         }

@@ -84,7 +84,8 @@ impl<R: Runner> Engine<R> {
             return Err(SubmitError::DuplicateId(request.id));
         }
         let mut sequence = Sequence::new(SequenceId(self.num_submitted), request);
-        sequence.request.plan.cuts.retain(|cut| cut.position > 0);
+        let plan = &mut sequence.request.plan;
+        plan.cuts.retain(|cut| cut.position > 0 && !(plan.drops_private && cut.is_private()));
         let counts = sequence.counts();
         match self.limits.max_batch_tokens {
             Some(max_batch_tokens) if counts.max_kv_tokens > max_batch_tokens => {

@@ -160,9 +160,7 @@ impl Prefixes {
 
 /// The nodes, of those whose tokens are computed once more, that are worth a checkpoint.
 fn checkpoints_to_bring<'a>(recomputed: &'a [Step], plan: &'a PromptPlan) -> impl Iterator<Item = &'a Step> {
-    let is_shared = |step: &Step| {
-        plan.cuts.iter().any(|cut| cut.position == step.end && cut.users.start() < cut.users.end())
-    };
+    let is_shared = |step: &Step| plan.cuts.iter().any(|cut| cut.position == step.end && !cut.is_private());
     let last = recomputed.len().saturating_sub(1);
     let chosen = recomputed.iter().enumerate();
     chosen.filter(move |(index, step)| *index == last || is_shared(step)).map(|(_, step)| step)

@@ -51,14 +51,16 @@ fn walks_from_waiting_to_draining() {
 
 #[test]
 fn a_plan_adds_cuts_and_what_is_stored_is_left_out() {
-    let mut whole = sequence(10, 1, &[3, 6, 9]);
-    whole.enter(0);
     let ends =
         |walked: Vec<(usize, bool, Work)>| walked.into_iter().map(|(start, ..)| start).collect::<Vec<_>>();
-    assert_eq!(ends(walk(&mut whole)), [0, 3, 4, 6, 8, 9]);
-    let mut rest = sequence(10, 1, &[3, 6, 9]);
-    rest.enter(6);
-    assert_eq!(ends(walk(&mut rest)), [6, 8, 9]);
+    // A prefix of 3 and a middle of 11 tokens, and the rest, each in pieces of 4 at most: a few tokens
+    // after a long prefix are one piece, wherever they are.
+    let mut whole = sequence(18, 1, &[3, 14]);
+    whole.enter(0);
+    assert_eq!(ends(walk(&mut whole)), [0, 3, 7, 11, 14, 17]);
+    let mut rest = sequence(18, 1, &[3, 14]);
+    rest.enter(9);
+    assert_eq!(ends(walk(&mut rest)), [9, 11, 14, 17]);
     let mut nothing = sequence(10, 1, &[3, 6, 9]);
     nothing.enter(9);
     assert_eq!(nothing.counts().max_kv_tokens, 1);

@@ -203,9 +203,17 @@ fn what_is_stored_never_counts_beside_what_it_pushes_out() {
 fn what_nobody_can_ask_for_again_is_not_stored() {
     let mut requests = with_a_shared_prefix(4);
     for rule in RULES {
-        requests.iter_mut().for_each(|request| request.plan.drops_private = true);
+        for request in &mut requests {
+            let order = request.plan.order;
+            request.plan.drops_private = true;
+            request.plan.cuts.push(Cut { position: 25, tier: Tier::User, users: order..=order });
+        }
         let mut run = answered(cached_engine(limits(2, 64, true), rule, u64::MAX), &requests);
         assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9, "{rule:?}");
+        // Nor is a prompt cut for it: the prefix, and each one's rest.
+        let is_prompt = |group: &&Group| matches!(group.input, Input::Prompt(_));
+        let num_chunks = run.engine.runner().passes.iter().flatten().filter(is_prompt).count();
+        assert_eq!(num_chunks, 1 + 4, "{rule:?}");
         let held = run.engine.cache_usage().unwrap();
         assert_eq!((held.num_bytes, held.num_evictions()), (held.peak_bytes, 0), "{rule:?}");
         // The shared prefix alone, and its state.
