@@ -1,30 +1,35 @@
 //! Attention over live KV, as pure functions of arrays.
 //!
-//! Owns which packed rows are attended how, and what both ways have in common: a prefill chunk (one
-//! sequence, many query rows) is `chunk`'s, a decode step (many sequences, one row each) `decode`'s.
-//! Both see their keys in pieces that are never joined: scores against each piece are taken apart,
-//! and one maximum and one sum over all of them make it the softmax of plain attention. Where the KV
-//! comes from is `live`'s business.
+//! Owns which packed rows are attended how, and what all ways have in common. A prefill chunk (one
+//! sequence, many query rows) is `chunk`'s, several on the same segments are `run`'s, a decode step (many
+//! sequences, one row each) is `decode`'s, what many sequences see alike `shared`'s. All see their keys in
+//! pieces that are never joined; what comes of each is merged into the softmax of plain attention, which
+//! is `partial`'s. Where the KV comes from is `live`'s business.
 
 mod chunk;
 mod decode;
+mod partial;
+mod run;
+mod shared;
 
 use std::{cell::RefCell, collections::HashMap, ops::Range};
 
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, Dtype};
 
 use super::{
     arrays::{concatenated, rows_of},
     device::ComputeDevice,
     error::Result,
     kv::LayerKv,
-    ops::Ops,
-    sys,
+    ops::{Ops, Weights},
 };
 use crate::models::AttentionSpec;
 
 pub(super) use chunk::ChunkKv;
 pub(super) use decode::{CohortRows, DecodeKv, RowsKv};
+pub(super) use run::RunKv;
+
+use partial::Partial;
 
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
@@ -62,8 +67,8 @@ impl MaskCache {
 pub(super) struct PassKv {
     /// The first rows' of the pass, if it has decode rows.
     pub decode: Option<DecodeKv>,
-    /// In the order of their rows.
-    pub chunks: Vec<ChunkKv>,
+    /// The chunks, in the order of their rows.
+    pub runs: Vec<RunKv>,
 }
 
 impl Attention<'_> {
@@ -78,20 +83,33 @@ impl Attention<'_> {
     /// Attends consecutive packed rows of a pass, `(n, H, D)` after RoPE: `(n, H·D)`. Decode rows must
     /// all be among them or none.
     pub(super) fn rows(&self, queries: &Array, rows: &Range<usize>, kv: &PassKv) -> Result<Array> {
-        let mut attended = Vec::with_capacity(1 + kv.chunks.len());
+        let mut attended = Vec::with_capacity(1 + kv.runs.len());
         let queries_of = |part: Range<usize>| {
             rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
         };
         if let Some(decode) = kv.decode.as_ref().filter(|_| rows.start == 0) {
             attended.push(self.decode(&queries_of(0..decode.positions.len())?, decode)?);
         }
-        for chunk in &kv.chunks {
-            let part = rows.start.max(chunk.rows.start)..rows.end.min(chunk.rows.end);
+        for run in &kv.runs {
+            let of_run = run.rows();
+            let part = rows.start.max(of_run.start)..rows.end.min(of_run.end);
             if !part.is_empty() {
-                attended.push(self.chunk(&queries_of(part.clone())?, part, chunk)?);
+                attended.push(self.run(&queries_of(part.clone())?, part, run)?);
             }
         }
         concatenated(attended, 0)
+    }
+
+    /// What rows make of pieces of scores that nobody else holds: `weigh` gets their weights, and `by_row`
+    /// brings what comes of them from the scores' layout into rows, `(n, H_kv, G, X)`.
+    fn partial(
+        &self,
+        scores: Vec<Array>,
+        weigh: impl FnOnce(&[Array]) -> Result<Array>,
+        by_row: impl Fn(&Array) -> Result<Array>,
+    ) -> Result<Partial> {
+        let Weights { weights, max, sum } = self.ops.weights(scores)?;
+        Ok(Partial { max: by_row(&max)?, sum: by_row(&sum)?, weighed: by_row(&weigh(&weights)?)? })
     }
 
     /// 0 where the row may see the key and -inf where not, `(n, L)`.
@@ -119,8 +137,15 @@ impl Attention<'_> {
         self.spec.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    fn scale_queries(&self, queries: &Array) -> Result<Array> {
-        Ok(queries.multiply(Array::from_f32(self.spec.scale).as_dtype(queries.dtype())?)?)
+    /// `(n, H, D)` → `(n, H_kv, G, D)`, scaled.
+    fn scaled(&self, queries: &Array) -> Result<Array> {
+        let (num_kv_heads, head_dim) = self.dims();
+        Ok(queries.multiply(Array::from_f32(self.spec.scale).as_dtype(queries.dtype())?)?.reshape(&[
+            queries.dim(0),
+            num_kv_heads,
+            self.num_groups(),
+            head_dim,
+        ])?)
     }
 
     fn cap(&self, scores: Array) -> Result<Array> {
@@ -129,16 +154,4 @@ impl Attention<'_> {
             None => scores,
         })
     }
-}
-
-/// Elementwise maximum of several arrays.
-fn largest(arrays: &[Array]) -> Result<Array> {
-    let (first, rest) = arrays.split_first().expect("the caller has at least one piece");
-    rest.iter().try_fold(first.clone(), |max, array| Ok(ops::maximum(&max, array)?))
-}
-
-/// Elementwise sum of several arrays.
-fn total(arrays: &[Array]) -> Result<Array> {
-    let (first, rest) = arrays.split_first().expect("the caller has at least one piece");
-    rest.iter().try_fold(first.clone(), |sum, array| Ok(sum.add(array)?))
 }

@@ -206,12 +206,8 @@ impl Block {
 
 impl Mlp {
     fn forward(&self, normed: &Array, ops: &Ops) -> Result<Array> {
-        let gate = self.gate.forward(normed)?;
-        let gate = match self.activation {
-            Activation::Silu => ops.silu(&gate)?,
-            Activation::GeluTanh => ops.gelu_tanh(&gate)?,
-        };
-        self.down.forward(&gate.multiply(self.up.forward(normed)?)?)
+        let gated = ops.gated(self.activation, self.gate.forward(normed)?, self.up.forward(normed)?)?;
+        self.down.forward(&gated)
     }
 }
 

@@ -29,6 +29,10 @@ use crate::engine::{SegmentId, SequenceId};
 /// rows on a prefix of 795 tokens at 101 tokens/s so, and at 80 where each row attends by itself.
 const MIN_SHARED_TOKENS: usize = 64;
 
+/// Tokens that need not be copied from which on a shorter segment is attended so too: the words with which
+/// all questions after a system prompt begin are often few.
+const MIN_SPARED_TOKENS: usize = 128;
+
 /// Tokens that a row copies at most to make one piece of several.
 const MAX_JOINED_TOKENS: usize = 512;
 
@@ -56,7 +60,7 @@ pub(super) struct Cohorts {
     pub shared: Vec<SharedRows>,
     /// Bytes that joined pieces and blocks may take together.
     max_copied_bytes: u64,
-    /// Bytes that joined pieces take.
+    /// Bytes that joined pieces would take if each row had its own.
     num_joined_bytes: u64,
     /// Pieces of each row, in order of position.
     private: Vec<Vec<Piece>>,
@@ -67,18 +71,35 @@ pub(super) struct Cohorts {
     num_same_passes: usize,
 }
 
-/// Whether so many rows attend a segment together.
+/// Whether so few tokens are not worth attending once for all rows on them.
+pub(super) fn is_short(num_tokens: usize) -> bool {
+    num_tokens < MIN_SHARED_TOKENS
+}
+
+/// Segments that are worth attending once for all rows on them.
+pub(super) fn long_segments(path: &[Rc<Segment>]) -> impl Iterator<Item = &Rc<Segment>> {
+    path.iter().filter(|segment| !is_short(segment.num_tokens))
+}
+
+/// Whether so many rows attend a segment together: a short one too, where each row would copy it.
 fn is_shared(segment: &Segment, num_rows: usize) -> bool {
-    num_rows > 1 && segment.num_tokens >= MIN_SHARED_TOKENS
+    let num_spared_tokens = segment.num_tokens * num_rows.saturating_sub(1);
+    num_rows > 1 && !is_short(segment.num_tokens) || num_spared_tokens >= MIN_SPARED_TOKENS
+}
+
+/// How many of these paths each segment is in.
+fn num_users<'a>(paths: impl Iterator<Item = &'a [Rc<Segment>]>) -> HashMap<SegmentId, usize> {
+    let mut num_users: HashMap<SegmentId, usize> = HashMap::new();
+    for segment in paths.flatten() {
+        *num_users.entry(segment.id).or_default() += 1;
+    }
+    num_users
 }
 
 /// Puts decode rows in an order in which those that share a long segment stand side by side, and
 /// among them those that have about as much to themselves.
 pub(super) fn in_order(paths: &HashMap<SequenceId, &[Rc<Segment>]>) -> Vec<SequenceId> {
-    let mut num_users: HashMap<SegmentId, usize> = HashMap::new();
-    for segment in paths.values().copied().flatten() {
-        *num_users.entry(segment.id).or_default() += 1;
-    }
+    let num_users = num_users(paths.values().copied());
     let mut order: Vec<SequenceId> = paths.keys().copied().collect();
     order.sort_by_cached_key(|sequence| {
         let is_shared = |segment: &&Rc<Segment>| is_shared(segment, num_users[&segment.id]);
@@ -111,9 +132,10 @@ impl Cohorts {
     /// Divides the paths of all rows, which must be [`in_order`]. What `self` has joined already is
     /// not joined again.
     pub(super) fn form(&self, paths: &[&[Rc<Segment>]]) -> Result<Self> {
-        let known: HashMap<&[SegmentId], &Piece> =
-            self.private.iter().flatten().map(|piece| (piece.ids.as_slice(), piece)).collect();
-        // Rows on one segment stand side by side.
+        let mut known: HashMap<Vec<SegmentId>, Piece> =
+            self.private.iter().flatten().map(|piece| (piece.ids.clone(), piece.clone())).collect();
+        let num_users = num_users(paths.iter().copied());
+        // Rows on one segment stand side by side where they share it.
         let mut rows_of: HashMap<SegmentId, Range<usize>> = HashMap::new();
         for (row, path) in paths.iter().enumerate() {
             for segment in *path {
@@ -125,8 +147,8 @@ impl Cohorts {
             let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
             let mut num_joined_tokens = usize::MAX;
             for segment in *path {
-                let rows = &rows_of[&segment.id];
-                if is_shared(segment, rows.len()) {
+                if is_shared(segment, num_users[&segment.id]) {
+                    let rows = &rows_of[&segment.id];
                     num_joined_tokens = usize::MAX;
                     if rows.start == row {
                         formed.share(segment, rows);
@@ -146,7 +168,7 @@ impl Cohorts {
                     }
                 }
             }
-            formed.private.push(pieces.iter().map(|piece| join(piece, &known)).collect::<Result<_>>()?);
+            formed.private.push(pieces.iter().map(|piece| join(piece, &mut known)).collect::<Result<_>>()?);
         }
         Ok(formed)
     }
@@ -249,16 +271,19 @@ impl Cohorts {
     }
 }
 
-fn join(segments: &[&Rc<Segment>], known: &HashMap<&[SegmentId], &Piece>) -> Result<Piece> {
+/// Makes one piece of neighbouring segments, the same one for all rows on them.
+fn join(segments: &[&Rc<Segment>], known: &mut HashMap<Vec<SegmentId>, Piece>) -> Result<Piece> {
     let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
-    if let Some(piece) = known.get(ids.as_slice()) {
-        return Ok((*piece).clone());
+    if let Some(piece) = known.get(&ids) {
+        return Ok(piece.clone());
     }
     let num_layers = segments.first().map_or(0, |segment| segment.layers.len());
     let layers = (0..num_layers)
         .map(|layer| joined(segments.iter().map(|segment| &segment.layers[layer])))
         .collect::<Result<Vec<_>>>()?;
-    Ok(Piece { ids, layers: Rc::new(layers) })
+    let piece = Piece { ids: ids.clone(), layers: Rc::new(layers) };
+    known.insert(ids, piece.clone());
+    Ok(piece)
 }
 
 /// Neighbouring pieces as one; a single one is not copied.
@@ -276,7 +301,7 @@ fn joined<'a>(pieces: impl Iterator<Item = &'a LayerKv>) -> Result<LayerKv> {
 
 /// Joins short pieces at the end of `pieces` with each other, for a chunk that is to see them.
 pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
-    let num_short = pieces.iter().rev().take_while(|kv| kv.num_tokens() < MIN_SHARED_TOKENS).count();
+    let num_short = pieces.iter().rev().take_while(|kv| is_short(kv.num_tokens())).count();
     if num_short > 1 {
         let short = pieces.split_off(pieces.len() - num_short);
         pieces.push(joined(short.iter())?);
@@ -317,6 +342,53 @@ mod tests {
             assert_eq!(lists.len(), num_lists, "{max_tokens}");
             let num_seen: i32 = lists.iter().flatten().map(|kv| kv.keys.dim(0) * kv.keys.dim(2)).sum();
             assert_eq!(num_seen, 16, "{max_tokens}");
+        }
+    }
+
+    #[test]
+    fn rows_on_the_same_short_segments_have_one_joined_piece_and_share_what_many_would_copy() {
+        let mut store = SegmentStore::default();
+        // Words that all begin with, then a few that the first two rows share, then each one's own.
+        let all = segment(&mut store, 0, 5);
+        let common = segment(&mut store, 5, 4);
+        let more = segment(&mut store, 9, 2);
+        let on_both = vec![Rc::clone(&all), Rc::clone(&common), Rc::clone(&more)];
+        for (num_rows, is_shared) in [(MIN_SPARED_TOKENS / 5 + 1, false), (MIN_SPARED_TOKENS / 5 + 2, true)] {
+            let mut paths: Vec<Vec<Rc<Segment>>> = vec![on_both.clone(), on_both.clone()];
+            paths.resize_with(num_rows, || vec![Rc::clone(&all), segment(&mut store, 5, 3)]);
+            let paths: Vec<&[Rc<Segment>]> = paths.iter().map(Vec::as_slice).collect();
+            let cohorts = Cohorts::new(u64::MAX).form(&paths).unwrap();
+            let mut shared = cohorts.shared.iter().map(|shared| shared.rows.clone());
+            assert_eq!(shared.next(), is_shared.then_some(0..num_rows), "{num_rows}");
+            assert_eq!(shared.next(), None, "{num_rows}");
+            let [[first], [second]] = [&cohorts.private[0], &cohorts.private[1]].map(Vec::as_slice) else {
+                panic!("{num_rows}: {:?}", cohorts.private)
+            };
+            assert_eq!(first.layers[0].num_tokens(), if is_shared { 6 } else { 11 }, "{num_rows}");
+            assert!(Rc::ptr_eq(&first.layers, &second.layers), "{num_rows}");
+        }
+    }
+
+    /// Found by `same_answer`: how far apart the first and the last of them stand was taken for their number.
+    #[test]
+    fn rows_that_are_too_few_to_share_a_short_segment_do_not_share_it_with_those_between_them() {
+        let mut store = SegmentStore::default();
+        let common = segment(&mut store, 0, 33);
+        let with_end =
+            |store: &mut SegmentStore, num_tokens| vec![Rc::clone(&common), segment(store, 33, num_tokens)];
+        let ends = [1, 5, 20, 30];
+        let mut all: Vec<Vec<Rc<Segment>>> = ends.map(|length| with_end(&mut store, length)).into();
+        all.extend([40; 4].map(|length| vec![segment(&mut store, 0, length)]));
+        let paths: HashMap<SequenceId, &[Rc<Segment>]> =
+            (0..).map(SequenceId).zip(all.iter().map(Vec::as_slice)).collect();
+        let order = in_order(&paths);
+        let rows: Vec<&[Rc<Segment>]> = order.iter().map(|sequence| paths[sequence]).collect();
+        assert!(rows[0].len() == 2 && rows[7].len() == 2, "others stand between them");
+        let cohorts = Cohorts::new(u64::MAX).form(&rows).unwrap();
+        assert!(cohorts.shared.is_empty(), "{:?}", cohorts.shared);
+        for (pieces, path) in cohorts.private.iter().zip(rows) {
+            let num_tokens: usize = path.iter().map(|segment| segment.num_tokens).sum();
+            assert_eq!(pieces.iter().map(|piece| piece.layers[0].num_tokens()).sum::<usize>(), num_tokens);
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, ops::indexing};
 
 use super::{
     arrays::{concatenated, rows_of},
@@ -23,6 +23,9 @@ use super::{
 };
 use crate::models::ModelSpec;
 
+/// Logits that are computed together at most on the CPU where only the largest is asked for.
+const MAX_LOGITS_AT_ONCE: usize = 1 << 18;
+
 /// A loaded model.
 #[derive(Debug)]
 pub(super) struct Decoder {
@@ -37,8 +40,8 @@ pub(super) struct Decoder {
     /// The distinct rotations of the layers.
     ropes: Vec<Rope>,
     norm: Norm,
-    /// `None`: the embedding table is the head.
-    head: Option<Linear>,
+    /// It may share its memory with the embedding table.
+    head: Linear,
 }
 
 impl Decoder {
@@ -64,9 +67,9 @@ impl Decoder {
             for part in ["weight", "scales", "biases"] {
                 loader.weights.drop_duplicate(&format!("lm_head.{part}"));
             }
-            None
+            embedding.to_head()
         } else {
-            Some(loader.linear("lm_head", spec.vocab_size, spec.hidden_size, false)?)
+            loader.linear("lm_head", spec.vocab_size, spec.hidden_size, false)?
         };
         weights.finish(&spec.names)?;
         Ok(Self {
@@ -149,16 +152,90 @@ impl Decoder {
 
     /// Logits of the given rows of the hidden states: `(R, vocabulary)`, float32.
     pub(super) fn logits(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
-        let rows = Array::from_slice(rows, &[rows.len() as i32]);
-        let normed = self.norm.forward(&hidden.take_axis(&rows, 0)?)?;
-        let logits = match &self.head {
-            Some(head) => head.forward(&normed)?,
-            None => self.embedding.as_head(&normed)?,
+        self.finish_logits(self.head.forward(&self.normed_rows(hidden, rows)?)?)
+    }
+
+    /// The most probable token after each of the given rows of the hidden states: `(R,)`, uint32.
+    ///
+    /// On the CPU the vocabulary comes in parts, where the logits of all of it would take much memory.
+    pub(super) fn most_probable(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
+        let num_outputs = self.head.num_outputs();
+        let num_parts = (rows.len() * num_outputs).div_ceil(MAX_LOGITS_AT_ONCE);
+        if self.device != ComputeDevice::Cpu || num_parts < 2 {
+            return Ok(indexing::argmax_axis(self.logits(hidden, rows)?, -1, false)?);
         }
-        .as_dtype(mlx_rs::Dtype::Float32)?;
+        self.most_probable_in_parts(hidden, rows, num_parts)
+    }
+
+    fn most_probable_in_parts(&self, hidden: &Array, rows: &[i32], num_parts: usize) -> Result<Array> {
+        let num_outputs = self.head.num_outputs();
+        let normed = self.normed_rows(hidden, rows)?;
+        let mut maxima = Vec::with_capacity(num_parts);
+        let mut tokens = Vec::with_capacity(num_parts);
+        for part in 0..num_parts {
+            let outputs = num_outputs * part / num_parts..num_outputs * (part + 1) / num_parts;
+            let logits = self.finish_logits(self.head.forward_part(&normed, &outputs)?)?;
+            let max = logits.max_axis(-1, true)?;
+            let first = Array::from_slice(&[outputs.start as u32], &[1]);
+            let token = indexing::argmax_axis(logits, -1, true)?.add(first)?;
+            mlx_rs::transforms::eval([&max, &token])?;
+            maxima.push(max);
+            tokens.push(token);
+        }
+        // The first part among equals, as the first token within each.
+        let part = indexing::argmax_axis(concatenated(maxima, 1)?, -1, true)?;
+        Ok(indexing::take_along_axis(concatenated(tokens, 1)?, part, -1)?.squeeze_axes(&[1])?)
+    }
+
+    fn normed_rows(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
+        let rows = Array::from_slice(rows, &[rows.len() as i32]);
+        self.norm.forward(&hidden.take_axis(&rows, 0)?)
+    }
+
+    fn finish_logits(&self, logits: Array) -> Result<Array> {
+        let logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
         match self.spec.final_logit_softcap {
             Some(cap) => Ok(self.ops.softcap(&logits, cap)?),
             None => Ok(logits),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::{mlx::device::ComputeDtype, models::read_config};
+
+    fn load(folder: &str) -> Decoder {
+        let folder = PathBuf::from("fixtures").join(folder);
+        let spec = read_config(&folder.join("config.json")).unwrap();
+        let weights = Weights::from_safetensors(&[folder.join("model.safetensors")], &spec.names).unwrap();
+        // Quantised matrices as they are.
+        let precision = Precision { dtype: ComputeDtype::Float32, widen_quantized: false };
+        Decoder::load(&spec, weights, precision, ComputeDevice::Cpu).unwrap()
+    }
+
+    #[test]
+    fn the_most_probable_tokens_are_the_same_in_however_many_parts() {
+        for model in ["tiny-llama", "tiny-qwen2", "tiny-llama-4bit"] {
+            let decoder = load(model);
+            let width = decoder.spec.hidden_size as i32;
+            let hidden: Vec<f32> = (0..40 * width).map(|index| (index as f32 * 0.37).sin()).collect();
+            let hidden = Array::from_slice(&hidden, &[40, width]);
+            let rows: Vec<i32> = (0..40).rev().collect();
+            let tokens = |array: Array| {
+                array.eval().unwrap();
+                array.to_vec_exact::<u32>().unwrap()
+            };
+            let expected = tokens(decoder.most_probable(&hidden, &rows).unwrap());
+            let distinct: std::collections::HashSet<_> = expected.iter().collect();
+            assert!(distinct.len() > 5, "{model}: {expected:?}");
+            for num_parts in [2, 3, 7] {
+                let found = tokens(decoder.most_probable_in_parts(&hidden, &rows, num_parts).unwrap());
+                assert_eq!(found, expected, "{model}, {num_parts}");
+            }
         }
     }
 }

@@ -3,11 +3,14 @@
 //! Owns their loading (shape checks, widening, quantisation settings read off the shapes) and
 //! their products. Which matrices a model has is the decoder's business.
 
+use std::ops::Range;
+
 use mlx_rs::{Array, ops};
 
 use super::{
     device::ComputeDtype,
     error::{MlxError, Result},
+    sys,
     weights::Weights,
 };
 use crate::models::{Quantization, QuantizationSpec};
@@ -27,8 +30,8 @@ pub(super) struct MatrixShape {
     pub inputs: usize,
 }
 
-/// A matrix `(outputs, inputs)` as stored.
-#[derive(Debug)]
+/// A matrix `(outputs, inputs)` as stored. A clone shares its memory.
+#[derive(Debug, Clone)]
 enum Matrix {
     /// The transposed view, `(inputs, outputs)`.
     Dense {
@@ -100,6 +103,29 @@ impl Matrix {
                 quantization.bits as i32,
             )?),
         }
+    }
+
+    fn num_outputs(&self) -> usize {
+        (match self {
+            Self::Dense { transposed } => transposed.dim(1),
+            Self::Quantized { packed, .. } => packed.dim(0),
+        }) as usize
+    }
+
+    /// Some of its outputs as a matrix, as a view.
+    fn part(&self, outputs: &Range<usize>) -> Result<Self> {
+        let rows = |array: &Array| sys::slice_axis(array, 0, outputs.start, outputs.end);
+        Ok(match self {
+            Self::Dense { transposed } => {
+                Self::Dense { transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)? }
+            }
+            Self::Quantized { packed, scales, biases, quantization } => Self::Quantized {
+                packed: rows(packed)?,
+                scales: rows(scales)?,
+                biases: rows(biases)?,
+                quantization: *quantization,
+            },
+        })
     }
 
     /// `(T, inputs)` → `(T, outputs)`.
@@ -176,6 +202,19 @@ impl Linear {
         Ok(Self { matrix, bias })
     }
 
+    pub(super) fn num_outputs(&self) -> usize {
+        self.matrix.num_outputs()
+    }
+
+    /// `(T, inputs)` → `(T, n)`, some of the outputs alone.
+    pub(super) fn forward_part(&self, x: &Array, outputs: &Range<usize>) -> Result<Array> {
+        let y = self.matrix.part(outputs)?.multiply(x)?;
+        Ok(match &self.bias {
+            Some(bias) => y.add(sys::slice_axis(bias, 0, outputs.start, outputs.end)?)?,
+            None => y,
+        })
+    }
+
     /// `(T, inputs)` → `(T, outputs)`.
     pub(super) fn forward(&self, x: &Array) -> Result<Array> {
         let y = self.matrix.multiply(x)?;
@@ -207,8 +246,8 @@ impl Embedding {
         self.matrix.rows(Some(tokens))
     }
 
-    /// Hidden states `(T, hidden)` → logits `(T, vocabulary)`, the table as head.
-    pub(super) fn as_head(&self, x: &Array) -> Result<Array> {
-        self.matrix.multiply(x)
+    /// The head that is the table itself.
+    pub(super) fn to_head(&self) -> Linear {
+        Linear { matrix: self.matrix.clone(), bias: None }
     }
 }

@@ -9,48 +9,25 @@
 //! sequence 3   |--- segment a ---|- segment d -|- own -|tail|        1, 2 and 3 are a cohort
 //! ```
 
+mod pass;
+
 use std::{collections::HashMap, rc::Rc};
 
 use mlx_rs::Array;
 
 use super::{
     arrays::{rows_of, rows_of_parts},
-    attention::{ChunkKv, CohortRows, DecodeKv, MaskCache, PassKv},
-    cohort::{Cohorts, in_order, join_short_end},
+    attention::{ChunkKv, CohortRows, DecodeKv, PassKv, RunKv},
+    cohort::{Cohorts, in_order, is_short, join_short_end, long_segments},
     error::{MlxError, Result},
     kv::{LayerKv, MAX_TAIL, Tail, TailRow},
     recurrent::{LiveStates, RecurrentState},
     segment::{Checkpoint, Segment, SegmentStore},
 };
-use crate::engine::{SequenceId, StoredSegment};
+use crate::engine::{SegmentId, SequenceId, StoredSegment};
 
-/// A prefill chunk in a pass.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PassChunk {
-    pub sequence: SequenceId,
-    pub num_tokens: usize,
-    /// Position of its first token.
-    pub start: usize,
-}
-
-/// Whose tokens a pass computes: first one row per decoding sequence, then the chunks.
-#[derive(Debug, Default)]
-pub(super) struct LivePass {
-    /// Position of each decode row, in the order of the tail's rows.
-    pub decode_positions: Vec<usize>,
-    pub chunks: Vec<PassChunk>,
-    /// What each window hides of the tail, by window; `None` where nothing.
-    tail_masks: HashMap<Option<usize>, Option<Array>>,
-    pub masks: MaskCache,
-}
-
-impl LivePass {
-    /// Positions of the packed rows.
-    pub(super) fn positions(&self) -> Vec<i32> {
-        let chunks = self.chunks.iter().flat_map(|chunk| chunk.start..chunk.start + chunk.num_tokens);
-        self.decode_positions.iter().copied().chain(chunks).map(|position| position as i32).collect()
-    }
-}
+use pass::PassRun;
+pub(super) use pass::{LivePass, PassChunk};
 
 /// What one sequence runs on.
 #[derive(Debug, Default)]
@@ -300,7 +277,7 @@ impl LiveKv {
 
     /// Starts a pass: one decode row for each of the tail's rows, then the chunks.
     pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>, windows: &[Option<usize>]) -> LivePass {
-        let mut pass = LivePass { chunks, ..LivePass::default() };
+        let mut pass = LivePass { runs: self.runs_of(&chunks), chunks, ..LivePass::default() };
         for (row, tail_row) in self.tail.rows.iter().enumerate() {
             let before = self.sequences.get(&tail_row.sequence).map_or(0, Sequence::num_tokens);
             pass.decode_positions.push(before + self.tail.num_tokens(row));
@@ -315,6 +292,31 @@ impl LiveKv {
             }
         }
         pass
+    }
+
+    /// Long segments that a sequence runs on; chunks on the same ones are to be next to each other.
+    pub(super) fn long_path(&self, sequence: SequenceId) -> Vec<SegmentId> {
+        let path = self.sequences.get(&sequence).map_or(&[][..], |state| &state.path);
+        long_segments(path).map(|segment| segment.id).collect()
+    }
+
+    /// Divides the chunks of a pass by the long segments they run on.
+    fn runs_of(&self, chunks: &[PassChunk]) -> Vec<PassRun> {
+        let mut runs: Vec<PassRun> = Vec::new();
+        let mut long_path = Vec::new();
+        for (index, chunk) in chunks.iter().enumerate() {
+            let path = self.long_path(chunk.sequence);
+            match runs.last_mut() {
+                Some(run) if !path.is_empty() && path == long_path => run.chunks.end = index + 1,
+                _ => runs.push(PassRun { chunks: index..index + 1, shared: Vec::new() }),
+            }
+            long_path = path;
+        }
+        for run in runs.iter_mut().filter(|run| run.chunks.len() > 1) {
+            let path = &self.sequences[&chunks[run.chunks.start].sequence].path;
+            run.shared = long_segments(path).cloned().collect();
+        }
+        runs
     }
 
     /// Ends a pass: the chunks' tokens count as computed.
@@ -364,23 +366,71 @@ impl LiveKv {
             };
             Some(self.append_step(layer, window, step(keys)?, step(values)?, pass)?)
         };
+        let as_views = self.chunks_as_views(keys, pass);
         let mut first = num_decode;
-        let mut chunks = Vec::with_capacity(pass.chunks.len());
-        for chunk in &pass.chunks {
-            let rows = first..first + chunk.num_tokens;
-            first = rows.end;
-            let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
-            let by_head = |parts: &[Array]| -> Result<Vec<Array>> {
-                let rows = rows_of_parts(parts, &rows)?;
-                rows.iter().map(|rows| Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)).collect()
-            };
-            let own = LayerKv::after(state.own.get(layer), chunk.start, by_head(keys)?, by_head(values)?)?;
-            put(&mut state.own, layer, own.clone());
-            let earlier =
-                join_short_end(state.path.iter().map(|segment| segment.layers[layer].clone()).collect())?;
-            chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
+        let mut runs = Vec::with_capacity(pass.runs.len());
+        for run in &pass.runs {
+            let of_layer = |segment: &Rc<Segment>| segment.layers[layer].clone();
+            let shared: Vec<LayerKv> = run.shared.iter().map(of_layer).collect();
+            let mut chunks = Vec::with_capacity(run.chunks.len());
+            for index in run.chunks.clone() {
+                let chunk = &pass.chunks[index];
+                let rows = first..first + chunk.num_tokens;
+                first = rows.end;
+                let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
+                let by_head = |parts: &[Array]| -> Result<Vec<Array>> {
+                    let rows = rows_of_parts(parts, &rows)?;
+                    rows.iter().map(|rows| Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)).collect()
+                };
+                let (keys, values) = (by_head(keys)?, by_head(values)?);
+                let own = match (keys.as_slice(), values.as_slice()) {
+                    ([keys], [values]) if as_views[index] => {
+                        state.is_own_shared = true;
+                        LayerKv { first: chunk.start, keys: keys.clone(), values: values.clone() }
+                    }
+                    _ => LayerKv::after(state.own.get(layer), chunk.start, keys, values)?,
+                };
+                put(&mut state.own, layer, own.clone());
+                let mut earlier = join_short_end(state.path.iter().map(of_layer).collect())?;
+                earlier.retain(|piece| !shared.iter().any(|shared| shared.first == piece.first));
+                chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
+            }
+            runs.push(RunKv { shared, chunks });
         }
-        Ok(PassKv { decode, chunks })
+        Ok(PassKv { decode, runs })
+    }
+
+    /// Which chunks keep their KV as views of the packed rows' arrays: short ones that begin a sequence's
+    /// own KV, where they are most of the rows that are kept with them. Copies of them would be many small
+    /// arrays, and be copied again when rows are put side by side.
+    fn chunks_as_views(&self, parts: &[Array], pass: &LivePass) -> Vec<bool> {
+        let mut as_views = vec![false; pass.chunks.len()];
+        let mut first_of_part = 0;
+        for part in parts {
+            let of_part = first_of_part..first_of_part + part.dim(0) as usize;
+            let mut num_kept = 0;
+            let mut first = pass.decode_positions.len();
+            let mut short = Vec::new();
+            for (index, chunk) in pass.chunks.iter().enumerate() {
+                let rows = first..first + chunk.num_tokens;
+                first = rows.end;
+                let begins =
+                    self.sequences.get(&chunk.sequence).is_none_or(|state| state.num_own_tokens == 0);
+                if begins
+                    && is_short(chunk.num_tokens)
+                    && of_part.start <= rows.start
+                    && rows.end <= of_part.end
+                {
+                    num_kept += chunk.num_tokens;
+                    short.push(index);
+                }
+            }
+            if 2 * num_kept > of_part.len() {
+                short.into_iter().for_each(|index| as_views[index] = true);
+            }
+            first_of_part = of_part.end;
+        }
+        as_views
     }
 
     /// Fills the tail's new slot in one layer, `(B, H_kv, 1, D)`.
@@ -434,5 +484,36 @@ fn put<T>(layers: &mut Vec<T>, layer: usize, value: T) {
         layers[layer] = value;
     } else {
         layers.push(value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::ops;
+
+    use super::*;
+
+    #[test]
+    fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
+        let chunk = |sequence, num_tokens| PassChunk { sequence: SequenceId(sequence), num_tokens, start: 0 };
+        let part = |num_rows| ops::zeros::<f32>(&[num_rows, 1, 2]).unwrap();
+        let cases: [(&[usize], &[i32], &[bool]); 4] = [
+            // Two short ones beside a long one, and alone.
+            (&[10, 10, 100], &[120], &[false, false, false]),
+            (&[10, 10], &[20], &[true, true]),
+            // One that lies in two row blocks is copied; most of the second block is its end.
+            (&[20, 40, 10], &[40, 30], &[false, false, false]),
+            (&[30, 20, 30], &[40, 40], &[true, false, true]),
+        ];
+        for (lengths, parts, expected) in cases {
+            let mut live = LiveKv::new(Vec::new(), u64::MAX);
+            let chunks = (0..).zip(lengths).map(|(sequence, &length)| chunk(sequence, length)).collect();
+            let pass = live.begin_pass(chunks, &[None]);
+            let parts: Vec<Array> = parts.iter().map(|&num_rows| part(num_rows)).collect();
+            assert_eq!(live.chunks_as_views(&parts, &pass), expected, "{lengths:?}");
+            live.append(0, None, &parts, &parts, &pass).unwrap();
+            let own = |sequence| live.sequences[&SequenceId(sequence)].is_own_shared;
+            assert_eq!((0..).map(own).take(lengths.len()).collect::<Vec<_>>(), expected, "{lengths:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod cohort;
 mod decoder;
 mod device;
 mod error;
+mod fused;
 mod kv;
 mod linear;
 mod live;

@@ -6,7 +6,12 @@
 
 use mlx_rs::{Array, Dtype, error::Exception, ops};
 
-use super::{device::ComputeDevice, sys};
+use super::{
+    device::ComputeDevice,
+    fused::{self, EXP2, GELU_CUBIC, GELU_SCALE, MAX_EXPONENT, MIN_EXPONENT, NOTHING_SEEN, ROUNDER},
+    sys,
+};
+use crate::models::Activation;
 
 type Result<T> = std::result::Result<T, Exception>;
 
@@ -15,7 +20,6 @@ type Result<T> = std::result::Result<T, Exception>;
 pub(super) struct Ops {
     device: ComputeDevice,
     polynomial: Vec<Array>,
-    /// 1.5·2²³ + 127: added to a float it leaves its rounded value, plus 127, in the low bits.
     rounder: Array,
     mantissa_bits: Array,
     min_exponent: Array,
@@ -23,24 +27,37 @@ pub(super) struct Ops {
     log2_e: Array,
     minus_log2_e: Array,
     one: Array,
+    nothing_seen: Array,
 }
 
-/// Coefficients of 2^f on [-0.5, 0.5], highest power first (Cephes, `exp2f.c`).
-const EXP2: [f32; 7] =
-    [1.535_336_2e-4, 1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_8e-1, 6.931_472e-1, 1.0];
+/// Numbers from which on one pass over them saves more than it costs to wait for them: operations made
+/// ahead of those that compute are what the CPU's other core has to do.
+const MIN_FUSED: usize = 1 << 15;
+
+/// What a softmax over several pieces of scores is made of.
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// e^(score - max) in place of each piece's scores.
+    pub weights: Vec<Array>,
+    /// Largest score of each row in all pieces, finite: `(…, 1)`.
+    pub max: Array,
+    /// Sum of a row's weights, `(…, 1)`.
+    pub sum: Array,
+}
 
 impl Ops {
     pub(super) fn new(device: ComputeDevice) -> Self {
         Self {
             device,
             polynomial: EXP2.iter().map(|&coefficient| Array::from_f32(coefficient)).collect(),
-            rounder: Array::from_f32(12_582_912.0 + 127.0),
+            rounder: Array::from_f32(ROUNDER),
             mantissa_bits: Array::from_int(23),
-            min_exponent: Array::from_f32(-126.0),
-            max_exponent: Array::from_f32(126.0),
+            min_exponent: Array::from_f32(MIN_EXPONENT),
+            max_exponent: Array::from_f32(MAX_EXPONENT),
             log2_e: Array::from_f32(std::f32::consts::LOG2_E),
             minus_log2_e: Array::from_f32(-std::f32::consts::LOG2_E),
             one: Array::from_f32(1.0),
+            nothing_seen: Array::from_f32(NOTHING_SEEN),
         }
     }
 
@@ -76,6 +93,31 @@ impl Ops {
         self.exp2_in_range(&ops::maximum(below.multiply(&self.log2_e)?, &self.min_exponent)?)
     }
 
+    /// Weights of rows of scores, of which each piece has as many; -inf gives (almost) nothing. It takes
+    /// the scores for them: nobody else may hold these or what they were cut from.
+    pub(super) fn weights(&self, scores: Vec<Array>) -> Result<Weights> {
+        let num_scores: usize = scores.iter().map(Array::size).sum();
+        if num_scores >= MIN_FUSED && scores.iter().all(|scores| self.uses_polynomial(scores)) {
+            return Self::weights_in_one_pass(scores);
+        }
+        let max = scores.iter().try_fold(self.nothing_seen.clone(), |max, scores| {
+            ops::maximum(scores.max_axis(-1, true)?, max.as_dtype(scores.dtype())?)
+        })?;
+        let weights = scores.iter().map(|scores| self.exp_below(scores, &max)).collect::<Result<Vec<_>>>()?;
+        let sums = weights.iter().map(|weights| weights.sum_axis(-1, true)).collect::<Result<Vec<_>>>()?;
+        Ok(Weights { weights, max, sum: total(&sums)? })
+    }
+
+    fn weights_in_one_pass(scores: Vec<Array>) -> Result<Weights> {
+        let mut shape = scores[0].shape().to_vec();
+        *shape.last_mut().expect("scores have an axis of keys") = 1;
+        let num_rows = shape.iter().product::<i32>() as usize;
+        let mut found = (Vec::new(), Vec::new());
+        let weights = sys::changed_in_place(scores, |pieces| found = fused::weigh_rows(pieces, num_rows))?;
+        let of_rows = |numbers: &[f32]| Array::from_slice(numbers, &shape);
+        Ok(Weights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
+    }
+
     /// Softmax over the last axis; -inf entries get (almost) nothing.
     pub(super) fn softmax_last(&self, x: &Array) -> Result<Array> {
         if !self.uses_polynomial(x) {
@@ -84,6 +126,26 @@ impl Ops {
         let weights = self.exp_below(x, &x.max_axis(-1, true)?)?;
         let sum = weights.sum_axis(-1, true)?;
         weights.multiply(sum.reciprocal()?)
+    }
+
+    /// An activation of `gate`, times `up`. It takes both for that: nobody else may hold these or what they
+    /// were cut from.
+    pub(super) fn gated(&self, activation: Activation, gate: Array, up: Array) -> Result<Array> {
+        if gate.size() >= MIN_FUSED && self.uses_polynomial(&gate) && self.uses_polynomial(&up) {
+            let both = sys::changed_in_place(vec![gate, up], |both| {
+                let [gate, up] = both else { return };
+                match activation {
+                    Activation::Silu => fused::gate_with_silu(gate, up),
+                    Activation::GeluTanh => fused::gate_with_gelu(gate, up),
+                }
+            })?;
+            return Ok(both.into_iter().next().expect("as many as were given"));
+        }
+        let gate = match activation {
+            Activation::Silu => self.silu(&gate)?,
+            Activation::GeluTanh => self.gelu_tanh(&gate)?,
+        };
+        gate.multiply(up)
     }
 
     /// x · sigmoid(x).
@@ -112,10 +174,9 @@ impl Ops {
 
     /// GELU, tanh approximation: x · sigmoid(2·√(2/π)·(x + 0.044715·x³)).
     pub(super) fn gelu_tanh(&self, x: &Array) -> Result<Array> {
-        const TWICE_ROOT_TWO_OVER_PI: f32 = 1.595_769;
         let like = |value: f32| Array::from_f32(value).as_dtype(x.dtype());
-        let cubic = x.square()?.multiply(like(0.044_715)?)?.add(like(1.0)?)?;
-        let inner = cubic.multiply(x)?.multiply(like(TWICE_ROOT_TWO_OVER_PI)?)?;
+        let cubic = x.square()?.multiply(like(GELU_CUBIC)?)?.add(like(1.0)?)?;
+        let inner = cubic.multiply(x)?.multiply(like(GELU_SCALE)?)?;
         if !self.uses_polynomial(x) {
             return x.multiply(ops::sigmoid(&inner)?);
         }
@@ -134,6 +195,12 @@ impl Ops {
         let cap = Array::from_f32(cap).as_dtype(x.dtype())?;
         ops::tanh(x.divide(&cap)?)?.multiply(cap)
     }
+}
+
+/// Elementwise sum of several arrays.
+pub(super) fn total(arrays: &[Array]) -> Result<Array> {
+    let (first, rest) = arrays.split_first().expect("the caller has at least one piece");
+    rest.iter().try_fold(first.clone(), |sum, array| sum.add(array))
 }
 
 #[cfg(test)]
@@ -197,6 +264,34 @@ mod tests {
         let sum: f64 = exps.iter().sum();
         for (got, exp) in got.iter().zip(exps) {
             assert!((f64::from(*got) - exp / sum).abs() < 2e-6 * (exp / sum) + 1e-30, "{got} {}", exp / sum);
+        }
+    }
+
+    #[test]
+    fn in_one_pass_weights_and_gates_are_the_same_as_by_operations() {
+        let ops = Ops::new(ComputeDevice::Cpu);
+        let array = |num_rows: i32, width: i32| {
+            let numbers: Vec<f32> = (0..num_rows * width).map(|at| (at as f32 * 0.61).sin() * 9.0).collect();
+            Array::from_slice(&numbers, &[num_rows, width])
+        };
+        // By many rows it is one pass, by four the operations.
+        let (many, few) = (MIN_FUSED as i32 / 64, 4);
+        let of = |num_rows: i32| {
+            let pieces = vec![array(num_rows, 90), array(num_rows, 7)];
+            let weights = ops.weights(pieces).unwrap();
+            let gated = [Activation::Silu, Activation::GeluTanh]
+                .map(|activation| ops.gated(activation, array(num_rows, 64), array(num_rows, 64)).unwrap());
+            let of_few = |array: &Array| {
+                values(&sys::slice_axis(array, 0, 0, few as usize).unwrap().contiguous().unwrap())
+            };
+            let mut all: Vec<Vec<f32>> = weights.weights.iter().chain(&gated).map(of_few).collect();
+            all.extend([of_few(&weights.max), of_few(&weights.sum)]);
+            all
+        };
+        for (fused, by_operations) in of(many).into_iter().zip(of(few)) {
+            for (left, right) in fused.iter().zip(&by_operations) {
+                assert!((left - right).abs() <= 1e-6 * right.abs(), "{left} {right}");
+            }
         }
     }
 

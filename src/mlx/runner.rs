@@ -92,15 +92,19 @@ impl MlxRunner {
         }
         self.live.prepare_decode(&sequences)?;
 
-        // Packed rows: the decode rows in the tail's order, then the chunks in the groups' order.
+        // Packed rows: the decode rows in the tail's order, then the chunks, those on the same long
+        // segments next to each other.
         let order: Vec<&Group> = self.live.decode_order().map(|sequence| decoding[&sequence]).collect();
         let mut prompt_tokens: Vec<TokenId> = Vec::new();
         let mut chunks = Vec::new();
         // Each group's last packed row.
         let mut last_row: HashMap<SequenceId, usize> =
             order.iter().enumerate().map(|(row, group)| (group.sequence, row)).collect();
-        for group in groups {
-            self.check(group)?;
+        groups.iter().try_for_each(|group| self.check(group))?;
+        let mut prompts: Vec<&Group> =
+            groups.iter().filter(|group| matches!(group.input, Input::Prompt(_))).collect();
+        prompts.sort_by_cached_key(|group| self.live.long_path(group.sequence));
+        for group in prompts {
             let Input::Prompt(tokens) = &group.input else { continue };
             prompt_tokens.extend(tokens);
             chunks.push(PassChunk { sequence: group.sequence, num_tokens: tokens.len(), start: group.start });
@@ -208,8 +212,11 @@ impl MlxRunner {
         }
         let rows: Vec<i32> = sampling.iter().map(|(group, _)| last_row[&group.sequence] as i32).collect();
         let choices: Vec<Choice<'_>> = sampling.iter().map(|(_, choice)| choice.clone()).collect();
-        let logits = self.decoder.logits(hidden, &rows)?;
-        let tokens = sampler::choose(self.decoder.ops(), &logits, &choices)?;
+        let tokens = if choices.iter().all(|choice| choice.params.is_greedy()) {
+            self.decoder.most_probable(hidden, &rows)?
+        } else {
+            sampler::choose(self.decoder.ops(), &self.decoder.logits(hidden, &rows)?, &choices)?
+        };
         self.num_passes += 1;
         for (row, (group, _)) in sampling.iter().enumerate() {
             let token = SampledToken { pass: self.num_passes, tokens: tokens.clone(), row };

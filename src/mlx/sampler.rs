@@ -19,9 +19,6 @@ pub(super) struct Choice<'a> {
 
 /// Chooses a token for each row of `(R, vocabulary)` logits: `(R,)`, uint32.
 pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>]) -> Result<Array> {
-    if choices.iter().all(|choice| choice.params.is_greedy()) {
-        return Ok(indexing::argmax_axis(logits, -1, false)?);
-    }
     let tokens = choices
         .iter()
         .enumerate()

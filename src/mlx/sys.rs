@@ -174,6 +174,62 @@ impl AxisRange {
     }
 }
 
+/// Arrays of float32 after `change` has been at their numbers, in row-major order; nothing is copied where
+/// they are in that order.
+///
+/// They are computed first, and changed in place: nobody else may hold one of them, or another array that
+/// shares its memory, or something not computed yet that is made of it.
+pub(super) fn changed_in_place(
+    arrays: Vec<Array>,
+    change: impl FnOnce(&mut [&mut [f32]]),
+) -> Result<Vec<Array>, Exception> {
+    if let Some(array) = arrays.iter().find(|array| array.dtype() != Dtype::Float32) {
+        return Err(Exception::custom(format!("{:?} numbers are not changed in place", array.dtype())));
+    }
+    let in_order = arrays.iter().map(|array| array.contiguous()).collect::<Result<Vec<_>, _>>()?;
+    drop(arrays);
+    mlx_rs::transforms::eval(&in_order)?;
+    let mut slices: Vec<&mut [f32]> = Vec::with_capacity(in_order.len());
+    for array in &in_order {
+        // SAFETY: the array is evaluated and in order, so its numbers lie one behind the other; they are
+        // alive as long as it is, and by the contract nobody else reads them.
+        slices.push(unsafe {
+            let data = mlx_sys::mlx_array_data_float32(array.as_ptr()).cast_mut();
+            if data.is_null() && array.size() > 0 {
+                return Err(Exception::custom("an array without data".to_owned()));
+            }
+            if data.is_null() { &mut [] } else { std::slice::from_raw_parts_mut(data, array.size()) }
+        });
+    }
+    change(&mut slices);
+    Ok(in_order)
+}
+
+/// Does what must be one function with all that it calls, in instructions as wide as this machine has.
+#[inline(always)]
+pub(super) fn with_wide_vectors<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        fn with_512_bits<T>(work: impl FnOnce() -> T) -> T {
+            work()
+        }
+        #[target_feature(enable = "avx2")]
+        fn with_256_bits<T>(work: impl FnOnce() -> T) -> T {
+            work()
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the machine has them.
+            return unsafe { with_512_bits(work) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the machine has them.
+            return unsafe { with_256_bits(work) };
+        }
+    }
+    work()
+}
+
 /// Shifts integers left, bit by bit.
 pub(super) fn left_shift(array: &Array, bits: &Array) -> Result<Array, Exception> {
     let stream = Stream::thread_local_or_default();
@@ -302,6 +358,25 @@ mod tests {
     use mlx_rs::ops;
 
     use super::*;
+
+    #[test]
+    fn numbers_are_changed_in_row_major_order_and_only_float32_ones() {
+        let array = || Array::from_slice(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]);
+        let in_order = array().multiply(Array::from_f32(1.0)).unwrap();
+        in_order.eval().unwrap();
+        let memory = in_order.try_as_slice::<f32>().unwrap().as_ptr();
+        let transposed = array().transpose_axes(&[1, 0]).unwrap();
+        let changed = changed_in_place(vec![in_order, transposed], |numbers| {
+            assert_eq!(numbers[1], [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+            numbers.iter_mut().for_each(|numbers| numbers[1] = 9.0);
+        })
+        .unwrap();
+        assert_eq!(changed[0].try_as_slice::<f32>().unwrap(), [1.0, 9.0, 3.0, 4.0, 5.0, 6.0]);
+        assert_eq!(changed[0].try_as_slice::<f32>().unwrap().as_ptr(), memory, "nothing is copied");
+        assert_eq!(changed[1].shape(), [3, 2]);
+        assert_eq!(changed[1].try_as_slice::<f32>().unwrap(), [1.0, 9.0, 2.0, 5.0, 3.0, 6.0]);
+        assert!(changed_in_place(vec![Array::from_int(3)], |_| unreachable!("not float32")).is_err());
+    }
 
     #[test]
     fn a_product_of_one_row_is_that_row_of_a_product_of_two() {

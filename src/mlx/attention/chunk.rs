@@ -1,13 +1,14 @@
 //! A prefill chunk: one sequence, many query rows at consecutive positions.
 //!
-//! Owns in which blocks its rows are computed and what of the KV each of them is set against. Masks
-//! and what decode steps do alike are the parent's.
+//! Owns in which blocks its rows are computed and what of the KV each of them is set against. What
+//! several chunks see alike is `run`'s business, masks and what decode steps do alike are the parent's.
 
 use std::ops::Range;
 
 use mlx_rs::{Array, fast, ops};
 
-use super::{Attention, ComputeDevice, LayerKv, Result, concatenated, largest, rows_of, total};
+use super::{Attention, LayerKv, Result, partial::Partial, rows_of};
+use crate::mlx::ops::total;
 
 /// Query rows that are computed together at most on the CPU: that leaves out the keys that none of
 /// them may see, half of all scores in a long chunk.
@@ -19,6 +20,12 @@ const MIN_BLOCK_ROWS: usize = 16;
 /// Scores of one block at most, of all heads together: most of its operations are of this size.
 const MAX_BLOCK_SCORES: usize = 1 << 19;
 
+/// Rows that are computed together where each sees so many keys.
+pub(super) fn num_block_rows(num_heads: usize, num_keys: usize) -> usize {
+    let num_rows = MAX_BLOCK_SCORES / (num_heads * num_keys).max(1);
+    (num_rows / MIN_BLOCK_ROWS * MIN_BLOCK_ROWS).clamp(MIN_BLOCK_ROWS, MAX_BLOCK_ROWS)
+}
+
 /// KV of one layer as the rows of a chunk see it.
 #[derive(Debug)]
 pub(in crate::mlx) struct ChunkKv {
@@ -26,7 +33,7 @@ pub(in crate::mlx) struct ChunkKv {
     pub rows: Range<usize>,
     /// Position of the first row.
     pub start: usize,
-    /// KV before the chunk's own piece, in order of position.
+    /// KV before the chunk's own piece, in order of position, but for what its run attends together.
     pub earlier: Vec<LayerKv>,
     /// The piece that ends with the chunk's last row.
     pub own: LayerKv,
@@ -34,29 +41,31 @@ pub(in crate::mlx) struct ChunkKv {
 
 impl ChunkKv {
     /// Position of a row of the pass.
-    fn position(&self, row: usize) -> usize {
+    pub(super) fn position(&self, row: usize) -> usize {
         self.start + row - self.rows.start
     }
 }
 
 impl Attention<'_> {
-    /// Attends these of a chunk's rows, `(n, H, D)`: `(n, H·D)`.
-    pub(super) fn chunk(&self, queries: &Array, rows: Range<usize>, chunk: &ChunkKv) -> Result<Array> {
-        if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
-            self.chunk_fused(queries, rows, chunk)
-        } else {
-            self.chunk_in_blocks(queries, &rows, chunk)
-        }
-    }
-
+    /// Attends these of a chunk's rows, `(n, H, D)`, to all that it sees: `(n, H·D)`. `shared` is what it
+    /// does not hold of that.
+    ///
     /// MLX's fused kernel wants all keys in one array.
-    fn chunk_fused(&self, queries: &Array, rows: Range<usize>, chunk: &ChunkKv) -> Result<Array> {
+    pub(super) fn chunk_fused(
+        &self,
+        queries: &Array,
+        rows: &Range<usize>,
+        shared: &[LayerKv],
+        chunk: &ChunkKv,
+    ) -> Result<Array> {
         let start = chunk.position(rows.start);
         let own = chunk.own.slice(chunk.own.first..chunk.position(rows.end))?;
-        let mut keys = Vec::with_capacity(chunk.earlier.len() + 1);
-        let mut values = Vec::with_capacity(chunk.earlier.len() + 1);
+        let mut pieces: Vec<&LayerKv> = shared.iter().chain(&chunk.earlier).chain([&own]).collect();
+        pieces.sort_by_key(|piece| piece.first);
+        let mut keys = Vec::with_capacity(pieces.len());
+        let mut values = Vec::with_capacity(pieces.len());
         let mut first = own.first;
-        for piece in chunk.earlier.iter().chain([&own]) {
+        for piece in pieces {
             let seen = piece.visible_from(start, self.spec.window)?;
             if seen.num_tokens() > 0 {
                 first = first.min(seen.first);
@@ -85,14 +94,19 @@ impl Attention<'_> {
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows.len() as i32, width])?)
     }
 
-    /// On the CPU MLX takes memory for about a hundred operations ahead of the one that computes, so
-    /// there a block of several is computed before further operations are made.
-    fn chunk_in_blocks(&self, queries: &Array, rows: &Range<usize>, chunk: &ChunkKv) -> Result<Array> {
+    /// Attends these of a chunk's rows, `(n, H, D)`, to what it holds, which may not be all they see.
+    pub(super) fn chunk_partial(
+        &self,
+        queries: &Array,
+        rows: &Range<usize>,
+        chunk: &ChunkKv,
+    ) -> Result<Partial> {
         let mut blocks = Vec::new();
         let mut first = 0;
         while first < rows.len() {
             let start = chunk.position(rows.start + first);
-            let last = (first + self.num_block_rows(start)).min(rows.len());
+            let num_keys = self.spec.window.map_or(start, |window| start.min(window)) + MAX_BLOCK_ROWS;
+            let last = (first + num_block_rows(self.spec.num_heads, num_keys)).min(rows.len());
             // The block's own keys apart: only they need a mask, and it is the same for all blocks.
             let before = chunk.own.slice(chunk.own.first..start)?;
             let within = chunk.own.slice(start..chunk.position(rows.start + last))?;
@@ -103,34 +117,29 @@ impl Attention<'_> {
                     seen.push(piece);
                 }
             }
-            let queries = self.scale_queries(&rows_of(queries, &(first..last), rows.len())?)?;
-            let attended = self.block(&queries, start, &seen)?;
-            if self.device == ComputeDevice::Cpu && last - first < rows.len() {
-                attended.eval()?;
+            let queries = self.scaled(&rows_of(queries, &(first..last), rows.len())?)?;
+            let block = self.block(&queries, start, &seen)?;
+            if last - first < rows.len() {
+                self.settle(&block)?;
             }
-            blocks.push(attended);
+            blocks.push(block);
             first = last;
         }
-        concatenated(blocks, 0)
+        Partial::of_rows(blocks)
     }
 
-    /// Rows of the block that begins at a position.
-    fn num_block_rows(&self, position: usize) -> usize {
-        let num_keys = self.spec.window.map_or(position, |window| position.min(window)) + MAX_BLOCK_ROWS;
-        let num_rows = MAX_BLOCK_SCORES / (self.spec.num_heads * num_keys);
-        (num_rows / MIN_BLOCK_ROWS * MIN_BLOCK_ROWS).clamp(MIN_BLOCK_ROWS, MAX_BLOCK_ROWS)
-    }
-
-    /// Attends a block of scaled query rows `(n, H, D)` whose last row is the last key.
-    fn block(&self, queries: &Array, start: usize, pieces: &[LayerKv]) -> Result<Array> {
+    /// Attends a block of scaled query rows `(n, H_kv, G, D)` whose last row is the last key.
+    fn block(&self, queries: &Array, start: usize, pieces: &[LayerKv]) -> Result<Partial> {
         let (num_kv_heads, head_dim) = self.dims();
         let num_groups = self.num_groups();
         let num_rows = queries.dim(0);
         // All heads that share a KV head as the rows of one matrix.
-        let queries = queries
-            .reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?
-            .transpose_axes(&[1, 2, 0, 3])?
-            .reshape(&[1, num_kv_heads, num_groups * num_rows, head_dim])?;
+        let queries = queries.transpose_axes(&[1, 2, 0, 3])?.reshape(&[
+            1,
+            num_kv_heads,
+            num_groups * num_rows,
+            head_dim,
+        ])?;
         let scores = pieces
             .iter()
             .map(|piece| {
@@ -144,27 +153,15 @@ impl Attention<'_> {
                 Ok(masked.reshape(&[1, num_kv_heads, num_groups * num_rows, num_keys])?)
             })
             .collect::<Result<Vec<Array>>>()?;
-        let attended = if let [scores] = scores.as_slice() {
-            self.ops.softmax_last(scores)?.matmul(&pieces[0].values)?
-        } else {
-            let maxima = scores
-                .iter()
-                .map(|scores| scores.max_axis(-1, true))
-                .collect::<std::result::Result<Vec<_>, _>>()?;
-            let max = largest(&maxima)?;
-            let mut sums = Vec::with_capacity(scores.len());
-            let mut weighed = Vec::with_capacity(scores.len());
-            for (scores, piece) in scores.iter().zip(pieces) {
-                let weights = self.ops.exp_below(scores, &max)?;
-                sums.push(weights.sum_axis(-1, true)?);
-                weighed.push(weights.matmul(&piece.values)?);
-            }
-            total(&weighed)?.divide(total(&sums)?)?
+        let by_row = |array: &Array| -> Result<Array> {
+            let shape = [num_kv_heads, num_groups, num_rows, array.dim(3)];
+            Ok(array.reshape(&shape)?.transpose_axes(&[2, 0, 1, 3])?)
         };
-        Ok(attended
-            .reshape(&[num_kv_heads, num_groups, num_rows, head_dim])?
-            .transpose_axes(&[2, 0, 1, 3])?
-            .reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
+        let weigh = |weights: &[Array]| -> Result<Array> {
+            let weighed = weights.iter().zip(pieces).map(|(weights, piece)| weights.matmul(&piece.values));
+            Ok(total(&weighed.collect::<std::result::Result<Vec<_>, _>>()?)?)
+        };
+        self.partial(scores, weigh, by_row)
     }
 
     /// Whether any of the rows may not see some key of a piece.

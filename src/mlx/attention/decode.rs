@@ -7,12 +7,12 @@ use std::ops::Range;
 
 use mlx_rs::{Array, Dtype, ops};
 
-use super::{Attention, ComputeDevice, LayerKv, Result, largest, sys, total};
-use crate::mlx::arrays::{concatenated, padded, rows_of};
-
-/// Scores of one layer up to which further operations are made before they are computed: beyond it
-/// the memory that MLX takes ahead on the CPU, see `chunk_in_blocks`, would be mostly scores.
-const MAX_SCORES_AHEAD: usize = 1 << 18;
+use super::{Attention, ComputeDevice, LayerKv, Result, partial::Partial};
+use crate::mlx::{
+    arrays::{concatenated, padded, rows_of},
+    ops::total,
+    sys,
+};
 
 /// Consecutive decode rows that run on the same stored segments.
 #[derive(Debug, Clone)]
@@ -49,85 +49,38 @@ pub(in crate::mlx) struct DecodeKv {
     pub tail_mask: Option<Array>,
 }
 
-/// Scores of all rows against one kind of piece, and what is needed to weigh its values.
-enum Part<'a> {
-    /// One cohort's rows against one shared piece: `(1, H_kv, n·G, L)`.
-    Shared { rows: Range<usize>, piece: LayerKv, scores: Array },
-    /// Every row against what it has to itself, the tail last: `(B, H_kv, G, L₁ + … + W)`. The lists
-    /// come with their widths; rows that see less are padded.
-    Own { private: Vec<(&'a [RowsKv], usize)>, scores: Array },
-}
-
-impl Part<'_> {
-    fn scores(&self) -> &Array {
-        match self {
-            Self::Shared { scores, .. } | Self::Own { scores, .. } => scores,
-        }
-    }
-}
-
 impl Attention<'_> {
     /// Attends one decode step of all rows, `(B, H, D)`: `(B, H·D)`.
     pub(super) fn decode(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
-        let (num_kv_heads, head_dim) = self.dims();
-        let num_groups = self.num_groups();
-        let num_rows = queries.dim(0);
-        let queries =
-            self.scale_queries(queries)?.reshape(&[num_rows, num_kv_heads, num_groups, head_dim])?;
-        let parts = self.decode_parts(kv, &queries)?;
-
-        // With one part, a softmax of its own; else one maximum over all parts.
-        let attended = if let [Part::Own { private, scores }] = parts.as_slice() {
-            self.weigh_own(&self.ops.softmax_last(scores)?, private, &kv.tail.1)?
-        } else {
-            let mut maxima = Vec::with_capacity(parts.len());
-            for part in &parts {
-                let max = part.scores().max_axis(-1, true)?;
-                maxima.push(self.spread_from(part, max, num_rows, f32::NEG_INFINITY)?);
-            }
-            let max = largest(&maxima)?;
-            let mut sums = Vec::with_capacity(parts.len());
-            let mut weighed = Vec::with_capacity(parts.len());
-            for part in &parts {
-                let weights = self.ops.exp_below(part.scores(), &self.gathered_for(part, &max)?)?;
-                sums.push(self.spread_from(part, weights.sum_axis(-1, true)?, num_rows, 0.0)?);
-                let values = match part {
-                    Part::Shared { piece, .. } => weights.matmul(&piece.values)?,
-                    Part::Own { private, .. } => self.weigh_own(&weights, private, &kv.tail.1)?,
-                };
-                weighed.push(self.spread_from(part, values, num_rows, 0.0)?);
-            }
-            total(&weighed)?.divide(total(&sums)?)?
-        };
-        let num_scores: usize = parts.iter().map(|part| part.scores().size()).sum();
-        if self.device == ComputeDevice::Cpu && num_scores > MAX_SCORES_AHEAD {
-            drop(parts);
-            attended.eval()?;
+        let num_rows = kv.positions.len();
+        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
+        let queries = self.scaled(queries)?;
+        let (scores, private) = self.own_scores(&queries, kv)?;
+        let weigh = |weights: &Array| self.weigh_own(weights, &private, &kv.tail.1);
+        if self.device == ComputeDevice::Gpu && kv.cohorts.is_empty() {
+            // There a whole softmax is one kernel.
+            let attended = weigh(&self.ops.softmax_last(&scores)?)?;
+            return Ok(attended.reshape(&[num_rows as i32, width])?);
         }
-        Ok(attended.reshape(&[num_rows, num_kv_heads * num_groups * head_dim])?)
+        let by_row = |array: &Array| Ok(array.clone());
+        let mut partials = vec![self.partial(vec![scores], |weights| weigh(&weights[0]), by_row)?];
+        for cohort in &kv.cohorts {
+            let of_cohort = rows_of(&queries, &cohort.rows, num_rows)?;
+            for partial in self.shared(&of_cohort, &kv.positions[cohort.rows.clone()], &cohort.pieces)? {
+                partials.push(partial.among(&cohort.rows, num_rows)?);
+            }
+        }
+        Ok(Partial::merged(&partials, self.ops)?.reshape(&[num_rows as i32, width])?)
     }
 
-    /// Scores of scaled queries `(B, H_kv, G, D)` against everything the rows see.
-    fn decode_parts<'a>(&self, kv: &'a DecodeKv, queries: &Array) -> Result<Vec<Part<'a>>> {
-        let mut parts = Vec::new();
-        for cohort in &kv.cohorts {
-            let positions = &kv.positions[cohort.rows.clone()];
-            let oldest_row = positions.iter().copied().min().unwrap_or(0);
-            let query =
-                self.cohort_layout(&sys::slice_axis(queries, 0, cohort.rows.start, cohort.rows.end)?)?;
-            for piece in &cohort.pieces {
-                let seen = piece.visible_from(oldest_row, self.spec.window)?;
-                if seen.num_tokens() == 0 {
-                    continue;
-                }
-                let mut scores = self.cap(query.matmul(seen.keys.swap_axes(2, 3)?)?)?;
-                if let Some(mask) = self.cohort_mask(positions, &seen, scores.dtype())? {
-                    scores = scores.add(mask)?;
-                }
-                parts.push(Part::Shared { rows: cohort.rows.clone(), piece: seen, scores });
-            }
-        }
-        let mut private = Vec::with_capacity(kv.private.len());
+    /// Scores of scaled queries `(B, H_kv, G, D)` against what rows have to themselves, the tail last:
+    /// `(B, H_kv, G, L₁ + … + W)`. The lists come with their widths; rows that see less are padded.
+    fn own_scores<'a>(
+        &self,
+        queries: &Array,
+        kv: &'a DecodeKv,
+    ) -> Result<(Array, Vec<(&'a [RowsKv], usize)>)> {
+        let mut private: Vec<(&[RowsKv], usize)> = Vec::with_capacity(kv.private.len());
         let mut own = Vec::with_capacity(kv.private.len() + 1);
         for list in &kv.private {
             let width = list.iter().map(|kv| kv.keys.dim(2) as usize).max().unwrap_or(0);
@@ -141,20 +94,7 @@ impl Attention<'_> {
             scores = scores.add(mask)?;
         }
         own.push(scores);
-        let scores = concatenated(own, 3)?;
-        parts.push(Part::Own { private, scores });
-        Ok(parts)
-    }
-
-    /// Hides what a window keeps from some rows of a cohort but not from all: `(n·G, L)`.
-    fn cohort_mask(&self, positions: &[usize], piece: &LayerKv, dtype: Dtype) -> Result<Option<Array>> {
-        if positions.iter().all(|&position| self.oldest_seen(position) <= piece.first) {
-            return Ok(None);
-        }
-        let num_groups = self.num_groups() as usize;
-        // A row of the cohort's matrix for each head group.
-        let rows = positions.iter().flat_map(|&position| std::iter::repeat_n(position, num_groups));
-        Ok(Some(self.mask(rows, piece, dtype)?))
+        Ok((concatenated(own, 3)?, private))
     }
 
     /// Rows against their own keys, padded with -inf to the width: `(B, H_kv, G, width)`.
@@ -180,7 +120,7 @@ impl Attention<'_> {
         concatenated(scores, 0)
     }
 
-    /// Weights of [`Part::Own`] times the values that they are for: `(B, H_kv, G, D)`.
+    /// Weights `(B, H_kv, G, L₁ + … + W)`, the tail's last, times the values that they are for: `(B, H_kv, G, D)`.
     fn weigh_own(
         &self,
         weights: &Array,
@@ -199,7 +139,7 @@ impl Attention<'_> {
         }
         let end = weights.dim(3) as usize;
         weighed.push(sys::slice_axis(weights, 3, start, end)?.matmul(tail_values)?);
-        total(&weighed)
+        Ok(total(&weighed)?)
     }
 
     /// Padded weights `(B, H_kv, G, width)` times the rows' own values: `(B, H_kv, G, D)`.
@@ -225,45 +165,6 @@ impl Attention<'_> {
     fn nothing_weighed(&self, num_rows: usize, dtype: Dtype) -> Result<Array> {
         let (num_kv_heads, head_dim) = self.dims();
         Ok(ops::zeros_dtype(&[num_rows as i32, num_kv_heads, self.num_groups(), head_dim], dtype)?)
-    }
-
-    /// `(n, H_kv, G, X)` → `(1, H_kv, n·G, X)`: the rows of a cohort as those of one matrix.
-    fn cohort_layout(&self, array: &Array) -> Result<Array> {
-        let (num_kv_heads, _) = self.dims();
-        let (num_rows, width) = (array.dim(0), array.dim(3));
-        Ok(array.transpose_axes(&[1, 0, 2, 3])?.reshape(&[
-            1,
-            num_kv_heads,
-            num_rows * self.num_groups(),
-            width,
-        ])?)
-    }
-
-    /// What a part needs of a per-row array `(B, H_kv, G, X)`, in the layout of its scores.
-    fn gathered_for(&self, part: &Part<'_>, array: &Array) -> Result<Array> {
-        match part {
-            Part::Shared { rows, .. } => {
-                self.cohort_layout(&sys::slice_axis(array, 0, rows.start, rows.end)?)
-            }
-            Part::Own { .. } => Ok(array.clone()),
-        }
-    }
-
-    /// The reverse: a part's result as `(B, H_kv, G, X)`, with `fill` for rows that are not in it.
-    fn spread_from(&self, part: &Part<'_>, array: Array, num_rows: i32, fill: f32) -> Result<Array> {
-        let Part::Shared { rows, .. } = part else { return Ok(array) };
-        let (num_kv_heads, _) = self.dims();
-        let width = array.dim(3);
-        let by_row = array
-            .reshape(&[num_kv_heads, rows.len() as i32, self.num_groups(), width])?
-            .transpose_axes(&[1, 0, 2, 3])?;
-        let after = num_rows - rows.end as i32;
-        if rows.start == 0 && after == 0 {
-            return Ok(by_row);
-        }
-        let pads: &[(i32, i32)] = &[(rows.start as i32, after), (0, 0), (0, 0), (0, 0)];
-        let fill = Array::from_f32(fill).as_dtype(by_row.dtype())?;
-        Ok(ops::pad(by_row, pads, fill, None)?)
     }
 
     /// Scores of rows that see none of `num_keys` keys.

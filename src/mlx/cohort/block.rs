@@ -103,6 +103,9 @@ impl Block {
                 };
                 *kv = LayerKv { first: kv.first, keys: view(&keys)?, values: view(&values)? };
             }
+            mlx_rs::transforms::async_eval(
+                own.iter().filter_map(|own| own.get(layer)).flat_map(|kv| [&kv.keys, &kv.values]),
+            )?;
             layers.push((keys, values));
         }
         Ok(Self { rows, positions, layers, masks: HashMap::new() })

@@ -1,0 +1,157 @@
+//! Prefill chunks that run on the same stored segments.
+//!
+//! Owns that the segments are attended once for the rows of all of them: the keys are read, and made
+//! ready for the products, for many rows at a time, where each chunk may have but a few. What a chunk
+//! sees besides is `chunk`'s business.
+
+use std::ops::Range;
+
+use mlx_rs::Array;
+
+use super::{
+    Attention, ComputeDevice, LayerKv, Result, chunk::ChunkKv, concatenated, partial::Partial, rows_of,
+};
+
+/// KV of one layer as consecutive chunks see it.
+#[derive(Debug)]
+pub(in crate::mlx) struct RunKv {
+    /// What all of them see from its first token to its last, windows aside; in order of position.
+    pub shared: Vec<LayerKv>,
+    /// One at least, in the order of their rows.
+    pub chunks: Vec<ChunkKv>,
+}
+
+impl RunKv {
+    /// The rows of all chunks among those of the pass.
+    pub(super) fn rows(&self) -> Range<usize> {
+        let ends = |chunk: Option<&ChunkKv>| chunk.map_or(0..0, |chunk| chunk.rows.clone());
+        ends(self.chunks.first()).start..ends(self.chunks.last()).end
+    }
+}
+
+impl Attention<'_> {
+    /// Attends these of a run's rows, `(n, H, D)`: `(n, H·D)`.
+    pub(super) fn run(&self, queries: &Array, rows: Range<usize>, run: &RunKv) -> Result<Array> {
+        let parts = run.chunks.iter().filter_map(|chunk| {
+            let part = rows.start.max(chunk.rows.start)..rows.end.min(chunk.rows.end);
+            (!part.is_empty()).then_some((chunk, part))
+        });
+        let queries_of = |part: &Range<usize>| {
+            rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
+        };
+        if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
+            let attended = parts
+                .map(|(chunk, part)| self.chunk_fused(&queries_of(&part)?, &part, &run.shared, chunk))
+                .collect::<Result<Vec<_>>>()?;
+            return concatenated(attended, 0);
+        }
+        let mut own = Vec::with_capacity(run.chunks.len());
+        let mut positions = Vec::with_capacity(rows.len());
+        for (chunk, part) in parts {
+            own.push(self.chunk_partial(&queries_of(&part)?, &part, chunk)?);
+            positions.extend(part.map(|row| chunk.position(row)));
+        }
+        let mut partials = vec![Partial::of_rows(own)?];
+        partials.extend(self.shared(&self.scaled(queries)?, &positions, &run.shared)?);
+        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
+        Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, width])?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{ChunkKv, MaskCache, PassKv};
+    use super::*;
+    use crate::{
+        mlx::ops::Ops,
+        models::{AttentionSpec, RopeSpec},
+    };
+
+    fn array(shape: [i32; 4], seed: f32) -> Array {
+        let count: i32 = shape.iter().product();
+        let numbers: Vec<f32> = (0..count).map(|at| ((at as f32 + seed) * 0.917).sin()).collect();
+        Array::from_slice(&numbers, &shape)
+    }
+
+    fn kv(first: usize, num_tokens: usize, seed: f32) -> LayerKv {
+        let shape = [1, 2, num_tokens as i32, 4];
+        LayerKv { first, keys: array(shape, seed), values: array(shape, seed + 0.5) }
+    }
+
+    /// Chunks of these lengths after a shared prefix and, but for the first, something short.
+    fn chunks(prefix: &LayerKv, lengths: &[usize]) -> Vec<ChunkKv> {
+        let mut chunks = Vec::new();
+        let mut first_row = 0;
+        for (index, &num_tokens) in lengths.iter().enumerate() {
+            let seed = 10.0 * index as f32;
+            let earlier: Vec<LayerKv> =
+                (index > 0).then(|| kv(prefix.end(), index, seed)).into_iter().collect();
+            let start = prefix.end() + index;
+            let rows = first_row..first_row + num_tokens;
+            first_row = rows.end;
+            chunks.push(ChunkKv { rows, start, earlier, own: kv(start, num_tokens, seed + 5.0) });
+        }
+        chunks
+    }
+
+    #[test]
+    fn chunks_attend_to_what_they_share_as_each_would_by_itself() {
+        let ops = Ops::new(ComputeDevice::Cpu);
+        let lengths = [3, 40, 1, 170, 9];
+        let num_rows: usize = lengths.iter().sum();
+        let queries = array([num_rows as i32, 4, 4, 1], 0.3).reshape(&[num_rows as i32, 4, 4]).unwrap();
+        // Beyond the window of 30 the last rows of the long chunk see nothing of the prefix; 6,000 tokens
+        // make several blocks.
+        for (num_prefix, window) in
+            [(70, None), (6000, None), (70, Some(30)), (70, Some(100)), (6000, Some(5990))]
+        {
+            let rope = RopeSpec { dims: 0, interleaved: false, frequencies: Vec::new(), input_scale: 1.0 };
+            let spec = AttentionSpec {
+                num_heads: 4,
+                num_kv_heads: 2,
+                head_dim: 4,
+                scale: 0.5,
+                qkv_bias: false,
+                output_bias: false,
+                qk_norm: false,
+                output_gate: false,
+                rope,
+                window,
+                score_softcap: None,
+            };
+            let masks = MaskCache::default();
+            let attention = Attention { spec: &spec, ops: &ops, device: ComputeDevice::Cpu, masks: &masks };
+            let prefix = kv(0, num_prefix, 7.0);
+            let together = PassKv {
+                decode: None,
+                runs: vec![RunKv { shared: vec![prefix.clone()], chunks: chunks(&prefix, &lengths) }],
+            };
+            let by_itself = |mut chunk: ChunkKv| {
+                chunk.earlier.insert(0, prefix.clone());
+                RunKv { shared: Vec::new(), chunks: vec![chunk] }
+            };
+            let apart =
+                PassKv { decode: None, runs: chunks(&prefix, &lengths).into_iter().map(by_itself).collect() };
+            // All rows at once, and in row blocks that end within chunks.
+            for ends in [vec![num_rows], vec![2, 60, 100, num_rows]] {
+                let mut first = 0;
+                for end in ends {
+                    let rows = first..end;
+                    let queries = rows_of(&queries, &rows, num_rows).unwrap();
+                    let numbers = |kv: &PassKv| {
+                        let attended = attention.rows(&queries, &rows, kv).unwrap();
+                        attended.eval().unwrap();
+                        attended.to_vec_exact::<f32>().unwrap()
+                    };
+                    for (left, right) in numbers(&together).into_iter().zip(numbers(&apart)) {
+                        assert!(
+                            (left - right).abs() < 2e-6,
+                            "{num_prefix}, {window:?}, {rows:?}: {left} {right}"
+                        );
+                    }
+                    first = end;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! One forward pass as the live KV sees it.
+//!
+//! Owns whose tokens the packed rows are and where they stand. What becomes of their KV is the parent's
+//! business.
+
+use std::{collections::HashMap, ops::Range, rc::Rc};
+
+use mlx_rs::Array;
+
+use crate::engine::SequenceId;
+use crate::mlx::{attention::MaskCache, segment::Segment};
+
+/// A prefill chunk in a pass.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::mlx) struct PassChunk {
+    pub sequence: SequenceId,
+    pub num_tokens: usize,
+    /// Position of its first token.
+    pub start: usize,
+}
+
+/// Chunks next to each other that run on the same long segments.
+#[derive(Debug)]
+pub(super) struct PassRun {
+    /// Which of the pass's chunks.
+    pub chunks: Range<usize>,
+    /// What is attended once for all of them; a single chunk attends to all by itself.
+    pub shared: Vec<Rc<Segment>>,
+}
+
+/// Whose tokens a pass computes: first one row per decoding sequence, then the chunks.
+#[derive(Debug, Default)]
+pub(in crate::mlx) struct LivePass {
+    /// Position of each decode row, in the order of the tail's rows.
+    pub decode_positions: Vec<usize>,
+    pub chunks: Vec<PassChunk>,
+    /// The chunks once more, divided.
+    pub(super) runs: Vec<PassRun>,
+    /// What each window hides of the tail, by window; `None` where nothing.
+    pub(super) tail_masks: HashMap<Option<usize>, Option<Array>>,
+    pub masks: MaskCache,
+}
+
+impl LivePass {
+    /// Positions of the packed rows.
+    pub(in crate::mlx) fn positions(&self) -> Vec<i32> {
+        let chunks = self.chunks.iter().flat_map(|chunk| chunk.start..chunk.start + chunk.num_tokens);
+        self.decode_positions.iter().copied().chain(chunks).map(|position| position as i32).collect()
+    }
+}
