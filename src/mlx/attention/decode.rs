@@ -49,6 +49,9 @@ pub(in crate::mlx) struct DecodeKv {
     pub tail_mask: Option<Array>,
 }
 
+/// One of [`DecodeKv::private`], and its width.
+type PrivateList<'a> = (&'a [RowsKv], usize);
+
 impl Attention<'_> {
     /// Attends one decode step of all rows, `(B, H, D)`: `(B, H·D)`.
     pub(super) fn decode(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
@@ -75,12 +78,8 @@ impl Attention<'_> {
 
     /// Scores of scaled queries `(B, H_kv, G, D)` against what rows have to themselves, the tail last:
     /// `(B, H_kv, G, L₁ + … + W)`. The lists come with their widths; rows that see less are padded.
-    fn own_scores<'a>(
-        &self,
-        queries: &Array,
-        kv: &'a DecodeKv,
-    ) -> Result<(Array, Vec<(&'a [RowsKv], usize)>)> {
-        let mut private: Vec<(&[RowsKv], usize)> = Vec::with_capacity(kv.private.len());
+    fn own_scores<'a>(&self, queries: &Array, kv: &'a DecodeKv) -> Result<(Array, Vec<PrivateList<'a>>)> {
+        let mut private: Vec<PrivateList<'_>> = Vec::with_capacity(kv.private.len());
         let mut own = Vec::with_capacity(kv.private.len() + 1);
         for list in &kv.private {
             let width = list.iter().map(|kv| kv.keys.dim(2) as usize).max().unwrap_or(0);
@@ -121,12 +120,7 @@ impl Attention<'_> {
     }
 
     /// Weights `(B, H_kv, G, L₁ + … + W)`, the tail's last, times the values that they are for: `(B, H_kv, G, D)`.
-    fn weigh_own(
-        &self,
-        weights: &Array,
-        private: &[(&[RowsKv], usize)],
-        tail_values: &Array,
-    ) -> Result<Array> {
+    fn weigh_own(&self, weights: &Array, private: &[PrivateList<'_>], tail_values: &Array) -> Result<Array> {
         let mut weighed = Vec::with_capacity(private.len() + 1);
         let mut start = 0;
         for &(list, width) in private {
