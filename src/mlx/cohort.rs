@@ -29,8 +29,8 @@ use crate::engine::{SegmentId, SequenceId};
 /// rows on a prefix of 795 tokens at 101 tokens/s so, and at 80 where each row attends by itself.
 const MIN_SHARED_TOKENS: usize = 64;
 
-/// Tokens that need not be copied from which on a shorter segment is attended so too: the words with which
-/// all questions after a system prompt begin are often few.
+/// Tokens that need not be copied from which on a shorter segment after those is attended so too: the words
+/// with which all questions after a system prompt begin are often few.
 const MIN_SPARED_TOKENS: usize = 128;
 
 /// Tokens that a row copies at most to make one piece of several.
@@ -81,10 +81,19 @@ pub(super) fn long_segments(path: &[Rc<Segment>]) -> impl Iterator<Item = &Rc<Se
     path.iter().filter(|segment| !is_short(segment.num_tokens))
 }
 
-/// Whether so many rows attend a segment together: a short one too, where each row would copy it.
-fn is_shared(segment: &Segment, num_rows: usize) -> bool {
-    let num_spared_tokens = segment.num_tokens * num_rows.saturating_sub(1);
-    num_rows > 1 && !is_short(segment.num_tokens) || num_spared_tokens >= MIN_SPARED_TOKENS
+/// Which segments of a path are attended once for all rows on them: long ones, and after those short ones too
+/// where many rows would copy them. To merge a short one alone with the rest would cost more than it spares.
+fn shared_of(path: &[Rc<Segment>], num_users: &HashMap<SegmentId, usize>) -> Vec<bool> {
+    let mut is_after_shared = false;
+    let is_shared = |segment: &Rc<Segment>| {
+        let num_rows = num_users[&segment.id];
+        let num_spared_tokens = segment.num_tokens * num_rows.saturating_sub(1);
+        let is_shared = num_rows > 1 && !is_short(segment.num_tokens)
+            || is_after_shared && num_spared_tokens >= MIN_SPARED_TOKENS;
+        is_after_shared |= is_shared;
+        is_shared
+    };
+    path.iter().map(is_shared).collect()
 }
 
 /// How many of these paths each segment is in.
@@ -102,10 +111,11 @@ pub(super) fn in_order(paths: &HashMap<SequenceId, &[Rc<Segment>]>) -> Vec<Seque
     let num_users = num_users(paths.values().copied());
     let mut order: Vec<SequenceId> = paths.keys().copied().collect();
     order.sort_by_cached_key(|sequence| {
-        let is_shared = |segment: &&Rc<Segment>| is_shared(segment, num_users[&segment.id]);
-        let (shared, private): (Vec<_>, Vec<_>) = paths[sequence].iter().partition(is_shared);
-        let shared: Vec<SegmentId> = shared.iter().map(|segment| segment.id).collect();
-        let num_private_tokens: usize = private.iter().map(|segment| segment.num_tokens).sum();
+        let mut shared: Vec<SegmentId> = Vec::new();
+        let mut num_private_tokens = 0;
+        for (segment, is_shared) in paths[sequence].iter().zip(shared_of(paths[sequence], &num_users)) {
+            if is_shared { shared.push(segment.id) } else { num_private_tokens += segment.num_tokens }
+        }
         (shared, num_private_tokens, *sequence)
     });
     order
@@ -146,8 +156,8 @@ impl Cohorts {
         for (row, path) in paths.iter().enumerate() {
             let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
             let mut num_joined_tokens = usize::MAX;
-            for segment in *path {
-                if is_shared(segment, num_users[&segment.id]) {
+            for (segment, is_shared) in path.iter().zip(shared_of(path, &num_users)) {
+                if is_shared {
                     let rows = &rows_of[&segment.id];
                     num_joined_tokens = usize::MAX;
                     if rows.start == row {
@@ -349,18 +359,20 @@ mod tests {
     fn rows_on_the_same_short_segments_have_one_joined_piece_and_share_what_many_would_copy() {
         let mut store = SegmentStore::default();
         // Words that all begin with, then a few that the first two rows share, then each one's own.
-        let all = segment(&mut store, 0, 5);
-        let common = segment(&mut store, 5, 4);
-        let more = segment(&mut store, 9, 2);
-        let on_both = vec![Rc::clone(&all), Rc::clone(&common), Rc::clone(&more)];
+        let prefix = segment(&mut store, 0, MIN_SHARED_TOKENS);
+        let all = segment(&mut store, 64, 5);
+        let common = segment(&mut store, 69, 4);
+        let more = segment(&mut store, 73, 2);
+        let on_both = [&prefix, &all, &common, &more].map(Rc::clone).to_vec();
         for (num_rows, is_shared) in [(MIN_SPARED_TOKENS / 5 + 1, false), (MIN_SPARED_TOKENS / 5 + 2, true)] {
             let mut paths: Vec<Vec<Rc<Segment>>> = vec![on_both.clone(), on_both.clone()];
-            paths.resize_with(num_rows, || vec![Rc::clone(&all), segment(&mut store, 5, 3)]);
+            paths.resize_with(num_rows, || {
+                vec![Rc::clone(&prefix), Rc::clone(&all), segment(&mut store, 69, 3)]
+            });
             let paths: Vec<&[Rc<Segment>]> = paths.iter().map(Vec::as_slice).collect();
             let cohorts = Cohorts::new(u64::MAX).form(&paths).unwrap();
-            let mut shared = cohorts.shared.iter().map(|shared| shared.rows.clone());
-            assert_eq!(shared.next(), is_shared.then_some(0..num_rows), "{num_rows}");
-            assert_eq!(shared.next(), None, "{num_rows}");
+            let shared = cohorts.shared.iter().map(|shared| (shared.rows.clone(), shared.segments.len()));
+            assert_eq!(shared.collect::<Vec<_>>(), [(0..num_rows, 1 + usize::from(is_shared))], "{num_rows}");
             let [[first], [second]] = [&cohorts.private[0], &cohorts.private[1]].map(Vec::as_slice) else {
                 panic!("{num_rows}: {:?}", cohorts.private)
             };
@@ -373,21 +385,22 @@ mod tests {
     #[test]
     fn rows_that_are_too_few_to_share_a_short_segment_do_not_share_it_with_those_between_them() {
         let mut store = SegmentStore::default();
-        let common = segment(&mut store, 0, 33);
+        let prefix = segment(&mut store, 0, MIN_SHARED_TOKENS);
+        let common = segment(&mut store, 64, 33);
         let with_end =
             |store: &mut SegmentStore, num_tokens| vec![Rc::clone(&common), segment(store, 33, num_tokens)];
         let ends = [1, 5, 20, 30];
         let mut all: Vec<Vec<Rc<Segment>>> = ends.map(|length| with_end(&mut store, length)).into();
-        all.extend([40; 4].map(|length| vec![segment(&mut store, 0, length)]));
+        all.extend([40; 4].map(|length| vec![Rc::clone(&prefix), segment(&mut store, 64, length)]));
         let paths: HashMap<SequenceId, &[Rc<Segment>]> =
             (0..).map(SequenceId).zip(all.iter().map(Vec::as_slice)).collect();
         let order = in_order(&paths);
         let rows: Vec<&[Rc<Segment>]> = order.iter().map(|sequence| paths[sequence]).collect();
-        assert!(rows[0].len() == 2 && rows[7].len() == 2, "others stand between them");
+        assert!(rows[0].len() == 3 && rows[7].len() == 3, "others stand between them");
         let cohorts = Cohorts::new(u64::MAX).form(&rows).unwrap();
-        assert!(cohorts.shared.is_empty(), "{:?}", cohorts.shared);
+        assert!(cohorts.shared.len() == 1 && cohorts.shared[0].segments.len() == 1, "{:?}", cohorts.shared);
         for (pieces, path) in cohorts.private.iter().zip(rows) {
-            let num_tokens: usize = path.iter().map(|segment| segment.num_tokens).sum();
+            let num_tokens: usize = path[1..].iter().map(|segment| segment.num_tokens).sum();
             assert_eq!(pieces.iter().map(|piece| piece.layers[0].num_tokens()).sum::<usize>(), num_tokens);
         }
     }

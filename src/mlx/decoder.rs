@@ -23,8 +23,10 @@ use super::{
 };
 use crate::models::ModelSpec;
 
-/// Logits that are computed together at most on the CPU where only the largest is asked for.
-const MAX_LOGITS_AT_ONCE: usize = 1 << 18;
+/// Logits up to which those of all rows are computed together on the CPU where only the largest is asked
+/// for, and so many at a time beyond: parts cost time.
+const MAX_WHOLE_LOGITS: usize = 1 << 20;
+const MAX_LOGITS_OF_PART: usize = 1 << 18;
 
 /// A loaded model.
 #[derive(Debug)]
@@ -159,12 +161,11 @@ impl Decoder {
     ///
     /// On the CPU the vocabulary comes in parts, where the logits of all of it would take much memory.
     pub(super) fn most_probable(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
-        let num_outputs = self.head.num_outputs();
-        let num_parts = (rows.len() * num_outputs).div_ceil(MAX_LOGITS_AT_ONCE);
-        if self.device != ComputeDevice::Cpu || num_parts < 2 {
+        let num_logits = rows.len() * self.head.num_outputs();
+        if self.device != ComputeDevice::Cpu || num_logits <= MAX_WHOLE_LOGITS {
             return Ok(indexing::argmax_axis(self.logits(hidden, rows)?, -1, false)?);
         }
-        self.most_probable_in_parts(hidden, rows, num_parts)
+        self.most_probable_in_parts(hidden, rows, num_logits.div_ceil(MAX_LOGITS_OF_PART))
     }
 
     fn most_probable_in_parts(&self, hidden: &Array, rows: &[i32], num_parts: usize) -> Result<Array> {
