@@ -387,8 +387,9 @@ mod tests {
         let mut store = SegmentStore::default();
         let prefix = segment(&mut store, 0, MIN_SHARED_TOKENS);
         let common = segment(&mut store, 64, 33);
-        let with_end =
-            |store: &mut SegmentStore, num_tokens| vec![Rc::clone(&common), segment(store, 33, num_tokens)];
+        let with_end = |store: &mut SegmentStore, num_tokens| {
+            vec![Rc::clone(&prefix), Rc::clone(&common), segment(store, 97, num_tokens)]
+        };
         let ends = [1, 5, 20, 30];
         let mut all: Vec<Vec<Rc<Segment>>> = ends.map(|length| with_end(&mut store, length)).into();
         all.extend([40; 4].map(|length| vec![Rc::clone(&prefix), segment(&mut store, 64, length)]));
