@@ -18,15 +18,20 @@ pub(super) fn rows_of(array: &Array, rows: &Range<usize>, num_rows: usize) -> Re
     Ok(if rows.len() == num_rows { array.clone() } else { sys::slice_axis(array, 0, rows.start, rows.end)? })
 }
 
+/// What two ranges have in common; empty where nothing.
+pub(super) fn overlap(left: &Range<usize>, right: &Range<usize>) -> Range<usize> {
+    left.start.max(right.start)..left.end.min(right.end)
+}
+
 /// Rows of an array that comes in parts of consecutive rows, as views; the parts are not joined.
 pub(super) fn rows_of_parts(parts: &[Array], rows: &Range<usize>) -> Result<Vec<Array>> {
     let mut found = Vec::new();
     let mut first = 0;
     for part in parts {
         let num_rows = part.dim(0) as usize;
-        let (start, end) = (rows.start.max(first), rows.end.min(first + num_rows));
-        if start < end {
-            found.push(rows_of(part, &(start - first..end - first), num_rows)?);
+        let wanted = overlap(rows, &(first..first + num_rows));
+        if !wanted.is_empty() {
+            found.push(rows_of(part, &(wanted.start - first..wanted.end - first), num_rows)?);
         }
         first += num_rows;
     }

@@ -17,7 +17,7 @@ use std::{cell::RefCell, collections::HashMap, ops::Range};
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    arrays::{concatenated, rows_of},
+    arrays::{concatenated, overlap, rows_of},
     device::ComputeDevice,
     error::Result,
     kv::LayerKv,
@@ -91,8 +91,7 @@ impl Attention<'_> {
             attended.push(self.decode(&queries_of(0..decode.positions.len())?, decode)?);
         }
         for run in &kv.runs {
-            let of_run = run.rows();
-            let part = rows.start.max(of_run.start)..rows.end.min(of_run.end);
+            let part = overlap(rows, &run.rows());
             if !part.is_empty() {
                 attended.push(self.run(&queries_of(part.clone())?, part, run)?);
             }

@@ -161,7 +161,7 @@ impl Decoder {
     ///
     /// On the CPU the vocabulary comes in parts, where the logits of all of it would take much memory.
     pub(super) fn most_probable(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
-        let num_logits = rows.len() * self.head.num_outputs();
+        let num_logits = rows.len() * self.spec.vocab_size;
         if self.device != ComputeDevice::Cpu || num_logits <= MAX_WHOLE_LOGITS {
             return Ok(indexing::argmax_axis(self.logits(hidden, rows)?, -1, false)?);
         }
@@ -169,7 +169,7 @@ impl Decoder {
     }
 
     fn most_probable_in_parts(&self, hidden: &Array, rows: &[i32], num_parts: usize) -> Result<Array> {
-        let num_outputs = self.head.num_outputs();
+        let num_outputs = self.spec.vocab_size;
         let normed = self.normed_rows(hidden, rows)?;
         let mut maxima = Vec::with_capacity(num_parts);
         let mut tokens = Vec::with_capacity(num_parts);

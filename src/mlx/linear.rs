@@ -105,13 +105,6 @@ impl Matrix {
         }
     }
 
-    fn num_outputs(&self) -> usize {
-        (match self {
-            Self::Dense { transposed } => transposed.dim(1),
-            Self::Quantized { packed, .. } => packed.dim(0),
-        }) as usize
-    }
-
     /// Some of its outputs as a matrix, as a view.
     fn part(&self, outputs: &Range<usize>) -> Result<Self> {
         let rows = |array: &Array| sys::slice_axis(array, 0, outputs.start, outputs.end);
@@ -200,10 +193,6 @@ impl Linear {
             None
         };
         Ok(Self { matrix, bias })
-    }
-
-    pub(super) fn num_outputs(&self) -> usize {
-        self.matrix.num_outputs()
     }
 
     /// `(T, inputs)` → `(T, n)`, some of the outputs alone.

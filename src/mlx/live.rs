@@ -16,7 +16,7 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::Array;
 
 use super::{
-    arrays::{rows_of, rows_of_parts},
+    arrays::{overlap, rows_of, rows_of_parts},
     attention::{ChunkKv, CohortRows, DecodeKv, PassKv, RunKv},
     cohort::{Cohorts, in_order, is_short, join_short_end, long_segments},
     error::{MlxError, Result},
@@ -282,7 +282,10 @@ impl LiveKv {
             let before = self.sequences.get(&tail_row.sequence).map_or(0, Sequence::num_tokens);
             pass.decode_positions.push(before + self.tail.num_tokens(row));
         }
+        let mut first = pass.decode_positions.len();
         for chunk in &pass.chunks {
+            pass.chunk_rows.push(first..first + chunk.num_tokens);
+            first += chunk.num_tokens;
             self.sequences.entry(chunk.sequence).or_default();
         }
         if !self.tail.rows.is_empty() {
@@ -367,7 +370,6 @@ impl LiveKv {
             Some(self.append_step(layer, window, step(keys)?, step(values)?, pass)?)
         };
         let as_views = self.chunks_as_views(keys, pass);
-        let mut first = num_decode;
         let mut runs = Vec::with_capacity(pass.runs.len());
         for run in &pass.runs {
             let of_layer = |segment: &Rc<Segment>| segment.layers[layer].clone();
@@ -375,8 +377,7 @@ impl LiveKv {
             let mut chunks = Vec::with_capacity(run.chunks.len());
             for index in run.chunks.clone() {
                 let chunk = &pass.chunks[index];
-                let rows = first..first + chunk.num_tokens;
-                first = rows.end;
+                let rows = pass.chunk_rows[index].clone();
                 let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
                 let by_head = |parts: &[Array]| -> Result<Vec<Array>> {
                     let rows = rows_of_parts(parts, &rows)?;
@@ -405,30 +406,22 @@ impl LiveKv {
     /// arrays, and be copied again when rows are put side by side.
     fn chunks_as_views(&self, parts: &[Array], pass: &LivePass) -> Vec<bool> {
         let mut as_views = vec![false; pass.chunks.len()];
-        let mut first_of_part = 0;
+        let mut first = 0;
         for part in parts {
-            let of_part = first_of_part..first_of_part + part.dim(0) as usize;
-            let mut num_kept = 0;
-            let mut first = pass.decode_positions.len();
-            let mut short = Vec::new();
-            for (index, chunk) in pass.chunks.iter().enumerate() {
-                let rows = first..first + chunk.num_tokens;
-                first = rows.end;
-                let begins =
-                    self.sequences.get(&chunk.sequence).is_none_or(|state| state.num_own_tokens == 0);
-                if begins
-                    && is_short(chunk.num_tokens)
-                    && of_part.start <= rows.start
-                    && rows.end <= of_part.end
-                {
-                    num_kept += chunk.num_tokens;
-                    short.push(index);
-                }
-            }
+            let of_part = first..first + part.dim(0) as usize;
+            first = of_part.end;
+            let is_candidate = |index: &usize| {
+                let (chunk, rows) = (&pass.chunks[*index], &pass.chunk_rows[*index]);
+                let state = self.sequences.get(&chunk.sequence);
+                is_short(chunk.num_tokens)
+                    && state.is_none_or(|state| state.num_own_tokens == 0)
+                    && overlap(rows, &of_part) == *rows
+            };
+            let candidates: Vec<usize> = (0..pass.chunks.len()).filter(is_candidate).collect();
+            let num_kept: usize = candidates.iter().map(|&index| pass.chunks[index].num_tokens).sum();
             if 2 * num_kept > of_part.len() {
-                short.into_iter().for_each(|index| as_views[index] = true);
+                candidates.into_iter().for_each(|index| as_views[index] = true);
             }
-            first_of_part = of_part.end;
         }
         as_views
     }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::cache::{Inserted, OwnerId, Place, PromptCache, Step, Tier, reusable};
 use crate::engine::sequence::Sequence;
-use crate::engine::{PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
+use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
 
 impl Prefixes {
     /// Prompt tokens that a sequence would resume with now; `None` if it should wait for another
@@ -173,20 +173,20 @@ fn checkpoints_to_bring<'a>(recomputed: &'a [Step], plan: &'a PromptPlan) -> imp
 fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> Result<(), RunnerError> {
     let Sequence { id, request, hold, .. } = sequence;
     let (plan, tokens) = (&request.plan, reusable(&request.prompt));
-    let whole = (tokens.len(), Tier::User, plan.order..=plan.order);
-    let cuts = plan.cuts.iter().map(|cut| (cut.position, cut.tier, cut.users.clone()));
+    let whole = Cut { position: tokens.len(), tier: Tier::User, users: plan.order..=plan.order };
     let mut parent = hold.node;
     let mut start = parent.and_then(|node| cache.tree().node(node)).map_or(0, |node| node.end());
-    for (end, tier, users) in cuts.chain([whole]) {
+    for cut in plan.cuts.iter().chain([&whole]) {
+        let end = cut.position;
         if end <= start || end > tokens.len() {
             continue;
         }
-        let is_private = users.start() >= users.end();
+        let is_private = cut.is_private();
         if is_private && plan.drops_private {
             hold.is_detached = true;
             break;
         }
-        let place = Place { parent, tokens: &tokens[start..end], tier };
+        let place = Place { parent, tokens: &tokens[start..end], tier: cut.tier };
         let Inserted::New(node) = cache.announce(place, OwnerId(id.0))? else {
             // Another, outside the plan, was faster.
             hold.is_detached = true;
@@ -197,7 +197,7 @@ fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> 
         if is_private {
             break;
         }
-        cache.expect(node, users)?;
+        cache.expect(node, cut.users.clone())?;
         (parent, start) = (Some(node), end);
     }
     Ok(())

@@ -202,12 +202,11 @@ fn what_is_stored_never_counts_beside_what_it_pushes_out() {
 #[test]
 fn what_nobody_can_ask_for_again_is_not_stored() {
     let mut requests = with_a_shared_prefix(4);
+    for GenerationRequest { plan, .. } in &mut requests {
+        plan.drops_private = true;
+        plan.cuts.push(Cut { position: 25, tier: Tier::User, users: plan.order..=plan.order });
+    }
     for rule in RULES {
-        for request in &mut requests {
-            let order = request.plan.order;
-            request.plan.drops_private = true;
-            request.plan.cuts.push(Cut { position: 25, tier: Tier::User, users: order..=order });
-        }
         let mut run = answered(cached_engine(limits(2, 64, true), rule, u64::MAX), &requests);
         assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9, "{rule:?}");
         // Nor is a prompt cut for it: the prefix, and each one's rest.

@@ -94,7 +94,7 @@ impl Attention<'_> {
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows.len() as i32, width])?)
     }
 
-    /// Attends these of a chunk's rows, `(n, H, D)`, to what it holds, which may not be all they see.
+    /// Attends scaled queries `(n, H_kv, G, D)` of these of a chunk's rows to what it holds, which may not be all they see.
     pub(super) fn chunk_partial(
         &self,
         queries: &Array,
@@ -117,7 +117,7 @@ impl Attention<'_> {
                     seen.push(piece);
                 }
             }
-            let queries = self.scaled(&rows_of(queries, &(first..last), rows.len())?)?;
+            let queries = rows_of(queries, &(first..last), rows.len())?;
             let block = self.block(&queries, start, &seen)?;
             if last - first < rows.len() {
                 self.settle(&block)?;

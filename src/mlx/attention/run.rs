@@ -9,7 +9,8 @@ use std::ops::Range;
 use mlx_rs::Array;
 
 use super::{
-    Attention, ComputeDevice, LayerKv, Result, chunk::ChunkKv, concatenated, partial::Partial, rows_of,
+    Attention, ComputeDevice, LayerKv, Result, chunk::ChunkKv, concatenated, overlap, partial::Partial,
+    rows_of,
 };
 
 /// KV of one layer as consecutive chunks see it.
@@ -33,26 +34,29 @@ impl Attention<'_> {
     /// Attends these of a run's rows, `(n, H, D)`: `(n, H·D)`.
     pub(super) fn run(&self, queries: &Array, rows: Range<usize>, run: &RunKv) -> Result<Array> {
         let parts = run.chunks.iter().filter_map(|chunk| {
-            let part = rows.start.max(chunk.rows.start)..rows.end.min(chunk.rows.end);
+            let part = overlap(&rows, &chunk.rows);
             (!part.is_empty()).then_some((chunk, part))
         });
-        let queries_of = |part: &Range<usize>| {
+        let queries_of = |queries: &Array, part: &Range<usize>| {
             rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
         };
         if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
             let attended = parts
-                .map(|(chunk, part)| self.chunk_fused(&queries_of(&part)?, &part, &run.shared, chunk))
+                .map(|(chunk, part)| {
+                    self.chunk_fused(&queries_of(queries, &part)?, &part, &run.shared, chunk)
+                })
                 .collect::<Result<Vec<_>>>()?;
             return concatenated(attended, 0);
         }
+        let queries = self.scaled(queries)?;
         let mut own = Vec::with_capacity(run.chunks.len());
         let mut positions = Vec::with_capacity(rows.len());
         for (chunk, part) in parts {
-            own.push(self.chunk_partial(&queries_of(&part)?, &part, chunk)?);
+            own.push(self.chunk_partial(&queries_of(&queries, &part)?, &part, chunk)?);
             positions.extend(part.map(|row| chunk.position(row)));
         }
         let mut partials = vec![Partial::of_rows(own)?];
-        partials.extend(self.shared(&self.scaled(queries)?, &positions, &run.shared)?);
+        partials.extend(self.shared(&queries, &positions, &run.shared)?);
         let width = (self.spec.num_heads * self.spec.head_dim) as i32;
         Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, width])?)
     }

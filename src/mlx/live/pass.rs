@@ -34,6 +34,8 @@ pub(in crate::mlx) struct LivePass {
     /// Position of each decode row, in the order of the tail's rows.
     pub decode_positions: Vec<usize>,
     pub chunks: Vec<PassChunk>,
+    /// Packed rows of each chunk.
+    pub(super) chunk_rows: Vec<Range<usize>>,
     /// The chunks once more, divided.
     pub(super) runs: Vec<PassRun>,
     /// What each window hides of the tail, by window; `None` where nothing.
