@@ -84,7 +84,9 @@ impl Description {
                     spec: read_gguf_config(&header)?,
                     text: Arc::new(TextModel::from_gguf(&header)?),
                     defaults: params_of(GenerationDefaults::default()),
-                    stored_dtype: Some(ComputeDtype::Float16),
+                    // The weights are made float16 as they are read; what they compute may be out of its
+                    // range, as Gemma's hidden states are.
+                    stored_dtype: None,
                     weights: WeightSource::Gguf(path),
                 }
             }

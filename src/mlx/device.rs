@@ -169,14 +169,23 @@ pub fn active_memory_bytes() -> Option<u64> {
     mlx_rs::memory::active_memory().ok().map(|num_bytes| num_bytes as u64)
 }
 
-/// Memory that the KV of a run may take, in bytes: what the machine has left, or on a GPU what MLX
-/// allows itself; `None` where neither is known.
+/// Memory that the KV of a run may take, in bytes: what the machine has left, or on a GPU what that has;
+/// `None` where neither is known.
 pub fn free_memory_bytes() -> Option<u64> {
-    available_memory_bytes().or_else(|| {
+    let of_machine = || available_memory_bytes().filter(|_| ComputeDevice::current() == ComputeDevice::Cpu);
+    of_machine().or_else(|| {
         let limit = mlx_rs::memory::memory_limit().ok()?;
         let active = mlx_rs::memory::active_memory().ok()?;
-        limit.checked_sub(active).map(|free| free as u64)
+        Some(gpu_memory_bytes(limit as u64, cfg!(target_os = "macos")).saturating_sub(active as u64))
     })
+}
+
+/// What the limit at which MLX stops allocating says of the memory that a GPU can work in.
+///
+/// On CUDA it lies just below the card's own memory. On Metal it is one and a half times what the system
+/// recommends as working set, and at most 95 % of all memory: beyond the former others are swapped out.
+fn gpu_memory_bytes(limit_bytes: u64, is_metal: bool) -> u64 {
+    if is_metal { limit_bytes / 3 * 2 } else { limit_bytes }
 }
 
 /// Memory of this machine that can still be taken without swapping, in bytes; Linux only.
@@ -203,6 +212,17 @@ mod tests {
         assert!(warning.contains("libblas.so.3") && warning.contains("libopenblas0"), "{warning}");
         assert_eq!(blas.warning(ComputeDevice::Gpu), None);
         assert_eq!(Blas::OpenBlas.warning(ComputeDevice::Cpu), None);
+    }
+
+    #[test]
+    fn what_the_machine_has_left_is_what_a_run_may_take() {
+        // On a GPU the machine's memory is not the GPU's.
+        assert_eq!(gpu_memory_bytes(96 << 30, false), 96 << 30);
+        assert_eq!(gpu_memory_bytes(15 << 30, true), 10 << 30);
+        if ComputeDevice::current() == ComputeDevice::Cpu && cfg!(target_os = "linux") {
+            let (free, available) = (free_memory_bytes().unwrap(), available_memory_bytes().unwrap());
+            assert!(free.abs_diff(available) < available / 2, "{free} {available}");
+        }
     }
 
     #[test]

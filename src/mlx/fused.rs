@@ -38,6 +38,8 @@ fn exp2_in_range(x: f32) -> f32 {
     sum * f32::from_bits(shifted.to_bits() << 23)
 }
 
+/// The larger of two; where one is no number, `right`. So what may be none, and is to be told of, stands
+/// on the right.
 #[inline(always)]
 fn larger(left: f32, right: f32) -> f32 {
     if left > right { left } else { right }
@@ -81,7 +83,7 @@ fn max_of(scores: &[f32]) -> f32 {
 #[inline(always)]
 fn weigh(scores: &mut [f32], max: f32) -> f32 {
     let weight_of =
-        |score: f32| exp2_in_range(larger((score - max) * std::f32::consts::LOG2_E, MIN_EXPONENT));
+        |score: f32| exp2_in_range(larger(MIN_EXPONENT, (score - max) * std::f32::consts::LOG2_E));
     let (chunks, rest) = scores.as_chunks_mut::<NUM_LANES>();
     let mut lanes = [0.0; NUM_LANES];
     for chunk in chunks {
@@ -112,8 +114,8 @@ pub(super) fn gate_with_gelu(gate: &mut [f32], up: &[f32]) {
 fn gate_with(gate: &mut [f32], up: &[f32], inner: impl Fn(f32) -> f32) {
     with_wide_vectors(|| {
         for (x, up) in gate.iter_mut().zip(up) {
-            let exponent = larger(inner(*x) * -std::f32::consts::LOG2_E, MIN_EXPONENT);
-            let exponent = if exponent < MAX_EXPONENT { exponent } else { MAX_EXPONENT };
+            let exponent = larger(MIN_EXPONENT, inner(*x) * -std::f32::consts::LOG2_E);
+            let exponent = if exponent > MAX_EXPONENT { MAX_EXPONENT } else { exponent };
             *x = *x / (1.0 + exp2_in_range(exponent)) * up;
         }
     });
@@ -166,6 +168,20 @@ mod tests {
                 assert!((f64::from(sums[row]) - sum).abs() <= 1e-6 * sum + 1e-30, "{} {sum}", sums[row]);
             }
         }
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_made_one() {
+        // As the softmax's arguments are held above a limit, a score that was no number became one.
+        for (bad, at) in [(f32::NAN, 3), (f32::NAN, 40), (f32::INFINITY, 3), (f32::INFINITY, 40)] {
+            let mut scores = numbers(3 * 41, 5.0);
+            scores[41 + at] = bad;
+            let (_, sums) = weigh_rows(&mut [&mut scores], 3);
+            assert_eq!(sums.iter().map(|sum| sum.is_nan()).collect::<Vec<_>>(), [false, true, false]);
+        }
+        let mut gate = [1.0, f32::NAN, 2.0];
+        gate_with_silu(&mut gate, &[1.0; 3]);
+        assert_eq!(gate.map(f32::is_nan), [false, true, false]);
     }
 
     #[test]

@@ -39,9 +39,9 @@ const MIN_FUSED: usize = 1 << 15;
 pub(super) struct Weights {
     /// e^(score - max) in place of each piece's scores.
     pub weights: Vec<Array>,
-    /// Largest score of each row in all pieces, finite: `(…, 1)`.
+    /// Largest score of each row in all pieces, finite: `(…, 1)`, float32.
     pub max: Array,
-    /// Sum of a row's weights, `(…, 1)`.
+    /// Sum of a row's weights, `(…, 1)`, float32.
     pub sum: Array,
 }
 
@@ -84,10 +84,10 @@ impl Ops {
         sum.multiply(scale.view_dtype(Dtype::Float32)?)
     }
 
-    /// e^(x - max), where no x lies above `max`; -inf gives (almost) nothing.
+    /// e^(x - max) in float32, where no x lies above `max`, which is float32; -inf gives (almost) nothing.
     pub(super) fn exp_below(&self, x: &Array, max: &Array) -> Result<Array> {
         let below = x.subtract(max)?;
-        if !self.uses_polynomial(x) {
+        if !self.uses_polynomial(&below) {
             return below.exp();
         }
         self.exp2_in_range(&ops::maximum(below.multiply(&self.log2_e)?, &self.min_exponent)?)
@@ -95,16 +95,25 @@ impl Ops {
 
     /// Weights of rows of scores, of which each piece has as many; -inf gives (almost) nothing. It takes
     /// the scores for them: nobody else may hold these or what they were cut from.
+    ///
+    /// Weights have the scores' type; maxima and sums are float32 whatever that is: thousands of weights
+    /// do not add up in 16 bits, where 256 + 1 is 256, and float16 has no number for a row that sees
+    /// nothing.
     pub(super) fn weights(&self, scores: Vec<Array>) -> Result<Weights> {
         let num_scores: usize = scores.iter().map(Array::size).sum();
         if num_scores >= MIN_FUSED && scores.iter().all(|scores| self.uses_polynomial(scores)) {
             return Self::weights_in_one_pass(scores);
         }
         let max = scores.iter().try_fold(self.nothing_seen.clone(), |max, scores| {
-            ops::maximum(scores.max_axis(-1, true)?, max.as_dtype(scores.dtype())?)
+            ops::maximum(scores.max_axis(-1, true)?.as_dtype(Dtype::Float32)?, max)
         })?;
-        let weights = scores.iter().map(|scores| self.exp_below(scores, &max)).collect::<Result<Vec<_>>>()?;
-        let sums = weights.iter().map(|weights| weights.sum_axis(-1, true)).collect::<Result<Vec<_>>>()?;
+        let mut weights = Vec::with_capacity(scores.len());
+        let mut sums = Vec::with_capacity(scores.len());
+        for scores in &scores {
+            let precise = self.exp_below(scores, &max)?;
+            sums.push(precise.sum_axis(-1, true)?);
+            weights.push(precise.as_dtype(scores.dtype())?);
+        }
         Ok(Weights { weights, max, sum: total(&sums)? })
     }
 

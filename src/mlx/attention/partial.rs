@@ -14,7 +14,7 @@ use crate::mlx::{
     ops::{Ops, total},
 };
 
-/// What rows make of some keys, `(n, H_kv, G, X)` each.
+/// What rows make of some keys, `(n, H_kv, G, X)` each; maxima and sums are float32.
 #[derive(Debug, Clone)]
 pub(super) struct Partial {
     /// Largest score of each row and head, X = 1.
@@ -41,12 +41,13 @@ impl Partial {
         })
     }
 
-    /// Attention over all keys of which these are parts, `(n, H_kv, G, D)`.
+    /// Attention over all keys of which these are parts, `(n, H_kv, G, D)`, of the values' type.
     pub(super) fn merged(parts: &[Self], ops: &Ops) -> Result<Array> {
-        if let [all] = parts {
-            return Ok(all.weighed.divide(&all.sum)?);
-        }
         let (first, rest) = parts.split_first().expect("rows see themselves at least");
+        let dtype = first.weighed.dtype();
+        if rest.is_empty() {
+            return Ok(first.weighed.divide(&first.sum)?.as_dtype(dtype)?);
+        }
         let max = rest.iter().try_fold(first.max.clone(), |max, part| -> Result<Array> {
             Ok(ops::maximum(&max, &part.max)?)
         })?;
@@ -57,7 +58,7 @@ impl Partial {
             sums.push(part.sum.multiply(&scale)?);
             weighed.push(part.weighed.multiply(&scale)?);
         }
-        Ok(total(&weighed)?.divide(total(&sums)?)?)
+        Ok(total(&weighed)?.divide(total(&sums)?)?.as_dtype(dtype)?)
     }
 
     /// The same among `num_rows` rows, of which these are consecutive ones and the others see nothing.

@@ -64,7 +64,9 @@ impl Attention<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ChunkKv, MaskCache, PassKv};
+    use mlx_rs::{Dtype, ops};
+
+    use super::super::{ChunkKv, CohortRows, DecodeKv, MaskCache, PassKv};
     use super::*;
     use crate::{
         mlx::ops::Ops,
@@ -80,6 +82,23 @@ mod tests {
     fn kv(first: usize, num_tokens: usize, seed: f32) -> LayerKv {
         let shape = [1, 2, num_tokens as i32, 4];
         LayerKv { first, keys: array(shape, seed), values: array(shape, seed + 0.5) }
+    }
+
+    fn spec(window: Option<usize>) -> AttentionSpec {
+        let rope = RopeSpec { dims: 0, interleaved: false, frequencies: Vec::new(), input_scale: 1.0 };
+        AttentionSpec {
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 4,
+            scale: 0.5,
+            qkv_bias: false,
+            output_bias: false,
+            qk_norm: false,
+            output_gate: false,
+            rope,
+            window,
+            score_softcap: None,
+        }
     }
 
     /// Chunks of these lengths after a shared prefix and, but for the first, something short.
@@ -103,26 +122,13 @@ mod tests {
         let ops = Ops::new(ComputeDevice::Cpu);
         let lengths = [3, 40, 1, 170, 9];
         let num_rows: usize = lengths.iter().sum();
-        let queries = array([num_rows as i32, 4, 4, 1], 0.3).reshape(&[num_rows as i32, 4, 4]).unwrap();
+        let queries = array_of_rows(num_rows);
         // Beyond the window of 30 the last rows of the long chunk see nothing of the prefix; 6,000 tokens
         // make several blocks.
         for (num_prefix, window) in
             [(70, None), (6000, None), (70, Some(30)), (70, Some(100)), (6000, Some(5990))]
         {
-            let rope = RopeSpec { dims: 0, interleaved: false, frequencies: Vec::new(), input_scale: 1.0 };
-            let spec = AttentionSpec {
-                num_heads: 4,
-                num_kv_heads: 2,
-                head_dim: 4,
-                scale: 0.5,
-                qkv_bias: false,
-                output_bias: false,
-                qk_norm: false,
-                output_gate: false,
-                rope,
-                window,
-                score_softcap: None,
-            };
+            let spec = spec(window);
             let masks = MaskCache::default();
             let attention = Attention { spec: &spec, ops: &ops, device: ComputeDevice::Cpu, masks: &masks };
             let prefix = kv(0, num_prefix, 7.0);
@@ -157,5 +163,85 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn of_dtype(kv: &LayerKv, dtype: Dtype) -> LayerKv {
+        let array = |array: &Array| array.as_dtype(dtype).unwrap();
+        LayerKv { first: kv.first, keys: array(&kv.keys), values: array(&kv.values) }
+    }
+
+    fn float32(array: &Array) -> Vec<f32> {
+        let array = array.as_dtype(Dtype::Float32).unwrap();
+        array.eval().unwrap();
+        array.to_vec_exact::<f32>().unwrap()
+    }
+
+    #[test]
+    fn in_sixteen_bits_many_weights_add_up_and_rows_that_see_nothing_of_a_piece_are_numbers() {
+        // The weights' sum was taken in the scores' type, where it stops growing at 256 or 2048; and the
+        // largest score of no score was -inf in float16, which made the row NaN.
+        let ops = Ops::new(ComputeDevice::Cpu);
+        let num_tail = 3;
+        for dtype in [Dtype::Float16, Dtype::Bfloat16] {
+            for (num_prefix, window) in [(5000, None), (70, Some(30)), (70, Some(100)), (5000, Some(4900))] {
+                let spec = spec(window);
+                let mut prefix = kv(0, num_prefix, 7.0);
+                // All of one sign: their mean is no small difference of large numbers.
+                prefix.values = prefix.values.add(Array::from_f32(2.0)).unwrap();
+                let attended = |dtype: Dtype| -> Vec<f32> {
+                    let (device, masks) = (ComputeDevice::Cpu, MaskCache::default());
+                    let attention = Attention { spec: &spec, ops: &ops, device, masks: &masks };
+                    let rounded = |kv: &LayerKv| {
+                        // What is compared is the arithmetic, on the same numbers.
+                        of_dtype(&of_dtype(kv, Dtype::Bfloat16), dtype)
+                    };
+                    let array =
+                        |array: Array| array.as_dtype(Dtype::Bfloat16).unwrap().as_dtype(dtype).unwrap();
+                    let prefix = rounded(&prefix);
+                    let chunks: Vec<ChunkKv> = chunks(&prefix, &[3, 40, 170])
+                        .into_iter()
+                        .map(|chunk| ChunkKv {
+                            earlier: chunk.earlier.iter().map(rounded).collect(),
+                            own: rounded(&chunk.own),
+                            ..chunk
+                        })
+                        .collect();
+                    let rows = 0..213;
+                    let run = RunKv { shared: vec![prefix.clone()], chunks };
+                    let queries = array_of_rows(rows.len());
+                    let pass = PassKv { decode: None, runs: vec![run] };
+                    let chunked = attention.rows(&array(queries), &rows, &pass).unwrap();
+                    assert_eq!(chunked.dtype(), dtype);
+                    // Decode rows: at the prefix's end, and where a window may have left all of it.
+                    let positions = vec![num_prefix + num_tail - 1, num_prefix + 40, num_prefix + 60];
+                    let tail = kv(num_prefix, num_tail, 3.0);
+                    let of_rows =
+                        |array: &Array| ops::broadcast_to(array, &[3, 2, num_tail as i32, 4]).unwrap();
+                    let tail = rounded(&tail);
+                    let decode = DecodeKv {
+                        positions,
+                        cohorts: vec![CohortRows { rows: 0..3, pieces: vec![prefix] }],
+                        private: Vec::new(),
+                        tail: (of_rows(&tail.keys), of_rows(&tail.values)),
+                        tail_mask: None,
+                    };
+                    let decoded = attention.decode(&array(array_of_rows(3)), &decode).unwrap();
+                    assert_eq!(decoded.dtype(), dtype);
+                    [float32(&chunked), float32(&decoded)].concat()
+                };
+                for (found, expected) in attended(dtype).into_iter().zip(attended(Dtype::Float32)) {
+                    // Scores and weights are rounded to 8 bits in bfloat16.
+                    let limit = if dtype == Dtype::Float16 { 4e-3 } else { 3e-2 };
+                    assert!(
+                        (found - expected).abs() <= limit,
+                        "{dtype:?}, {num_prefix}, {window:?}: {found} instead of {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn array_of_rows(num_rows: usize) -> Array {
+        array([num_rows as i32, 4, 4, 1], 0.3).reshape(&[num_rows as i32, 4, 4]).unwrap()
     }
 }
