@@ -85,8 +85,9 @@ pub struct Cut {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WindowPlan {
     /// Indices of the prompts in the order in which they should run: depth-first over the tree.
-    /// Among siblings the longest work comes first, so that short requests fill the end of the
-    /// run. Does not depend on the order of the input, but for prompts that are equal.
+    /// A conversation comes before those that continue it; among other siblings the longest work
+    /// comes first, so that short requests fill the end of the run. Does not depend on the order of
+    /// the input, but for prompts that are equal.
     pub order: Vec<usize>,
     /// The cuts of each prompt, ascending; indexed as the prompts are.
     pub cuts: Vec<Vec<Cut>>,

@@ -228,7 +228,9 @@ fn a_path_of_thousands_of_nodes_is_no_problem() {
     let plan = plan(&all);
     assert_eq!(plan.num_unique_tokens, 3000);
     assert_eq!(plan.cuts[2999].len(), 2998);
-    assert_eq!(plan.cuts[2999][0], Cut { position: 1, last_user_order: 2998, num_users: 2999 });
+    assert_eq!(plan.cuts[2999][0], Cut { position: 1, last_user_order: 2999, num_users: 2999 });
+    // Each before those that continue it.
+    assert_eq!(plan.order, (0..3000).collect::<Vec<_>>());
 }
 
 #[test]
@@ -236,4 +238,13 @@ fn a_window_is_full_at_either_limit() {
     assert!(!window_is_full(MAX_WINDOW_REQUESTS - 1, MAX_WINDOW_TOKENS - 1));
     assert!(window_is_full(MAX_WINDOW_REQUESTS, 0));
     assert!(window_is_full(0, MAX_WINDOW_TOKENS));
+}
+
+#[test]
+fn a_conversation_comes_before_those_that_continue_it() {
+    // The longest came first, so an answer was never there in time for the prompt that has it.
+    let turns = [given(&[1, 2, 3, 4, 5, 6, 7, 8], 9), given(&[1, 2, 3], 1), given(&[1, 2, 3, 4, 5], 5)];
+    // The last one ends where the first turn does, but nobody continues it.
+    let other = [given(&[1, 2, 9, 9, 9], 7), given(&[1, 2, 3], 4), given(&[1, 2, 4], 2)];
+    assert_eq!(plan(&[turns.as_slice(), &other].concat()).order, [4, 1, 2, 0, 3, 5]);
 }

@@ -5,6 +5,7 @@
 //! what a single request has alone is no node.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 
 use super::PlanPrompt;
 use crate::cache::common_prefix;
@@ -20,6 +21,8 @@ pub(super) struct Node {
     pub num_users: usize,
     /// The deepest position up to here at which prefill is cut, itself or one above.
     cut_at: usize,
+    /// One of its users.
+    example: usize,
     /// As sorted, each with its work; emptied when the order is made.
     children: Vec<(Child, Work)>,
     work: Work,
@@ -81,7 +84,7 @@ impl PrefixTree {
             // Sorted, a prompt's longest common prefix with any later one is that with the next.
             num_unique_tokens += tokens.len() - common_prefix(tokens, next);
         }
-        builder.finish(num_unique_tokens, min_saved_tokens)
+        builder.finish(prompts, num_unique_tokens, min_saved_tokens)
     }
 
     /// The nodes on a prompt's path below the root, deepest first.
@@ -122,9 +125,14 @@ impl Builder {
         self.join(top, Child::Prompt(index), 1, work);
     }
 
-    fn finish(mut self, num_unique_tokens: usize, min_saved_tokens: usize) -> PrefixTree {
+    fn finish(
+        mut self,
+        prompts: &[PlanPrompt],
+        num_unique_tokens: usize,
+        min_saved_tokens: usize,
+    ) -> PrefixTree {
         self.close_below(0);
-        let order = self.depth_first(min_saved_tokens);
+        let order = self.depth_first(prompts, min_saved_tokens);
         let mut place_of = vec![0; order.len()];
         for (place, &index) in order.iter().enumerate() {
             place_of[index] = place;
@@ -145,6 +153,7 @@ impl Builder {
             first_order: 0,
             num_users: 0,
             cut_at: 0,
+            example: 0,
             children: Vec::new(),
             work: Work::default(),
         });
@@ -167,15 +176,48 @@ impl Builder {
     }
 
     fn join(&mut self, parent: usize, child: Child, num_users: usize, work: Work) {
+        let example = self.example_of(child);
         let parent = &mut self.nodes[parent];
+        parent.example = example;
         parent.children.push((child, work));
         parent.num_users += num_users;
         parent.work = parent.work.max(work);
     }
 
-    /// Orders the prompts, siblings by falling work and then as sorted; on the way down decides
-    /// which nodes are cuts.
-    fn depth_first(&mut self, min_saved_tokens: usize) -> Vec<usize> {
+    /// The prompts among a node's children that others of them begin with whole: all of such a prompt but
+    /// its last token is the node's prefix.
+    fn continued(
+        &self,
+        prompts: &[PlanPrompt],
+        num_tokens: usize,
+        children: &[(Child, Work)],
+    ) -> HashSet<usize> {
+        let next_token = |index: usize| prompts[index].tokens.get(num_tokens).copied();
+        let ends_here = |child: &Child| match *child {
+            Child::Prompt(index) => (prompts[index].tokens.len() == num_tokens + 1).then_some(index),
+            Child::Node(_) => None,
+        };
+        let ending: Vec<usize> = children.iter().filter_map(|(child, _)| ends_here(child)).collect();
+        if ending.is_empty() {
+            return HashSet::new();
+        }
+        let going_on = children.iter().filter(|(child, _)| ends_here(child).is_none());
+        let going_on: HashSet<Option<u32>> =
+            going_on.map(|(child, _)| next_token(self.example_of(*child))).collect();
+        ending.into_iter().filter(|&index| going_on.contains(&next_token(index))).collect()
+    }
+
+    fn example_of(&self, child: Child) -> usize {
+        match child {
+            Child::Prompt(index) => index,
+            Child::Node(id) => self.nodes[id].example,
+        }
+    }
+
+    /// Orders the prompts: those that others continue before these, whose text may hold the answers to
+    /// them; other siblings by falling work and then as sorted. On the way down decides which nodes are
+    /// cuts.
+    fn depth_first(&mut self, prompts: &[PlanPrompt], min_saved_tokens: usize) -> Vec<usize> {
         let mut order = Vec::with_capacity(self.node_of.len());
         let mut stack = vec![Child::Node(ROOT)];
         while let Some(child) = stack.pop() {
@@ -188,8 +230,12 @@ impl Builder {
                         (node.num_users.saturating_sub(1)).saturating_mul(node.num_tokens - cut_above);
                     node.cut_at = if num_saved >= min_saved_tokens { node.num_tokens } else { cut_above };
                     node.first_order = order.len();
+                    let num_tokens = node.num_tokens;
                     let mut children = std::mem::take(&mut node.children);
-                    children.sort_by_key(|&(_, work)| Reverse(work));
+                    let continued = self.continued(prompts, num_tokens, &children);
+                    children.sort_by_key(|&(child, work)| {
+                        (!matches!(child, Child::Prompt(index) if continued.contains(&index)), Reverse(work))
+                    });
                     stack.extend(children.into_iter().rev().map(|(child, _)| child));
                 }
             }
