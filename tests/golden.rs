@@ -9,7 +9,9 @@ mod common;
 use std::{num::NonZeroUsize, sync::Arc};
 
 use common::{Golden, golden, load};
-use mlxbatch::engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams};
+use mlxbatch::engine::{
+    AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams,
+};
 
 const MODELS: [&str; 12] = [
     "tiny-llama",
@@ -41,6 +43,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
         max_batch_size: NonZeroUsize::new(setting.batch_size).unwrap(),
         prefill_chunk: NonZeroUsize::new(setting.prefill_chunk).unwrap(),
         max_batch_tokens: None,
+        kv_bytes_per_token: 1,
         max_restored_bytes: u64::MAX,
         lookahead: setting.lookahead,
     };
@@ -63,6 +66,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
                     end_ids: Arc::from([]),
                     sampling: greedy.clone(),
                     plan: PromptPlan::default(),
+                    answer_recurs: AnswerRecurs::default(),
                 })
                 .unwrap();
         }

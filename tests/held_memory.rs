@@ -13,7 +13,9 @@ use std::{
 
 use mlxbatch::{
     cache::{CacheLimits, ResumeRule},
-    engine::{Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, Runner, SamplingParams},
+    engine::{
+        AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, Runner, SamplingParams,
+    },
     mlx::{MlxRunner, active_memory_bytes},
 };
 
@@ -60,7 +62,8 @@ impl Numbers {
 fn request(id: usize, prompt: Vec<u32>, max_new_tokens: usize) -> GenerationRequest {
     let sampling = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let (id, end_ids) = (RequestId(id as u64), Arc::from([]));
-    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan: PromptPlan::default() }
+    let (plan, answer_recurs) = (PromptPlan::default(), AnswerRecurs::default());
+    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan, answer_recurs }
 }
 
 /// Runs until nothing is left to do; returns how many tokens each request found in the cache.
@@ -98,6 +101,7 @@ fn bytes_held_by_mlx_are_the_bytes_accounted() {
             max_batch_size: NonZeroUsize::new(4).unwrap(),
             prefill_chunk: NonZeroUsize::new(512).unwrap(),
             max_batch_tokens: None,
+            kv_bytes_per_token: 1,
             max_restored_bytes: u64::MAX,
             lookahead: true,
         };

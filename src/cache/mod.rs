@@ -80,7 +80,7 @@ pub use change::{Inserted, Place, SplitNode};
 pub use error::CacheError;
 pub use find::{Match, Partial, Resume, ResumeRule, Step, common_prefix};
 pub use node::{Expected, Node, OwnerId};
-pub use prompt_cache::{CacheLimits, PromptCache};
+pub use prompt_cache::{CacheLimits, Claim, PromptCache};
 pub use tier::{PerTier, Tier};
 pub use tree::PromptTree;
 pub use usage::{CacheUsage, TierUsage};

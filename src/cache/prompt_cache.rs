@@ -3,6 +3,7 @@
 //! Owns the calls that change the tree, the limits and the counters. Holds no tensors: what it says
 //! to drop, the caller frees; when to wait, to split and to store is the engine's business.
 
+use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use super::node::{Content, Node};
@@ -19,6 +20,16 @@ pub struct CacheLimits {
     pub max_bytes: u64,
     /// `--cache-entries`
     pub max_entries: Option<usize>,
+}
+
+/// What bytes that are about to be stored may push out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Planned requests use them: whatever is not in use may go.
+    Needed,
+    /// Nobody is known to use them again: what planned requests use stays, and where that leaves no room
+    /// nothing goes at all.
+    Spare,
 }
 
 /// Stored prefixes, their tiers and limits; see the [module docs](super).
@@ -211,19 +222,29 @@ impl<P: Payload> PromptCache<P> {
     /// run has come to: the first request that has not resumed yet. Never takes what is pinned or
     /// pending, nor the only entry.
     pub fn make_room(&mut self, now_order: u64) -> Vec<P> {
-        self.evict_until_fits(now_order, 0, self.newest)
+        self.ranking.advance(now_order);
+        self.evict_until_fits(0, self.newest, Claim::Needed)
     }
 
     /// Evicts until `num_bytes` more would fit, so that storing them never exceeds the limit.
     ///
     /// The node to be continued must be pinned, else it may be among the evicted.
-    pub fn make_room_for(&mut self, num_bytes: u64, now_order: u64) -> Vec<P> {
-        self.evict_until_fits(now_order, num_bytes, None)
+    pub fn make_room_for(&mut self, num_bytes: u64, now_order: u64, claim: Claim) -> Vec<P> {
+        self.ranking.advance(now_order);
+        if claim == Claim::Spare && !self.has_room_for(num_bytes) && !self.could_spare(num_bytes) {
+            return Vec::new();
+        }
+        self.evict_until_fits(num_bytes, None, claim)
     }
 
     /// Whether `num_bytes` more would be within the limit.
     pub fn has_room_for(&self, num_bytes: u64) -> bool {
         !self.is_over_limit_with(num_bytes)
+    }
+
+    /// Bytes held beyond the limit, since all was in use.
+    pub fn num_bytes_over_limit(&self) -> u64 {
+        self.tree.num_bytes().saturating_add(self.outside_bytes).saturating_sub(self.limits.max_bytes)
     }
 
     /// Whether more is held than the limits allow.
@@ -257,11 +278,36 @@ impl<P: Payload> PromptCache<P> {
         held > self.limits.max_bytes || self.ranking.num_entries() > max_entries
     }
 
-    fn evict_until_fits(&mut self, now_order: u64, num_bytes: u64, newest: Option<NodeId>) -> Vec<P> {
-        self.ranking.advance(now_order);
+    /// Whether `num_bytes` more would fit if all went that no running or planned request uses.
+    fn could_spare(&self, num_bytes: u64) -> bool {
+        let needed = self.outside_bytes.saturating_add(num_bytes);
+        if needed > self.limits.max_bytes {
+            return false;
+        }
+        let now = self.ranking.now();
+        let mut kept = HashSet::new();
+        let mut num_kept_bytes = 0u64;
+        // Children first: what is kept keeps all above it.
+        for id in self.tree.preorder().into_iter().rev() {
+            let node = self.tree.linked(id);
+            let is_dead = self.rule == ResumeRule::Checkpoints && node.checkpoint().is_none();
+            let is_planned = node.expected().is_some_and(|expected| expected.last >= now);
+            let is_in_use = node.num_pins() > 0 || node.segment().is_none();
+            if !(is_in_use || is_planned && !is_dead || kept.contains(&id)) {
+                continue;
+            }
+            kept.extend(node.parent());
+            let checkpoint = node.checkpoint().filter(|_| is_in_use || is_planned);
+            let held = node.segment().into_iter().chain(checkpoint).map(Payload::num_bytes);
+            num_kept_bytes = num_kept_bytes.saturating_add(held.sum());
+        }
+        needed.saturating_add(num_kept_bytes) <= self.limits.max_bytes
+    }
+
+    fn evict_until_fits(&mut self, num_bytes: u64, newest: Option<NodeId>, claim: Claim) -> Vec<P> {
         let mut dropped = Vec::new();
         while self.is_over_limit_with(num_bytes) {
-            let Some(victim) = self.ranking.victim(newest) else {
+            let Some(victim) = self.ranking.victim(newest, claim) else {
                 self.num_over_limit += usize::from(self.is_over_limit());
                 break;
             };

@@ -14,11 +14,14 @@
 //!    deepest of them: what lies above is needed again only after the users of what lies below. For
 //!    the same reason the shallowest goes first where both have the same users.
 //! 5. The newest entry, if there is any other; alone it stays, over the limit.
+//!
+//! To store what nobody is known to use again, none of 4 and 5 goes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
 use super::node::Expected;
+use super::prompt_cache::Claim;
 use super::{NodeId, PerTier, Tier};
 
 /// What decides about one entry.
@@ -106,7 +109,7 @@ impl Ranking {
     }
 
     /// The entry to evict next, `newest` being the one just stored.
-    pub(super) fn victim(&self, newest: Option<NodeId>) -> Option<NodeId> {
+    pub(super) fn victim(&self, newest: Option<NodeId>, claim: Claim) -> Option<NodeId> {
         let newest_queue = newest.and_then(|id| self.entries.get(&id)).map(|(_, queue)| *queue);
         let newest_if = |is_in_queue: fn(Queue) -> bool| {
             newest.filter(|_| self.num_entries() > 1 && newest_queue.is_some_and(is_in_queue))
@@ -116,8 +119,10 @@ impl Ranking {
         first_but_newest(&self.dead)
             .or_else(|| self.idle_tier(newest_queue).and_then(|tier| first_but_newest(&self.idle[tier])))
             .or_else(|| newest_if(|queue| matches!(queue, Queue::Dead | Queue::Idle(_))))
-            .or_else(|| self.furthest(newest))
-            .or_else(|| newest_if(|queue| matches!(queue, Queue::Planned(_))))
+            .or_else(|| self.furthest(newest).filter(|_| claim == Claim::Needed))
+            .or_else(|| {
+                newest_if(|queue| matches!(queue, Queue::Planned(_))).filter(|_| claim == Claim::Needed)
+            })
     }
 
     /// The tier whose oldest idle entry goes first.

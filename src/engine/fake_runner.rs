@@ -131,6 +131,11 @@ impl FakeRunner {
         self.live.len()
     }
 
+    /// Tokens whose KV sequences have to themselves, beside what is stored.
+    pub(crate) fn num_own_tokens(&self) -> usize {
+        self.live.values().map(|live| live.tokens.len() - live.num_path_tokens).sum()
+    }
+
     /// Prompt tokens computed in chunks.
     pub(crate) fn num_prefilled(&self) -> usize {
         self.prefilled.values().sum()

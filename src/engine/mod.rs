@@ -54,7 +54,9 @@ mod tests;
 
 pub use crate::cache::TokenId;
 pub use prefixes::PersistStats;
-pub use request::{Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError};
+pub use request::{
+    AnswerRecurs, Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError,
+};
 pub use runner::{
     Exported, Group, ImportError, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored,
     StoredSegment,

@@ -21,6 +21,7 @@ mod persisted;
 mod prompts;
 
 pub use persisted::PersistStats;
+pub(super) use persisted::Resumable;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -28,7 +29,7 @@ use self::persisted::Persisted;
 use super::sequence::Sequence;
 use super::{PromptPlan, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId};
 use crate::cache::{
-    CacheError, CacheLimits, CacheUsage, NodeId, OwnerId, Payload, PromptCache, ResumeRule, reusable,
+    CacheError, CacheLimits, CacheUsage, Claim, NodeId, OwnerId, Payload, PromptCache, ResumeRule, reusable,
 };
 
 impl Payload for StoredSegment {
@@ -55,6 +56,8 @@ pub(super) struct Hold {
     /// The end of its path was not kept, so nothing can be stored below it: from there on the
     /// sequence owns its KV alone.
     is_detached: bool,
+    /// Of the tokens it resumed on, those that it took over from the cache.
+    num_taken_over: usize,
 }
 
 /// Something to be stored when a sequence has computed its prompt up to `end`.
@@ -79,6 +82,11 @@ impl Hold {
     /// Where what the sequence stores next begins.
     pub(super) fn num_tokens(&self) -> usize {
         self.num_tokens
+    }
+
+    /// Tokens of the path that the cache has no more: they are the sequence's own KV.
+    pub(super) fn num_taken_over(&self) -> usize {
+        self.num_taken_over
     }
 
     /// Where the prefill has to be cut for what is stored next.
@@ -197,18 +205,58 @@ impl Prefixes {
         }
     }
 
-    /// Makes room for recurrent state just given to a node; rather than the limit, it goes again.
-    fn make_room_for_checkpoint(
+    /// Tokens of so many bytes that are stored beyond the cache's limit.
+    pub(super) fn num_tokens_over_limit(&self, bytes_per_token: u64) -> usize {
+        let num_bytes = self.cache.as_ref().map_or(0, PromptCache::num_bytes_over_limit);
+        usize::try_from(num_bytes / bytes_per_token.max(1)).unwrap_or(usize::MAX)
+    }
+
+    /// Evicts what the limits have no room for.
+    pub(super) fn make_room(&mut self, runner: &mut impl Runner) {
+        if let Some(cache) = &mut self.cache {
+            make_room(cache, runner, self.now);
+        }
+    }
+
+    /// Gives a stored node the recurrent state at its end, if there is room for that.
+    fn set_checkpoint(
         &mut self,
         runner: &mut impl Runner,
         node: NodeId,
+        checkpoint: StoredSegment,
     ) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let has_room = self.make_room_at(runner, Some(node), checkpoint.num_bytes, Claim::Needed)?;
+        let Some(cache) = self.cache.as_mut().filter(|_| has_room) else {
+            runner.discard(checkpoint.id);
+            return Ok(());
+        };
+        discard_all(runner, cache.set_checkpoint(node, Some(checkpoint))?);
+        // It may be an entry more.
         make_room(cache, runner, self.now);
         if cache.is_over_limit() && cache.tree().node(node).is_some() {
             discard_all(runner, cache.set_checkpoint(node, None)?);
         }
+        self.note_stored(Unconfirmed::Checkpoint(node));
         Ok(())
+    }
+
+    /// Makes room for what is to come at or below a node, which stays; says whether there is.
+    fn make_room_at(
+        &mut self,
+        runner: &mut impl Runner,
+        node: Option<NodeId>,
+        num_bytes: u64,
+        claim: Claim,
+    ) -> Result<bool, RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(false) };
+        if let Some(node) = node {
+            cache.pin(node)?;
+        }
+        let has_room = make_room_for(cache, runner, num_bytes, self.now, claim);
+        if let Some(node) = node {
+            cache.unpin(node)?;
+        }
+        Ok(has_room)
     }
 
     /// Cuts a stored node after its first `at` tokens and returns the upper half.
@@ -247,9 +295,10 @@ fn make_room_for(
     runner: &mut impl Runner,
     num_bytes: u64,
     now: u64,
+    claim: Claim,
 ) -> bool {
     cache.set_outside_bytes(runner.num_replaced_bytes());
-    discard_all(runner, cache.make_room_for(num_bytes, now));
+    discard_all(runner, cache.make_room_for(num_bytes, now, claim));
     cache.has_room_for(num_bytes)
 }
 

@@ -3,6 +3,7 @@
 //! Owns the engine's outside vocabulary: requests, events, finish reasons and the reasons to
 //! refuse a request. Text and files are the caller's.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -28,6 +29,32 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// Where the prompt is cut for storing, and who else will use the pieces.
     pub plan: PromptPlan,
+    /// Whether the answer is worth keeping.
+    pub answer_recurs: AnswerRecurs,
+}
+
+/// Whether the tokens of an answer may come again as they are, in the prompt of a later turn. It is asked
+/// when the answer has ended and could be kept; by default every answer may.
+#[derive(Clone, Default)]
+pub struct AnswerRecurs(Option<Arc<Recurs>>);
+
+type Recurs = dyn Fn(&[TokenId]) -> bool + Send + Sync;
+
+impl AnswerRecurs {
+    /// Asks `recurs`, which gets the new tokens, an end token included.
+    pub fn asking(recurs: impl Fn(&[TokenId]) -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(recurs)))
+    }
+
+    pub(super) fn is_true_of(&self, new_tokens: &[TokenId]) -> bool {
+        self.0.as_ref().is_none_or(|recurs| recurs(new_tokens))
+    }
+}
+
+impl fmt::Debug for AnswerRecurs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "AnswerRecurs(asks)" } else { "AnswerRecurs(always)" })
+    }
 }
 
 /// What is known beforehand of a prompt among the others of a run.
@@ -37,9 +64,17 @@ pub struct PromptPlan {
     pub order: u64,
     /// Ascending positions at which the prefill is cut and what is computed is stored.
     pub cuts: Vec<Cut>,
-    /// What no planned request shares is not stored, nor is the answer to it, nor is the prefill cut for it:
-    /// no request will come that is not planned, and nothing outlives the run.
+    /// What no planned request shares is not stored, nor is the answer to it: no request will come that is
+    /// not planned, and nothing outlives the run. The prefill is cut all the same, so that the same shapes
+    /// are computed whatever is known of what comes next.
     pub drops_private: bool,
+}
+
+impl PromptPlan {
+    /// Whether planned requests beside this one begin with the tokens up to `end`.
+    pub(super) fn is_shared_up_to(&self, end: usize) -> bool {
+        self.cuts.iter().any(|cut| cut.position >= end && !cut.is_private())
+    }
 }
 
 /// A position in a prompt at which others part from it or a span of another tier begins.

@@ -22,6 +22,9 @@ pub struct Limits {
     /// running sequence never has to be thrown out. From a budget in bytes it is that budget
     /// divided by the KV bytes of one token.
     pub max_batch_tokens: Option<usize>,
+    /// KV of one token: stored prefixes that running sequences keep beyond the prompt cache's limit count
+    /// against that budget, too.
+    pub kv_bytes_per_token: u64,
     /// Launches a pass before the tokens of the one before it are read. Good for a device that
     /// computes while the host goes on; the price is a wasted row where a sequence ends early.
     pub lookahead: bool,
@@ -49,6 +52,8 @@ pub(super) struct Composer<'a> {
     num_sequences: usize,
     num_rows: usize,
     num_kv_tokens: usize,
+    /// What is held beside it for running sequences; where none runs, all of it can go.
+    num_held_tokens: usize,
     /// Prompt tokens that the pass may still take in.
     num_prefill_left: usize,
     decodes: Vec<(usize, Work)>,
@@ -63,6 +68,7 @@ impl<'a> Composer<'a> {
             num_sequences: 0,
             num_rows: 0,
             num_kv_tokens: 0,
+            num_held_tokens: 0,
             num_prefill_left: limits.prefill_chunk.get(),
             decodes: Vec::new(),
             prefills: Vec::new(),
@@ -71,6 +77,11 @@ impl<'a> Composer<'a> {
             composer.add(counts);
         }
         composer
+    }
+
+    /// Notes how many tokens running sequences have held for them beside their own KV.
+    pub fn set_held(&mut self, num_tokens: usize) {
+        self.num_held_tokens = num_tokens;
     }
 
     /// Whether the batch has a row for another sequence.
@@ -84,9 +95,11 @@ impl<'a> Composer<'a> {
             Some(Work::Prefill(range)) => range.len(),
             Some(Work::Decode) | None => 0,
         };
+        let num_held_tokens = if self.num_rows > 0 { self.num_held_tokens } else { 0 };
+        let num_taken = self.num_kv_tokens.saturating_add(num_held_tokens);
         self.has_free_row()
             && num_prefill_tokens <= self.num_prefill_left
-            && self.limits.fits(self.num_kv_tokens.saturating_add(counts.max_kv_tokens))
+            && self.limits.fits(num_taken.saturating_add(counts.max_kv_tokens))
     }
 
     /// Adds the next sequence: the running ones first, then those that enter.
@@ -130,6 +143,7 @@ mod tests {
             max_batch_size: NonZeroUsize::new(max_batch_size).unwrap(),
             prefill_chunk: NonZeroUsize::new(prefill_chunk).unwrap(),
             max_batch_tokens,
+            kv_bytes_per_token: 1,
             lookahead: true,
             max_restored_bytes: u64::MAX,
         }

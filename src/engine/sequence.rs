@@ -127,9 +127,14 @@ impl Sequence {
             num_prefill_tokens: self.num_prefill_tokens(),
             next_cut: next_cut.unwrap_or(usize::MAX),
             last_cut: cuts[..num_passed].last().map_or(0, |cut| cut.position),
-            max_kv_tokens: max_kv_tokens - self.num_cached_tokens,
+            max_kv_tokens: max_kv_tokens - (self.num_cached_tokens - self.hold.num_taken_over()),
             state: self.state,
         }
+    }
+
+    /// Tokens it has stored, which the cache counts and its own KV does too.
+    pub fn num_stored_tokens(&self) -> usize {
+        self.hold.num_tokens().saturating_sub(self.num_cached_tokens)
     }
 
     /// Enters the running batch with its first `num_cached_tokens` tokens stored already.

@@ -84,8 +84,7 @@ impl<R: Runner> Engine<R> {
             return Err(SubmitError::DuplicateId(request.id));
         }
         let mut sequence = Sequence::new(SequenceId(self.num_submitted), request);
-        let plan = &mut sequence.request.plan;
-        plan.cuts.retain(|cut| cut.position > 0 && !(plan.drops_private && cut.is_private()));
+        sequence.request.plan.cuts.retain(|cut| cut.position > 0);
         let counts = sequence.counts();
         match self.limits.max_batch_tokens {
             Some(max_batch_tokens) if counts.max_kv_tokens > max_batch_tokens => {
@@ -100,12 +99,18 @@ impl<R: Runner> Engine<R> {
         if !self.has_room() {
             return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
         }
-        if let Err(error) = self.prefixes.expect(&sequence.request.prompt, &sequence.request.plan) {
-            self.note_failure(error, Vec::new());
-        }
+        // Of what was stored since it was planned, too.
+        self.expect(&sequence.request);
         self.num_submitted += 1;
         self.waiting.push_back(sequence);
         Ok(())
+    }
+
+    /// Tells of a request that will be submitted: what is stored already may be meant for it.
+    pub fn expect(&mut self, request: &GenerationRequest) {
+        if let Err(error) = self.prefixes.expect(&request.prompt, &request.plan) {
+            self.note_failure(error, Vec::new());
+        }
     }
 
     /// Returns how many more requests the waiting line takes.
@@ -257,6 +262,9 @@ impl<R: Runner> Engine<R> {
 
     /// Has the cache keep what a sequence computed after its path, as far as its tokens are known.
     fn store_rest(&mut self, sequence: &mut Sequence, keeps_answer: bool) -> Result<(), RunnerError> {
+        let keeps_answer = keeps_answer
+            && self.prefixes.can_keep_answer(sequence)
+            && sequence.request.answer_recurs.is_true_of(&sequence.new_tokens);
         let known = sequence.num_known_tokens();
         let rest = match sequence.rest.take() {
             Some(rest) => Some(rest),

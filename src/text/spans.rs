@@ -22,7 +22,7 @@ mod partial;
 #[cfg(test)]
 mod tests;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::tokenizer::ByteRange;
 use super::{ChatTemplate, RenderRequest};
@@ -129,19 +129,17 @@ fn shared_by_all(template: &ChatTemplate, request: &RenderRequest, num_system: u
     Some(first)
 }
 
-/// Whether an answer to `request` comes back word for word in the prompts that continue the
-/// conversation.
+/// Whether an answer comes back word for word in the prompts that continue its conversation.
 ///
 /// Templates that drop the thinking of earlier turns, or trim what a message says, change an
 /// answer as soon as a user replies to it: a stored answer would never be hit.
-pub(super) fn answer_recurs(template: &ChatTemplate, request: &RenderRequest, answer: &str) -> bool {
-    let reply = json!({"role": "user", "content": PROBES[0]});
-    let answered = json!({"role": "assistant", "content": answer});
-    let messages = [request.messages, &[answered, reply]].concat();
-    let Ok(continued) = template.render(&RenderRequest { messages: &messages, ..*request }) else {
-        return false;
+pub(super) fn answer_recurs(template: &ChatTemplate, extra: &Map<String, Value>, answer: &str) -> bool {
+    let [question, reply] = PROBES.map(|probe| json!({"role": "user", "content": probe}));
+    let messages = [question, json!({"role": "assistant", "content": answer}), reply];
+    let render = |messages: &[Value]| {
+        template.render(&RenderRequest { messages, tools: None, add_generation_prompt: true, extra }).ok()
     };
-    let Ok(prompt) = template.render(request) else { return false };
+    let (Some(prompt), Some(continued)) = (render(&messages[..1]), render(&messages)) else { return false };
     continued.strip_prefix(prompt.as_str()).is_some_and(|rest| rest.starts_with(answer.trim_end()))
 }
 

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::{Map, Value};
+
 use super::spans::{self, PartialRenders, Span};
 use super::{ChatTemplate, RenderRequest, TextError, Tokenizer, ends};
 use crate::models::GgufHeader;
@@ -57,10 +59,16 @@ impl TextModel {
         Ok((tokens, spans::spans_of(&boundaries, &ranges)))
     }
 
-    /// Whether an answer comes back word for word in the prompts that continue a conversation, so
-    /// that it is worth storing; templates that drop thinking rewrite it.
-    pub fn answer_recurs(&self, request: &RenderRequest, answer: &str) -> bool {
-        self.template.as_ref().is_ok_and(|template| spans::answer_recurs(template, request, answer))
+    /// Whether an answer of these tokens comes back word for word in the prompts that continue its
+    /// conversation, so that it is worth storing; templates that drop thinking rewrite it.
+    ///
+    /// A short conversation stands for its own: what templates do to an answer depends on what it says
+    /// and on the variables `extra`, not on what was said before.
+    pub fn answer_recurs(&self, extra: &Map<String, Value>, answer: &[u32]) -> bool {
+        let (Ok(template), Ok(answer)) = (&self.template, self.tokenizer.decode(answer)) else {
+            return false;
+        };
+        spans::answer_recurs(template, extra, &answer)
     }
 
     #[cfg(test)]

@@ -246,3 +246,29 @@ fn a_limit_on_the_file_is_kept() {
     let num_bytes = contents["kv_bytes"].as_u64().expect("a count");
     assert!(num_bytes > 0 && num_bytes <= 16 << 10, "{contents}");
 }
+
+/// Answers with thinking that the template drops from earlier turns were kept, in memory and in the file,
+/// where no later prompt could begin with them.
+#[test]
+fn answers_that_the_template_rewrites_take_no_place() {
+    let num_answers = |template: Option<&str>| {
+        let desk = Desk::with_input(conversations());
+        let model = desk.copy_model(MODEL);
+        if let Some(template) = template {
+            desk.set_field("model/tokenizer_config.json", "chat_template", template.into());
+        }
+        run_on(&desk, &model, "cache.bin", &[]);
+        desk.report()["cache"]["tiers"]["assistant"]["num_entries"].as_u64().expect("a count")
+    };
+    let messages = |content: &str| {
+        format!(
+            "{{% for message in messages %}}<{{{{ message.role }}}}>{content}\n{{% endfor %}}\
+             {{% if add_generation_prompt %}}<assistant>{{% endif %}}"
+        )
+    };
+    assert_eq!(num_answers(None), 6);
+    assert_eq!(num_answers(Some(&messages("{{ message.content }}"))), 6);
+    // All but the last message of an assistant is left out; the raw prompt's answer alone may come again.
+    let dropping = "{% if message.role != 'assistant' or loop.last %}{{ message.content }}{% endif %}";
+    assert_eq!(num_answers(Some(&messages(dropping))), 1);
+}

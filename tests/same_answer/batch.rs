@@ -11,7 +11,7 @@ use mlxbatch::{
     plan::{PlanOptions, PlanPrompt, WindowPlan},
 };
 
-use super::common::load;
+use super::{common::load, runs::Setting};
 
 /// Tokens of the fixtures' vocabulary, the end token aside.
 const NUM_TOKENS: u64 = 303;
@@ -104,8 +104,20 @@ impl Batch {
         prefixes.len()
     }
 
-    /// Plans prompts in the order of a run that has come to `first_order`.
-    pub fn plan(&self, order: &[usize], first_order: u64) -> Vec<(usize, PromptPlan)> {
+    /// Different prompts that others begin with whole. The last token of such a one is computed as the first
+    /// decode row: where it has ended before those others begin, they find that token with its answer.
+    pub fn num_continued(&self) -> usize {
+        let is_continued = |tokens: &&[u32]| {
+            let mut others = self.prompts.iter().map(|prompt| &prompt.tokens);
+            others.any(|other| other.len() > tokens.len() && other.starts_with(tokens))
+        };
+        let prompts: HashSet<&[u32]> = self.prompts.iter().map(|prompt| prompt.tokens.as_slice()).collect();
+        prompts.iter().copied().filter(is_continued).count()
+    }
+
+    /// Plans a run that has come to `first_order`.
+    pub fn plan(&self, setting: &Setting, first_order: u64) -> Vec<(usize, PromptPlan)> {
+        let order = &setting.order;
         let boundaries: Vec<Vec<usize>> = order
             .iter()
             .map(|&index| {
@@ -131,10 +143,9 @@ impl Batch {
                 tier: if cut.position <= system_end { Tier::System } else { Tier::User },
                 users: (cut.last_user_order + 1).saturating_sub(cut.num_users as u64)..=cut.last_user_order,
             });
-            (
-                order[at],
-                PromptPlan { order: first_order + place as u64, cuts: cuts.collect(), drops_private: false },
-            )
+            let order_of_run = first_order + place as u64;
+            let drops_private = setting.drops_private;
+            (order[at], PromptPlan { order: order_of_run, cuts: cuts.collect(), drops_private })
         });
         planned.collect()
     }

@@ -128,12 +128,12 @@ fn pins_stay_with_the_lower_half_of_a_split_node() {
     caller.cache.pin(node).unwrap();
     let split = caller.split(node, 1);
     assert_eq!(split.lower, node);
-    caller.cache.make_room_for(3, 0);
+    caller.cache.make_room_for(3, 0, Claim::Needed);
     assert_eq!(caller.hit(&[1, 2, 3]), 3);
 
     caller.cache.unpin(node).unwrap();
     assert_eq!(caller.cache.unpin(node), Err(CacheError::NotPinned(node)));
-    caller.cache.make_room_for(3, 0);
+    caller.cache.make_room_for(3, 0, Claim::Needed);
     assert_eq!((caller.hit(&[1, 2, 3]), caller.num_bytes()), (0, 0));
     assert!(caller.cache.tree().node(split.upper).is_none());
 }

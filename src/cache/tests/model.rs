@@ -21,6 +21,7 @@ pub(super) struct Run {
     pub users: Option<(u64, u64)>,
 }
 
+#[derive(Clone)]
 pub(super) struct Model {
     pub runs: Vec<Run>,
     pub rule: ResumeRule,
@@ -159,7 +160,7 @@ impl Model {
     }
 
     /// The order of eviction, as `ranking.rs` tells it.
-    fn victim(&self, newest: Option<NodeId>) -> Option<NodeId> {
+    fn victim(&self, newest: Option<NodeId>, claim: Claim) -> Option<NodeId> {
         let entries = self.entries();
         let free: Vec<&Run> =
             entries.iter().map(|id| self.get(*id)).filter(|run| run.num_pins == 0).collect();
@@ -201,6 +202,9 @@ impl Model {
         if let Some(newest) = spare_newest(&|run| !is_planned(run)) {
             return Some(newest);
         }
+        if claim == Claim::Spare {
+            return None;
+        }
         let planned = others().filter(|run| is_planned(run));
         let furthest = planned.max_by_key(|run| {
             let (first, last) = run.users.unwrap_or_default();
@@ -209,21 +213,38 @@ impl Model {
         furthest.map(|run| run.id).or_else(|| spare_newest(&is_planned))
     }
 
-    pub(super) fn make_room(&mut self, num_bytes: u64, newest: Option<NodeId>) -> Vec<Kv> {
+    pub(super) fn make_room(&mut self, num_bytes: u64, newest: Option<NodeId>, claim: Claim) -> Vec<Kv> {
         let mut dropped = Vec::new();
         while self.is_over_limit(num_bytes) {
-            let Some(id) = self.victim(newest) else {
+            let Some(id) = self.victim(newest, claim) else {
                 self.num_over_limit += usize::from(self.is_over_limit(0));
                 break;
             };
-            self.num_evictions += 1;
-            if self.is_leaf(id) {
-                dropped.extend([self.get(id).segment, self.get(id).checkpoint].into_iter().flatten());
-                self.runs.retain(|run| run.id != id);
-            } else {
-                dropped.extend(self.get_mut(id).checkpoint.take());
-            }
+            self.evict(id, &mut dropped);
         }
         dropped
+    }
+
+    pub(super) fn make_room_for(&mut self, num_bytes: u64, claim: Claim) -> Vec<Kv> {
+        if claim == Claim::Spare && self.is_over_limit(num_bytes) {
+            let mut without = self.clone();
+            while let Some(id) = without.victim(None, claim) {
+                without.evict(id, &mut Vec::new());
+            }
+            if without.num_bytes() + num_bytes > self.limits.max_bytes {
+                return Vec::new();
+            }
+        }
+        self.make_room(num_bytes, None, claim)
+    }
+
+    fn evict(&mut self, id: NodeId, dropped: &mut Vec<Kv>) {
+        self.num_evictions += 1;
+        if self.is_leaf(id) {
+            dropped.extend([self.get(id).segment, self.get(id).checkpoint].into_iter().flatten());
+            self.runs.retain(|run| run.id != id);
+        } else {
+            dropped.extend(self.get_mut(id).checkpoint.take());
+        }
     }
 }

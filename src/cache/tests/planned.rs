@@ -45,7 +45,7 @@ fn among_planned_entries_the_one_used_furthest_in_the_future_goes() {
 
     // Where the users of all have begun, the one that ends last goes.
     caller.cache.pin(next).unwrap();
-    caller.cache.make_room_for(2, 5);
+    caller.cache.make_room_for(2, 5, Claim::Needed);
     assert_eq!(nodes.map(|node| is_there(&caller, node)), [true, false, false]);
 }
 
@@ -64,6 +64,26 @@ fn an_answer_for_the_next_run_does_not_push_out_what_this_run_needs() {
     caller.cache.expect(sooner, 2..=3).unwrap();
     caller.cache.make_room(2);
     assert!(!is_there(&caller, prefix) && is_there(&caller, sooner));
+}
+
+#[test]
+fn what_nobody_is_known_to_need_pushes_out_only_what_nobody_needs_and_nothing_in_vain() {
+    // An answer emptied the cache to make room for itself, and was dropped where it found none.
+    let mut caller = bytes(10);
+    let prefix = caller.insert(&[1, 2, 3], System, false);
+    caller.cache.expect(prefix, 5..=9).unwrap();
+    let idle = [caller.insert(&[4, 4], User, false), caller.insert(&[5, 5], User, false)];
+    let held = caller.insert(&[6, 6], User, false);
+    caller.cache.pin(held).unwrap();
+    for (num_bytes, num_left) in [(11, 2), (6, 2), (2, 1), (5, 0), (6, 0)] {
+        let dropped = caller.cache.make_room_for(num_bytes, 2, Claim::Spare);
+        assert_eq!(idle.iter().filter(|node| is_there(&caller, **node)).count(), num_left, "{num_bytes}");
+        assert!(is_there(&caller, prefix) && is_there(&caller, held), "{num_bytes}: {dropped:?}");
+        assert_eq!(caller.cache.has_room_for(num_bytes), [2, 5].contains(&num_bytes));
+    }
+    // What is needed sooner may have it all.
+    caller.cache.make_room_for(6, 2, Claim::Needed);
+    assert!(!is_there(&caller, prefix) && is_there(&caller, held));
 }
 
 #[test]

@@ -24,7 +24,7 @@ enum Op {
     Checkpoint(Index, bool),
     Remove(Index),
     MakeRoom { advance: u64 },
-    MakeRoomFor { num_bytes: u64 },
+    MakeRoomFor { num_bytes: u64, claim: Claim },
     UseStale(Index),
 }
 
@@ -47,7 +47,10 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => (index(), any::<bool>()).prop_map(|(node, is_set)| Op::Checkpoint(node, is_set)),
         1 => index().prop_map(Op::Remove),
         6 => (0..3u64).prop_map(|advance| Op::MakeRoom { advance }),
-        1 => (0..30u64).prop_map(|num_bytes| Op::MakeRoomFor { num_bytes }),
+        2 => (0..30u64, any::<bool>()).prop_map(|(num_bytes, is_spare)| {
+            let claim = if is_spare { Claim::Spare } else { Claim::Needed };
+            Op::MakeRoomFor { num_bytes, claim }
+        }),
         1 => index().prop_map(Op::UseStale),
     ]
 }
@@ -159,18 +162,23 @@ impl Pair {
         }
     }
 
-    fn make_room(&mut self, advance: u64, num_bytes: Option<u64>) {
+    fn make_room(&mut self, advance: u64) {
         self.model.now += advance;
-        let (cache, now) = (&mut self.caller.cache, self.model.now);
-        let (dropped, expected) = match num_bytes {
-            None => (cache.make_room(now), self.model.make_room(0, self.model.newest)),
-            Some(num_bytes) => (cache.make_room_for(num_bytes, now), self.model.make_room(num_bytes, None)),
-        };
-        assert_eq!(dropped, expected);
-        let is_over_limit = self.model.is_over_limit(num_bytes.unwrap_or(0));
-        let entries = self.model.entries();
-        let all_in_use = entries.iter().all(|id| self.model.get(*id).num_pins > 0);
-        assert!(!is_over_limit || all_in_use || num_bytes.is_none() && entries.len() == 1);
+        let dropped = self.caller.cache.make_room(self.model.now);
+        assert_eq!(dropped, self.model.make_room(0, self.model.newest, Claim::Needed));
+        let is_alone = self.model.entries().len() == 1;
+        assert!(!self.model.is_over_limit(0) || self.all_is_in_use() || is_alone);
+    }
+
+    fn make_room_for(&mut self, num_bytes: u64, claim: Claim) {
+        let dropped = self.caller.cache.make_room_for(num_bytes, self.model.now, claim);
+        assert_eq!(dropped, self.model.make_room_for(num_bytes, claim));
+        let is_over_limit = self.model.is_over_limit(num_bytes);
+        assert!(!is_over_limit || self.all_is_in_use() || claim == Claim::Spare);
+    }
+
+    fn all_is_in_use(&self) -> bool {
+        self.model.entries().iter().all(|id| self.model.get(*id).num_pins > 0)
     }
 
     fn on_node(&mut self, op: &Op, id: NodeId) {
@@ -247,8 +255,8 @@ impl Pair {
             Op::Store { tokens, tier, has_checkpoint } => self.insert(tokens, *tier, *has_checkpoint, None),
             Op::Announce { tokens, tier, owner } => self.insert(tokens, *tier, false, Some(*owner)),
             Op::Cancel(owner) => assert_eq!(self.caller.cache.cancel(*owner), self.model.cancel(*owner)),
-            Op::MakeRoom { advance } => self.make_room(*advance, None),
-            Op::MakeRoomFor { num_bytes } => self.make_room(0, Some(*num_bytes)),
+            Op::MakeRoom { advance } => self.make_room(*advance),
+            Op::MakeRoomFor { num_bytes, claim } => self.make_room_for(*num_bytes, *claim),
             Op::UseStale(index) => {
                 if let Some(id) = (!self.stale.is_empty()).then(|| *index.get(&self.stale)) {
                     assert_eq!(self.caller.cache.pin(id), Err(CacheError::Stale(id)));

@@ -160,7 +160,7 @@ fn bytes_are_limited_the_oldest_going_first() {
     assert_eq!(caller.hit(&[10, 11, 12]), 0);
 
     // Shrinking on demand, as `trim_to` does: room for three more leaves at most seven bytes.
-    caller.cache.make_room_for(3, 0);
+    caller.cache.make_room_for(3, 0, Claim::Needed);
     assert_eq!((caller.num_entries(), caller.num_bytes()), (2, 6));
     assert_eq!((caller.hit(&[20, 21, 22]), caller.hit(&[30, 31, 32])), (0, 3));
 }
@@ -194,7 +194,7 @@ fn eviction_order(tiers: &str) -> Vec<usize> {
     let is_gone = |caller: &Caller, number: &usize| caller.cache.tree().node(left[*number]).is_none();
     let mut order: Vec<usize> = Vec::new();
     for num_bytes in 1..=tiers.len() as u64 {
-        assert_eq!(caller.cache.make_room_for(num_bytes, 0).len(), 1);
+        assert_eq!(caller.cache.make_room_for(num_bytes, 0, Claim::Needed).len(), 1);
         let new: Vec<usize> =
             (0..tiers.len()).filter(|number| is_gone(&caller, number) && !order.contains(number)).collect();
         order.extend(new);

@@ -69,7 +69,7 @@ impl Intake {
         &self.reader
     }
 
-    pub(super) fn text(&self) -> &TextModel {
+    pub(super) fn text(&self) -> &Arc<TextModel> {
         &self.text
     }
 

@@ -33,6 +33,8 @@ pub(super) struct OpenModel {
     pub runner: MlxRunner,
     /// Tokens whose KV fits into memory beside the weights; `None` where that is not known.
     pub max_kv_tokens: Option<usize>,
+    /// KV of one token, all layers.
+    pub kv_bytes_per_token: u64,
     /// Limit of the prompt cache where no flag says otherwise.
     pub default_cache_bytes: u64,
     /// The cache file, if one is in use.
@@ -96,15 +98,19 @@ impl DescribedModel {
             ));
         }
         let kv_bytes_per_token = spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1);
+        // The states of a whole batch: its rows side by side, and once more while rows come and go.
+        let state_bytes =
+            2 * u64::from(args.compute.batch_size) * spec.state_bytes(loaded.dtype().num_bytes()) as u64;
         // Most of what is left is for sequences that run. Stored prefixes that the run still needs
         // stay beyond their limit; it is what nobody may ask for again that it bounds.
-        let free_bytes = crate::mlx::free_memory_bytes();
+        let free_bytes = crate::mlx::free_memory_bytes().map(|free| free.saturating_sub(state_bytes));
         let max_kv_tokens =
             free_bytes.map(|free| usize::try_from(free / 10 * 7).unwrap_or(usize::MAX) / kv_bytes_per_token);
         Ok(OpenModel {
             // Beside what sequences run on; rows that find no room are decoded one by one.
             runner: MlxRunner::new(loaded, free_bytes.map_or(u64::MAX, |free| free / 10)),
             max_kv_tokens,
+            kv_bytes_per_token: kv_bytes_per_token as u64,
             snapshot: self.snapshot,
             default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, |free| free / 32),
         })

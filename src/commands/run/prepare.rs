@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value};
+
 use crate::{
     batch::{Prompt, RequestError, RequestHead, RequestParams},
-    engine::{GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
+    engine::{AnswerRecurs, GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
     text::{RenderRequest, Span, TextError, TextModel, system_end},
 };
 
@@ -29,6 +31,8 @@ pub(in crate::commands) struct Preparer {
 #[derive(Debug)]
 pub(in crate::commands) struct Prepared {
     pub generation: GenerationRequest,
+    /// What a chat template was given beside the messages; nothing of a raw prompt.
+    pub template_kwargs: Option<Map<String, Value>>,
     pub stops: Vec<String>,
     /// The tiered pieces of the prompt.
     pub spans: Vec<Span>,
@@ -87,6 +91,11 @@ impl Preparer {
                 end_ids: Arc::clone(&self.end_ids),
                 sampling,
                 plan: PromptPlan::default(),
+                answer_recurs: AnswerRecurs::default(),
+            },
+            template_kwargs: match prompt {
+                Prompt::Chat { template_kwargs, .. } => Some(template_kwargs.clone()),
+                Prompt::Text(_) => None,
             },
             stops: params.stop.unwrap_or_default(),
             boundaries: if self.has_checkpoints {

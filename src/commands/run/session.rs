@@ -6,6 +6,7 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -26,7 +27,9 @@ use crate::{
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
     commands::interrupt::Interrupt,
-    engine::{self, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError},
+    engine::{
+        self, AnswerRecurs, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError, TokenId,
+    },
     mlx::{ComputeDevice, MlxRunner},
     text::Answer,
 };
@@ -104,6 +107,7 @@ impl Session<MlxRunner> {
             max_batch_size: positive(args.compute.batch_size),
             prefill_chunk: positive(args.compute.prefill_chunk),
             max_batch_tokens: model.max_kv_tokens,
+            kv_bytes_per_token: model.kv_bytes_per_token,
             lookahead: LOOKAHEAD_ON_CPU || ComputeDevice::current() == ComputeDevice::Gpu,
             max_restored_bytes: MAX_RESTORED_BYTES,
         };
@@ -139,11 +143,15 @@ impl<R: Runner> Session<R> {
     pub(super) fn run(&mut self, writer: &mut ResultWriter, interrupt: &Interrupt) -> anyhow::Result<Stop> {
         let mut has_more = true;
         loop {
+            let was_read_for_a_window = !self.windows.has_planned();
             has_more &= self.read_ahead(writer, interrupt)?;
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
             }
-            self.submit_planned(writer, has_more)?;
+            if !self.windows.has_planned() && (was_read_for_a_window || !has_more) {
+                self.plan(has_more);
+            }
+            self.submit_planned(writer)?;
             if interrupt.is_set() {
                 return Ok(Stop::Interrupted);
             }
@@ -211,13 +219,28 @@ impl<R: Runner> Session<R> {
         Ok(true)
     }
 
+    /// Plans the window that has been read, and has what earlier ones stored kept for those who use it.
+    fn plan(&mut self, has_more: bool) {
+        self.windows.plan(!has_more && self.saver.is_none());
+        for request in self.windows.planned() {
+            self.engine.expect(request);
+        }
+    }
+
     /// Hands planned requests to the engine as long as it has room.
-    fn submit_planned(&mut self, writer: &mut ResultWriter, has_more: bool) -> anyhow::Result<()> {
-        let is_last = !has_more && self.saver.is_none();
+    ///
+    /// Where they run out, what was read in the meantime is not planned until as much of it is there as
+    /// a window has: a plan sees only what is shared within its window.
+    fn submit_planned(&mut self, writer: &mut ResultWriter) -> anyhow::Result<()> {
         while self.engine.has_room() {
-            let Some(Ready { head, prepared }) = self.windows.next(is_last) else { break };
-            let Prepared { generation, stops, .. } = prepared;
+            let Some(Ready { head, prepared }) = self.windows.next() else { break };
+            let Prepared { mut generation, stops, template_kwargs, .. } = prepared;
             let id = generation.id;
+            if let Some(template_kwargs) = template_kwargs {
+                let text = Arc::clone(self.intake.text());
+                let recurs = move |tokens: &[TokenId]| text.answer_recurs(&template_kwargs, tokens);
+                generation.answer_recurs = AnswerRecurs::asking(recurs);
+            }
             match self.engine.submit(generation) {
                 Ok(()) => {
                     let answer = Answer::new(self.intake.text().tokenizer(), &stops);

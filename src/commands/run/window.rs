@@ -8,13 +8,15 @@ use std::collections::VecDeque;
 use super::prepare::Prepared;
 use crate::{
     batch::RequestHead,
-    engine::{Cut, PromptPlan},
+    cache::Tier,
+    engine::{Cut, GenerationRequest, PromptPlan},
     plan::{self, PlanOptions, PlanPrompt, WindowPlan},
     text::Span,
 };
 
-/// Metadata that a window's requests hold together, beyond which it is run before more is read.
-const MAX_METADATA_BYTES: usize = 1 << 20;
+/// Metadata that a window's requests hold together, beyond which it is run before more is read: 256 bytes
+/// for each request of a full window.
+const MAX_METADATA_BYTES: usize = 2 << 20;
 
 /// A request that is ready for the engine.
 #[derive(Debug)]
@@ -52,13 +54,14 @@ impl Windows {
             || self.num_gathered_metadata_bytes >= MAX_METADATA_BYTES
     }
 
-    /// Takes the next request in the plan's order; when none is planned, what has been gathered is
-    /// planned. `is_last` says that no more will be, and that nothing stored outlives the run.
-    pub(super) fn next(&mut self, is_last: bool) -> Option<Ready> {
-        if self.planned.is_empty() {
-            self.plan(is_last);
-        }
+    /// Takes the next request in the plan's order.
+    pub(super) fn next(&mut self) -> Option<Ready> {
         self.planned.pop_front()
+    }
+
+    /// The requests that are planned and not taken yet.
+    pub(super) fn planned(&self) -> impl Iterator<Item = &GenerationRequest> {
+        self.planned.iter().map(|ready| &ready.prepared.generation)
     }
 
     /// Whether no request is left to be submitted.
@@ -71,7 +74,9 @@ impl Windows {
         !self.planned.is_empty()
     }
 
-    fn plan(&mut self, is_last: bool) {
+    /// Plans what has been gathered; nothing may be planned still. `is_last` says that no more will be
+    /// gathered, and that nothing stored outlives the run.
+    pub(super) fn plan(&mut self, is_last: bool) {
         let gathered = std::mem::take(&mut self.gathering);
         self.num_gathered_tokens = 0;
         self.num_gathered_metadata_bytes = 0;
@@ -90,13 +95,12 @@ impl Windows {
         let mut gathered: Vec<Option<Ready>> = gathered.into_iter().map(Some).collect();
         for (place, &index) in plan.order.iter().enumerate() {
             let Some(mut ready) = gathered.get_mut(index).and_then(Option::take) else { continue };
+            let mut start = 0;
             let cuts = plan.cuts[index].iter().map(|cut| {
                 let first = (cut.last_user_order + 1).saturating_sub(cut.num_users as u64);
-                Cut {
-                    position: cut.position,
-                    tier: tier_at(&ready.prepared.spans, cut.position),
-                    users: first..=cut.last_user_order,
-                }
+                let tier = tier_of(&ready.prepared.spans, start, cut.position);
+                start = cut.position;
+                Cut { position: cut.position, tier, users: first..=cut.last_user_order }
             });
             let cuts = cuts.collect();
             let order = first_order + place as u64;
@@ -106,8 +110,29 @@ impl Windows {
     }
 }
 
-/// Tier of the tokens that end at a position.
-fn tier_at(spans: &[Span], position: usize) -> crate::cache::Tier {
-    let span = spans.iter().find(|span| span.end >= position).or(spans.last());
-    span.map_or(crate::cache::Tier::User, |span| span.tier)
+/// The most persistent tier of any span that ends among the tokens from `start` to `end`; where none does,
+/// that of the span they are part of.
+fn tier_of(spans: &[Span], start: usize, end: usize) -> Tier {
+    let ends_there = spans.iter().filter(|span| span.end > start && span.end <= end);
+    let ending = ends_there.map(|span| span.tier).max();
+    let around = || spans.iter().find(|span| span.end >= end).or(spans.last()).map(|span| span.tier);
+    ending.or_else(around).unwrap_or(Tier::User)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_has_the_most_persistent_tier_of_what_ends_in_it() {
+        let span = |end, tier| Span { end, tier };
+        let spans = [span(10, Tier::System), span(20, Tier::User), span(23, Tier::Assistant)];
+        let tiers = [(0, 5), (0, 10), (5, 12), (10, 15), (10, 20), (15, 22), (10, 23), (20, 22), (0, 23)]
+            .map(|(start, end)| tier_of(&spans, start, end));
+        use Tier::{Assistant, System, User};
+        // A prompt that several share ends in the answer's header: it was a piece of tier assistant, and
+        // went before those that one request has alone.
+        assert_eq!(tiers, [System, System, System, User, User, User, User, Assistant, System]);
+        assert_eq!(tier_of(&[], 0, 5), User);
+    }
 }

@@ -4,11 +4,16 @@
 //! stored of the prompt itself is [`super::prompts`]'.
 
 use super::{Prefixes, Unconfirmed, discard, make_room_for, make_room_for_leaf};
-use crate::cache::{Inserted, NodeId, Place, ResumeRule, Tier};
+use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, Tier};
 use crate::engine::sequence::Sequence;
 use crate::engine::{Runner, RunnerError, Stored, TokenId};
 
 impl Prefixes {
+    /// Whether there is a place for a sequence's answer in the tree.
+    pub(in crate::engine) fn can_keep_answer(&self, sequence: &Sequence) -> bool {
+        self.cache.is_some() && !sequence.hold.is_detached
+    }
+
     /// Takes what a sequence has computed after its path up to `end` out of the runner, for
     /// [`Prefixes::keep`] once its tokens are known. The sequence must not run on.
     ///
@@ -19,11 +24,11 @@ impl Prefixes {
         sequence: &Sequence,
         end: usize,
     ) -> Result<Option<Stored>, RunnerError> {
-        let hold = &sequence.hold;
-        if self.cache.is_none() || hold.is_detached || end <= hold.num_tokens {
+        let num_stored = sequence.hold.num_tokens;
+        if !self.can_keep_answer(sequence) || end <= num_stored {
             return Ok(None);
         }
-        runner.store(sequence.id, end - hold.num_tokens).map(Some)
+        runner.store(sequence.id, end - num_stored).map(Some)
     }
 
     /// Keeps the end of a sequence's tokens, `rest` from its path on, as an answer, if there is room
@@ -36,7 +41,7 @@ impl Prefixes {
         mut stored: Stored,
     ) -> Result<(), RunnerError> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        if !make_room_for(cache, runner, stored.num_bytes(), self.now) {
+        if !make_room_for(cache, runner, stored.num_bytes(), self.now, Claim::Spare) {
             discard(runner, stored);
             return Ok(());
         }
@@ -106,11 +111,10 @@ impl Prefixes {
         stored: &mut Stored,
     ) -> Result<(), RunnerError> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        if cache.tree().node(node).is_some_and(|node| node.checkpoint().is_none()) {
-            cache.set_checkpoint(node, stored.checkpoint.take())?;
-            self.note_stored(Unconfirmed::Checkpoint(node));
-            self.make_room_for_checkpoint(runner, node)?;
+        let is_missing = cache.tree().node(node).is_some_and(|node| node.checkpoint().is_none());
+        match stored.checkpoint.take_if(|_| is_missing) {
+            Some(checkpoint) => self.set_checkpoint(runner, node, checkpoint),
+            None => Ok(()),
         }
-        Ok(())
     }
 }

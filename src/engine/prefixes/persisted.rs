@@ -11,9 +11,11 @@ use std::{
     io::Read,
 };
 
-use super::{Prefixes, Unconfirmed, discard_all, make_room, make_room_for};
-use crate::cache::{Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
-use crate::engine::{Exported, GenerationRequest, ImportError, Runner, RunnerError, StoredSegment};
+use super::{Prefixes, Unconfirmed, discard_all};
+use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
+use crate::engine::{
+    Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, StoredSegment,
+};
 use crate::snapshot::{Extent, Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
 
 /// What is new is saved before it takes this share of the cache's limit: what is evicted, the oldest,
@@ -34,6 +36,15 @@ pub(super) struct Persisted {
 pub struct PersistStats {
     pub num_restored_tokens: usize,
     pub num_restored_bytes: u64,
+}
+
+/// Prompt tokens that need not be computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::engine) struct Resumable {
+    /// Their KV is in memory.
+    pub num_here: usize,
+    /// It is there or in the cache file.
+    pub num_with_file: usize,
 }
 
 /// What became of a stored piece that was to be brought in.
@@ -81,16 +92,17 @@ impl Prefixes {
         is_nearly_full && self.persisted.num_unsaved_bytes > max_bytes / MAX_UNSAVED_SHARE
     }
 
-    /// Prompt tokens that a sequence could resume with if it entered now, once what the file has is
-    /// brought in; `None` if another is computing more of them.
-    pub(in crate::engine) fn resumable_with_file(&self, prompt: &[TokenId]) -> Option<usize> {
+    /// Prompt tokens that a sequence could resume with if it entered now, in memory and once what the file
+    /// has is brought in; `None` if another is computing more of them.
+    pub(in crate::engine) fn resumable_with_file(&self, prompt: &[TokenId]) -> Option<Resumable> {
         let num_here = self.resumable(prompt)?;
         let snapshot = self.persisted.snapshot.as_ref().filter(|_| self.cache.is_some());
         let num_there = snapshot.map_or(0, |snapshot| snapshot.num_resumable(reusable(prompt)));
-        Some(num_here.max(num_there))
+        Some(Resumable { num_here, num_with_file: num_here.max(num_there) })
     }
 
-    /// Brings in what a cache file has of a prompt and memory has not.
+    /// Brings in what a cache file has of a prompt and memory has not, over the limit if need be: the
+    /// request enters next, or the caller makes room.
     ///
     /// Pieces that turn out to be damaged are left out, with all that continues them.
     pub(in crate::engine) fn bring_in(
@@ -107,7 +119,7 @@ impl Prefixes {
                 return Ok(());
             }
             let pieces = snapshot.find(tokens);
-            let brought_in = self.bring_in_pieces(runner, tokens, &pieces);
+            let brought_in = self.bring_in_pieces(runner, tokens, &pieces, &request.plan);
             if let Ok(Prompted::Damaged(extent)) = brought_in
                 && let Some(snapshot) = &mut self.persisted.snapshot
             {
@@ -120,9 +132,6 @@ impl Prefixes {
                 snapshot.mark_used(node).map_err(told)?;
             }
             self.expect(&request.prompt, &request.plan)?;
-            if let Some(cache) = &mut self.cache {
-                make_room(cache, runner, self.now);
-            }
             return brought_in.map(drop);
         }
         Ok(())
@@ -133,10 +142,16 @@ impl Prefixes {
         runner: &mut impl Runner,
         tokens: &[TokenId],
         pieces: &[Found],
+        plan: &PromptPlan,
     ) -> Result<Prompted, RunnerError> {
         let Some(last) = pieces.last() else { return Ok(Prompted::Unreadable) };
+        // What planned requests beside this one use may push out what is needed later.
+        let claim_of = |found: &Found| match plan.is_shared_up_to(found.end) {
+            true => Claim::Needed,
+            false => Claim::Spare,
+        };
         for found in pieces {
-            match self.bring_in_segment(runner, &tokens[..found.end], found)? {
+            match self.bring_in_segment(runner, &tokens[..found.end], found, claim_of(found))? {
                 BroughtIn::Yes => {}
                 BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
                 BroughtIn::Damaged => return Ok(Prompted::Damaged(found.piece.extent)),
@@ -145,7 +160,7 @@ impl Prefixes {
         if self.rule == ResumeRule::Checkpoints
             && let Some(checkpoint) = last.checkpoint
         {
-            match self.bring_in_checkpoint(runner, &tokens[..last.end], &checkpoint)? {
+            match self.bring_in_checkpoint(runner, &tokens[..last.end], &checkpoint, claim_of(last))? {
                 BroughtIn::Yes => {}
                 BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
                 BroughtIn::Damaged => return Ok(Prompted::Damaged(checkpoint.extent)),
@@ -160,6 +175,7 @@ impl Prefixes {
         runner: &mut impl Runner,
         tokens: &[TokenId],
         found: &Found,
+        claim: Claim,
     ) -> Result<BroughtIn, RunnerError> {
         let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
         let here = cache.find(tokens);
@@ -176,7 +192,7 @@ impl Prefixes {
         let extent = found.piece.extent;
         let num_wanted = found.end - start;
         let bytes_per_token = extent.num_bytes / u64::from(extent.num_tokens.max(1));
-        self.make_room_below(runner, parent, bytes_per_token * num_wanted as u64)?;
+        self.make_room_at(runner, parent, bytes_per_token.saturating_mul(num_wanted as u64), claim)?;
         let segment = self.read(runner, &found.piece, |runner, bytes| {
             runner.import(Exported {
                 bytes,
@@ -203,32 +219,16 @@ impl Prefixes {
         Ok(BroughtIn::Yes)
     }
 
-    /// Makes room, as far as that is possible, for bytes that are to come below a node.
-    fn make_room_below(
-        &mut self,
-        runner: &mut impl Runner,
-        parent: Option<NodeId>,
-        num_bytes: u64,
-    ) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        if let Some(parent) = parent {
-            cache.pin(parent)?;
-        }
-        make_room_for(cache, runner, num_bytes, self.now);
-        if let Some(parent) = parent {
-            cache.unpin(parent)?;
-        }
-        Ok(())
-    }
-
     /// Gives the node that ends with the tokens the recurrent state there.
     fn bring_in_checkpoint(
         &mut self,
         runner: &mut impl Runner,
         tokens: &[TokenId],
         checkpoint: &Piece,
+        claim: Claim,
     ) -> Result<BroughtIn, RunnerError> {
         let node = self.end_of(runner, tokens)?;
+        self.make_room_at(runner, node, checkpoint.extent.num_bytes, claim)?;
         let state =
             self.read(runner, checkpoint, |runner, bytes| runner.import_checkpoint(tokens.len(), bytes));
         let state = match state {

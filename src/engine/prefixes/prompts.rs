@@ -11,7 +11,7 @@ use super::{
     Due, DueKind, Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for, make_room_for_leaf,
     segment_of,
 };
-use crate::cache::{Inserted, OwnerId, Place, PromptCache, Step, Tier, reusable};
+use crate::cache::{Claim, Inserted, OwnerId, Place, PromptCache, Step, Tier, reusable};
 use crate::engine::sequence::Sequence;
 use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
 
@@ -80,9 +80,43 @@ impl Prefixes {
             sequence.hold.due.push_back(Due { end: step.end, node: step.node, kind: DueKind::Checkpoint });
             self.awaited.insert(step.node, sequence.id);
         }
+        self.take_over(runner, sequence)?;
+        let Some(cache) = &mut self.cache else { return Ok(()) };
         announce(cache, sequence)?;
         // A split may have left a whole beside its halves.
         make_room(cache, runner, self.now);
+        Ok(())
+    }
+
+    /// Makes what a sequence has just resumed on its own, from the end, as far as the cache has no room for
+    /// it and nobody else is known to use it: it is held as what the sequence computes itself would be.
+    ///
+    /// So a cache file is of use to prompts that do not all fit under the limit together.
+    fn take_over(&mut self, runner: &mut impl Runner, sequence: &mut Sequence) -> Result<(), RunnerError> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let hold = &mut sequence.hold;
+        if !hold.due.is_empty() {
+            return Ok(());
+        }
+        let order = sequence.request.plan.order;
+        // The halves of what was split may be all there is too much of.
+        make_room_for(cache, runner, 0, self.now, Claim::Spare);
+        while let Some(id) = hold.node.filter(|_| cache.is_over_limit()) {
+            let Some(node) = cache.tree().node(id) else { break };
+            let has_others = node.expected().is_some_and(|expected| expected.last > order);
+            if !node.is_leaf() || node.num_pins() > 1 || has_others {
+                break;
+            }
+            let (parent, num_tokens) = (node.parent(), node.tokens().len());
+            if let Some(parent) = parent {
+                cache.pin(parent)?;
+            }
+            hold.node = parent;
+            cache.unpin(id)?;
+            discard_all(runner, cache.remove(id)?);
+            hold.num_taken_over += num_tokens;
+            hold.is_detached = true;
+        }
         Ok(())
     }
 
@@ -115,7 +149,8 @@ impl Prefixes {
         self.note_stored(Unconfirmed::Node(due.node));
         let Some(cache) = &mut self.cache else { return Ok(()) };
         let is_private = due.kind == DueKind::Private;
-        if !make_room_for(cache, runner, stored.num_bytes(), self.now) && is_private {
+        let claim = if is_private { Claim::Spare } else { Claim::Needed };
+        if !make_room_for(cache, runner, stored.num_bytes(), self.now, claim) && is_private {
             // Nothing else of it is announced: the private piece is the last.
             cache.cancel(OwnerId(sequence.id.0));
             discard(runner, stored);
@@ -150,11 +185,11 @@ impl Prefixes {
         stored: Stored,
     ) -> Result<(), RunnerError> {
         self.awaited.remove(&due.node);
-        self.note_stored(Unconfirmed::Checkpoint(due.node));
-        let Some(cache) = &mut self.cache else { return Ok(()) };
         runner.discard(stored.segment.id);
-        discard_all(runner, cache.set_checkpoint(due.node, stored.checkpoint)?);
-        self.make_room_for_checkpoint(runner, due.node)
+        match stored.checkpoint {
+            Some(checkpoint) => self.set_checkpoint(runner, due.node, checkpoint),
+            None => Ok(()),
+        }
     }
 }
 
@@ -172,6 +207,9 @@ fn checkpoints_to_bring<'a>(recomputed: &'a [Step], plan: &'a PromptPlan) -> imp
 /// by itself where there is no room for it.
 fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> Result<(), RunnerError> {
     let Sequence { id, request, hold, .. } = sequence;
+    if hold.is_detached {
+        return Ok(());
+    }
     let (plan, tokens) = (&request.plan, reusable(&request.prompt));
     let whole = Cut { position: tokens.len(), tier: Tier::User, users: plan.order..=plan.order };
     let mut parent = hold.node;

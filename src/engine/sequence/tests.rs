@@ -3,7 +3,7 @@
 //! Owns single sequences; many at once are in the engine's tests.
 
 use super::super::fake_runner::greedy;
-use super::super::{Cut, PromptPlan};
+use super::super::{AnswerRecurs, Cut, PromptPlan};
 use super::*;
 use crate::cache::Tier;
 
@@ -16,6 +16,7 @@ fn sequence(num_prompt_tokens: u32, max_new_tokens: usize, cuts: &[usize]) -> Se
         end_ids: [99].into(),
         sampling: greedy(3),
         plan: PromptPlan { cuts: cuts.iter().map(cut).collect(), ..PromptPlan::default() },
+        answer_recurs: AnswerRecurs::default(),
     };
     Sequence::new(SequenceId(1), request)
 }

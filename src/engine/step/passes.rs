@@ -8,7 +8,7 @@ use std::mem;
 
 use super::Engine;
 use crate::engine::pass::{Pass, Row};
-use crate::engine::prefixes::Prefixes;
+use crate::engine::prefixes::{Prefixes, Resumable};
 use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
 use crate::engine::{Event, FinishReason, Group, Runner, RunnerError, SequenceId, TokenId};
@@ -26,10 +26,13 @@ enum Entry {
 impl Entry {
     /// Has a sequence begin where so many of its tokens are stored; `None` while more of them are being
     /// computed.
-    fn of(composer: &Composer<'_>, sequence: &mut Sequence, num_cached_tokens: Option<usize>) -> Self {
-        let Some(num_cached_tokens) = num_cached_tokens else { return Self::Waits };
-        sequence.enter(num_cached_tokens);
-        if composer.has_place(&sequence.counts()) { Self::Enters } else { Self::HasNoPlace }
+    fn of(composer: &Composer<'_>, sequence: &mut Sequence, resumable: Option<Resumable>) -> Self {
+        let Some(Resumable { num_here, num_with_file }) = resumable else { return Self::Waits };
+        sequence.enter(num_with_file);
+        let mut counts = sequence.counts();
+        // What is to be brought in takes memory as what is computed does.
+        counts.max_kv_tokens = counts.max_kv_tokens.saturating_add(num_with_file - num_here);
+        if composer.has_place(&counts) { Self::Enters } else { Self::HasNoPlace }
     }
 }
 
@@ -69,6 +72,7 @@ impl<R: Runner> Engine<R> {
         let num_restored_bytes = |prefixes: &Prefixes| prefixes.persist_stats().num_restored_bytes;
         let before = num_restored_bytes(&self.prefixes);
         let mut index = 0;
+        composer.set_held(self.num_held_tokens());
         while composer.has_free_row()
             && index < self.waiting.len()
             && num_restored_bytes(&self.prefixes) - before <= limits.max_restored_bytes
@@ -94,6 +98,7 @@ impl<R: Runner> Engine<R> {
             self.stats.num_cached_tokens += sequence.num_cached_tokens;
             composer.add(sequence.counts());
             self.running.push(sequence);
+            composer.set_held(self.num_held_tokens());
         }
         let work = composer.into_work();
         if let Some(error) = not_brought_in {
@@ -105,6 +110,14 @@ impl<R: Runner> Engine<R> {
         (!work.is_empty()).then_some(work)
     }
 
+    /// Tokens that the prompt cache holds beyond its limit, since running sequences need them, less what
+    /// these have stored of their own prompts and are charged for already.
+    fn num_held_tokens(&self) -> usize {
+        let num_over_limit = self.prefixes.num_tokens_over_limit(self.limits.kv_bytes_per_token);
+        let num_charged = self.running.iter().map(Sequence::num_stored_tokens).sum();
+        num_over_limit.saturating_sub(num_charged)
+    }
+
     /// Whether one that waits can enter the pass. What a cache file has of its prompt is brought in once
     /// there is a place: before, it would only push out what others use, and be pushed out in turn.
     fn entry_of(
@@ -114,15 +127,20 @@ impl<R: Runner> Engine<R> {
         not_brought_in: &mut Option<RunnerError>,
     ) -> Entry {
         let sequence = &mut self.waiting[index];
-        let num_cached_tokens = self.prefixes.resumable_with_file(&sequence.request.prompt);
-        let mut entry = Entry::of(composer, sequence, num_cached_tokens);
+        let resumable = self.prefixes.resumable_with_file(&sequence.request.prompt);
+        let mut entry = Entry::of(composer, sequence, resumable);
         if entry == Entry::Enters {
             if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
                 // Computed instead.
                 not_brought_in.get_or_insert(error);
             }
-            let num_cached_tokens = self.prefixes.resumable(&sequence.request.prompt);
-            entry = Entry::of(composer, sequence, num_cached_tokens);
+            let resumable = self.prefixes.resumable(&sequence.request.prompt);
+            let resumable = resumable.map(|num_here| Resumable { num_here, num_with_file: num_here });
+            entry = Entry::of(composer, sequence, resumable);
+            if entry != Entry::Enters {
+                // Nobody resumes on what was brought in.
+                self.prefixes.make_room(&mut self.runner);
+            }
         }
         if entry != Entry::Enters {
             sequence.state = State::Waiting;

@@ -67,6 +67,28 @@ fn the_next_turn_of_a_conversation_finds_the_answer() {
 }
 
 #[test]
+fn an_answer_that_cannot_come_again_is_not_kept() {
+    // Where the template drops the thinking of earlier turns, no later prompt begins with such an answer, and
+    // it took the place of others in memory and in the file.
+    for rule in RULES {
+        for (lookahead, end_ids) in [(false, &[][..]), (true, &[]), (true, &[1]), (false, &[1])] {
+            let mut requests = [request(0, words(0, 4), 9, end_ids), request(1, words(20, 4), 9, end_ids)];
+            requests[0].answer_recurs = AnswerRecurs::asking(|tokens| {
+                assert!(!tokens.is_empty());
+                false
+            });
+            let run = answered(cached_engine(limits(4, 8, lookahead), rule, u64::MAX), &requests);
+            let held = run.engine.cache_usage().unwrap();
+            assert_eq!(held.tiers[Tier::Assistant].num_entries, 1, "{rule:?} {lookahead} {end_ids:?}");
+            let (next, _) = next_turn(2, &requests[0], 10);
+            let mut run = answered(run.engine, &[next]);
+            assert_eq!(run.num_cached[&RequestId(2)], 3, "the prompt is there");
+            checks::at_the_end(&mut run.engine);
+        }
+    }
+}
+
+#[test]
 fn answers_to_the_same_prompt_are_kept_side_by_side() {
     // Found by reading: each answer begins with the prompt's last token, so the second one always
     // overlapped the first and was dropped.
@@ -209,10 +231,11 @@ fn what_nobody_can_ask_for_again_is_not_stored() {
     for rule in RULES {
         let mut run = answered(cached_engine(limits(2, 64, true), rule, u64::MAX), &requests);
         assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9, "{rule:?}");
-        // Nor is a prompt cut for it: the prefix, and each one's rest.
+        // It is cut for it all the same, as where it is stored: the prefix, and each one's two pieces. Else a
+        // run with a cache file computed other shapes than one without.
         let is_prompt = |group: &&Group| matches!(group.input, Input::Prompt(_));
         let num_chunks = run.engine.runner().passes.iter().flatten().filter(is_prompt).count();
-        assert_eq!(num_chunks, 1 + 4, "{rule:?}");
+        assert_eq!(num_chunks, 1 + 2 * 4, "{rule:?}");
         let held = run.engine.cache_usage().unwrap();
         assert_eq!((held.num_bytes, held.num_evictions()), (held.peak_bytes, 0), "{rule:?}");
         // The shared prefix alone, and its state.
@@ -245,6 +268,38 @@ fn a_prefix_larger_than_the_cache_is_kept_for_those_who_share_it() {
         assert_eq!(run.engine.runner().num_prefilled(), 20 + 4 * 9, "{rule:?}");
         let usage = run.engine.cache_usage().unwrap();
         assert!(usage.num_over_limit > 0 && usage.peak_bytes >= 20 * BYTES_PER_TOKEN, "it is told");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
+fn shared_prefixes_beyond_the_limit_count_against_the_memory_of_the_batch() {
+    // Whoever computed a prefix was charged for it and ended first; those who shared it held it for nothing,
+    // so one prefix after the other came in.
+    let requests: Vec<_> = (0..16)
+        .map(|id| {
+            let first = id / 2 * 2;
+            let cut = Cut { position: 20, tier: Tier::User, users: first..=first + 1 };
+            let prompt = [words(100 * (id as u32 / 2), 20), words(5000 + 10 * id as u32, 3)].concat();
+            let plan = PromptPlan { order: id, cuts: vec![cut], drops_private: true };
+            let num_new = if id == first { 4 } else { 30 };
+            GenerationRequest { plan, ..request(id, prompt, num_new, &[]) }
+        })
+        .collect();
+    let (max_bytes, max_batch_tokens) = (25 * BYTES_PER_TOKEN, 300);
+    for rule in RULES {
+        let limits = Limits { max_batch_tokens: Some(max_batch_tokens), ..limits(16, 64, false) };
+        let mut peak_bytes = 0;
+        let mut run = run_with(cached_engine(limits, rule, max_bytes), &uninterrupted(&requests), |engine| {
+            let own_bytes = engine.runner().num_own_tokens() as u64 * BYTES_PER_TOKEN;
+            peak_bytes = peak_bytes.max(engine.runner().num_stored_bytes() + own_bytes);
+        });
+        for request in &requests {
+            assert_eq!(run.outcomes[&request.id], answer_alone(request));
+        }
+        assert!(peak_bytes > max_bytes, "{rule:?}: what is needed is kept");
+        let most = max_bytes + max_batch_tokens as u64 * BYTES_PER_TOKEN;
+        assert!(peak_bytes <= most, "{rule:?}: {peak_bytes} of {most}");
         checks::at_the_end(&mut run.engine);
     }
 }

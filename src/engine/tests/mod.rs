@@ -183,7 +183,8 @@ impl Run {
 
 fn request(id: u64, prompt: Vec<TokenId>, max_new_tokens: usize, end_ids: &[TokenId]) -> GenerationRequest {
     let (id, end_ids, sampling) = (RequestId(id), end_ids.into(), greedy(id % 3));
-    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan: PromptPlan::default() }
+    let (plan, answer_recurs) = (PromptPlan::default(), AnswerRecurs::default());
+    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan, answer_recurs }
 }
 
 fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limits {
@@ -192,6 +193,7 @@ fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limit
         prefill_chunk: NonZeroUsize::new(prefill_chunk).unwrap(),
         max_batch_tokens: None,
         lookahead,
+        kv_bytes_per_token: fake_runner::BYTES_PER_TOKEN,
         max_restored_bytes: u64::MAX,
     }
 }

@@ -242,3 +242,33 @@ fn who_has_to_wait_for_a_row_is_not_brought_in_at_every_step() {
     assert_eq!(num_restored(&run.engine), 2 * 19);
     checks::at_the_end(&mut run.engine);
 }
+
+#[test]
+fn prompts_that_do_not_all_fit_under_the_limit_are_read_once_and_run_on() {
+    // Rows held as much as the limit allows, so what was read for the next one was dropped at once: it was
+    // computed after all, or, where it found no place, read again in every step.
+    let requests: Vec<_> = (0..6).map(|id| request(id, words(100 * id as u32, 20), 12, &[])).collect();
+    let max_bytes = 30 * BYTES_PER_TOKEN;
+    for rule in RULES {
+        let file = CacheFile::new();
+        saved(answered(file.engine(limits(6, 64, false), rule), &requests));
+        // With a place for all, and with one for the KV of two at a time.
+        for max_batch_tokens in [None, Some(2 * 31)] {
+            let limits = Limits { max_batch_tokens, ..limits(6, 64, false) };
+            let engine = file.attach(cached_engine(limits, rule, max_bytes), rule);
+            let mut run = run_with(engine, &uninterrupted(&requests), |engine| {
+                let usage = engine.cache_usage().unwrap();
+                assert!(usage.num_bytes + usage.outside_bytes <= max_bytes, "{rule:?}: {usage:?}");
+            });
+            for request in &requests {
+                assert_eq!(run.outcomes[&request.id], answer_alone(request));
+                assert_eq!(run.num_cached[&request.id], 19);
+            }
+            assert_eq!(run.engine.runner().num_prefilled(), 0, "{rule:?}");
+            assert_eq!(num_restored(&run.engine), 6 * 19, "{rule:?}");
+            let peak_rows = run.engine.stats().peak_rows;
+            assert!(if max_batch_tokens.is_some() { peak_rows <= 2 } else { peak_rows == 6 }, "{peak_rows}");
+            checks::at_the_end(&mut run.engine);
+        }
+    }
+}

@@ -240,11 +240,8 @@ fn a_turn_that_is_rewritten_later_has_no_boundary() {
 #[test]
 fn an_answer_recurs_unless_the_template_rewrites_it() {
     let recurs = |template: &str, answer: &str| {
-        let messages = conversation(&[("user", "1+1?")]);
-        let extra = Map::new();
-        let request =
-            RenderRequest { messages: &messages, tools: None, add_generation_prompt: true, extra: &extra };
-        model(template).answer_recurs(&request, answer)
+        let model = model(template);
+        model.answer_recurs(&Map::new(), &model.tokenizer().encode(answer, false).expect("encodes"))
     };
     let think = "<think>\nHm.\n</think>\n\nIt is 2.";
     for (template, answer, expected) in [

@@ -23,6 +23,7 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
         prefill_chunk: chunk,
         max_batch_tokens: None,
         lookahead: true,
+        kv_bytes_per_token: 1,
         max_restored_bytes: u64::MAX,
     };
     let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
