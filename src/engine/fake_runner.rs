@@ -15,8 +15,8 @@ pub(crate) use store::BYTES_PER_TOKEN;
 use store::Store;
 
 use super::{
-    Exported, Group, ImportError, Input, Limits, Runner, RunnerError, SamplingParams, SegmentId, SequenceId,
-    Stored, StoredSegment, TokenId,
+    Exported, Group, ImportError, Input, Limits, NO_TOKEN, Runner, RunnerError, SamplingParams, SegmentId,
+    SequenceId, Stored, StoredSegment, TokenId,
 };
 
 /// Tokens that the fake model knows; few, so that end tokens come up.
@@ -45,6 +45,8 @@ pub(crate) struct Failures {
     pub collect: Option<usize>,
     /// Counts `resume`, `store`, `split`, export and import together.
     pub cache_call: Option<usize>,
+    /// In this collection there is no token for the first row.
+    pub no_token: Option<usize>,
     /// Every collection comes back a token short.
     pub loses_tokens: bool,
 }
@@ -232,6 +234,11 @@ impl Runner for FakeRunner {
         if self.failures.collect == Some(number) {
             self.lose(number);
             return Err(RunnerError(format!("pass {number} is out of memory")));
+        }
+        if self.failures.no_token == Some(number)
+            && let Some(token) = tokens.first_mut()
+        {
+            *token = NO_TOKEN;
         }
         Ok(tokens)
     }

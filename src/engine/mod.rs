@@ -58,8 +58,8 @@ pub use request::{
     AnswerRecurs, Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError,
 };
 pub use runner::{
-    Exported, Group, ImportError, Input, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored,
-    StoredSegment,
+    Exported, Group, ImportError, Input, NO_TOKEN, Runner, RunnerError, SamplingParams, SegmentId,
+    SequenceId, Stored, StoredSegment,
 };
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;

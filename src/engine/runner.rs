@@ -101,6 +101,9 @@ pub struct Exported<'a> {
     pub position: usize,
 }
 
+/// What [`Runner::collect`] gives where a model's logits are no numbers, so that there is no token.
+pub const NO_TOKEN: TokenId = TokenId::MAX;
+
 /// Why a forward pass could not be computed.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -130,7 +133,8 @@ pub trait Runner {
     fn launch(&mut self, groups: &[Group]) -> Result<(), RunnerError>;
 
     /// Waits for the oldest launched pass that is not collected yet and returns the tokens it
-    /// sampled, in the order of those of its groups that sample.
+    /// sampled, in the order of those of its groups that sample; [`NO_TOKEN`] where there is none. A
+    /// sequence without one is released next, as its KV is worth nothing.
     ///
     /// A pass that fails here counts as collected; the sequences in it are released next.
     fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError>;

@@ -43,6 +43,8 @@ pub struct Stats {
     pub num_cached_tokens: usize,
     /// New tokens of all requests, end tokens included.
     pub num_generated_tokens: usize,
+    /// Requests that ended because the model's logits were no numbers.
+    pub num_without_token: usize,
     /// Most sequences in one pass.
     pub peak_rows: usize,
     /// Passes that computed prompt tokens; decoding rows may have been among them.

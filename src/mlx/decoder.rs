@@ -19,6 +19,7 @@ use super::{
     ops::Ops,
     recurrent::RecurrentState,
     rope::Rope,
+    sampler::Chosen,
     weights::Weights,
 };
 use crate::models::ModelSpec;
@@ -157,18 +158,18 @@ impl Decoder {
         self.finish_logits(self.head.forward(&self.normed_rows(hidden, rows)?)?)
     }
 
-    /// The most probable token after each of the given rows of the hidden states: `(R,)`, uint32.
+    /// The most probable token after each of the given rows of the hidden states.
     ///
     /// On the CPU the vocabulary comes in parts, where the logits of all of it would take much memory.
-    pub(super) fn most_probable(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
+    pub(super) fn most_probable(&self, hidden: &Array, rows: &[i32]) -> Result<Chosen> {
         let num_logits = rows.len() * self.spec.vocab_size;
         if self.device != ComputeDevice::Cpu || num_logits <= MAX_WHOLE_LOGITS {
-            return Ok(indexing::argmax_axis(self.logits(hidden, rows)?, -1, false)?);
+            return Chosen::most_probable(&self.logits(hidden, rows)?);
         }
         self.most_probable_in_parts(hidden, rows, num_logits.div_ceil(MAX_LOGITS_OF_PART))
     }
 
-    fn most_probable_in_parts(&self, hidden: &Array, rows: &[i32], num_parts: usize) -> Result<Array> {
+    fn most_probable_in_parts(&self, hidden: &Array, rows: &[i32], num_parts: usize) -> Result<Chosen> {
         let num_outputs = self.spec.vocab_size;
         let normed = self.normed_rows(hidden, rows)?;
         let mut maxima = Vec::with_capacity(num_parts);
@@ -184,8 +185,12 @@ impl Decoder {
             tokens.push(token);
         }
         // The first part among equals, as the first token within each.
-        let part = indexing::argmax_axis(concatenated(maxima, 1)?, -1, true)?;
-        Ok(indexing::take_along_axis(concatenated(tokens, 1)?, part, -1)?.squeeze_axes(&[1])?)
+        let maxima = concatenated(maxima, 1)?;
+        let part = indexing::argmax_axis(&maxima, -1, true)?;
+        let of_part = |numbers: &Array| -> Result<Array> {
+            Ok(indexing::take_along_axis(numbers, &part, -1)?.squeeze_axes(&[1])?)
+        };
+        Ok(Chosen { tokens: of_part(&concatenated(tokens, 1)?)?, largest: of_part(&maxima)? })
     }
 
     fn normed_rows(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
@@ -226,17 +231,24 @@ mod tests {
             let hidden: Vec<f32> = (0..40 * width).map(|index| (index as f32 * 0.37).sin()).collect();
             let hidden = Array::from_slice(&hidden, &[40, width]);
             let rows: Vec<i32> = (0..40).rev().collect();
-            let tokens = |array: Array| {
-                array.eval().unwrap();
-                array.to_vec_exact::<u32>().unwrap()
-            };
-            let expected = tokens(decoder.most_probable(&hidden, &rows).unwrap());
+            let expected = decoder.most_probable(&hidden, &rows).unwrap().read().unwrap();
             let distinct: std::collections::HashSet<_> = expected.iter().collect();
             assert!(distinct.len() > 5, "{model}: {expected:?}");
             for num_parts in [2, 3, 7] {
-                let found = tokens(decoder.most_probable_in_parts(&hidden, &rows, num_parts).unwrap());
-                assert_eq!(found, expected, "{model}, {num_parts}");
+                let found = decoder.most_probable_in_parts(&hidden, &rows, num_parts).unwrap();
+                assert_eq!(found.read().unwrap(), expected, "{model}, {num_parts}");
             }
+            // What comes of a hidden state that is no number is none.
+            let numbers: Vec<f32> =
+                (0..40 * width).map(|index| if index == 7 * width { f32::NAN } else { 1.0 }).collect();
+            let broken = Array::from_slice(&numbers, &[40, width]);
+            for num_parts in [1, 3] {
+                let found =
+                    decoder.most_probable_in_parts(&broken, &[6, 7], num_parts).unwrap().read().unwrap();
+                assert!(found[0].is_some() && found[1].is_none(), "{model}: {found:?}");
+            }
+            let found = decoder.most_probable(&broken, &[7]).unwrap().read().unwrap();
+            assert_eq!(found, [None], "{model}");
         }
     }
 }

@@ -15,14 +15,14 @@ use super::{
     error::{MlxError, Result},
     live::{LiveKv, PassChunk},
     model::LoadedModel,
-    sampler::{self, Choice},
+    sampler::{self, Choice, Chosen},
     segment::{Segment, SegmentStore},
     sys,
 };
 use crate::cache::ResumeRule;
 use crate::engine::{
-    Exported, Group, ImportError, Input, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment,
-    TokenId,
+    Exported, Group, ImportError, Input, NO_TOKEN, Runner, RunnerError, SegmentId, SequenceId, Stored,
+    StoredSegment, TokenId,
 };
 
 /// Runs one loaded model.
@@ -46,7 +46,7 @@ fn stored(segment: &Segment) -> StoredSegment {
 /// A pass that is not collected.
 #[derive(Debug)]
 struct Launched {
-    sampled: Option<Array>,
+    sampled: Option<Chosen>,
     /// What to wait for where nothing is sampled.
     last_kv: Option<Array>,
 }
@@ -127,7 +127,7 @@ impl MlxRunner {
         // What no sampled token depends on has to be asked for.
         let kv: Vec<Array> =
             chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence)).cloned().collect();
-        transforms::async_eval(sampled.iter().chain(&kv))?;
+        transforms::async_eval(sampled.iter().flat_map(Chosen::arrays).chain(&kv))?;
         // A pass that samples nothing is over when its last KV is there.
         let last_kv = if sampled.is_none() { kv.last().cloned() } else { None };
         self.launched.push_back(Launched { sampled, last_kv });
@@ -195,7 +195,7 @@ impl MlxRunner {
         groups: &[Group],
         last_row: &HashMap<SequenceId, usize>,
         hidden: &Array,
-    ) -> Result<Option<Array>> {
+    ) -> Result<Option<Chosen>> {
         let sampling: Vec<(&Group, Choice<'_>)> = groups
             .iter()
             .filter_map(|group| {
@@ -212,17 +212,17 @@ impl MlxRunner {
         }
         let rows: Vec<i32> = sampling.iter().map(|(group, _)| last_row[&group.sequence] as i32).collect();
         let choices: Vec<Choice<'_>> = sampling.iter().map(|(_, choice)| choice.clone()).collect();
-        let tokens = if choices.iter().all(|choice| choice.params.is_greedy()) {
+        let chosen = if choices.iter().all(|choice| choice.params.is_greedy()) {
             self.decoder.most_probable(hidden, &rows)?
         } else {
             sampler::choose(self.decoder.ops(), &self.decoder.logits(hidden, &rows)?, &choices)?
         };
         self.num_passes += 1;
         for (row, (group, _)) in sampling.iter().enumerate() {
-            let token = SampledToken { pass: self.num_passes, tokens: tokens.clone(), row };
+            let token = SampledToken { pass: self.num_passes, tokens: chosen.tokens.clone(), row };
             self.last_sampled.insert(group.sequence, token);
         }
-        Ok(Some(tokens))
+        Ok(Some(chosen))
     }
 
     /// The tokens that these sequences sampled last, `(B,)`.
@@ -257,11 +257,8 @@ impl MlxRunner {
         if let Some(kv) = pass.last_kv {
             kv.eval()?;
         }
-        let Some(tokens) = pass.sampled else { return Ok(Vec::new()) };
-        tokens.eval()?;
-        tokens
-            .to_vec_exact::<u32>()
-            .map_err(|error| MlxError::Unsupported(format!("sampled tokens cannot be read: {error}")))
+        let Some(chosen) = pass.sampled else { return Ok(Vec::new()) };
+        Ok(chosen.read()?.into_iter().map(|token| token.unwrap_or(NO_TOKEN)).collect())
     }
 
     /// Bytes of all stored segments and checkpoints.
@@ -290,9 +287,12 @@ impl MlxRunner {
 impl Drop for MlxRunner {
     fn drop(&mut self) {
         for pass in self.launched.drain(..) {
-            for array in pass.sampled.iter().chain(&pass.last_kv) {
-                // Nobody is left to hear of a failure.
-                let _ = array.eval();
+            // Nobody is left to hear of a failure.
+            if let Some(chosen) = &pass.sampled {
+                let _ = chosen.tokens.eval();
+            }
+            if let Some(kv) = &pass.last_kv {
+                let _ = kv.eval();
             }
         }
     }

@@ -6,7 +6,11 @@
 
 use mlx_rs::{Array, Dtype, ops, ops::indexing};
 
-use super::{error::Result, ops::Ops, sys};
+use super::{
+    error::{MlxError, Result},
+    ops::Ops,
+    sys,
+};
 use crate::engine::{SamplingParams, uniform};
 
 /// One row of logits to choose from.
@@ -17,14 +21,47 @@ pub(super) struct Choice<'a> {
     pub position: usize,
 }
 
-/// Chooses a token for each row of `(R, vocabulary)` logits: `(R,)`, uint32.
-pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>]) -> Result<Array> {
+/// A token for each of R rows, and the largest logit there: what is chosen among what is no number is no
+/// choice.
+#[derive(Debug, Clone)]
+pub(super) struct Chosen {
+    /// `(R,)`, uint32.
+    pub tokens: Array,
+    /// `(R,)`, float32.
+    pub largest: Array,
+}
+
+impl Chosen {
+    /// Takes the most probable token of each row of `(R, vocabulary)` logits.
+    pub(super) fn most_probable(logits: &Array) -> Result<Self> {
+        let tokens = indexing::argmax_axis(logits, -1, true)?;
+        let largest = indexing::take_along_axis(logits, &tokens, -1)?;
+        Ok(Self { tokens: tokens.squeeze_axes(&[1])?, largest: largest.squeeze_axes(&[1])? })
+    }
+
+    /// What has to be computed.
+    pub(super) fn arrays(&self) -> [&Array; 2] {
+        [&self.tokens, &self.largest]
+    }
+
+    /// The tokens when they are computed; nothing where the logits are no numbers.
+    pub(super) fn read(&self) -> Result<Vec<Option<u32>>> {
+        mlx_rs::transforms::eval(self.arrays())?;
+        let unreadable = |error| MlxError::Unsupported(format!("sampled tokens cannot be read: {error}"));
+        let tokens = self.tokens.to_vec_exact::<u32>().map_err(unreadable)?;
+        let largest = self.largest.to_vec_exact::<f32>().map_err(unreadable)?;
+        Ok(tokens.into_iter().zip(largest).map(|(token, logit)| logit.is_finite().then_some(token)).collect())
+    }
+}
+
+/// Chooses a token for each row of `(R, vocabulary)` logits.
+pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>]) -> Result<Chosen> {
     let tokens = choices
         .iter()
         .enumerate()
         .map(|(row, choice)| choose_one(ops, &sys::slice_axis(logits, 0, row, row + 1)?, choice))
         .collect::<Result<Vec<_>>>()?;
-    Ok(ops::concatenate(&tokens, 0)?)
+    Ok(Chosen { tokens: ops::concatenate(&tokens, 0)?, largest: logits.max_axis(-1, false)? })
 }
 
 /// Chooses from one row, `(1, vocabulary)`: `(1,)`.
@@ -94,9 +131,8 @@ mod tests {
     fn draw(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
         let ops = Ops::new(ComputeDevice::Cpu);
         let row = Array::from_slice(logits, &[1, logits.len() as i32]);
-        let token = choose(&ops, &row, &[Choice { params, position }]).unwrap();
-        token.eval().unwrap();
-        token.to_vec_exact::<u32>().unwrap()[0]
+        let chosen = choose(&ops, &row, &[Choice { params, position }]).unwrap();
+        chosen.read().unwrap()[0].expect("the logits are numbers")
     }
 
     #[test]
@@ -147,8 +183,21 @@ mod tests {
         ];
         let choices: Vec<Choice> = all.iter().map(|params| Choice { params, position: 9 }).collect();
         let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices).unwrap();
-        batch.eval().unwrap();
-        let alone: Vec<u32> = (0..4).map(|row| draw(&rows[row * 50..(row + 1) * 50], &all[row], 9)).collect();
-        assert_eq!(batch.to_vec_exact::<u32>().unwrap(), alone);
+        let alone: Vec<Option<u32>> =
+            (0..4).map(|row| Some(draw(&rows[row * 50..(row + 1) * 50], &all[row], 9))).collect();
+        assert_eq!(batch.read().unwrap(), alone);
+    }
+
+    #[test]
+    fn nothing_is_chosen_among_what_is_no_number() {
+        let ops = Ops::new(ComputeDevice::Cpu);
+        let rows = [[1.0, 2.0, 0.5], [f32::NAN; 3], [3.0, f32::INFINITY, 0.0], [f32::NEG_INFINITY; 3]];
+        let logits = Array::from_slice(rows.as_flattened(), &[4, 3]);
+        for params in [params(0.0, 1.0, 0, 0.0, 1), params(1.0, 1.0, 0, 0.0, 1), params(1.0, 0.9, 2, 0.0, 1)]
+        {
+            let choices = vec![Choice { params: &params, position: 2 }; 4];
+            let chosen = choose(&ops, &logits, &choices).unwrap().read().unwrap();
+            assert!(chosen[0].is_some() && chosen[1..].iter().all(Option::is_none), "{chosen:?} {params:?}");
+        }
     }
 }

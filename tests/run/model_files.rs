@@ -182,3 +182,30 @@ fn tokenizer_and_weights_that_do_not_belong_together() {
     let message = desk.output()[0]["response"]["body"]["error"]["message"].to_string();
     assert!(message.contains("token 70000") && message.contains("304 tokens"), "{message}");
 }
+
+/// Answers were token 0 over and over, and good ones as far as anybody was told.
+#[test]
+fn weights_that_are_no_numbers() {
+    let desk = desk();
+    let model = desk.copy_model(MODEL);
+    let path = model.join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("the fixture has it");
+    let num_header_bytes = u64::from_le_bytes(*bytes.first_chunk().expect("it has a header")) as usize;
+    let header: serde_json::Value =
+        serde_json::from_slice(&bytes[8..8 + num_header_bytes]).expect("the header is JSON");
+    let place =
+        header["model.norm.weight"]["data_offsets"][0].as_u64().expect("it has a final norm") as usize;
+    bytes[8 + num_header_bytes + place..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&path, bytes).expect("there is room");
+
+    let mut command = desk.run_with(&model);
+    command.args(["--report", "report.json", "--persist-cache", "cache.bin"]);
+    command.assert().code(3).stderr(contains("cache.bin").and(contains("no numbers")));
+    for (line, number) in desk.output().iter().zip(1..) {
+        assert_eq!(line["response"]["status_code"], 500);
+        let message = message_of(line);
+        assert!(message.contains(&format!("in.jsonl:{number}")), "{message}");
+        assert!(message.contains("no numbers") && message.contains("--dtype"), "{message}");
+    }
+    assert_eq!(desk.report()["cache_file"]["num_saves"], 0);
+}

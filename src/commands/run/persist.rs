@@ -163,6 +163,11 @@ impl Saver {
                 "{failure}; the results are not touched by that, but the next run starts colder"
             ));
         }
+        if engine.stats().num_without_token > 0 {
+            warnings.push(format!(
+                "some of what was computed are no numbers: nothing more of this run was saved to {path}"
+            ));
+        }
         match snapshot.num_damaged() {
             0 => {}
             1 => warnings.push(format!(
@@ -212,5 +217,6 @@ impl Saver {
 }
 
 fn can_save<R: Runner>(engine: &Engine<R>) -> bool {
-    engine.snapshot().is_some_and(Snapshot::can_save)
+    // Prefixes may be behind what is no number, and would be for the next run.
+    engine.snapshot().is_some_and(Snapshot::can_save) && engine.stats().num_without_token == 0
 }

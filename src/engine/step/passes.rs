@@ -11,7 +11,10 @@ use crate::engine::pass::{Pass, Row};
 use crate::engine::prefixes::{Prefixes, Resumable};
 use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
-use crate::engine::{Event, FinishReason, Group, Runner, RunnerError, SequenceId, TokenId};
+use crate::engine::{Event, FinishReason, Group, NO_TOKEN, Runner, RunnerError, SequenceId, TokenId};
+
+const NOT_NUMBERS: &str = "what the model computed are no numbers: they are beyond the range of the element type \
+                           (try --dtype bf16 or f32), or its weights are damaged";
 
 /// Whether one that waits enters a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -225,6 +228,12 @@ impl<R: Runner> Engine<R> {
     /// Takes in a sampled token. Returns false where its sequence had ended before.
     fn accept(&mut self, id: SequenceId, token: TokenId) -> bool {
         let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return false };
+        if token == NO_TOKEN {
+            self.stats.num_without_token += 1;
+            let finished = self.remove_running(index, false).finished(FinishReason::Error);
+            self.note_failure(RunnerError(NOT_NUMBERS.to_owned()), vec![finished]);
+            return true;
+        }
         self.stats.num_generated_tokens += 1;
         let sequence = &mut self.running[index];
         let accepted = sequence.accept(token);

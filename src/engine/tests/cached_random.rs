@@ -200,7 +200,7 @@ proptest! {
         collect in prop::option::of(0usize..30),
         cache_call in prop::option::of(0usize..40),
     ) {
-        let failures = Failures { launch, collect, cache_call, loses_tokens: false, every_launch: false };
+        let failures = Failures { launch, collect, cache_call, ..Failures::default() };
         let requests = case.planned(0);
         let first = run(case.engine(cache, failures), &requests);
         for (request, interruption) in &requests {

@@ -180,3 +180,24 @@ fn a_runner_that_loses_a_token_is_an_error_not_a_shifted_answer() {
     assert_eq!(engine.step().unwrap().len(), 2, "both requests end, as errors");
     assert!(engine.is_idle());
 }
+
+#[test]
+fn a_row_without_a_token_ends_with_an_error_and_the_others_do_not() {
+    // Logits that are no numbers were taken for token 0, and the answer for a good one.
+    for lookahead in [false, true] {
+        let limits = limits(3, 64, lookahead);
+        let requests: Vec<_> = (0..4).map(|id| request(id, vec![id as u32; 5], 6, &[])).collect();
+        let mut runner = FakeRunner::new(limits.clone());
+        // The first pass computes the prompts.
+        runner.failures.no_token = Some(3);
+        let requests: Vec<_> = requests.into_iter().map(|request| (request, Interruption::None)).collect();
+        let run = run(Engine::new(runner, limits, None), &requests);
+        assert_eq!(run.outcomes[&RequestId(0)].finishes, [(FinishReason::Error, 2)], "{lookahead}");
+        for (request, _) in &requests[1..] {
+            assert_eq!(run.outcomes[&request.id], answer_alone(request), "{lookahead}");
+        }
+        assert_eq!(run.errors.len(), 1);
+        assert!(run.errors[0].to_string().contains("no numbers"), "{:?}", run.errors);
+        assert_eq!((run.engine.runner().num_live(), run.engine.stats().num_without_token), (0, 1));
+    }
+}
