@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::units::{counted, duration, grouped, rate, size};
-use crate::cache::CacheUsage;
+use crate::cache::{CacheUsage, TierUsage};
 
 /// The counters of a run, at any moment of it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,6 +20,9 @@ pub struct RunStats {
     pub num_prompt_tokens: u64,
     /// Those of them whose KV came from the cache.
     pub num_cached_tokens: u64,
+    /// Distinct prompt tokens of all that was planned: what has to be computed at least, with nothing cached
+    /// before; known at the end.
+    pub num_unique_tokens: Option<u64>,
     pub num_generated_tokens: u64,
     /// What the prompt cache has done, if there is one; known at the end.
     pub cache: Option<CacheUsage>,
@@ -73,12 +76,24 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
     lines.push(format!("{done} {verb} in {}{outcome}", duration(stats.wall)));
 
     if stats.num_prompt_tokens > 0 {
-        let cached = match stats.num_cached_tokens {
+        let unique = match stats.num_unique_tokens {
+            Some(num_unique) if num_unique < stats.num_prompt_tokens && ending == Ending::Complete => {
+                format!(", {} of them unique", grouped(num_unique))
+            }
+            _ => String::new(),
+        };
+        let computed = match stats.num_cached_tokens {
             0 => String::new(),
-            num_cached => format!(", {} of them cached", grouped(num_cached)),
+            num_cached => {
+                format!(
+                    "; {} computed, {} cached",
+                    grouped(stats.num_prefilled_tokens()),
+                    grouped(num_cached)
+                )
+            }
         };
         lines.push(format!(
-            "  prompt     {}{cached}{}",
+            "  prompt     {}{unique}{computed}{}",
             counted(stats.num_prompt_tokens, "token"),
             speed(stats.prefill_tokens_per_second)
         ));
@@ -104,24 +119,29 @@ fn cached(usage: &CacheUsage) -> Option<String> {
     if num_cached == 0 && num_evictions == 0 {
         return None;
     }
-    // The most persistent tier first, as prompts begin with it.
-    let mut tiers: Vec<String> = usage
-        .tiers
-        .iter()
-        .filter(|(_, tier)| tier.num_cached_tokens > 0)
-        .map(|(tier, usage)| format!("{} {}", grouped(usage.num_cached_tokens as u64), tier.name()))
-        .collect();
-    tiers.reverse();
-    let tiers = if tiers.is_empty() { String::new() } else { format!(": {}", tiers.join(", ")) };
     let entries = match num_evictions {
         1 => "1 entry".to_owned(),
         _ => format!("{} entries", grouped(num_evictions)),
     };
-    let num_cached = counted(num_cached, "token");
+    let beyond = if usage.num_over_limit > 0 { ", beyond its limit, as all of it was in use" } else { "" };
     Some(format!(
-        "  cached     {num_cached}{tiers}; {entries} evicted, {} at its peak",
+        "  cached     {}{}; {entries} evicted{}; {} at its peak{beyond}",
+        counted(num_cached, "token"),
+        by_tier(usage, |tier| tier.num_cached_tokens),
+        by_tier(usage, |tier| tier.num_evictions),
         size(usage.peak_bytes)
     ))
+}
+
+/// A counter by tier, as far as it is not 0; the most persistent tier first, as prompts begin with it.
+fn by_tier(usage: &CacheUsage, counter: impl Fn(&TierUsage) -> usize) -> String {
+    let counts = usage.tiers.iter().map(|(tier, usage)| (tier, counter(usage) as u64));
+    let mut tiers: Vec<String> = counts
+        .filter(|(_, count)| *count > 0)
+        .map(|(tier, count)| format!("{} {}", grouped(count), tier.name()))
+        .collect();
+    tiers.reverse();
+    if tiers.is_empty() { String::new() } else { format!(": {}", tiers.join(", ")) }
 }
 
 fn speed(tokens_per_second: Option<f64>) -> String {
@@ -144,6 +164,7 @@ mod tests {
             num_failed: 2,
             num_prompt_tokens: 13_400,
             num_cached_tokens: 1_400,
+            num_unique_tokens: Some(11_900),
             num_generated_tokens: 7_000,
             cache: Some(usage),
             prefill_tokens_per_second: Some(200.0),
@@ -155,8 +176,8 @@ mod tests {
             summary(&stats, Ending::Complete, "out.jsonl"),
             [
                 "110 requests done in 2m 15s: 108 ok, 2 failed",
-                "  prompt     13,400 tokens, 1,400 of them cached, 200 tokens/s",
-                "  cached     1,400 tokens: 328 system, 1,072 user; 0 entries evicted, 210 MiB at its peak",
+                "  prompt     13,400 tokens, 11,900 of them unique; 12,000 computed, 1,400 cached, 200 tokens/s",
+                "  cached     1,400 tokens: 328 system, 1,072 user; 0 entries evicted; 210 MiB at its peak",
                 "  generated  7,000 tokens, 100 tokens/s",
                 "  memory     1.0 GiB at its peak",
                 "  results    out.jsonl",
@@ -198,7 +219,15 @@ mod tests {
         stats.cache = Some(usage);
         assert_eq!(
             summary(&stats, Ending::Complete, "o")[1],
-            "  cached     0 tokens; 1 entry evicted, 3 MiB at its peak"
+            "  cached     0 tokens; 1 entry evicted: 1 assistant; 3 MiB at its peak"
+        );
+        usage.num_over_limit = 2;
+        usage.tiers[Tier::System].num_evictions = 3;
+        stats.cache = Some(usage);
+        assert_eq!(
+            summary(&stats, Ending::Complete, "o")[1],
+            "  cached     0 tokens; 4 entries evicted: 3 system, 1 assistant; 3 MiB at its peak, beyond its \
+             limit, as all of it was in use"
         );
     }
 }

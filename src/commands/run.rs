@@ -76,6 +76,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let counters = report::Counters::of(&session);
     let mut stats = session.stats.clone();
     stats.cache = session.cache_usage();
+    stats.num_unique_tokens = Some(session.num_unique_tokens() as u64);
     stats.wall = started.elapsed();
     stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
     let reader = session.intake.reader();
