@@ -198,7 +198,8 @@ def notes(rounds, answers, options):
     if "mlx-lm" in rounds[0]:
         f = rounds[0]["mlx-lm"]
         versions = ", ".join(f"{name} {version}" for name, version in f["versions"].items())
-        lines.append(f"- {versions}, {f['device']}, BLAS {f['openblas'] or 'its own'}")
+        lines.append(f"- {versions}, {f['device']}, BLAS {f['openblas'] or 'its own'}"
+                     f"{' with the kernels of ' + f['openblas_kernels'] if f['openblas_kernels'] else ''}")
         own = [[x["mlx-lm"][k] for x in rounds] for k in ("prompt_tps_of_mlx_lm", "generation_tps_of_mlx_lm")]
         lines.append(f"- as mlx-lm itself counts: {spread(own[0])} prompt and {spread(own[1])} generation tokens/s")
     if "mlxbatch" in rounds[0]:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -120,16 +121,37 @@ def environment_with(preload):
     return environment
 
 
+def kernels_of_mlxbatch(options):
+    """The name of the kernels that mlxbatch has OpenBLAS use, or None where it does not say."""
+    try:
+        facts = subprocess.run([options.mlxbatch, "--version", "-v"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    found = re.search(r"OpenBLAS \((\S+) kernels\)", facts.stdout)
+    return found.group(1) if found else None
+
+
 def run_mlx_lm(options, data, max_tokens, openblas):
-    """mlx-lm's figures on a JSONL file, with the given OpenBLAS preloaded or, with None, stock."""
+    """mlx-lm's figures on a JSONL file, with the given OpenBLAS preloaded or, with None, stock.
+
+    A preloaded OpenBLAS uses the same kernels as mlxbatch's, which chooses better ones by itself where
+    OpenBLAS does not know the processor.
+    """
     command = [options.python, str(HERE / "mlx_lm_run.py"), str(data), "--model-folder", options.model_folder]
     command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
-    out, seconds, peak_bytes = run_child(command, environment_with(openblas), "mlx-lm")
+    environment = environment_with(openblas)
+    kernels = kernels_of_mlxbatch(options) if openblas else None
+    if kernels:
+        environment.setdefault("OPENBLAS_CORETYPE", kernels)
+    out, seconds, peak_bytes = run_child(command, environment, "mlx-lm")
     figures = json.loads(out)
     if sys.platform == "linux" and bool(openblas) != bool(figures["openblas"]):
         wanted = "with" if openblas else "without"
         raise SideError(f"mlx-lm was to run {wanted} OpenBLAS but uses {figures['openblas']}")
-    return {**figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes}
+    return {
+        **figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes,
+        "openblas_kernels": environment.get("OPENBLAS_CORETYPE"),
+    }
 
 
 def run_mlxbatch(options, data, max_tokens, more_flags=()):

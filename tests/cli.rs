@@ -52,6 +52,22 @@ fn the_version_is_one_line_unless_more_is_asked_for() {
         .stdout(starts_with(one_line).and(contains("system")));
 }
 
+/// OpenBLAS takes kernels of 2004 for processors it does not know.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn matrix_products_use_what_the_processor_has_unless_told_otherwise() {
+    let version = |kernels: Option<&str>| {
+        let mut command = mlxbatch();
+        command.env_remove("OPENBLAS_CORETYPE").args(["--version", "-v"]);
+        command.envs(kernels.map(|kernels| ("OPENBLAS_CORETYPE", kernels)));
+        command.assert().success()
+    };
+    version(Some("Prescott")).stdout(contains("OpenBLAS (Prescott kernels)"));
+    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        version(None).stdout(contains("OpenBLAS (").and(contains("Prescott").not()));
+    }
+}
+
 #[test]
 fn a_command_line_that_cannot_be_understood_exits_2() {
     for arguments in [

@@ -34,6 +34,7 @@ use crate::{
 
 /// Runs a batch.
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
+    mlx::restart_with_better_kernels();
     let started = Instant::now();
     let served_model = Some(args.model.model.clone());
     let reader =

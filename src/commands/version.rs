@@ -8,6 +8,10 @@ use super::{Outcome, written};
 
 /// Prints the version, and for `is_verbose` one line per fact.
 pub fn print(is_verbose: bool) -> anyhow::Result<Outcome> {
+    if is_verbose {
+        // Tells of what a run would compute with.
+        crate::mlx::restart_with_better_kernels();
+    }
     let facts = if is_verbose { build_facts() } else { Vec::new() };
     let mut stdout = io::stdout().lock();
     written(stdout.write_all(render(&facts).as_bytes()).and_then(|()| stdout.flush()), Outcome::Done)

@@ -1,11 +1,11 @@
 //! The device that computes, and what is known about it.
 //!
-//! Owns the choice between CPU and GPU and the facts that `--version -v` prints. How an operation
-//! is best computed on each is `ops`' and `attention`'s business.
+//! Owns the choice between CPU and GPU, its memory and the facts that `--version -v` prints. How an
+//! operation is best computed on each is `ops`' and `attention`'s business.
 
 use mlx_rs::{Device, DeviceType, Dtype};
 
-use super::sys;
+use super::{blas::Blas, sys};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,62 +87,6 @@ impl ComputeDtype {
     }
 }
 
-/// Which BLAS serves matrix products on the CPU.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blas {
-    Accelerate,
-    OpenBlas,
-    /// Netlib's reference BLAS or another unoptimised one; 40 times slower.
-    Slow {
-        library: String,
-    },
-}
-
-impl Blas {
-    /// The BLAS that the dynamic linker chose for this process.
-    pub fn current() -> Self {
-        #[cfg(target_os = "macos")]
-        return Self::Accelerate;
-        #[cfg(not(target_os = "macos"))]
-        // Not the one that `sys` has in front of the library's.
-        Self::from_library(sys::library_of(c"cblas_sgemv"))
-    }
-
-    #[cfg(not(target_os = "macos"))]
-    fn from_library(library: Option<String>) -> Self {
-        match library {
-            Some(library)
-                if library.contains("openblas") || library.contains("mkl") || library.contains("blis") =>
-            {
-                Self::OpenBlas
-            }
-            library => Self::Slow { library: library.unwrap_or_else(|| "none found".to_owned()) },
-        }
-    }
-
-    /// What to tell the user when matrix products will be slow on `device`.
-    pub fn warning(&self, device: ComputeDevice) -> Option<String> {
-        match (self, device) {
-            (Self::Slow { library }, ComputeDevice::Cpu) => Some(format!(
-                "matrix products run on a slow BLAS ({library}), about 40 times slower than OpenBLAS; \
-                 install it (Debian: apt-get install libopenblas0) and build with 'make', \
-                 or start with LD_PRELOAD=libopenblas.so.0"
-            )),
-            _ => None,
-        }
-    }
-}
-
-impl std::fmt::Display for Blas {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Accelerate => f.write_str("Accelerate"),
-            Self::OpenBlas => f.write_str("OpenBLAS"),
-            Self::Slow { library } => write!(f, "slow reference BLAS ({library})"),
-        }
-    }
-}
-
 /// Facts for `--version -v`: what is printed, in order, as name and value.
 pub fn version_facts() -> Vec<(String, String)> {
     let device = ComputeDevice::current();
@@ -204,15 +148,6 @@ fn kib_in(path: &str, name: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_slow_blas_is_named_with_the_fix() {
-        let blas = Blas::Slow { library: "libblas.so.3".to_owned() };
-        let warning = blas.warning(ComputeDevice::Cpu).unwrap();
-        assert!(warning.contains("libblas.so.3") && warning.contains("libopenblas0"), "{warning}");
-        assert_eq!(blas.warning(ComputeDevice::Gpu), None);
-        assert_eq!(Blas::OpenBlas.warning(ComputeDevice::Cpu), None);
-    }
 
     #[test]
     fn what_the_machine_has_left_is_what_a_run_may_take() {

@@ -4,6 +4,7 @@
 
 mod arrays;
 mod attention;
+mod blas;
 mod block;
 mod cohort;
 mod decoder;
@@ -28,9 +29,10 @@ mod sys;
 mod weights;
 mod weights_gguf;
 
+pub use blas::{Blas, restart_with_better_kernels};
 pub use device::{
-    Blas, ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes,
-    peak_memory_bytes, version_facts,
+    ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes, peak_memory_bytes,
+    version_facts,
 };
 pub use error::MlxError;
 pub use model::{LoadedModel, WeightSource};

@@ -330,6 +330,22 @@ pub(super) fn library_of(symbol: &std::ffi::CStr) -> Option<String> {
     }
 }
 
+/// The kernels that OpenBLAS uses, by the name it has for them; `None` where it is not loaded.
+#[cfg(target_os = "linux")]
+pub(super) fn openblas_kernels() -> Option<String> {
+    type CoreName = unsafe extern "C" fn() -> *const std::ffi::c_char;
+    // SAFETY: a NUL-terminated name; the function of this name takes nothing and returns a string that is
+    // never freed, in every OpenBLAS that has it.
+    unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"openblas_get_corename".as_ptr());
+        if symbol.is_null() {
+            return None;
+        }
+        let name = std::mem::transmute::<*mut libc::c_void, CoreName>(symbol)();
+        (!name.is_null()).then(|| std::ffi::CStr::from_ptr(name).to_string_lossy().into_owned())
+    }
+}
+
 /// Ends the process without any clean-up, which may be waiting for a computation under way.
 pub(super) fn exit_at_once(code: u8) -> ! {
     // SAFETY: `_exit` may be called at any time from any thread.
