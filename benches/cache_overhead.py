@@ -19,18 +19,8 @@ MAX_RATIO = 1.02
 
 def arguments():
     parser = sides.parser_of(__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--data", default=sides.ROOT / "fixtures/data/humaneval.jsonl", type=pathlib.Path, help="conversations to answer")
-    add("--limit", type=int, metavar="N", help="only the first N lines")
-    add("--rounds", type=int, default=5, help="how often (default 5)")
-    add("--max-tokens", type=int, default=64, help="new tokens a line (default 64)")
-    add("--batch-size", type=int, default=16, help="sequences decoded together (default 16)")
-    add("--check", action="store_true", help="exit with 1 when the bar is missed")
-    parser.set_defaults(only="mlxbatch")
-    options = sides.parse(parser, ("rounds", "max_tokens", "batch_size"), [("data", "it must be a JSONL file")])
-    if options.only != "mlxbatch":
-        parser.error("mlx-lm's batches have no prompt cache: leave out --only")
-    return options
+    sides.add_run_flags(parser, "humaneval.jsonl", rounds=5)
+    return sides.parse_for_mlxbatch(parser, "mlx-lm's batches have no prompt cache")
 
 
 def main():

@@ -57,15 +57,10 @@ def rate(count, seconds):
 
 def arguments():
     parser = sides.parser_of(__doc__.split("\n")[0])
+    sides.add_run_flags(parser, "humaneval.jsonl", rounds=3)
     add = parser.add_argument
-    add("--data", default=sides.ROOT / "fixtures/data/humaneval.jsonl", type=pathlib.Path, help="conversations to answer")
-    add("--limit", type=int, metavar="N", help="only the first N lines")
-    add("--rounds", type=int, default=3, help="how often each side runs (default 3)")
-    add("--max-tokens", type=int, default=64, help="new tokens a line (default 64)")
-    add("--batch-size", type=int, default=16, help="sequences prefilled and decoded together (default 16)")
     add("--stock", action="store_true", help="also measure prefill of mlx-lm without OpenBLAS")
     add("--stock-lines", type=int, default=4, metavar="N", help="on how many lines (default 4)")
-    add("--check", action="store_true", help="exit with 1 when a bar is missed")
     positive = ("rounds", "max_tokens", "batch_size", "stock_lines")
     options = sides.parse(parser, positive, [("data", "it must be a JSONL file")])
     if options.stock and (options.only or sys.platform != "linux"):

@@ -44,6 +44,26 @@ def parser_of(description):
     return parser
 
 
+def add_run_flags(parser, data, rounds):
+    """Adds the flags that say what is run, and how often: a JSONL file below the fixtures' data by default."""
+    add = parser.add_argument
+    add("--data", default=ROOT / "fixtures/data" / data, type=pathlib.Path, help="conversations to answer")
+    add("--limit", type=int, metavar="N", help="only the first N lines")
+    add("--rounds", type=int, default=rounds, help=f"how often each side runs (default {rounds})")
+    add("--max-tokens", type=int, default=64, help="new tokens a line (default 64)")
+    add("--batch-size", type=int, default=16, help="sequences prefilled and decoded together (default 16)")
+    add("--check", action="store_true", help="exit with 1 when a bar is missed")
+
+
+def parse_for_mlxbatch(parser, why_alone):
+    """Parses the command line of a benchmark that has run flags and is about mlxbatch alone."""
+    parser.set_defaults(only="mlxbatch")
+    options = parse(parser, ("rounds", "max_tokens", "batch_size"), [("data", "it must be a JSONL file")])
+    if options.only != "mlxbatch":
+        parser.error(f"{why_alone}: leave out --only")
+    return options
+
+
 def parse(parser, positive, needed):
     """Parses the command line; exits with a message where these flags are below 1, or where a file
     that the chosen sides need, or that `needed` names with a hint, does not exist."""

@@ -25,18 +25,8 @@ MAX_FIRST_TOKEN, MAX_FILE_SIZE = 0.03, 1.05
 
 def arguments():
     parser = sides.parser_of(__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--data", default=sides.ROOT / "fixtures/data/gsm8k_8shot.jsonl", type=pathlib.Path, help="conversations to answer")
-    add("--limit", type=int, metavar="N", help="only the first N lines")
-    add("--rounds", type=int, default=3, help="how often (default 3)")
-    add("--max-tokens", type=int, default=64, help="new tokens a line (default 64)")
-    add("--batch-size", type=int, default=16, help="sequences decoded together (default 16)")
-    add("--check", action="store_true", help="exit with 1 when a bar is missed")
-    parser.set_defaults(only="mlxbatch")
-    options = sides.parse(parser, ("rounds", "max_tokens", "batch_size"), [("data", "it must be a JSONL file")])
-    if options.only != "mlxbatch":
-        parser.error("only mlxbatch has a cache file: leave out --only")
-    return options
+    sides.add_run_flags(parser, "gsm8k_8shot.jsonl", rounds=3)
+    return sides.parse_for_mlxbatch(parser, "only mlxbatch has a cache file")
 
 
 def largest_shared_tokens(options, data):
