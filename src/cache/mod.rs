@@ -56,6 +56,7 @@
 //! | tiers rank entries, prefix and answer as one        | spans of a prompt are nodes with their own tier | an evicted answer leaves its system prompt |
 //! | at most one entry goes for the count limit at an insert | as many as it takes, before it            | limits hold at every moment |
 //! | the entry just stored can be its own victim         | it goes last, and stays when it is alone      | storing what is dropped at once is wasted work |
+//! | an insertion evicts whatever comes first            | what nobody is known to need again takes only what nobody needs, and nothing where that is not enough | an answer must not empty the cache to be dropped after all |
 //! | knows no future                                     | planned users come before tiers               | within a run the future is known |
 //! | entries in use can be evicted                       | pinned nodes cannot                           | their memory would not be freed |
 
@@ -80,7 +81,8 @@ pub use change::{Inserted, Place, SplitNode};
 pub use error::CacheError;
 pub use find::{Match, Partial, Resume, ResumeRule, Step, common_prefix};
 pub use node::{Expected, Node, OwnerId};
-pub use prompt_cache::{CacheLimits, Claim, PromptCache};
+pub use prompt_cache::{CacheLimits, PromptCache};
+pub use ranking::Claim;
 pub use tier::{PerTier, Tier};
 pub use tree::PromptTree;
 pub use usage::{CacheUsage, TierUsage};

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
 use super::node::{Content, Node};
-use super::ranking::{Ranking, Standing};
+use super::ranking::{Claim, Ranking, Standing};
 use super::{
     CacheError, CacheUsage, Inserted, Match, NodeId, OwnerId, Payload, PerTier, Place, PromptTree, Resume,
     ResumeRule, SplitNode, TierUsage, TokenId,
@@ -20,16 +20,6 @@ pub struct CacheLimits {
     pub max_bytes: u64,
     /// `--cache-entries`
     pub max_entries: Option<usize>,
-}
-
-/// What bytes that are about to be stored may push out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Claim {
-    /// Planned requests use them: whatever is not in use may go.
-    Needed,
-    /// Nobody is known to use them again: what planned requests use stays, and where that leaves no room
-    /// nothing goes at all.
-    Spare,
 }
 
 /// Stored prefixes, their tiers and limits; see the [module docs](super).

@@ -21,8 +21,17 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 
 use super::node::Expected;
-use super::prompt_cache::Claim;
 use super::{NodeId, PerTier, Tier};
+
+/// What bytes that are about to be stored may push out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Planned requests use them: whatever is not in use may go.
+    Needed,
+    /// Nobody is known to use them again: what planned requests use stays, and where that leaves no room
+    /// nothing goes at all.
+    Spare,
+}
 
 /// What decides about one entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,19 +119,28 @@ impl Ranking {
 
     /// The entry to evict next, `newest` being the one just stored.
     pub(super) fn victim(&self, newest: Option<NodeId>, claim: Claim) -> Option<NodeId> {
-        let newest_queue = newest.and_then(|id| self.entries.get(&id)).map(|(_, queue)| *queue);
-        let newest_if = |is_in_queue: fn(Queue) -> bool| {
-            newest.filter(|_| self.num_entries() > 1 && newest_queue.is_some_and(is_in_queue))
+        let newest = newest.and_then(|id| Some((id, self.entries.get(&id)?.1)));
+        let newest_id = newest.map(|(id, _)| id);
+        // Alone, the newest stays.
+        let is_spared = |queue: Queue| self.num_entries() == 1 || queue == Queue::Held;
+        let newest_if = |is_planned: bool| {
+            let (id, queue) = newest?;
+            (!is_spared(queue) && matches!(queue, Queue::Planned(_)) == is_planned).then_some(id)
         };
-        let first_but_newest =
-            |ages: &BTreeSet<ByAge>| ages.iter().map(|(_, _, id)| *id).find(|id| Some(*id) != newest);
-        first_but_newest(&self.dead)
-            .or_else(|| self.idle_tier(newest_queue).and_then(|tier| first_but_newest(&self.idle[tier])))
-            .or_else(|| newest_if(|queue| matches!(queue, Queue::Dead | Queue::Idle(_))))
-            .or_else(|| self.furthest(newest).filter(|_| claim == Claim::Needed))
-            .or_else(|| {
-                newest_if(|queue| matches!(queue, Queue::Planned(_))).filter(|_| claim == Claim::Needed)
-            })
+        let unplanned = self.unplanned(newest).or_else(|| newest_if(false));
+        match claim {
+            Claim::Spare => unplanned,
+            Claim::Needed => unplanned.or_else(|| self.furthest(newest_id)).or_else(|| newest_if(true)),
+        }
+    }
+
+    /// The first entry but the newest that no planned request uses.
+    fn unplanned(&self, newest: Option<(NodeId, Queue)>) -> Option<NodeId> {
+        let newest_id = newest.map(|(id, _)| id);
+        let first =
+            |ages: &BTreeSet<ByAge>| ages.iter().map(|(_, _, id)| *id).find(|id| Some(*id) != newest_id);
+        let idle_tier = || self.idle_tier(newest.map(|(_, queue)| queue));
+        first(&self.dead).or_else(|| first(&self.idle[idle_tier()?]))
     }
 
     /// The tier whose oldest idle entry goes first.

@@ -1,11 +1,11 @@
 //! The device that computes, and what is known about it.
 //!
-//! Owns the choice between CPU and GPU, its memory and the facts that `--version -v` prints. How an
-//! operation is best computed on each is `ops`' and `attention`'s business.
+//! Owns the choice between CPU and GPU, and its memory. How an operation is best computed on each is `ops`'
+//! and `attention`'s business.
 
 use mlx_rs::{Device, DeviceType, Dtype};
 
-use super::{blas::Blas, sys};
+use super::sys;
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,16 +85,6 @@ impl ComputeDtype {
             Self::Bfloat16 => "bf16",
         }
     }
-}
-
-/// Facts for `--version -v`: what is printed, in order, as name and value.
-pub fn version_facts() -> Vec<(String, String)> {
-    let device = ComputeDevice::current();
-    vec![
-        ("mlx".to_owned(), sys::mlx_version()),
-        ("device".to_owned(), device.backend().to_owned()),
-        ("blas".to_owned(), Blas::current().to_string()),
-    ]
 }
 
 /// Ends the process at once, even while a forward pass is under way; nothing is flushed.

@@ -10,6 +10,7 @@ mod cohort;
 mod decoder;
 mod device;
 mod error;
+mod facts;
 mod fused;
 mod kv;
 mod linear;
@@ -32,8 +33,8 @@ mod weights_gguf;
 pub use blas::{Blas, restart_with_better_kernels};
 pub use device::{
     ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes, peak_memory_bytes,
-    version_facts,
 };
 pub use error::MlxError;
+pub use facts::version_facts;
 pub use model::{LoadedModel, WeightSource};
 pub use runner::MlxRunner;
