@@ -165,7 +165,8 @@ impl<R: Runner> Engine<R> {
 
     /// Whether so much is not saved that some may soon be evicted.
     pub fn has_much_unsaved(&self) -> bool {
-        self.prefixes.has_much_unsaved()
+        let Limits { prefill_chunk, kv_bytes_per_token, .. } = self.limits;
+        self.prefixes.has_much_unsaved(kv_bytes_per_token.saturating_mul(prefill_chunk.get() as u64))
     }
 
     /// Counters of the prompt cache, if there is one.

@@ -82,14 +82,16 @@ impl Prefixes {
         self.persisted.stats
     }
 
-    /// Whether it is time to save, so that nothing is evicted that never was.
-    pub(in crate::engine) fn has_much_unsaved(&self) -> bool {
+    /// Whether it is time to save, so that nothing is evicted that never was: the next pass may store
+    /// `max_new_bytes`.
+    pub(in crate::engine) fn has_much_unsaved(&self, max_new_bytes: u64) -> bool {
         let Some(cache) = self.cache.as_ref().filter(|_| self.persisted.snapshot.is_some()) else {
             return false;
         };
         let max_bytes = cache.limits().max_bytes;
-        let is_nearly_full = cache.tree().num_bytes() > max_bytes - max_bytes / MAX_UNSAVED_SHARE;
-        is_nearly_full && self.persisted.num_unsaved_bytes > max_bytes / MAX_UNSAVED_SHARE
+        let share = max_bytes / MAX_UNSAVED_SHARE;
+        let is_nearly_full = cache.tree().num_bytes() > max_bytes.saturating_sub(max_new_bytes.max(share));
+        is_nearly_full && self.persisted.num_unsaved_bytes > share
     }
 
     /// Prompt tokens that a sequence could resume with if it entered now, in memory and once what the file

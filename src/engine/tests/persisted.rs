@@ -272,3 +272,25 @@ fn prompts_that_do_not_all_fit_under_the_limit_are_read_once_and_run_on() {
         }
     }
 }
+
+#[test]
+fn what_the_next_pass_may_push_out_is_saved_before() {
+    // It was time to save when little room was left, however much a pass may store: what two passes had stored
+    // was evicted before it was ever saved.
+    let requests: Vec<_> = (0..6).map(|id| request(id, words(100 * id as u32, 20), 2, &[])).collect();
+    for rule in RULES {
+        let file = CacheFile::new();
+        let max_bytes = 100 * BYTES_PER_TOKEN;
+        let engine = file.attach(cached_engine(limits(3, 64, false), rule, max_bytes), rule);
+        let run = run_with(engine, &uninterrupted(&requests), |engine| {
+            if engine.has_much_unsaved() {
+                engine.save_snapshot().expect("there is room");
+            }
+        });
+        assert!(run.engine.cache_usage().unwrap().num_evictions() > 0, "{rule:?}");
+        saved(run);
+        let second = answered(file.engine(limits(3, 64, false), rule), &requests);
+        assert_eq!(second.engine.runner().num_prefilled(), 0, "{rule:?}");
+        saved(second);
+    }
+}
