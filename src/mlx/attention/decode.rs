@@ -45,7 +45,7 @@ pub(in crate::mlx) struct DecodeKv {
     pub private: Vec<Vec<RowsKv>>,
     /// The tail's keys and values with this step's, `(B, H_kv, W, D)`.
     pub tail: (Array, Array),
-    /// Added to the tail's scores, `(B, 1, 1, W)`; `None` when every slot is seen.
+    /// Added to the tail's scores, `(B, 1, 1, W)`, float32; `None` when every slot is seen.
     pub tail_mask: Option<Array>,
 }
 
@@ -90,7 +90,7 @@ impl Attention<'_> {
         }
         let mut scores = self.cap(queries.matmul(kv.tail.0.swap_axes(2, 3)?)?)?;
         if let Some(mask) = &kv.tail_mask {
-            scores = scores.add(mask)?;
+            scores = scores.add(mask.as_dtype(scores.dtype())?)?;
         }
         own.push(scores);
         Ok((concatenated(own, 3)?, private))

@@ -223,7 +223,11 @@ mod tests {
                         cohorts: vec![CohortRows { rows: 0..3, pieces: vec![prefix] }],
                         private: Vec::new(),
                         tail: (of_rows(&tail.keys), of_rows(&tail.values)),
-                        tail_mask: None,
+                        // The second row joined later.
+                        tail_mask: Some(Array::from_slice(
+                            &[0.0, 0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.0, 0.0, 0.0, 0.0],
+                            &[3, 1, 1, num_tail as i32],
+                        )),
                     };
                     let decoded = attention.decode(&array(array_of_rows(3)), &decode).unwrap();
                     assert_eq!(decoded.dtype(), dtype);
