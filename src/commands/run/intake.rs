@@ -13,10 +13,12 @@ use std::{
     time::Duration,
 };
 
-use super::{prepare::Preparer, window::Ready};
+use super::{
+    prepare::Preparer,
+    window::{Ready, WindowSize},
+};
 use crate::{
     batch::{BatchError, NextRequest, Record, Request, RequestReader},
-    plan::window_is_full,
     text::TextModel,
     threads::on_threads,
 };
@@ -96,23 +98,21 @@ impl Intake {
 
     fn read_until(&mut self, is_over: &AtomicBool) {
         let first_byte = self.reader.num_bytes();
+        let mut size = WindowSize::default();
         while !is_over.load(Ordering::Relaxed)
-            && !window_is_full(self.prepared.len(), self.num_prepared_tokens())
+            && !size.is_full()
             && self.reader.num_bytes() - first_byte < MAX_EARLY_BYTES
         {
+            let num_before = self.prepared.len();
             match self.read_round(PAUSE) {
                 Ok(Next::End) => return,
-                Ok(_) => {}
+                Ok(_) => self.prepared.range(num_before..).flatten().for_each(|ready| size.add(ready)),
                 Err(error) => {
                     self.failure = Some(error);
                     return;
                 }
             }
         }
-    }
-
-    fn num_prepared_tokens(&self) -> usize {
-        self.prepared.iter().flatten().map(|ready| ready.prepared.generation.prompt.len()).sum()
     }
 
     /// Prepares the next lines; says what the input has where there are none.
@@ -196,13 +196,16 @@ mod tests {
     }
 
     fn intake() -> Intake {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        let path = folder.path().join("in.jsonl");
-        let line = |index| match is_bad(index) {
+        intake_of((0..NUM_LINES).map(|index| match is_bad(index) {
             true => "{\"prompt\": 1}\n".to_owned(),
             false => format!("{{\"prompt\": \"word {index}\"}}\n"),
-        };
-        std::fs::write(&path, (0..NUM_LINES).map(line).collect::<String>()).expect("there is room");
+        }))
+    }
+
+    fn intake_of(lines: impl Iterator<Item = String>) -> Intake {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let path = folder.path().join("in.jsonl");
+        std::fs::write(&path, lines.collect::<String>()).expect("there is room");
         let reader = RequestReader::open(&InputPath::File(path), ReaderOptions::default());
         let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
         let preparer = Preparer {
@@ -230,7 +233,7 @@ mod tests {
             }
         }
         assert!(matches!(intake.next(Duration::ZERO), Ok(Next::End)));
-        assert_eq!(intake.num_prepared_tokens(), 0);
+        assert!(intake.prepared.is_empty());
     }
 
     #[test]
@@ -248,5 +251,22 @@ mod tests {
         assert_eq!(did, 1);
         assert!(!intake.prepared.is_empty());
         take_all(intake);
+    }
+
+    /// The whole input was read while a model loaded, up to its limit of 64 MB.
+    #[test]
+    fn no_more_metadata_than_of_a_window_is_read_meanwhile() {
+        let metadata = "m".repeat(20 << 10);
+        let mut intake = intake_of(
+            (0..300).map(|_| format!("{{\"prompt\": \"a\", \"metadata\": {{\"m\": \"{metadata}\"}}}}\n")),
+        );
+        intake.read_until(&AtomicBool::new(false));
+        // Two mebibytes, and what a round reads beyond them.
+        let num_of_window = (2 << 20) / metadata.len();
+        let num_prepared = intake.prepared.len();
+        assert!(
+            (num_of_window..=num_of_window + MAX_ROUND_REQUESTS).contains(&num_prepared),
+            "{num_prepared}"
+        );
     }
 }

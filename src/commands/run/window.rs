@@ -25,12 +25,35 @@ pub(super) struct Ready {
     pub prepared: Prepared,
 }
 
+/// What requests that are read ahead hold together.
+#[derive(Debug, Default)]
+pub(super) struct WindowSize {
+    num_requests: usize,
+    num_tokens: usize,
+    num_metadata_bytes: usize,
+}
+
+impl WindowSize {
+    pub(super) fn add(&mut self, ready: &Ready) {
+        self.num_requests += 1;
+        self.num_tokens += ready.prepared.generation.prompt.len();
+        // Metadata has no length limit of its own, and a window may hold thousands of them.
+        let metadata = ready.head.metadata.as_ref();
+        self.num_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
+    }
+
+    /// Whether no more is to be read before a window of this size has been run.
+    pub(super) fn is_full(&self) -> bool {
+        plan::window_is_full(self.num_requests, self.num_tokens)
+            || self.num_metadata_bytes >= MAX_METADATA_BYTES
+    }
+}
+
 /// Requests read and not yet submitted.
 #[derive(Debug, Default)]
 pub(super) struct Windows {
     gathering: Vec<Ready>,
-    num_gathered_tokens: usize,
-    num_gathered_metadata_bytes: usize,
+    gathered: WindowSize,
     planned: VecDeque<Ready>,
     /// Requests planned so far: the order of the run goes on from window to window.
     num_planned: u64,
@@ -41,17 +64,13 @@ pub(super) struct Windows {
 impl Windows {
     /// Adds a request to the window that is being gathered.
     pub(super) fn gather(&mut self, ready: Ready) {
-        self.num_gathered_tokens += ready.prepared.generation.prompt.len();
-        // Metadata has no length limit of its own, and a window may hold thousands of them.
-        let metadata = ready.head.metadata.as_ref();
-        self.num_gathered_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
+        self.gathered.add(&ready);
         self.gathering.push(ready);
     }
 
     /// Whether the gathered window is to be planned before more is read.
     pub(super) fn is_full(&self) -> bool {
-        plan::window_is_full(self.gathering.len(), self.num_gathered_tokens)
-            || self.num_gathered_metadata_bytes >= MAX_METADATA_BYTES
+        self.gathered.is_full()
     }
 
     /// Takes the next request in the plan's order.
@@ -78,8 +97,7 @@ impl Windows {
     /// gathered, and that nothing stored outlives the run.
     pub(super) fn plan(&mut self, is_last: bool) {
         let gathered = std::mem::take(&mut self.gathering);
-        self.num_gathered_tokens = 0;
-        self.num_gathered_metadata_bytes = 0;
+        self.gathered = WindowSize::default();
         let first_order = self.num_planned;
         self.num_planned += gathered.len() as u64;
         let prompts: Vec<PlanPrompt> = gathered
