@@ -106,7 +106,10 @@ impl Intake {
             let num_before = self.prepared.len();
             match self.read_round(PAUSE) {
                 Ok(Next::End) => return,
-                Ok(_) => self.prepared.range(num_before..).flatten().for_each(|ready| size.add(ready)),
+                Ok(_) => self.prepared.range(num_before..).for_each(|made| match made {
+                    Ok(ready) => size.add(ready),
+                    Err(_) => size.add_failed(),
+                }),
                 Err(error) => {
                     self.failure = Some(error);
                     return;
@@ -186,7 +189,10 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::batch::{InputPath, ReaderOptions};
+    use crate::{
+        batch::{InputPath, ReaderOptions},
+        plan::MAX_WINDOW_REQUESTS,
+    };
 
     /// More than a few rounds.
     const NUM_LINES: usize = 5 * MAX_ROUND_REQUESTS + 7;
@@ -268,5 +274,14 @@ mod tests {
             (num_of_window..=num_of_window + MAX_ROUND_REQUESTS).contains(&num_prepared),
             "{num_prepared}"
         );
+    }
+
+    /// Lines that fail are short where they like; they were not counted once.
+    #[test]
+    fn no_more_lines_that_fail_than_a_window_has_are_read_meanwhile() {
+        let num_lines = MAX_WINDOW_REQUESTS + 10 * MAX_ROUND_REQUESTS;
+        let mut intake = intake_of((0..num_lines).map(|_| "{}\n".to_owned()));
+        intake.read_until(&AtomicBool::new(false));
+        assert_eq!(intake.prepared.len(), MAX_WINDOW_REQUESTS);
     }
 }

@@ -42,6 +42,11 @@ impl WindowSize {
         self.num_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
     }
 
+    /// Counts a line that cannot be served: what is to be told of it is held, too.
+    pub(super) fn add_failed(&mut self) {
+        self.num_requests += 1;
+    }
+
     /// Whether no more is to be read before a window of this size has been run.
     pub(super) fn is_full(&self) -> bool {
         plan::window_is_full(self.num_requests, self.num_tokens)
