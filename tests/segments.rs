@@ -41,14 +41,21 @@ fn prefill(
 
 /// Decodes 40 tokens of each prompt; every sequence has all but its prompt's last token.
 fn decode(runner: &mut MlxRunner, sequences: &[(u64, &Golden)]) -> Vec<Vec<u32>> {
-    let mut answers = vec![Vec::new(); sequences.len()];
-    for step in 0..40 {
-        let groups: Vec<Group> = sequences
+    let rows: Vec<_> =
+        sequences.iter().map(|(sequence, golden)| (*sequence, golden.prompt.as_slice(), 0)).collect();
+    decode_on(runner, &rows, 40)
+}
+
+/// Decodes so many tokens of each prompt, after those that its sequence has decoded.
+fn decode_on(runner: &mut MlxRunner, rows: &[(u64, &[u32], usize)], num_steps: usize) -> Vec<Vec<u32>> {
+    let mut answers = vec![Vec::new(); rows.len()];
+    for step in 0..num_steps {
+        let groups: Vec<Group> = rows
             .iter()
-            .map(|(sequence, golden)| {
-                let last = golden.prompt.len() - 1;
-                let input = if step == 0 { Input::Last(golden.prompt[last]) } else { Input::Sampled };
-                group(*sequence, input, last + step)
+            .map(|&(sequence, prompt, num_decoded)| {
+                let last = prompt.len() - 1;
+                let input = if num_decoded + step == 0 { Input::Last(prompt[last]) } else { Input::Sampled };
+                group(sequence, input, last + num_decoded + step)
             })
             .collect();
         runner.launch(&groups).unwrap();
@@ -138,32 +145,52 @@ fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
     }
 }
 
-/// Those who run on a segment keep it whole, beside the halves that others begin on.
+/// Tokens that look random.
+fn words(first: u32, num_words: u32) -> Vec<u32> {
+    (first..first + num_words).map(|at| at.wrapping_mul(2_654_435_761) / 65_536 % 303).collect()
+}
+
+/// Rows that ran on a segment kept it whole when it was split, while later ones began on the halves and went
+/// on into the same segments below: those were taken for everybody's who stood between the two.
 #[test]
-fn a_segment_that_was_split_counts_until_the_last_who_runs_on_it_is_gone() {
+fn those_who_run_on_a_segment_that_is_split_run_on_its_halves() {
     for model in MODELS {
         let mut runner = load(model);
-        let prompt = &golden(model)[4];
-        let last = prompt.prompt.len() - 1;
-        let whole = prefill(&mut runner, 0, &prompt.prompt, 0, &[last])[0];
-        let whole_bytes = runner.num_stored_bytes();
-        runner.resume(SequenceId(1), &[whole], None).unwrap();
-        let (upper, lower) = runner.split(whole, 70).unwrap();
-        assert_eq!((runner.num_stored_bytes(), runner.num_replaced_bytes()), (whole_bytes, whole_bytes));
-
-        runner.release(SequenceId(0));
-        assert_eq!(runner.num_replaced_bytes(), whole_bytes, "{model}: one still runs on it");
+        let (document, block, other) = (words(0, 150), words(1000, 80), words(2000, 70));
+        let ends = [words(3000, 9), words(4000, 5), words(5000, 7), words(6000, 8)];
+        let prompts: Vec<Vec<u32>> = vec![
+            [&document[..], &block, &ends[0]].concat(),
+            [&document[..], &block, &ends[1]].concat(),
+            [&document[..], &other, &ends[2]].concat(),
+            [&document[..60], &ends[3]].concat(),
+        ];
+        let last = |row: usize| prompts[row].len() - 1;
+        let path = prefill(&mut runner, 0, &prompts[0], 0, &[150, 230]);
+        prefill(&mut runner, 0, &prompts[0], 230, &[last(0)]);
+        let stored_bytes = runner.num_stored_bytes();
+        let (upper, lower) = runner.split(path[0], 60).unwrap();
+        assert_eq!(runner.num_stored_bytes(), stored_bytes, "{model}");
+        runner.resume(SequenceId(1), &[upper.id, lower.id, path[1]], None).unwrap();
         runner.resume(SequenceId(2), &[upper.id, lower.id], None).unwrap();
-        let rows = [(1, prompt), (2, prompt)];
-        for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
-            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+        runner.resume(SequenceId(3), &[upper.id], None).unwrap();
+        prefill(&mut runner, 1, &prompts[1], 230, &[last(1)]);
+        prefill(&mut runner, 2, &prompts[2], 150, &[220, last(2)]);
+        prefill(&mut runner, 3, &prompts[3], 60, &[last(3)]);
+        let rows = |num_decoded| [0, 1, 2, 3].map(|row| (row as u64, prompts[row].as_slice(), num_decoded));
+        let mut answers = decode_on(&mut runner, &rows(0), 6);
+        // And once more while they decode, with nobody who comes or goes.
+        runner.split(lower.id, 70).unwrap();
+        for (answer, more) in answers.iter_mut().zip(decode_on(&mut runner, &rows(6), 6)) {
+            answer.extend(more);
         }
-        runner.release(SequenceId(1));
-        runner.release(SequenceId(2));
-        assert_eq!(runner.num_replaced_bytes(), 0, "{model}");
-        // What nobody runs on goes at once.
-        runner.split(upper.id, 30).unwrap();
-        assert_eq!((runner.num_stored_bytes(), runner.num_replaced_bytes()), (whole_bytes, 0), "{model}");
+
+        for (row, answer) in answers.iter().enumerate() {
+            let sequence = 10 + row as u64;
+            prefill(&mut runner, sequence, &prompts[row], 0, &[last(row)]);
+            let alone = decode_on(&mut runner, &[(sequence, &prompts[row], 0)], answer.len());
+            assert_eq!(*answer, alone[0], "{model}, row {row}");
+            runner.release(SequenceId(sequence));
+        }
     }
 }
 

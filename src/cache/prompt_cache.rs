@@ -31,7 +31,6 @@ pub struct PromptCache<P> {
     rule: ResumeRule,
     /// The node stored last: not a victim while there is another.
     newest: Option<NodeId>,
-    outside_bytes: u64,
     peak_bytes: u64,
     num_over_limit: usize,
     num_evictions: PerTier<usize>,
@@ -47,7 +46,6 @@ impl<P: Payload> PromptCache<P> {
             limits,
             rule,
             newest: None,
-            outside_bytes: 0,
             peak_bytes: 0,
             num_over_limit: 0,
             num_evictions: PerTier::default(),
@@ -199,13 +197,6 @@ impl<P: Payload> PromptCache<P> {
         Ok(())
     }
 
-    /// Tells of bytes that count against the limit though no node holds them, such as a replaced
-    /// segment that a running sequence still uses.
-    pub fn set_outside_bytes(&mut self, num_bytes: u64) {
-        self.outside_bytes = num_bytes;
-        self.settle();
-    }
-
     /// Evicts until the limits hold; returns what to drop.
     ///
     /// To be called after every insertion. `now_order` is the place in the order of the run that the
@@ -234,7 +225,7 @@ impl<P: Payload> PromptCache<P> {
 
     /// Bytes held beyond the limit, since all was in use.
     pub fn num_bytes_over_limit(&self) -> u64 {
-        self.tree.num_bytes().saturating_add(self.outside_bytes).saturating_sub(self.limits.max_bytes)
+        self.tree.num_bytes().saturating_sub(self.limits.max_bytes)
     }
 
     /// Whether more is held than the limits allow.
@@ -247,7 +238,6 @@ impl<P: Payload> PromptCache<P> {
         let mut usage = CacheUsage {
             tiers: PerTier::default(),
             num_bytes: self.tree.num_bytes(),
-            outside_bytes: self.outside_bytes,
             peak_bytes: self.peak_bytes,
             num_over_limit: self.num_over_limit,
         };
@@ -263,15 +253,14 @@ impl<P: Payload> PromptCache<P> {
     }
 
     fn is_over_limit_with(&self, num_bytes: u64) -> bool {
-        let held = self.tree.num_bytes().saturating_add(self.outside_bytes).saturating_add(num_bytes);
+        let held = self.tree.num_bytes().saturating_add(num_bytes);
         let max_entries = self.limits.max_entries.unwrap_or(usize::MAX);
         held > self.limits.max_bytes || self.ranking.num_entries() > max_entries
     }
 
     /// Whether `num_bytes` more would fit if all went that no running or planned request uses.
     fn could_spare(&self, num_bytes: u64) -> bool {
-        let needed = self.outside_bytes.saturating_add(num_bytes);
-        if needed > self.limits.max_bytes {
+        if num_bytes > self.limits.max_bytes {
             return false;
         }
         let now = self.ranking.now();
@@ -291,7 +280,7 @@ impl<P: Payload> PromptCache<P> {
             let held = node.segment().into_iter().chain(checkpoint).map(Payload::num_bytes);
             num_kept_bytes = num_kept_bytes.saturating_add(held.sum());
         }
-        needed.saturating_add(num_kept_bytes) <= self.limits.max_bytes
+        num_bytes.saturating_add(num_kept_bytes) <= self.limits.max_bytes
     }
 
     fn evict_until_fits(&mut self, num_bytes: u64, newest: Option<NodeId>, claim: Claim) -> Vec<P> {
@@ -326,7 +315,7 @@ impl<P: Payload> PromptCache<P> {
             let standing = self.tree.node(id).and_then(|node| self.standing(node));
             self.ranking.update(id, standing);
         }
-        self.peak_bytes = self.peak_bytes.max(self.tree.num_bytes().saturating_add(self.outside_bytes));
+        self.peak_bytes = self.peak_bytes.max(self.tree.num_bytes());
     }
 
     /// How a node ranks, if eviction could take something of it.

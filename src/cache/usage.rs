@@ -23,10 +23,7 @@ pub struct TierUsage {
 pub struct CacheUsage {
     pub tiers: PerTier<TierUsage>,
     pub num_bytes: u64,
-    /// Bytes that count against the limit beside them, as last told by
-    /// [`super::PromptCache::set_outside_bytes`].
-    pub outside_bytes: u64,
-    /// The most bytes held at any moment, both together.
+    /// The most bytes held at any moment.
     pub peak_bytes: u64,
     /// How often a limit could not be kept, because all was in use or a single entry was over it.
     pub num_over_limit: usize,

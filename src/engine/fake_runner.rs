@@ -58,8 +58,6 @@ pub(crate) struct FakeRunner {
     rule: ResumeRule,
     live: HashMap<SequenceId, Live>,
     store: Store,
-    /// Segments that were split, and their bytes.
-    replaced: HashMap<SegmentId, u64>,
     released: HashSet<SequenceId>,
     under_way: VecDeque<Vec<TokenId>>,
     num_launched: usize,
@@ -100,7 +98,6 @@ impl FakeRunner {
             rule: ResumeRule::AnyToken,
             live: HashMap::new(),
             store: Store::default(),
-            replaced: HashMap::new(),
             released: HashSet::new(),
             under_way: VecDeque::new(),
             num_launched: 0,
@@ -291,13 +288,12 @@ impl Runner for FakeRunner {
     ) -> Result<(StoredSegment, StoredSegment), RunnerError> {
         self.cache_call("split")?;
         let (upper, lower) = self.store.split(segment, at);
-        self.replaced.insert(segment, upper.num_bytes + lower.num_bytes);
+        for live in self.live.values_mut() {
+            if let Some(place) = live.path.iter().position(|id| *id == segment) {
+                live.path.splice(place..=place, [upper.id, lower.id]);
+            }
+        }
         Ok((upper, lower))
-    }
-
-    fn num_replaced_bytes(&self) -> u64 {
-        let is_held = |id| self.live.values().any(|live| live.path.contains(id));
-        self.replaced.iter().filter(|(id, _)| is_held(id)).map(|(_, num_bytes)| num_bytes).sum()
     }
 
     fn export(

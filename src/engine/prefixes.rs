@@ -260,9 +260,6 @@ impl Prefixes {
     }
 
     /// Cuts a stored node after its first `at` tokens and returns the upper half.
-    ///
-    /// Where sequences run on the whole, it stays in memory beside the halves: the caller makes room
-    /// when what it needs is safe.
     fn split(&mut self, runner: &mut impl Runner, node: NodeId, at: usize) -> Result<NodeId, RunnerError> {
         let cache = self.cache.as_mut().expect("only nodes of a cache are split");
         let halves = runner.split(segment_of(cache, node)?.id, at)?;
@@ -273,7 +270,6 @@ impl Prefixes {
                 stored.push(Unconfirmed::Node(upper));
             }
         }
-        cache.set_outside_bytes(runner.num_replaced_bytes());
         Ok(upper)
     }
 }
@@ -284,7 +280,6 @@ fn segment_of(cache: &PromptCache<StoredSegment>, node: NodeId) -> Result<Stored
 }
 
 fn make_room(cache: &mut PromptCache<StoredSegment>, runner: &mut impl Runner, now: u64) {
-    cache.set_outside_bytes(runner.num_replaced_bytes());
     discard_all(runner, cache.make_room(now));
 }
 
@@ -297,7 +292,6 @@ fn make_room_for(
     now: u64,
     claim: Claim,
 ) -> bool {
-    cache.set_outside_bytes(runner.num_replaced_bytes());
     discard_all(runner, cache.make_room_for(num_bytes, now, claim));
     cache.has_room_for(num_bytes)
 }

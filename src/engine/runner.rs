@@ -159,13 +159,10 @@ pub trait Runner {
     fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError>;
 
     /// Cuts a stored segment after its first `at` tokens into two that own their memory. The whole
-    /// is discarded with that; after an error it is still there.
+    /// is discarded with that, and sequences that run on it run on the halves: paths stay a tree. After an
+    /// error it is still there.
     fn split(&mut self, segment: SegmentId, at: usize)
     -> Result<(StoredSegment, StoredSegment), RunnerError>;
-
-    /// Bytes of segments that were split while sequences ran on them, as those keep the whole
-    /// beside its halves until they are released.
-    fn num_replaced_bytes(&self) -> u64;
 
     /// Forgets a stored segment or checkpoint; its memory is freed once no sequence runs on it.
     fn discard(&mut self, segment: SegmentId);

@@ -21,7 +21,12 @@ use std::{collections::HashMap, ops::Range, rc::Rc};
 use mlx_rs::ops;
 
 use self::block::{Block, Row, groups, padded_bytes};
-use super::{attention::RowsKv, error::Result, kv::LayerKv, segment::Segment};
+use super::{
+    attention::RowsKv,
+    error::{MlxError, Result},
+    kv::LayerKv,
+    segment::Segment,
+};
 use crate::engine::{SegmentId, SequenceId};
 
 /// Tokens from which on a segment is attended once for all rows that run on it, and what it adds to
@@ -69,6 +74,8 @@ pub(super) struct Cohorts {
     /// Passes since the rows last changed; the rows are put side by side in the one that makes it
     /// [`MIN_SAME_PASSES`].
     num_same_passes: usize,
+    /// Rows run on other segments than when this was formed.
+    pub is_outdated: bool,
 }
 
 /// Whether so few tokens are not worth attending once for all rows on them.
@@ -81,19 +88,46 @@ pub(super) fn long_segments(path: &[Rc<Segment>]) -> impl Iterator<Item = &Rc<Se
     path.iter().filter(|segment| !is_short(segment.num_tokens))
 }
 
-/// Which segments of a path are attended once for all rows on them: long ones, and after those short ones too
-/// where many rows would copy them. To merge a short one alone with the rest would cost more than it spares.
-fn shared_of(path: &[Rc<Segment>], num_users: &HashMap<SegmentId, usize>) -> Vec<bool> {
-    let mut is_after_shared = false;
-    let is_shared = |segment: &Rc<Segment>| {
-        let num_rows = num_users[&segment.id];
-        let num_spared_tokens = segment.num_tokens * num_rows.saturating_sub(1);
-        let is_shared = num_rows > 1 && !is_short(segment.num_tokens)
-            || is_after_shared && num_spared_tokens >= MIN_SPARED_TOKENS;
-        is_after_shared |= is_shared;
-        is_shared
-    };
-    path.iter().map(is_shared).collect()
+/// A decode row and its path, divided.
+struct DividedRow<'a> {
+    sequence: SequenceId,
+    path: &'a [Rc<Segment>],
+    /// Of each segment of the path, whether it is attended once for all rows on it.
+    is_shared: Vec<bool>,
+}
+
+impl<'a> DividedRow<'a> {
+    /// Shares long segments, and after those short ones too where many rows would copy them. To merge a short
+    /// one alone with the rest would cost more than it spares.
+    fn new(
+        sequence: SequenceId,
+        path: &'a [Rc<Segment>],
+        num_users: &HashMap<SegmentId, usize>,
+    ) -> DividedRow<'a> {
+        let mut is_after_shared = false;
+        let is_shared = |segment: &Rc<Segment>| {
+            let num_rows = num_users[&segment.id];
+            let num_spared_tokens = segment.num_tokens * num_rows.saturating_sub(1);
+            let is_shared = num_rows > 1 && !is_short(segment.num_tokens)
+                || is_after_shared && num_spared_tokens >= MIN_SPARED_TOKENS;
+            is_after_shared |= is_shared;
+            is_shared
+        };
+        Self { sequence, path, is_shared: path.iter().map(is_shared).collect() }
+    }
+
+    fn segments(&self) -> impl Iterator<Item = (&'a Rc<Segment>, bool)> {
+        self.path.iter().zip(self.is_shared.iter().copied())
+    }
+
+    /// Brings rows that share a segment side by side, and among them those that have about as much to
+    /// themselves.
+    fn sort_key(&self) -> (Vec<SegmentId>, usize, SequenceId) {
+        let shared = self.segments().filter(|(_, is_shared)| *is_shared).map(|(segment, _)| segment.id);
+        let private = self.segments().filter(|(_, is_shared)| !is_shared);
+        let num_private_tokens = private.map(|(segment, _)| segment.num_tokens).sum();
+        (shared.collect(), num_private_tokens, self.sequence)
+    }
 }
 
 /// How many of these paths each segment is in.
@@ -103,22 +137,6 @@ fn num_users<'a>(paths: impl Iterator<Item = &'a [Rc<Segment>]>) -> HashMap<Segm
         *num_users.entry(segment.id).or_default() += 1;
     }
     num_users
-}
-
-/// Puts decode rows in an order in which those that share a long segment stand side by side, and
-/// among them those that have about as much to themselves.
-pub(super) fn in_order(paths: &HashMap<SequenceId, &[Rc<Segment>]>) -> Vec<SequenceId> {
-    let num_users = num_users(paths.values().copied());
-    let mut order: Vec<SequenceId> = paths.keys().copied().collect();
-    order.sort_by_cached_key(|sequence| {
-        let mut shared: Vec<SegmentId> = Vec::new();
-        let mut num_private_tokens = 0;
-        for (segment, is_shared) in paths[sequence].iter().zip(shared_of(paths[sequence], &num_users)) {
-            if is_shared { shared.push(segment.id) } else { num_private_tokens += segment.num_tokens }
-        }
-        (shared, num_private_tokens, *sequence)
-    });
-    order
 }
 
 impl Cohorts {
@@ -131,6 +149,7 @@ impl Cohorts {
             private: Vec::new(),
             blocks: Vec::new(),
             num_same_passes: 0,
+            is_outdated: false,
         }
     }
 
@@ -139,30 +158,39 @@ impl Cohorts {
         *self = Self::new(self.max_copied_bytes);
     }
 
-    /// Divides the paths of all rows, which must be [`in_order`]. What `self` has joined already is
-    /// not joined again.
-    pub(super) fn form(&self, paths: &[&[Rc<Segment>]]) -> Result<Self> {
+    /// Drops what was made of a segment that is there no more, so that its memory is free. What is left only
+    /// spares the next [`Cohorts::form`] some joining: it must come before the next step.
+    pub(super) fn forget(&mut self, segment: SegmentId) {
+        let known = std::mem::take(&mut self.private);
+        self.clear();
+        let is_left = |piece: &Piece| !piece.ids.contains(&segment);
+        self.private.extend(known.into_iter().map(|mut row| {
+            row.retain(is_left);
+            row
+        }));
+        self.is_outdated = true;
+    }
+
+    /// Puts decode rows in an order and divides what they run on: what stands side by side is attended once,
+    /// all else is each row's own. What `self` has joined already is not joined again.
+    pub(super) fn form(
+        &self,
+        paths: &HashMap<SequenceId, &[Rc<Segment>]>,
+    ) -> Result<(Vec<SequenceId>, Self)> {
+        let num_users = num_users(paths.values().copied());
+        let mut rows: Vec<DividedRow<'_>> =
+            paths.iter().map(|(&sequence, path)| DividedRow::new(sequence, path, &num_users)).collect();
+        rows.sort_by_cached_key(DividedRow::sort_key);
         let mut known: HashMap<Vec<SegmentId>, Piece> =
             self.private.iter().flatten().map(|piece| (piece.ids.clone(), piece.clone())).collect();
-        let num_users = num_users(paths.iter().copied());
-        // Rows on one segment stand side by side where they share it.
-        let mut rows_of: HashMap<SegmentId, Range<usize>> = HashMap::new();
-        for (row, path) in paths.iter().enumerate() {
-            for segment in *path {
-                rows_of.entry(segment.id).or_insert(row..row).end = row + 1;
-            }
-        }
         let mut formed = Self::new(self.max_copied_bytes);
-        for (row, path) in paths.iter().enumerate() {
+        formed.shared = shared_by(&rows);
+        for row in &rows {
             let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
             let mut num_joined_tokens = usize::MAX;
-            for (segment, is_shared) in path.iter().zip(shared_of(path, &num_users)) {
+            for (segment, is_shared) in row.segments() {
                 if is_shared {
-                    let rows = &rows_of[&segment.id];
                     num_joined_tokens = usize::MAX;
-                    if rows.start == row {
-                        formed.share(segment, rows);
-                    }
                     continue;
                 }
                 num_joined_tokens = num_joined_tokens.saturating_add(segment.num_tokens);
@@ -180,7 +208,28 @@ impl Cohorts {
             }
             formed.private.push(pieces.iter().map(|piece| join(piece, &mut known)).collect::<Result<_>>()?);
         }
-        Ok(formed)
+        formed.check(&rows)?;
+        Ok((rows.iter().map(|row| row.sequence).collect(), formed))
+    }
+
+    /// Holds the division to what it is for: shared and private pieces of a row are exactly its path.
+    fn check(&self, rows: &[DividedRow<'_>]) -> Result<()> {
+        for (index, row) in rows.iter().enumerate() {
+            let shared = self.shared.iter().filter(|shared| shared.rows.contains(&index));
+            let shared = shared.flat_map(|shared| &shared.segments).map(|segment| segment.id);
+            let private = self.private[index].iter().flat_map(|piece| piece.ids.iter().copied());
+            let mut seen: Vec<SegmentId> = shared.chain(private).collect();
+            let mut path: Vec<SegmentId> = row.path.iter().map(|segment| segment.id).collect();
+            seen.sort_unstable();
+            path.sort_unstable();
+            if seen != path {
+                return Err(MlxError::Unsupported(format!(
+                    "sequence {} would see the segments {seen:?} instead of {path:?}",
+                    row.sequence.0
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the copy that makes one piece of these is within the limit; counts it where it is.
@@ -193,15 +242,6 @@ impl Cohorts {
             self.num_joined_bytes = num_bytes;
         }
         can_join
-    }
-
-    fn share(&mut self, segment: &Rc<Segment>, rows: &Range<usize>) {
-        match self.shared.iter_mut().find(|shared| shared.rows == *rows) {
-            Some(shared) => shared.segments.push(Rc::clone(segment)),
-            None => {
-                self.shared.push(SharedRows { rows: rows.clone(), segments: vec![Rc::clone(segment)] });
-            }
-        }
     }
 
     /// Notes that the rows step once more as they are; `own` is what each has computed and not
@@ -281,6 +321,35 @@ impl Cohorts {
     }
 }
 
+/// Consecutive rows of which each shares a segment, for all segments that rows share; those with the same
+/// rows together, in order of position.
+///
+/// A row is among a segment's only by its own path, never by where it stands: whatever the paths are, none is
+/// shown what it does not run on.
+fn shared_by(rows: &[DividedRow<'_>]) -> Vec<SharedRows> {
+    let mut runs: Vec<(&Rc<Segment>, Range<usize>)> = Vec::new();
+    let mut last_run: HashMap<SegmentId, usize> = HashMap::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (segment, _) in row.segments().filter(|(_, is_shared)| *is_shared) {
+            match last_run.get(&segment.id).map(|&run| &mut runs[run].1) {
+                Some(run) if run.end == index => run.end = index + 1,
+                _ => {
+                    last_run.insert(segment.id, runs.len());
+                    runs.push((segment, index..index + 1));
+                }
+            }
+        }
+    }
+    let mut shared: Vec<SharedRows> = Vec::new();
+    for (segment, rows) in runs {
+        match shared.iter_mut().find(|shared| shared.rows == rows) {
+            Some(shared) => shared.segments.push(Rc::clone(segment)),
+            None => shared.push(SharedRows { rows, segments: vec![Rc::clone(segment)] }),
+        }
+    }
+    shared
+}
+
 /// Makes one piece of neighbouring segments, the same one for all rows on them.
 fn join(segments: &[&Rc<Segment>], known: &mut HashMap<Vec<SegmentId>, Piece>) -> Result<Piece> {
     let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
@@ -332,17 +401,22 @@ mod tests {
         store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
     }
 
+    /// Forms the cohorts of sequences that run on these paths.
+    fn formed(max_copied_bytes: u64, paths: &[Vec<Rc<Segment>>]) -> (Vec<SequenceId>, Cohorts) {
+        let paths = (0..).map(SequenceId).zip(paths.iter().map(Vec::as_slice)).collect();
+        Cohorts::new(max_copied_bytes).form(&paths).unwrap()
+    }
+
     #[test]
     fn copies_stay_within_their_limit_and_all_is_seen_all_the_same() {
         let mut store = SegmentStore::default();
         // Two rows of two short segments each: 5 and 3 tokens, 6 and 2.
         let paths: Vec<Vec<Rc<Segment>>> =
             [5, 6].map(|at| vec![segment(&mut store, 0, at), segment(&mut store, at, 8 - at)]).into();
-        let paths: Vec<&[Rc<Segment>]> = paths.iter().map(Vec::as_slice).collect();
         // Bytes for no copy, for the first row's, for both rows', and for the block of 16 tokens too.
         for (max_tokens, num_pieces, num_lists) in [(7, 4, 2), (8, 3, 2), (16, 2, 1), (31, 2, 1), (32, 2, 1)]
         {
-            let mut cohorts = Cohorts::new(max_tokens * BYTES_PER_TOKEN).form(&paths).unwrap();
+            let mut cohorts = formed(max_tokens * BYTES_PER_TOKEN, &paths).1;
             assert_eq!(cohorts.private.iter().map(Vec::len).sum::<usize>(), num_pieces, "{max_tokens}");
             for _ in 0..MIN_SAME_PASSES {
                 cohorts.step(&mut [vec![], vec![]]).unwrap();
@@ -369,13 +443,12 @@ mod tests {
             paths.resize_with(num_rows, || {
                 vec![Rc::clone(&prefix), Rc::clone(&all), segment(&mut store, 69, 3)]
             });
-            let paths: Vec<&[Rc<Segment>]> = paths.iter().map(Vec::as_slice).collect();
-            let cohorts = Cohorts::new(u64::MAX).form(&paths).unwrap();
+            let (order, cohorts) = formed(u64::MAX, &paths);
             let shared = cohorts.shared.iter().map(|shared| (shared.rows.clone(), shared.segments.len()));
             assert_eq!(shared.collect::<Vec<_>>(), [(0..num_rows, 1 + usize::from(is_shared))], "{num_rows}");
-            let [[first], [second]] = [&cohorts.private[0], &cohorts.private[1]].map(Vec::as_slice) else {
-                panic!("{num_rows}: {:?}", cohorts.private)
-            };
+            let row_of = |sequence| order.iter().position(|&row| row == SequenceId(sequence)).unwrap();
+            let private = [0, 1].map(|sequence| cohorts.private[row_of(sequence)].as_slice());
+            let [[first], [second]] = private else { panic!("{num_rows}: {:?}", cohorts.private) };
             assert_eq!(first.layers[0].num_tokens(), if is_shared { 6 } else { 11 }, "{num_rows}");
             assert!(Rc::ptr_eq(&first.layers, &second.layers), "{num_rows}");
         }
@@ -393,16 +466,51 @@ mod tests {
         let ends = [1, 5, 20, 30];
         let mut all: Vec<Vec<Rc<Segment>>> = ends.map(|length| with_end(&mut store, length)).into();
         all.extend([40; 4].map(|length| vec![Rc::clone(&prefix), segment(&mut store, 64, length)]));
-        let paths: HashMap<SequenceId, &[Rc<Segment>]> =
-            (0..).map(SequenceId).zip(all.iter().map(Vec::as_slice)).collect();
-        let order = in_order(&paths);
-        let rows: Vec<&[Rc<Segment>]> = order.iter().map(|sequence| paths[sequence]).collect();
+        let (order, cohorts) = formed(u64::MAX, &all);
+        let rows: Vec<&Vec<Rc<Segment>>> = order.iter().map(|sequence| &all[sequence.0 as usize]).collect();
         assert!(rows[0].len() == 3 && rows[7].len() == 3, "others stand between them");
-        let cohorts = Cohorts::new(u64::MAX).form(&rows).unwrap();
         assert!(cohorts.shared.len() == 1 && cohorts.shared[0].segments.len() == 1, "{:?}", cohorts.shared);
         for (pieces, path) in cohorts.private.iter().zip(rows) {
             let num_tokens: usize = path[1..].iter().map(|segment| segment.num_tokens).sum();
             assert_eq!(pieces.iter().map(|piece| piece.layers[0].num_tokens()).sum::<usize>(), num_tokens);
+        }
+    }
+    /// A segment that was split lay whole on some paths and in halves on others, above the same segments below:
+    /// rows between the first and the last that ran on those were shown them too. Paths are a tree now; what
+    /// rows see does not rest on it.
+    #[test]
+    fn every_row_sees_its_path_whatever_the_paths_are() {
+        let mut store = SegmentStore::default();
+        let mut random = 1_u64;
+        let mut next = |below: usize| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) as usize % below
+        };
+        for _ in 0..200 {
+            // Segments of several lengths to choose from at each of a few places.
+            let places: Vec<Vec<Rc<Segment>>> = (0..4)
+                .map(|place| {
+                    let num_segments = 1 + next(3);
+                    (0..num_segments).map(|_| segment(&mut store, 1000 * place, 1 + next(200))).collect()
+                })
+                .collect();
+            let path = |next: &mut dyn FnMut(usize) -> usize| {
+                let chosen = places.iter().filter_map(|segments| segments.get(next(segments.len() + 1)));
+                chosen.map(Rc::clone).collect::<Vec<_>>()
+            };
+            let paths: Vec<Vec<Rc<Segment>>> = (0..1 + next(12)).map(|_| path(&mut next)).collect();
+            let (order, cohorts) = formed(u64::MAX, &paths);
+            for (row, sequence) in order.iter().enumerate() {
+                let shared = cohorts.shared.iter().filter(|shared| shared.rows.contains(&row));
+                let shared = shared.flat_map(|shared| &shared.segments).map(|segment| segment.id);
+                let private = cohorts.private[row].iter().flat_map(|piece| piece.ids.clone());
+                let mut seen: Vec<SegmentId> = shared.chain(private).collect();
+                seen.sort_unstable();
+                let mut path: Vec<SegmentId> =
+                    paths[sequence.0 as usize].iter().map(|segment| segment.id).collect();
+                path.sort_unstable();
+                assert_eq!(seen, path);
+            }
         }
     }
 }

@@ -18,7 +18,7 @@ use mlx_rs::Array;
 use super::{
     arrays::{overlap, rows_of, rows_of_parts},
     attention::{ChunkKv, CohortRows, DecodeKv, PassKv, RunKv},
-    cohort::{Cohorts, in_order, is_short, join_short_end, long_segments},
+    cohort::{Cohorts, is_short, join_short_end, long_segments},
     error::{MlxError, Result},
     kv::{LayerKv, MAX_TAIL, Tail, TailRow},
     recurrent::{LiveStates, RecurrentState},
@@ -171,6 +171,21 @@ impl LiveKv {
         Ok(segment)
     }
 
+    /// Puts the halves of a segment that was split in its place wherever sequences run on it: so paths stay a
+    /// tree, and the whole is free.
+    pub(super) fn replace(&mut self, whole: SegmentId, halves: [&Rc<Segment>; 2]) {
+        let mut is_used = false;
+        for state in self.sequences.values_mut() {
+            if let Some(place) = state.path.iter().position(|segment| segment.id == whole) {
+                state.path.splice(place..=place, halves.map(Rc::clone));
+                is_used = true;
+            }
+        }
+        if is_used {
+            self.cohorts.forget(whole);
+        }
+    }
+
     /// Stores a sequence's states where it stands at the end of a segment just stored; a sequence
     /// that has computed more has no states of that position any more.
     pub(super) fn checkpoint_after(
@@ -207,15 +222,11 @@ impl LiveKv {
         }
         let is_same = decoding.len() == self.tail.rows.len()
             && decoding.iter().all(|&sequence| self.tail.row_of(sequence).is_some());
-        if !is_same {
-            let paths = decoding
-                .iter()
-                .map(|sequence| (*sequence, self.sequences[sequence].path.as_slice()))
-                .collect();
-            self.tail.arrange(&in_order(&paths))?;
-            let paths: Vec<&[Rc<Segment>]> =
-                self.tail.rows.iter().map(|row| self.sequences[&row.sequence].path.as_slice()).collect();
-            self.cohorts = self.cohorts.form(&paths)?;
+        if !is_same || self.cohorts.is_outdated {
+            let path = |sequence: &SequenceId| (*sequence, self.sequences[sequence].path.as_slice());
+            let (order, cohorts) = self.cohorts.form(&decoding.iter().map(path).collect())?;
+            self.tail.arrange(&order)?;
+            self.cohorts = cohorts;
         }
         let is_tail_full = self.tail.num_slots >= MAX_TAIL;
         if is_tail_full {

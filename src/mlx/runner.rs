@@ -330,11 +330,8 @@ impl Runner for MlxRunner {
         at: usize,
     ) -> std::result::Result<(StoredSegment, StoredSegment), RunnerError> {
         let (upper, lower) = self.segments.split(segment, at)?;
+        self.live.replace(segment, [&upper, &lower]);
         Ok((stored(&upper), stored(&lower)))
-    }
-
-    fn num_replaced_bytes(&self) -> u64 {
-        self.segments.num_replaced_bytes()
     }
 
     fn export(

@@ -4,12 +4,7 @@
 //! Owns their identity, bytes and splitting. Which are kept is the prompt cache's decision; what
 //! sequences do on top of them is `live`'s.
 
-use std::{
-    collections::HashMap,
-    io::Read,
-    ops::Range,
-    rc::{Rc, Weak},
-};
+use std::{collections::HashMap, io::Read, ops::Range, rc::Rc};
 
 use mlx_rs::{Array, Dtype};
 
@@ -59,8 +54,6 @@ impl Checkpoint {
 pub(super) struct SegmentStore {
     segments: HashMap<SegmentId, Rc<Segment>>,
     checkpoints: HashMap<SegmentId, Rc<Checkpoint>>,
-    /// Segments that were split while sequences ran on them.
-    replaced: Vec<Weak<Segment>>,
     /// Both kinds together: no id names two things.
     num_made: u64,
 }
@@ -104,7 +97,7 @@ impl SegmentStore {
     }
 
     /// Cuts a segment after its first `at` tokens. Both halves are copies that own their memory,
-    /// so that dropping one frees it.
+    /// so that dropping one frees it. Those who run on the whole are to be given the halves.
     pub(super) fn split(&mut self, id: SegmentId, at: usize) -> Result<(Rc<Segment>, Rc<Segment>)> {
         let whole = self.get(id)?;
         if at == 0 || at >= whole.num_tokens {
@@ -121,10 +114,6 @@ impl SegmentStore {
         mlx_rs::transforms::eval(upper.iter().chain(&lower).flat_map(|kv| [&kv.keys, &kv.values]))?;
         let (first, num_tokens) = (whole.first, whole.num_tokens);
         self.discard(id);
-        self.replaced.retain(|replaced| replaced.strong_count() > 0);
-        if Rc::strong_count(&whole) > 1 {
-            self.replaced.push(Rc::downgrade(&whole));
-        }
         Ok((self.insert(first, at, upper), self.insert(middle, num_tokens - at, lower)))
     }
 
@@ -221,11 +210,6 @@ impl SegmentStore {
             return Err(wrong());
         }
         Ok(self.insert_checkpoint(Checkpoint { position, states }))
-    }
-
-    /// Bytes of segments that were split and that sequences still run on.
-    pub(super) fn num_replaced_bytes(&self) -> u64 {
-        self.replaced.iter().filter_map(Weak::upgrade).map(|segment| segment.num_bytes()).sum()
     }
 
     /// Bytes of all stored segments and checkpoints.

@@ -165,21 +165,6 @@ fn the_newest_entry_goes_last_where_all_others_are_in_use() {
 }
 
 #[test]
-fn bytes_outside_the_tree_count_against_the_limit() {
-    let mut caller = bytes(10);
-    caller.store(&[1, 2, 3], Assistant);
-    caller.store(&[4, 5, 6], Assistant);
-    caller.cache.set_outside_bytes(6);
-    assert_eq!(caller.cache.usage().peak_bytes, 12);
-    caller.cache.make_room(0);
-    assert_eq!((caller.hit(&[1, 2, 3]), caller.hit(&[4, 5, 6])), (0, 3));
-
-    caller.cache.set_outside_bytes(0);
-    caller.store(&[1, 2, 3], Assistant);
-    assert_eq!((caller.hit(&[1, 2, 3]), caller.hit(&[4, 5, 6])), (3, 3));
-}
-
-#[test]
 fn entry_limits_hold_after_every_insertion() {
     // mlx-lm evicts one entry at most for the count limit.
     let mut caller = Caller::any_token(CacheLimits { max_entries: Some(2), ..UNLIMITED });

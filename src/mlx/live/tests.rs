@@ -29,3 +29,37 @@ fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
         assert_eq!((0..).map(own).take(lengths.len()).collect::<Vec<_>>(), expected, "{lengths:?}");
     }
 }
+
+/// The whole stayed beside its halves, counted apart, for as long as somebody ran on it.
+#[test]
+fn a_segment_that_was_split_is_held_by_nobody() {
+    let mut store = SegmentStore::default();
+    let mut piece = |first: usize, num_tokens: usize| {
+        let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 1]).unwrap();
+        store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
+    };
+    let (long, short, below) = (piece(0, 90), piece(90, 9), piece(99, 3));
+    let wholes = [Rc::downgrade(&long), Rc::downgrade(&short)];
+    let ids = [long.id, short.id];
+    let mut live = LiveKv::new(Vec::new(), u64::MAX);
+    let sequences = [1, 2].map(SequenceId);
+    for sequence in sequences {
+        let path = vec![Rc::clone(&long), Rc::clone(&short), Rc::clone(&below)];
+        live.resume(sequence, path, None).unwrap();
+    }
+    drop((long, short, below));
+    live.prepare_decode(&sequences).unwrap();
+    for (id, whole) in ids.into_iter().zip(wholes) {
+        let (upper, lower) = store.split(id, 4).unwrap();
+        live.replace(id, [&upper, &lower]);
+        assert_eq!(whole.strong_count(), 0);
+    }
+    // Without rows that come or go it is formed anew.
+    live.prepare_decode(&sequences).unwrap();
+    for sequence in sequences {
+        let path = live.sequences[&sequence].path.iter();
+        assert_eq!(path.map(|segment| segment.first).collect::<Vec<_>>(), [0, 4, 90, 94, 99]);
+    }
+    let [shared] = live.cohorts.shared.as_slice() else { panic!("{:?}", live.cohorts.shared) };
+    assert_eq!((shared.rows.clone(), shared.segments.len(), shared.segments[0].first), (0..2, 1, 4));
+}
