@@ -8,9 +8,10 @@ mod common;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
-use common::{Golden, golden, load};
-use mlxbatch::engine::{
-    AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams,
+use common::{Golden, golden, load, on_both_kinds};
+use mlxbatch::{
+    engine::{AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams},
+    mlx::ComputeDevice,
 };
 
 const MODELS: [&str; 12] = [
@@ -30,6 +31,7 @@ const MODELS: [&str; 12] = [
 
 #[derive(Debug, Clone, Copy)]
 struct Setting {
+    device: ComputeDevice,
     batch_size: usize,
     prefill_chunk: usize,
     lookahead: bool,
@@ -47,7 +49,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
         max_restored_bytes: u64::MAX,
         lookahead: setting.lookahead,
     };
-    let mut engine = Engine::new(load(model), limits, None);
+    let mut engine = Engine::new(load(model, setting.device), limits, None);
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     if setting.reversed {
@@ -83,8 +85,8 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
 
 #[test]
 fn log_probabilities_of_the_last_position_agree() {
-    for model in MODELS {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(MODELS) {
+        let mut runner = load(model, device);
         for (index, golden) in golden(model).iter().enumerate() {
             let ours = runner.next_log_probabilities(&golden.prompt).unwrap();
             assert_eq!(ours.len(), golden.last_logprobs.len());
@@ -93,24 +95,26 @@ fn log_probabilities_of_the_last_position_agree() {
                 .zip(&golden.last_logprobs)
                 .map(|(&ours, theirs)| (f64::from(ours) - theirs).abs())
                 .fold(0.0, f64::max);
-            assert!(worst < 1e-3, "{model}, prompt {index}: {worst}");
+            assert!(worst < 1e-3, "{model}, {device:?}, prompt {index}: {worst}");
         }
     }
 }
 
 #[test]
 fn greedy_tokens_agree_whatever_the_batch() {
-    let base = Setting { batch_size: 1, prefill_chunk: 512, lookahead: false, reversed: false };
-    let settings = [
-        base,
-        Setting { batch_size: 8, lookahead: true, ..base },
-        Setting { batch_size: 3, reversed: true, ..base },
-        // Chunks cut within prompts and windows, and the last prompts join a running batch.
-        Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true },
-    ];
-    for model in MODELS {
+    let settings = |device: ComputeDevice| {
+        let base = Setting { device, batch_size: 1, prefill_chunk: 512, lookahead: false, reversed: false };
+        [
+            base,
+            Setting { batch_size: 8, lookahead: true, ..base },
+            Setting { batch_size: 3, reversed: true, ..base },
+            // Chunks cut within prompts and windows, and the last prompts join a running batch.
+            Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true, ..base },
+        ]
+    };
+    for (model, device) in on_both_kinds(MODELS) {
         let prompts = golden(model);
-        for setting in settings {
+        for setting in settings(device) {
             for (index, (ours, golden)) in answers(model, &prompts, setting).iter().zip(&prompts).enumerate()
             {
                 assert_eq!(ours, &golden.greedy, "{model}, prompt {index}, {setting:?}");

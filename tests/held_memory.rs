@@ -16,7 +16,7 @@ use mlxbatch::{
     engine::{
         AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, Runner, SamplingParams,
     },
-    mlx::{MlxRunner, active_memory_bytes},
+    mlx::{ComputeDevice, MlxRunner, active_memory_bytes},
 };
 
 const NUM_REQUESTS: usize = 200;
@@ -107,7 +107,7 @@ fn bytes_held_by_mlx_are_the_bytes_accounted() {
             lookahead: true,
         };
         let cache = CacheLimits { max_bytes, max_entries: None };
-        let runner = common::load(model);
+        let runner = common::load(model, ComputeDevice::current());
         let rule = runner.resume_rule();
         let mut engine = Engine::new(runner, limits, Some(cache));
         let others = accounted_and_held(&engine, 0).1;

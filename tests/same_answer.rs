@@ -1,29 +1,31 @@
 //! Law 1: the same greedy tokens whatever the cache holds, the batch size and the order of the input.
 //!
 //! Owns the matrix: model families with plain KV, sliding windows and recurrent layers, by what is in
-//! the cache, by batch size, by order. The prompts and the runs over them are in `same_answer/`; that
+//! the cache, by batch size, by order, by the kind of device. The prompts are in `same_answer/`; that
 //! the answers are mlx-lm's own is shown by `golden`.
 
 #[path = "same_answer/batch.rs"]
 mod batch;
 mod common;
-#[path = "same_answer/runs.rs"]
-mod runs;
 
 use std::path::{Path, PathBuf};
 
-use batch::{Batch, NUM_NEW, shuffled};
-use mlxbatch::snapshot;
-use runs::{AMPLE, Setting, engine_of, engine_with_file, run};
+use batch::{NUM_NEW, batch_for, shuffled};
+use common::{
+    batch::Batch,
+    runs::{AMPLE, Setting, engine_of, engine_with_file, run},
+};
+use mlxbatch::{mlx::ComputeDevice, snapshot};
 
 /// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-gemma3", "tiny-qwen3_5", "tiny-lfm2"];
 
 /// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows
 /// and next to no memory for copies.
-fn settings(num_prompts: usize) -> [Setting; 5] {
+fn settings(device: ComputeDevice, num_prompts: usize) -> [Setting; 5] {
     let given: Vec<usize> = (0..num_prompts).collect();
     let setting = |batch_size, lookahead, prefill_chunk, order: &[usize]| Setting {
+        device,
         batch_size,
         lookahead,
         prefill_chunk,
@@ -47,18 +49,19 @@ fn file_in(folder: &tempfile::TempDir, name: &str) -> PathBuf {
 
 /// Runs half of the batch with a cache file of its own and saves it.
 fn save_half(model: &str, batch: &Batch, setting: &Setting, half: usize, path: &Path) {
-    let mut engine = engine_with_file(model, setting, path);
+    let mut engine = engine_with_file(model, setting, AMPLE, path);
     let order = setting.order.iter().copied().filter(|index| index % 2 == half).collect();
     run(&mut engine, batch, &Setting { order, ..setting.clone() });
     assert!(engine.save_snapshot().unwrap().num_new_tokens > 0);
 }
 
 fn check(model: &str) {
-    let batch = Batch::new(model);
-    let settings = settings(batch.prompts.len());
-    // Without a cache, one by one: what all others are held to.
-    let alone = run(&mut engine_of(model, &settings[0], None), &batch, &settings[0]).answers;
-    for setting in &settings {
+    let batch = batch_for(model);
+    let num_prompts = batch.prompts.len();
+    // Without a cache, one by one: what all others are held to, those computed as on a GPU too.
+    let first = &settings(ComputeDevice::Cpu, num_prompts)[0];
+    let alone = run(&mut engine_of(model, first, None), &batch, first).answers;
+    for setting in &ComputeDevice::KINDS.map(|device| settings(device, num_prompts)).concat() {
         let told = format!("{model}, {setting:?}");
         let folder = tempfile::tempdir().unwrap();
         let off = run(&mut engine_of(model, setting, None), &batch, setting);
@@ -67,7 +70,7 @@ fn check(model: &str) {
         assert_eq!((off.num_prefilled, off.num_cached), (batch.num_reusable(), 0), "{told}");
 
         let saved = file_in(&folder, "saved.cache");
-        let mut engine = engine_with_file(model, setting, &saved);
+        let mut engine = engine_with_file(model, setting, AMPLE, &saved);
         let cold = run(&mut engine, &batch, setting);
         assert_eq!(cold.answers, alone, "cold: {told}");
         let at_least = batch.num_distinct() - batch.num_continued();
@@ -99,7 +102,7 @@ fn check(model: &str) {
         let merged = file_in(&folder, "merged.cache");
         snapshot::merge(&halves.each_ref().map(PathBuf::as_path), &merged).unwrap();
         for (name, path) in [("restored", &saved), ("merged", &merged)] {
-            let mut engine = engine_with_file(model, setting, path);
+            let mut engine = engine_with_file(model, setting, AMPLE, path);
             let restored = run(&mut engine, &batch, setting);
             assert_eq!(restored.answers, alone, "{name}: {told}");
             assert_eq!(

@@ -5,11 +5,11 @@
 
 mod common;
 
-use common::{Golden, golden, load};
+use common::{Golden, golden, load, on_both_kinds};
 use mlxbatch::{
     cache::ResumeRule,
     engine::{Group, Input, Runner, SamplingParams, SegmentId, SequenceId},
-    mlx::MlxRunner,
+    mlx::{ComputeDevice, MlxRunner},
 };
 
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-mistral-swa", "tiny-qwen3", "tiny-gemma3"];
@@ -70,8 +70,10 @@ fn decode_on(runner: &mut MlxRunner, rows: &[(u64, &[u32], usize)], num_steps: u
 fn one_stored_prefix_serves_several_sequences_at_once() {
     // Short pieces are joined for each row, long ones attended once for all; both lie in windows.
     let cuts = [(20, 41), (66, 80), (20, 86)];
-    for (model, (first, second)) in MODELS.into_iter().flat_map(|model| cuts.map(|cuts| (model, cuts))) {
-        let mut runner = load(model);
+    for ((model, device), (first, second)) in
+        on_both_kinds(MODELS).flat_map(|model| cuts.map(|cuts| (model, cuts)))
+    {
+        let mut runner = load(model, device);
         let prompts = golden(model);
         let prompt = &prompts[4];
         let last = prompt.prompt.len() - 1;
@@ -86,7 +88,10 @@ fn one_stored_prefix_serves_several_sequences_at_once() {
         prefill(&mut runner, 3, &prompts[2].prompt, 0, &[prompts[2].prompt.len() - 1]);
         let rows = [(0, prompt), (1, prompt), (2, prompt), (3, &prompts[2])];
         for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
-            assert_eq!(answer, golden.greedy, "{model}, cuts {first} and {second}, sequence {sequence}");
+            assert_eq!(
+                answer, golden.greedy,
+                "{model}, {device:?}, cuts {first} and {second}, sequence {sequence}"
+            );
         }
     }
 }
@@ -95,8 +100,8 @@ fn one_stored_prefix_serves_several_sequences_at_once() {
 /// after rows that decode.
 #[test]
 fn a_pass_of_many_rows_computes_what_each_sequence_would_by_itself() {
-    for model in MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"]) {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"])) {
+        let mut runner = load(model, device);
         let prompts = golden(model);
         let (decoding, waiting) = (&prompts[2], &prompts[4]);
         let last = decoding.prompt.len() - 1;
@@ -105,21 +110,21 @@ fn a_pass_of_many_rows_computes_what_each_sequence_would_by_itself() {
         let mut groups = vec![group(0, Input::Last(decoding.prompt[last]), last)];
         let prompt = &waiting.prompt[..waiting.prompt.len() - 1];
         groups.extend(sequences.clone().map(|sequence| group(sequence, Input::Prompt(prompt.to_vec()), 0)));
-        assert!(prompt.len() * sequences.clone().count() > 512, "{model}");
+        assert!(prompt.len() * sequences.clone().count() > 512, "{model}, {device:?}");
         runner.launch(&groups).unwrap();
-        assert_eq!(runner.collect().unwrap(), decoding.greedy[..1], "{model}");
+        assert_eq!(runner.collect().unwrap(), decoding.greedy[..1], "{model}, {device:?}");
         runner.release(SequenceId(0));
         let rows: Vec<_> = sequences.map(|sequence| (sequence, waiting)).collect();
         for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
-            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+            assert_eq!(answer, golden.greedy, "{model}, {device:?}, sequence {sequence}");
         }
     }
 }
 
 #[test]
 fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
-    for model in MODELS {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(MODELS) {
+        let mut runner = load(model, device);
         let prompt = &golden(model)[3];
         let last = prompt.prompt.len() - 1;
         let whole = prefill(&mut runner, 0, &prompt.prompt, 0, &[last])[0];
@@ -140,7 +145,7 @@ fn a_segment_can_be_split_at_any_token_and_outlives_its_maker() {
         prefill(&mut runner, 2, &prompt.prompt, 29, &[last]);
         let rows = [(1, prompt), (2, prompt)];
         for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
-            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+            assert_eq!(answer, golden.greedy, "{model}, {device:?}, sequence {sequence}");
         }
     }
 }
@@ -154,8 +159,8 @@ fn words(first: u32, num_words: u32) -> Vec<u32> {
 /// on into the same segments below: those were taken for everybody's who stood between the two.
 #[test]
 fn those_who_run_on_a_segment_that_is_split_run_on_its_halves() {
-    for model in MODELS {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(MODELS) {
+        let mut runner = load(model, device);
         let (document, block, other) = (words(0, 150), words(1000, 80), words(2000, 70));
         let ends = [words(3000, 9), words(4000, 5), words(5000, 7), words(6000, 8)];
         let prompts: Vec<Vec<u32>> = vec![
@@ -169,7 +174,7 @@ fn those_who_run_on_a_segment_that_is_split_run_on_its_halves() {
         prefill(&mut runner, 0, &prompts[0], 230, &[last(0)]);
         let stored_bytes = runner.num_stored_bytes();
         let (upper, lower) = runner.split(path[0], 60).unwrap();
-        assert_eq!(runner.num_stored_bytes(), stored_bytes, "{model}");
+        assert_eq!(runner.num_stored_bytes(), stored_bytes, "{model}, {device:?}");
         runner.resume(SequenceId(1), &[upper.id, lower.id, path[1]], None).unwrap();
         runner.resume(SequenceId(2), &[upper.id, lower.id], None).unwrap();
         runner.resume(SequenceId(3), &[upper.id], None).unwrap();
@@ -188,7 +193,7 @@ fn those_who_run_on_a_segment_that_is_split_run_on_its_halves() {
             let sequence = 10 + row as u64;
             prefill(&mut runner, sequence, &prompts[row], 0, &[last(row)]);
             let alone = decode_on(&mut runner, &[(sequence, &prompts[row], 0)], answer.len());
-            assert_eq!(*answer, alone[0], "{model}, row {row}");
+            assert_eq!(*answer, alone[0], "{model}, {device:?}, row {row}");
             runner.release(SequenceId(sequence));
         }
     }
@@ -196,13 +201,13 @@ fn those_who_run_on_a_segment_that_is_split_run_on_its_halves() {
 
 #[test]
 fn an_answer_is_stored_with_its_sequence_and_continued_later() {
-    for model in MODELS {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(MODELS) {
+        let mut runner = load(model, device);
         let golden = &golden(model)[1];
         let last = golden.prompt.len() - 1;
         let mut path = prefill(&mut runner, 0, &golden.prompt, 0, &[last]);
         let answers = decode(&mut runner, &[(0, golden)]);
-        assert_eq!(answers[0], golden.greedy, "{model}");
+        assert_eq!(answers[0], golden.greedy, "{model}, {device:?}");
         // The prompt's last token and the answer's first 24 were fed; the rest is left out.
         path.push(runner.store(SequenceId(0), 25).unwrap().segment.id);
         runner.release(SequenceId(0));
@@ -213,7 +218,7 @@ fn an_answer_is_stored_with_its_sequence_and_continued_later() {
             runner.launch(&[group(1, input, last + 25 + step)]).unwrap();
             continued.extend(runner.collect().unwrap());
         }
-        assert_eq!(continued, golden.greedy[25..35], "{model}");
+        assert_eq!(continued, golden.greedy[25..35], "{model}, {device:?}");
     }
 }
 
@@ -221,8 +226,8 @@ fn an_answer_is_stored_with_its_sequence_and_continued_later() {
 /// late: any token is the one that follows when all before it is computed as a prompt.
 #[test]
 fn long_answers_go_on_from_all_that_was_decoded() {
-    for model in MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"]) {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"])) {
+        let mut runner = load(model, device);
         let prompts = golden(model);
         let mut texts: Vec<Vec<u32>> = [1, 2, 3].map(|index: usize| prompts[index].prompt.clone()).into();
         let joins = [0, 0, 21];
@@ -250,7 +255,11 @@ fn long_answers_go_on_from_all_that_was_decoded() {
                 let sequence = (10 + row * 4 + index) as u64;
                 prefill(&mut runner, sequence, text, 0, &[at - 1]);
                 runner.launch(&[group(sequence, Input::Last(text[at - 1]), at - 1)]).unwrap();
-                assert_eq!(runner.collect().unwrap(), text[at..=at], "{model}, sequence {row}, token {at}");
+                assert_eq!(
+                    runner.collect().unwrap(),
+                    text[at..=at],
+                    "{model}, {device:?}, sequence {row}, token {at}"
+                );
             }
         }
     }
@@ -258,7 +267,7 @@ fn long_answers_go_on_from_all_that_was_decoded() {
 
 #[test]
 fn misuse_is_an_error_and_not_a_wrong_answer() {
-    let mut runner = load("tiny-llama");
+    let mut runner = load("tiny-llama", ComputeDevice::current());
     let prompt = golden("tiny-llama").remove(2).prompt;
     let path = prefill(&mut runner, 0, &prompt, 0, &[10, 20]);
     assert!(runner.resume(SequenceId(1), &path[1..], None).is_err(), "a path begins at position 0");
@@ -276,8 +285,8 @@ fn misuse_is_an_error_and_not_a_wrong_answer() {
 /// were stored, at the end of a segment, and then each one goes on with its own.
 #[test]
 fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
-    for model in ["tiny-lfm2", "tiny-qwen3_5"] {
-        let mut runner = load(model);
+    for (model, device) in on_both_kinds(["tiny-lfm2", "tiny-qwen3_5"]) {
+        let mut runner = load(model, device);
         assert_eq!(runner.resume_rule(), ResumeRule::Checkpoints);
         let prompts = golden(model);
         let prompt = &prompts[4];
@@ -309,7 +318,7 @@ fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
         prefill(&mut runner, 5, &prompts[2].prompt, 0, &[prompts[2].prompt.len() - 1]);
         let rows = [(5, &prompts[2]), (0, prompt), (1, prompt), (2, prompt), (3, prompt)];
         for ((sequence, golden), answer) in rows.iter().zip(decode(&mut runner, &rows)) {
-            assert_eq!(answer, golden.greedy, "{model}, sequence {sequence}");
+            assert_eq!(answer, golden.greedy, "{model}, {device:?}, sequence {sequence}");
         }
     }
 }
@@ -317,17 +326,17 @@ fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
 /// A sequence that has computed more than is stored has no states of the segment's end any more.
 #[test]
 fn an_answer_has_a_checkpoint_only_if_all_of_it_is_stored() {
-    for model in ["tiny-lfm2", "tiny-qwen3_5"] {
+    for (model, device) in on_both_kinds(["tiny-lfm2", "tiny-qwen3_5"]) {
         let golden = &golden(model)[1];
         let last = golden.prompt.len() - 1;
         for (num_stored, has_checkpoint) in [(25, false), (40, true)] {
-            let mut runner = load(model);
+            let mut runner = load(model, device);
             let path = prefill(&mut runner, 0, &golden.prompt, 0, &[last]);
             decode(&mut runner, &[(0, golden)]);
             // The prompt's last token and the answer's first 39 were fed.
             let stored = runner.store(SequenceId(0), num_stored).unwrap();
             runner.release(SequenceId(0));
-            assert_eq!(stored.checkpoint.is_some(), has_checkpoint, "{model}");
+            assert_eq!(stored.checkpoint.is_some(), has_checkpoint, "{model}, {device:?}");
             let Some(checkpoint) = stored.checkpoint else { continue };
             runner.resume(SequenceId(1), &[path[0], stored.segment.id], Some(checkpoint.id)).unwrap();
             runner.launch(&[group(1, Input::Last(golden.greedy[39]), last + 40)]).unwrap();
@@ -337,7 +346,7 @@ fn an_answer_has_a_checkpoint_only_if_all_of_it_is_stored() {
             let whole: Vec<u32> = golden.prompt.iter().chain(&golden.greedy).copied().collect();
             prefill(&mut runner, 2, &whole, 0, &[whole.len() - 1]);
             runner.launch(&[group(2, Input::Last(golden.greedy[39]), whole.len() - 1)]).unwrap();
-            assert_eq!(continued, runner.collect().unwrap(), "{model}");
+            assert_eq!(continued, runner.collect().unwrap(), "{model}, {device:?}");
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, path::Path};
 
 use mlxbatch::{
-    mlx::{LoadedModel, MlxError, MlxRunner, WeightSource},
+    mlx::{ComputeDevice, ComputeDtype, LoadedModel, MlxError, MlxRunner, WeightSource},
     models::read_config,
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
@@ -48,7 +48,8 @@ fn worst_difference(model: &str, weights: &HashMap<String, Tensor>) -> Result<f6
 
     let spec = read_config(&Path::new("fixtures").join(model).join("config.json")).unwrap();
     let source = WeightSource::Safetensors(vec![path]);
-    let mut runner = MlxRunner::new(LoadedModel::load(&spec, &source, None, None)?, u64::MAX);
+    let loaded = LoadedModel::load(&spec, &source, ComputeDevice::current(), ComputeDtype::Float32)?;
+    let mut runner = MlxRunner::new(loaded, u64::MAX);
     let golden = std::fs::read_to_string(format!("fixtures/{model}/golden.json")).unwrap();
     let golden: Value = serde_json::from_str(&golden).unwrap();
     let numbers = |value: &Value| -> Vec<f64> {

@@ -214,19 +214,22 @@ mod tests {
     use super::*;
     use crate::{mlx::device::ComputeDtype, models::read_config};
 
-    fn load(folder: &str) -> Decoder {
+    fn load(folder: &str, device: ComputeDevice) -> Decoder {
         let folder = PathBuf::from("fixtures").join(folder);
         let spec = read_config(&folder.join("config.json")).unwrap();
         let weights = Weights::from_safetensors(&[folder.join("model.safetensors")], &spec.names).unwrap();
         // Quantised matrices as they are.
         let precision = Precision { dtype: ComputeDtype::Float32, widen_quantized: false };
-        Decoder::load(&spec, weights, precision, ComputeDevice::Cpu).unwrap()
+        Decoder::load(&spec, weights, precision, device).unwrap()
     }
 
     #[test]
     fn the_most_probable_tokens_are_the_same_in_however_many_parts() {
-        for model in ["tiny-llama", "tiny-qwen2", "tiny-llama-4bit"] {
-            let decoder = load(model);
+        let models = ["tiny-llama", "tiny-qwen2", "tiny-llama-4bit"];
+        let on_both_kinds =
+            models.into_iter().flat_map(|model| ComputeDevice::KINDS.map(|device| (model, device)));
+        for (model, device) in on_both_kinds {
+            let decoder = load(model, device);
             let width = decoder.spec.hidden_size as i32;
             let hidden: Vec<f32> = (0..40 * width).map(|index| (index as f32 * 0.37).sin()).collect();
             let hidden = Array::from_slice(&hidden, &[40, width]);

@@ -15,6 +15,10 @@ pub enum ComputeDevice {
 }
 
 impl ComputeDevice {
+    /// Both kinds. MLX's CPU backend computes what is meant for a GPU as well, only slower: tests take both
+    /// sides of every branch on the kind, wherever they run.
+    pub const KINDS: [Self; 2] = [Self::Cpu, Self::Gpu];
+
     /// The device MLX uses by default in this process: the GPU where there is one.
     pub fn current() -> Self {
         match Device::try_default().and_then(|device| device.get_type()) {

@@ -1,6 +1,6 @@
 //! Loading a model: files → a decoder on the device.
 //!
-//! Owns the choice of element type and whether quantised weights are widened. Reading files is
+//! Owns whether quantised weights are widened. Reading files is
 //! `weights`', their meaning `models/`'s.
 
 use std::path::PathBuf;
@@ -29,15 +29,14 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Loads a model's weights; the element type is chosen by [`ComputeDevice::compute_dtype`].
+    /// Loads a model's weights, to be computed in `dtype` the way that is best on `device`: the current one,
+    /// but for tests.
     pub fn load(
         spec: &ModelSpec,
         source: &WeightSource,
-        dtype: Option<ComputeDtype>,
-        stored_dtype: Option<ComputeDtype>,
+        device: ComputeDevice,
+        dtype: ComputeDtype,
     ) -> Result<Self> {
-        let device = ComputeDevice::current();
-        let dtype = device.compute_dtype(dtype, stored_dtype);
         let precision =
             Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
         device.keep_no_free_buffers();

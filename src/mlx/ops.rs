@@ -229,50 +229,60 @@ mod tests {
 
     #[test]
     fn silu_and_gelu_match_double_precision() {
-        let ops = Ops::new(ComputeDevice::Cpu);
-        let (inputs, array) = ramp();
-        let silu = values(&ops.silu(&array).unwrap());
-        let gelu = values(&ops.gelu_tanh(&array).unwrap());
-        for ((&x, silu), gelu) in inputs.iter().zip(silu).zip(gelu) {
-            let x = f64::from(x);
-            let expected = x / (1.0 + (-x).exp());
-            assert!(
-                (f64::from(silu) - expected).abs() <= 1e-6 * expected.abs() + 1e-12,
-                "silu({x}) = {silu}"
-            );
-            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
-            let expected = 0.5 * x * (1.0 + inner.tanh());
-            assert!((f64::from(gelu) - expected).abs() <= 2e-6 * expected.abs() + 1e-6, "gelu({x}) = {gelu}");
+        for ops in ComputeDevice::KINDS.map(Ops::new) {
+            let (inputs, array) = ramp();
+            let silu = values(&ops.silu(&array).unwrap());
+            let gelu = values(&ops.gelu_tanh(&array).unwrap());
+            for ((&x, silu), gelu) in inputs.iter().zip(silu).zip(gelu) {
+                let x = f64::from(x);
+                let expected = x / (1.0 + (-x).exp());
+                assert!(
+                    (f64::from(silu) - expected).abs() <= 1e-6 * expected.abs() + 1e-12,
+                    "silu({x}) = {silu}"
+                );
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+                let expected = 0.5 * x * (1.0 + inner.tanh());
+                assert!(
+                    (f64::from(gelu) - expected).abs() <= 2e-6 * expected.abs() + 1e-6,
+                    "gelu({x}) = {gelu}"
+                );
+            }
         }
     }
 
     #[test]
     fn sigmoid_and_exp_match_double_precision() {
-        let ops = Ops::new(ComputeDevice::Cpu);
-        let (inputs, array) = ramp();
-        let sigmoid = values(&ops.sigmoid(&array).unwrap());
-        let exp = values(&ops.exp_nonpositive(&array.abs().unwrap().negative().unwrap()).unwrap());
-        for ((&x, sigmoid), exp) in inputs.iter().zip(sigmoid).zip(exp) {
-            let x = f64::from(x);
-            let expected = 1.0 / (1.0 + (-x).exp());
-            assert!((f64::from(sigmoid) - expected).abs() <= 4e-6 * expected, "sigmoid({x}) = {sigmoid}");
-            let expected = (-x.abs()).exp();
-            assert!((f64::from(exp) - expected).abs() <= 4e-6 * expected, "exp(-|{x}|) = {exp}");
+        for ops in ComputeDevice::KINDS.map(Ops::new) {
+            let (inputs, array) = ramp();
+            let sigmoid = values(&ops.sigmoid(&array).unwrap());
+            let exp = values(&ops.exp_nonpositive(&array.abs().unwrap().negative().unwrap()).unwrap());
+            for ((&x, sigmoid), exp) in inputs.iter().zip(sigmoid).zip(exp) {
+                let x = f64::from(x);
+                let expected = 1.0 / (1.0 + (-x).exp());
+                assert!((f64::from(sigmoid) - expected).abs() <= 4e-6 * expected, "sigmoid({x}) = {sigmoid}");
+                let expected = (-x.abs()).exp();
+                assert!((f64::from(exp) - expected).abs() <= 4e-6 * expected, "exp(-|{x}|) = {exp}");
+            }
         }
     }
 
     #[test]
     fn softmax_matches_double_precision_and_ignores_masked_entries() {
-        let ops = Ops::new(ComputeDevice::Cpu);
-        let row: Vec<f32> = (0..257)
-            .map(|i| if i % 5 == 4 { f32::NEG_INFINITY } else { (i as f32 * 0.7).sin() * 9.0 })
-            .collect();
-        let got = values(&ops.softmax_last(&Array::from_slice(&row, &[1, 257])).unwrap());
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let exps: Vec<f64> = row.iter().map(|&x| f64::from(x - max).exp()).collect();
-        let sum: f64 = exps.iter().sum();
-        for (got, exp) in got.iter().zip(exps) {
-            assert!((f64::from(*got) - exp / sum).abs() < 2e-6 * (exp / sum) + 1e-30, "{got} {}", exp / sum);
+        for ops in ComputeDevice::KINDS.map(Ops::new) {
+            let row: Vec<f32> = (0..257)
+                .map(|i| if i % 5 == 4 { f32::NEG_INFINITY } else { (i as f32 * 0.7).sin() * 9.0 })
+                .collect();
+            let got = values(&ops.softmax_last(&Array::from_slice(&row, &[1, 257])).unwrap());
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let exps: Vec<f64> = row.iter().map(|&x| f64::from(x - max).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            for (got, exp) in got.iter().zip(exps) {
+                assert!(
+                    (f64::from(*got) - exp / sum).abs() < 2e-6 * (exp / sum) + 1e-30,
+                    "{got} {}",
+                    exp / sum
+                );
+            }
         }
     }
 
@@ -306,10 +316,11 @@ mod tests {
 
     #[test]
     fn extreme_inputs_stay_finite() {
-        let ops = Ops::new(ComputeDevice::Cpu);
-        let array = Array::from_slice(&[-1e30f32, -500.0, -0.0, 0.0, 500.0, 1e30], &[6]);
-        for result in [ops.silu(&array).unwrap(), ops.gelu_tanh(&array).unwrap()] {
-            assert!(values(&result).iter().all(|value| value.is_finite()), "{result:?}");
+        for ops in ComputeDevice::KINDS.map(Ops::new) {
+            let array = Array::from_slice(&[-1e30f32, -500.0, -0.0, 0.0, 500.0, 1e30], &[6]);
+            for result in [ops.silu(&array).unwrap(), ops.gelu_tanh(&array).unwrap()] {
+                assert!(values(&result).iter().all(|value| value.is_finite()), "{result:?}");
+            }
         }
     }
 }

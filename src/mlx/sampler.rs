@@ -128,11 +128,15 @@ mod tests {
         SamplingParams { temperature, top_p, top_k, min_p, key }
     }
 
+    /// The token chosen, the same on both kinds of device.
     fn draw(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
-        let ops = Ops::new(ComputeDevice::Cpu);
         let row = Array::from_slice(logits, &[1, logits.len() as i32]);
-        let chosen = choose(&ops, &row, &[Choice { params, position }]).unwrap();
-        chosen.read().unwrap()[0].expect("the logits are numbers")
+        let [on_cpu, on_gpu] = ComputeDevice::KINDS.map(|device| {
+            let chosen = choose(&Ops::new(device), &row, &[Choice { params, position }]).unwrap();
+            chosen.read().unwrap()[0].expect("the logits are numbers")
+        });
+        assert_eq!(on_cpu, on_gpu, "{params:?}, {position}");
+        on_cpu
     }
 
     #[test]
@@ -173,7 +177,6 @@ mod tests {
 
     #[test]
     fn a_row_is_chosen_alike_alone_and_among_others() {
-        let ops = Ops::new(ComputeDevice::Cpu);
         let rows: Vec<f32> = (0..4 * 50).map(|i| (i as f32 * 1.7).sin() * 4.0).collect();
         let all = [
             params(0.8, 0.9, 0, 0.0, 1),
@@ -182,22 +185,26 @@ mod tests {
             params(1.3, 1.0, 0, 0.0, 4),
         ];
         let choices: Vec<Choice> = all.iter().map(|params| Choice { params, position: 9 }).collect();
-        let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices).unwrap();
         let alone: Vec<Option<u32>> =
             (0..4).map(|row| Some(draw(&rows[row * 50..(row + 1) * 50], &all[row], 9))).collect();
-        assert_eq!(batch.read().unwrap(), alone);
+        for ops in ComputeDevice::KINDS.map(Ops::new) {
+            let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices).unwrap();
+            assert_eq!(batch.read().unwrap(), alone);
+        }
     }
 
     #[test]
     fn nothing_is_chosen_among_what_is_no_number() {
-        let ops = Ops::new(ComputeDevice::Cpu);
         let rows = [[1.0, 2.0, 0.5], [f32::NAN; 3], [3.0, f32::INFINITY, 0.0], [f32::NEG_INFINITY; 3]];
         let logits = Array::from_slice(rows.as_flattened(), &[4, 3]);
         for params in [params(0.0, 1.0, 0, 0.0, 1), params(1.0, 1.0, 0, 0.0, 1), params(1.0, 0.9, 2, 0.0, 1)]
         {
             let choices = vec![Choice { params: &params, position: 2 }; 4];
-            let chosen = choose(&ops, &logits, &choices).unwrap().read().unwrap();
-            assert!(chosen[0].is_some() && chosen[1..].iter().all(Option::is_none), "{chosen:?} {params:?}");
+            for ops in ComputeDevice::KINDS.map(Ops::new) {
+                let chosen = choose(&ops, &logits, &choices).unwrap().read().unwrap();
+                let of_numbers: Vec<bool> = chosen.iter().map(Option::is_some).collect();
+                assert_eq!(of_numbers, [true, false, false, false], "{chosen:?} {params:?} {ops:?}");
+            }
         }
     }
 }

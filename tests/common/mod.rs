@@ -1,13 +1,17 @@
 //! Tiny models and their golden answers, for the tests that run real tensors.
 //!
-//! Owns reading `fixtures/tiny-*`; what is compared is each test's business.
+//! Owns reading `fixtures/tiny-*`, and in its parts prompts with their plan and runs over them; what is
+//! compared is each test's business.
 
 #![allow(dead_code)] // Each test file uses its own part of this.
+
+pub mod batch;
+pub mod runs;
 
 use std::path::Path;
 
 use mlxbatch::{
-    mlx::{LoadedModel, MlxRunner, WeightSource},
+    mlx::{ComputeDevice, ComputeDtype, LoadedModel, MlxRunner, WeightSource},
     models::read_config,
 };
 use serde_json::Value;
@@ -39,13 +43,20 @@ pub fn golden(model: &str) -> Vec<Golden> {
         .collect()
 }
 
-/// Loads a tiny model.
-pub fn load(model: &str) -> MlxRunner {
-    load_with(model, u64::MAX)
+/// Each of the models as it is computed on a CPU and as on a GPU.
+pub fn on_both_kinds<'a>(
+    models: impl IntoIterator<Item = &'a str>,
+) -> impl Iterator<Item = (&'a str, ComputeDevice)> {
+    models.into_iter().flat_map(|model| ComputeDevice::KINDS.map(|device| (model, device)))
+}
+
+/// Loads a tiny model, to be computed in float32 as on that kind of device.
+pub fn load(model: &str, device: ComputeDevice) -> MlxRunner {
+    load_with(model, device, u64::MAX)
 }
 
 /// Loads a tiny model that may copy so many bytes of KV to decode faster.
-pub fn load_with(model: &str, max_copied_bytes: u64) -> MlxRunner {
+pub fn load_with(model: &str, device: ComputeDevice, max_copied_bytes: u64) -> MlxRunner {
     let folder = Path::new("fixtures").join(model);
     let spec = read_config(&folder.join("config.json")).unwrap();
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -55,7 +66,7 @@ pub fn load_with(model: &str, max_copied_bytes: u64) -> MlxRunner {
         .collect();
     files.sort();
     MlxRunner::new(
-        LoadedModel::load(&spec, &WeightSource::Safetensors(files), None, None).unwrap(),
+        LoadedModel::load(&spec, &WeightSource::Safetensors(files), device, ComputeDtype::Float32).unwrap(),
         max_copied_bytes,
     )
 }

@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use mlxbatch::mlx::{LoadedModel, WeightSource};
+use mlxbatch::mlx::{ComputeDevice, ComputeDtype, LoadedModel, WeightSource};
 use mlxbatch::models::read_config;
 use serde_json::{Value, json};
 
@@ -70,7 +70,8 @@ fn load(config: &Value, weights: &[PathBuf]) -> Result<(), String> {
     std::fs::write(&path, config.to_string()).map_err(|error| error.to_string())?;
     let spec = read_config(&path).map_err(|error| error.to_string())?;
     let source = WeightSource::Safetensors(weights.to_vec());
-    LoadedModel::load(&spec, &source, None, None).map(drop).map_err(|error| error.to_string())
+    let loaded = LoadedModel::load(&spec, &source, ComputeDevice::current(), ComputeDtype::Float32);
+    loaded.map(drop).map_err(|error| error.to_string())
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
         identity::ComputedModel,
         model::{Description, asked_dtype},
     },
-    mlx::{Blas, ComputeDevice, LoadedModel, MlxRunner},
+    mlx::{Blas, ComputeDevice, ComputeDtype, LoadedModel, MlxRunner},
     snapshot::Snapshot,
     text::TextModel,
 };
@@ -25,12 +25,16 @@ const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 /// A model whose small files are read, and its cache file.
 pub(super) struct DescribedModel {
     description: Description,
+    device: ComputeDevice,
+    dtype: ComputeDtype,
     snapshot: Option<Snapshot>,
 }
 
 /// A model ready to answer.
 pub(super) struct OpenModel {
     pub runner: MlxRunner,
+    /// What it computes on.
+    pub device: ComputeDevice,
     /// Tokens whose KV fits into memory beside the weights; `None` where that is not known.
     pub max_kv_tokens: Option<usize>,
     /// KV of one token, all layers.
@@ -56,7 +60,7 @@ impl DescribedModel {
         if let Some(warning) = snapshot.as_ref().and_then(persist::opening_warning) {
             super::warn(args, &[warning]);
         }
-        Ok(Self { description, snapshot })
+        Ok(Self { description, device, dtype, snapshot })
     }
 
     /// What the output's `model` field says.
@@ -83,8 +87,8 @@ impl DescribedModel {
 
     /// Loads the weights.
     pub(super) fn load(self, args: &RunArgs, is_verbose: bool) -> anyhow::Result<OpenModel> {
-        let Description { name, spec, weights, stored_dtype, .. } = self.description;
-        let loaded = LoadedModel::load(&spec, &weights, asked_dtype(args.compute.dtype), stored_dtype)
+        let Description { name, spec, weights, .. } = self.description;
+        let loaded = LoadedModel::load(&spec, &weights, self.device, self.dtype)
             .with_context(|| format!("cannot load the model {name}"))?;
         if is_verbose {
             super::eprint_line(&format!(
@@ -93,7 +97,7 @@ impl DescribedModel {
                 spec.layers.len(),
                 spec.max_context,
                 loaded.dtype().name(),
-                ComputeDevice::current().backend(),
+                self.device.backend(),
                 Blas::current(),
             ));
         }
@@ -107,6 +111,7 @@ impl DescribedModel {
         let max_kv_tokens =
             free_bytes.map(|free| usize::try_from(free / 10 * 7).unwrap_or(usize::MAX) / kv_bytes_per_token);
         Ok(OpenModel {
+            device: self.device,
             // Beside what sequences run on; rows that find no room are decoded one by one.
             runner: MlxRunner::new(loaded, free_bytes.map_or(u64::MAX, |free| free / 10)),
             max_kv_tokens,

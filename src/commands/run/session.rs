@@ -108,7 +108,7 @@ impl Session<MlxRunner> {
             prefill_chunk: positive(args.compute.prefill_chunk),
             max_batch_tokens: model.max_kv_tokens,
             kv_bytes_per_token: model.kv_bytes_per_token,
-            lookahead: LOOKAHEAD_ON_CPU || ComputeDevice::current() == ComputeDevice::Gpu,
+            lookahead: LOOKAHEAD_ON_CPU || model.device == ComputeDevice::Gpu,
             max_restored_bytes: MAX_RESTORED_BYTES,
         };
         let max_cache_bytes = args.compute.cache_bytes.unwrap_or(model.default_cache_bytes);

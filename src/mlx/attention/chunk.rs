@@ -62,18 +62,21 @@ impl Attention<'_> {
         let own = chunk.own.slice(chunk.own.first..chunk.position(rows.end))?;
         let mut pieces: Vec<&LayerKv> = shared.iter().chain(&chunk.earlier).chain([&own]).collect();
         pieces.sort_by_key(|piece| piece.first);
-        let mut keys = Vec::with_capacity(pieces.len());
-        let mut values = Vec::with_capacity(pieces.len());
-        let mut first = own.first;
+        let mut seen = Vec::with_capacity(pieces.len());
         for piece in pieces {
-            let seen = piece.visible_from(start, self.spec.window)?;
-            if seen.num_tokens() > 0 {
-                first = first.min(seen.first);
-                keys.push(seen.keys);
-                values.push(seen.values);
+            let piece = piece.visible_from(start, self.spec.window)?;
+            if piece.num_tokens() > 0 {
+                seen.push(piece);
             }
         }
-        let kv = LayerKv { first, keys: ops::concatenate(&keys, 2)?, values: ops::concatenate(&values, 2)? };
+        let keys: Vec<&Array> = seen.iter().map(|piece| &piece.keys).collect();
+        let values: Vec<&Array> = seen.iter().map(|piece| &piece.values).collect();
+        let kv = LayerKv {
+            // A window may have moved past whole pieces, and into its own.
+            first: seen.first().map_or(start, |piece| piece.first),
+            keys: ops::concatenate(&keys, 2)?,
+            values: ops::concatenate(&values, 2)?,
+        };
         let queries = queries.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?;
         let mask;
         let mask_argument = if self.spec.window.is_none() {

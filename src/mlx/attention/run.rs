@@ -117,9 +117,10 @@ mod tests {
         chunks
     }
 
+    /// As on a GPU the mask of a chunk began at its own piece although the window had moved into it: from
+    /// the second chunk of a prompt on, rows saw keys that were not theirs.
     #[test]
     fn chunks_attend_to_what_they_share_as_each_would_by_itself() {
-        let ops = Ops::new(ComputeDevice::Cpu);
         let lengths = [3, 40, 1, 170, 9];
         let num_rows: usize = lengths.iter().sum();
         let queries = array_of_rows(num_rows);
@@ -130,7 +131,6 @@ mod tests {
         {
             let spec = spec(window);
             let masks = MaskCache::default();
-            let attention = Attention { spec: &spec, ops: &ops, device: ComputeDevice::Cpu, masks: &masks };
             let prefix = kv(0, num_prefix, 7.0);
             let together = PassKv {
                 decode: None,
@@ -148,16 +148,21 @@ mod tests {
                 for end in ends {
                     let rows = first..end;
                     let queries = rows_of(&queries, &rows, num_rows).unwrap();
-                    let numbers = |kv: &PassKv| {
+                    let numbers = |device: ComputeDevice, kv: &PassKv| {
+                        let ops = Ops::new(device);
+                        let attention = Attention { spec: &spec, ops: &ops, device, masks: &masks };
                         let attended = attention.rows(&queries, &rows, kv).unwrap();
                         attended.eval().unwrap();
                         attended.to_vec_exact::<f32>().unwrap()
                     };
-                    for (left, right) in numbers(&together).into_iter().zip(numbers(&apart)) {
-                        assert!(
-                            (left - right).abs() < 2e-6,
-                            "{num_prefix}, {window:?}, {rows:?}: {left} {right}"
-                        );
+                    let alone = numbers(ComputeDevice::Cpu, &apart);
+                    for device in ComputeDevice::KINDS {
+                        for (found, alone) in numbers(device, &together).into_iter().zip(&alone) {
+                            assert!(
+                                (found - alone).abs() < 2e-6,
+                                "{device:?}, {num_prefix}, {window:?}, {rows:?}: {found} {alone}"
+                            );
+                        }
                     }
                     first = end;
                 }
@@ -180,16 +185,19 @@ mod tests {
     fn in_sixteen_bits_many_weights_add_up_and_rows_that_see_nothing_of_a_piece_are_numbers() {
         // The weights' sum was taken in the scores' type, where it stops growing at 256 or 2048; and the
         // largest score of no score was -inf in float16, which made the row NaN.
-        let ops = Ops::new(ComputeDevice::Cpu);
         let num_tail = 3;
-        for dtype in [Dtype::Float16, Dtype::Bfloat16] {
+        for (device, dtype) in ComputeDevice::KINDS
+            .into_iter()
+            .flat_map(|device| [(device, Dtype::Float16), (device, Dtype::Bfloat16)])
+        {
+            let ops = Ops::new(device);
             for (num_prefix, window) in [(5000, None), (70, Some(30)), (70, Some(100)), (5000, Some(4900))] {
                 let spec = spec(window);
                 let mut prefix = kv(0, num_prefix, 7.0);
                 // All of one sign: their mean is no small difference of large numbers.
                 prefix.values = prefix.values.add(Array::from_f32(2.0)).unwrap();
                 let attended = |dtype: Dtype| -> Vec<f32> {
-                    let (device, masks) = (ComputeDevice::Cpu, MaskCache::default());
+                    let masks = MaskCache::default();
                     let attention = Attention { spec: &spec, ops: &ops, device, masks: &masks };
                     let rounded = |kv: &LayerKv| {
                         // What is compared is the arithmetic, on the same numbers.
@@ -238,7 +246,7 @@ mod tests {
                     let limit = if dtype == Dtype::Float16 { 4e-3 } else { 3e-2 };
                     assert!(
                         (found - expected).abs() <= limit,
-                        "{dtype:?}, {num_prefix}, {window:?}: {found} instead of {expected}"
+                        "{device:?}, {dtype:?}, {num_prefix}, {window:?}: {found} instead of {expected}"
                     );
                 }
             }

@@ -104,11 +104,10 @@ impl Sample {
     }
 
     /// What is read and the last memory when the tokens come in pieces of these sizes.
-    fn computed(&self, pieces: &[usize]) -> (Vec<f32>, Vec<f32>) {
-        let ops = Ops::new(ComputeDevice::Cpu);
+    fn computed(&self, ops: &Ops, pieces: &[usize]) -> (Vec<f32>, Vec<f32>) {
         let (mut memory, mut reads, mut first) = (self.empty_memory(), Vec::new(), 0);
         for &piece in pieces {
-            let (read, next) = advance(&ops, &self.rows(first..first + piece), &memory).unwrap();
+            let (read, next) = advance(ops, &self.rows(first..first + piece), &memory).unwrap();
             assert_eq!(read.shape(), [1, piece as i32, self.heads as i32, self.value_dim as i32]);
             assert_eq!(next.shape(), memory.shape());
             reads.extend(values(&read));
@@ -121,13 +120,17 @@ impl Sample {
 
     fn check(&self, pieces: &[usize]) {
         let (expected_reads, expected_memory) = self.expected();
-        let (reads, memory) = self.computed(pieces);
-        for (what, ours, expected) in [("read", reads, expected_reads), ("memory", memory, expected_memory)] {
-            for (index, (ours, expected)) in ours.iter().zip(&expected).enumerate() {
-                assert!(
-                    (f64::from(*ours) - expected).abs() < 2e-5,
-                    "{pieces:?} {what} {index}: {ours} {expected}"
-                );
+        for ops in ComputeDevice::KINDS.map(Ops::new) {
+            let (reads, memory) = self.computed(&ops, pieces);
+            for (what, ours, expected) in
+                [("read", reads, &expected_reads), ("memory", memory, &expected_memory)]
+            {
+                for (index, (ours, expected)) in ours.iter().zip(expected).enumerate() {
+                    assert!(
+                        (f64::from(*ours) - expected).abs() < 2e-5,
+                        "{pieces:?} {what} {index}: {ours} {expected}"
+                    );
+                }
             }
         }
     }
@@ -183,28 +186,29 @@ fn a_block_that_forgets_everything_stays_finite() {
 
 #[test]
 fn a_step_of_several_sequences_is_each_ones_own() {
-    let ops = Ops::new(ComputeDevice::Cpu);
-    let samples: Vec<Sample> = (0..3).map(|seed| Sample::new(6, 20 + seed)).collect();
-    let together = |part: fn(&DeltaRows) -> &Array| {
-        let rows: Vec<DeltaRows> = samples.iter().map(|sample| sample.rows(5..6)).collect();
-        ops::concatenate(&rows.iter().map(part).collect::<Vec<_>>(), 0).unwrap()
-    };
-    let rows = DeltaRows {
-        queries: together(|rows| &rows.queries),
-        keys: together(|rows| &rows.keys),
-        values: together(|rows| &rows.values),
-        log_decays: together(|rows| &rows.log_decays),
-        write_strengths: together(|rows| &rows.write_strengths),
-    };
-    let before: Vec<Array> = samples
-        .iter()
-        .map(|sample| advance(&ops, &sample.rows(0..5), &sample.empty_memory()).unwrap().1)
-        .collect();
-    let (reads, _) = advance(&ops, &rows, &ops::concatenate(&before, 0).unwrap()).unwrap();
-    let alone: Vec<f32> = samples
-        .iter()
-        .zip(&before)
-        .flat_map(|(sample, memory)| values(&advance(&ops, &sample.rows(5..6), memory).unwrap().0))
-        .collect();
-    assert_eq!(values(&reads), alone);
+    for ops in ComputeDevice::KINDS.map(Ops::new) {
+        let samples: Vec<Sample> = (0..3).map(|seed| Sample::new(6, 20 + seed)).collect();
+        let together = |part: fn(&DeltaRows) -> &Array| {
+            let rows: Vec<DeltaRows> = samples.iter().map(|sample| sample.rows(5..6)).collect();
+            ops::concatenate(&rows.iter().map(part).collect::<Vec<_>>(), 0).unwrap()
+        };
+        let rows = DeltaRows {
+            queries: together(|rows| &rows.queries),
+            keys: together(|rows| &rows.keys),
+            values: together(|rows| &rows.values),
+            log_decays: together(|rows| &rows.log_decays),
+            write_strengths: together(|rows| &rows.write_strengths),
+        };
+        let before: Vec<Array> = samples
+            .iter()
+            .map(|sample| advance(&ops, &sample.rows(0..5), &sample.empty_memory()).unwrap().1)
+            .collect();
+        let (reads, _) = advance(&ops, &rows, &ops::concatenate(&before, 0).unwrap()).unwrap();
+        let alone: Vec<f32> = samples
+            .iter()
+            .zip(&before)
+            .flat_map(|(sample, memory)| values(&advance(&ops, &sample.rows(5..6), memory).unwrap().0))
+            .collect();
+        assert_eq!(values(&reads), alone);
+    }
 }

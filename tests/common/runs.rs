@@ -1,24 +1,24 @@
-//! One run of the batch through the library, with a cache, a cache file or neither.
+//! One run of a batch through the library, with a cache, a cache file or neither.
 //!
-//! Owns the engine's settings and what a run is measured by; which runs there are is the matrix's
-//! business.
+//! Owns the engine's settings and what a run is measured by; which runs there are is each test's business.
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path};
 
 use mlxbatch::{
     cache::{CacheLimits, ResumeRule},
-    engine::{AnswerRecurs, Engine, Event, GenerationRequest, Limits, RequestId, Runner, SamplingParams},
-    mlx::MlxRunner,
+    engine::{
+        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, RequestId, Runner,
+        SamplingParams,
+    },
+    mlx::{ComputeDevice, MlxRunner},
     snapshot::{CacheMode, Identity, IdentityPart, Snapshot, SnapshotError, SnapshotOptions},
 };
 
-use super::{
-    batch::{Batch, NUM_NEW},
-    common::load_with,
-};
+use super::{batch::Batch, load_with};
 
 #[derive(Debug, Clone)]
 pub struct Setting {
+    pub device: ComputeDevice,
     pub batch_size: usize,
     pub lookahead: bool,
     pub prefill_chunk: usize,
@@ -37,6 +37,8 @@ pub const AMPLE: u64 = 1 << 30;
 pub struct Outcome {
     /// Of each prompt, by its place in the batch.
     pub answers: Vec<Vec<u32>>,
+    /// Whether the answer is whole; by its place in the batch, too.
+    pub is_whole: Vec<bool>,
     /// Prompt tokens computed in chunks.
     pub num_prefilled: usize,
     /// Prompt tokens whose KV was there.
@@ -55,12 +57,12 @@ pub fn engine_of(model: &str, setting: &Setting, max_bytes: Option<u64>) -> Engi
         max_restored_bytes: if setting.lookahead { 0 } else { u64::MAX },
     };
     let cache = max_bytes.map(|max_bytes| CacheLimits { max_bytes, max_entries: None });
-    Engine::new(load_with(model, setting.max_copied_bytes), limits, cache)
+    Engine::new(load_with(model, setting.device, setting.max_copied_bytes), limits, cache)
 }
 
 /// An engine with a cache that begins with what a cache file has, if there is one.
-pub fn engine_with_file(model: &str, setting: &Setting, path: &Path) -> Engine<MlxRunner> {
-    let engine = engine_of(model, setting, Some(AMPLE));
+pub fn engine_with_file(model: &str, setting: &Setting, max_bytes: u64, path: &Path) -> Engine<MlxRunner> {
+    let engine = engine_of(model, setting, Some(max_bytes));
     let identity = Identity {
         model: model.to_owned(),
         needs_checkpoints: engine.runner().resume_rule() == ResumeRule::Checkpoints,
@@ -74,41 +76,74 @@ pub fn engine_with_file(model: &str, setting: &Setting, path: &Path) -> Engine<M
 
 /// Runs the batch, or what the setting's order has of it, and checks that the counters agree.
 pub fn run(engine: &mut Engine<MlxRunner>, batch: &Batch, setting: &Setting) -> Outcome {
+    run_steps(engine, batch, setting, usize::MAX, |_, _| {})
+}
+
+/// Runs the batch to its end or for so many steps, whatever comes first; `between` is told after each how
+/// many there were.
+pub fn run_steps(
+    engine: &mut Engine<MlxRunner>,
+    batch: &Batch,
+    setting: &Setting,
+    max_steps: usize,
+    mut between: impl FnMut(&mut Engine<MlxRunner>, usize),
+) -> Outcome {
     let before = *engine.stats();
     let planned = batch.plan(setting, before.num_admitted as u64);
     let num_requests = planned.len();
-    let mut planned = planned.into_iter().peekable();
+    let requests: Vec<GenerationRequest> = planned
+        .into_iter()
+        .map(|(index, plan)| GenerationRequest {
+            id: RequestId(index as u64),
+            prompt: batch.prompts[index].tokens.clone(),
+            max_new_tokens: batch.prompts[index].max_new_tokens,
+            end_ids: batch.end_ids.clone(),
+            sampling: SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 },
+            plan,
+            answer_recurs: AnswerRecurs::default(),
+        })
+        .collect();
+    requests.iter().for_each(|request| engine.expect(request));
+    let mut requests = requests.into_iter().peekable();
     let mut answers = vec![Vec::new(); batch.prompts.len()];
+    let mut is_whole = vec![false; batch.prompts.len()];
     let mut num_cached = 0;
-    while planned.peek().is_some() || !engine.is_idle() {
+    let mut num_steps = 0;
+    while num_steps < max_steps && (requests.peek().is_some() || !engine.is_idle()) {
         while engine.has_room()
-            && let Some((index, plan)) = planned.next()
+            && let Some(request) = requests.next()
         {
-            let sampling = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
-            let request = GenerationRequest {
-                id: RequestId(index as u64),
-                prompt: batch.prompts[index].tokens.clone(),
-                max_new_tokens: NUM_NEW,
-                end_ids: Arc::from([]),
-                sampling,
-                plan,
-                answer_recurs: AnswerRecurs::default(),
-            };
             engine.submit(request).unwrap();
         }
+        num_steps += 1;
         for event in engine.step().unwrap() {
             match event {
-                Event::Token { id, token } => answers[id.0 as usize].push(token),
-                Event::Finished { num_cached_tokens, .. } => num_cached += num_cached_tokens,
+                Event::Token { id, token } => {
+                    let index = id.0 as usize;
+                    answers[index].push(token);
+                    if batch.prompts[index].stopped_after == Some(answers[index].len()) {
+                        engine.stop(id);
+                    }
+                }
+                Event::Finished { id, reason, num_cached_tokens, .. } => {
+                    assert!(matches!(reason, FinishReason::Stop | FinishReason::Length), "{reason:?}");
+                    is_whole[id.0 as usize] = true;
+                    num_cached += num_cached_tokens;
+                }
             }
         }
+        between(engine, num_steps);
     }
     let after = engine.stats();
     let outcome = Outcome {
         answers,
+        is_whole,
         num_prefilled: after.num_prefilled_tokens() - before.num_prefilled_tokens(),
         num_cached: after.num_cached_tokens - before.num_cached_tokens,
     };
+    if !engine.is_idle() {
+        return outcome;
+    }
     assert_eq!(outcome.num_cached, num_cached, "of the run and of its requests");
     // Every prompt's last token is neither: it is fed as the first decode row.
     assert_eq!(after.num_last_tokens() - before.num_last_tokens(), num_requests);
