@@ -405,6 +405,14 @@ impl LiveKv {
                 put(&mut state.own, layer, own.clone());
                 let mut earlier = join_short_end(state.path.iter().map(of_layer).collect())?;
                 earlier.retain(|piece| !shared.iter().any(|shared| shared.first == piece.first));
+                let num_seen: usize = shared.iter().chain(&earlier).map(LayerKv::num_tokens).sum();
+                if num_seen != state.num_path_tokens() {
+                    return Err(MlxError::Unsupported(format!(
+                        "sequence {} would see {num_seen} of its path's {} tokens",
+                        chunk.sequence.0,
+                        state.num_path_tokens()
+                    )));
+                }
                 chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
             }
             runs.push(RunKv { shared, chunks });
