@@ -73,6 +73,9 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl --max-tokens 64 --temperature 0 --stop $'\\n\\n'
   Start warm the next time:
     mlxbatch run convos.jsonl -o out.jsonl --persist-cache ./cache.bin
+  Go on after Ctrl-C or a crash, and answer once more what failed:
+    mlxbatch run convos.jsonl -o out.jsonl --resume
+    mlxbatch run convos.jsonl -o out.jsonl --resume --retry-errors
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
 
@@ -205,9 +208,33 @@ pub struct RunArgs {
     /// File for the results; - writes to standard output
     ///
     /// Results are appended to FILE.partial as they finish and become FILE, in input order, when
-    /// the run ends. A FILE.partial that a killed run has left is kept as FILE.partial.1.
+    /// all are there; until then FILE stays as it was. A FILE.partial that an interrupted, failed or
+    /// killed run has left is gone on with by --resume, else kept as FILE.partial.1.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: OutputPath,
+
+    /// Go on from what an interrupted, failed or killed run has left
+    ///
+    /// Finished results in FILE.partial are kept and only the others computed, also for lines that
+    /// were appended to INPUT since. Where there is no FILE.partial, FILE itself is gone on with if it
+    /// is there; where there is neither, the run starts as any other. Lines that have changed, or
+    /// another model, setting or version of mlxbatch than in FILE.partial.manifest, are an error.
+    #[arg(long)]
+    pub resume: bool,
+
+    /// With --resume: answer lines once more that got an error
+    #[arg(long, requires = "resume")]
+    pub retry_errors: bool,
+
+    /// With --resume: go on although lines, model or settings have changed
+    #[arg(long, requires = "resume")]
+    pub force: bool,
+
+    /// Leave out what differs from run to run: `created` is 0, cached tokens are not told
+    ///
+    /// Then two runs that give the same answers write the same bytes.
+    #[arg(long)]
+    pub deterministic_ids: bool,
 
     /// Print nothing but errors
     #[arg(short, long, conflicts_with = "verbose")]

@@ -24,10 +24,10 @@ nonsense
 fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
     let input = InputPath::File(folder.join("in.jsonl"));
     let output = folder.join("out.jsonl");
-    let served = Served { model: "made-up".into(), created: 1 };
+    let served = Served { model: "made-up".into(), created: 1, is_repeatable: false };
 
     let mut reader = RequestReader::open(&input, ReaderOptions::default()).unwrap();
-    let mut writer = ResultWriter::create(&OutputPath::File(output.clone()), &input).unwrap();
+    let mut writer = ResultWriter::create(&OutputPath::File(output.clone()), &input, false).unwrap();
     let mut records = Vec::new();
     while let Some(item) = reader.next_request().unwrap() {
         records.push(match item {
@@ -52,7 +52,7 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
     while !records.is_empty() {
         assert_eq!(writer.write(&pick(&mut records)).unwrap(), mlxbatch::batch::Flow::Open);
     }
-    assert_eq!(writer.finish().unwrap().num_results, 5);
+    assert_eq!(writer.finish(false).unwrap().num_results, 5);
     fs::read_to_string(output).unwrap()
 }
 

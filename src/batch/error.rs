@@ -8,6 +8,11 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+const ANEW: &str = "without --resume the run starts anew, and results that are not published are kept beside";
+
+const FORCE_OR_ANEW: &str = "--force goes on all the same; without --resume the run starts anew, and results that are \
+                             not published are kept beside";
+
 /// A fatal error with the input or the output.
 #[derive(Debug, Error)]
 pub enum BatchError {
@@ -37,6 +42,20 @@ pub enum BatchError {
     WriteStream { name: String, source: io::Error },
     #[error("cannot publish the results as {}", output.display())]
     Publish { output: PathBuf, partial: PathBuf, num_kept: u64, source: io::Error },
+    #[error("--resume needs files to go on with; {what} {name} is none")]
+    ResumesStream { what: &'static str, name: String },
+    #[error("cannot read {}", path.display())]
+    ReadResults { path: PathBuf, source: io::Error },
+    #[error("{}:{line} is no result of mlxbatch", path.display())]
+    NotResults { path: PathBuf, line: u64 },
+    #[error("what {} was made with is not known: cannot read {}", results.display(), manifest.display())]
+    NoManifest { manifest: PathBuf, results: PathBuf, source: io::Error },
+    #[error("{} was made otherwise: {}", results.display(), differences.join("; "))]
+    RunChanged { results: PathBuf, differences: Vec<String> },
+    #[error("{name}:{line} is not the line that was answered")]
+    InputChanged { name: String, line: u64 },
+    #[error("{name} has no more the lines of {num_gone} results")]
+    InputShrunk { name: String, num_gone: u64 },
     #[error("cannot hold results that finished early in a temporary file in {}", folder.display())]
     Hold { folder: PathBuf, source: io::Error },
 }
@@ -76,6 +95,10 @@ impl BatchError {
                 Some(kept_text(*num_kept, &format!("{}, in the order they finished", partial.display())))
             }
             Self::Hold { .. } => Some("point TMPDIR at a folder with free space".into()),
+            Self::NoManifest { .. } | Self::RunChanged { .. } => Some(FORCE_OR_ANEW.into()),
+            Self::InputChanged { .. } => Some(format!("--force answers changed lines anew; {ANEW}")),
+            Self::InputShrunk { .. } => Some(format!("--force leaves those results out; {ANEW}")),
+            Self::NotResults { .. } => Some(ANEW.into()),
             Self::WriteStream { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("the disk behind it is full".into())
             }

@@ -30,4 +30,4 @@ pub use request::{Form, Prompt, Request, RequestHead, RequestParams};
 pub use summary::{Ending, RunStats, summary};
 pub use units::{counted as count_text, grouped as number_text, size as size_text};
 pub use warnings::Warnings;
-pub use writer::{Flow, Published, ResultWriter, partial_path};
+pub use writer::{Flow, Kept, Manifest, Published, ResultWriter, Resume, manifest_path, partial_path};

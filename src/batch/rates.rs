@@ -67,7 +67,8 @@ impl Rates {
 /// The time left if the remaining requests take as long as the finished ones did.
 pub(super) fn time_left(now: Duration, stats: &RunStats) -> Option<Duration> {
     let num_left = stats.num_total?.saturating_sub(stats.num_done());
-    match stats.num_done() {
+    // What an earlier run has left took none of this one's time.
+    match stats.num_done().saturating_sub(stats.num_kept) {
         0 => None,
         num_done => {
             let num_seconds = now.as_secs_f64() * num_left as f64 / num_done as f64;

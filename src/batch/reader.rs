@@ -14,8 +14,8 @@ use super::error::BatchError;
 use super::line_error::FailedLine;
 use super::lines::Content;
 use super::paths::InputPath;
-use super::request::{Place, Request, RequestParser};
-use super::source::{LineSource, NextLine};
+use super::request::{Place, Request, RequestHead, RequestParser};
+use super::source::{LineSource, NextLine, ReadError};
 use super::warnings::Warnings;
 
 /// A longer line than this is a mistake rather than a request.
@@ -132,15 +132,32 @@ impl RequestReader {
         self.next(Some(patience))
     }
 
+    /// Reads the next line that is not blank, but for what is in it; nothing at the end of the input.
+    pub fn next_head(&mut self) -> Result<Option<RequestHead>, BatchError> {
+        loop {
+            let line = match self.lines.next_line(None) {
+                Ok(NextLine::Line(line)) => line,
+                Ok(NextLine::Pending) => continue,
+                Ok(NextLine::End) => return Ok(None),
+                Err(error) => return Err(not_read(&self.name, error)),
+            };
+            let place = Place { index: self.num_requests, line: line.number };
+            self.num_requests += 1;
+            return Ok(Some(match line.content {
+                Content::Bytes(bytes) => self.parser.head(place, bytes),
+                Content::TooLong { num_bytes } => {
+                    self.parser.too_long(place, num_bytes, self.max_line_bytes).head
+                }
+            }));
+        }
+    }
+
     fn next(&mut self, patience: Option<Duration>) -> Result<NextRequest, BatchError> {
         let line = match self.lines.next_line(patience) {
             Ok(NextLine::Line(line)) => line,
             Ok(NextLine::Pending) => return Ok(NextRequest::Pending),
             Ok(NextLine::End) => return Ok(NextRequest::End),
-            Err(error) => {
-                let (name, line) = (self.name.to_string(), error.line);
-                return Err(BatchError::ReadInput { name, line, source: error.source });
-            }
+            Err(error) => return Err(not_read(&self.name, error)),
         };
         let place = Place { index: self.num_requests, line: line.number };
         self.num_requests += 1;
@@ -158,6 +175,10 @@ impl RequestReader {
             Err(failed) => NextRequest::Failed(failed),
         })
     }
+}
+
+fn not_read(name: &str, error: ReadError) -> BatchError {
+    BatchError::ReadInput { name: name.to_owned(), line: error.line, source: error.source }
 }
 
 #[cfg(test)]

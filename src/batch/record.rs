@@ -9,6 +9,12 @@ use serde_json::Value;
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
 
+/// What comes before a line's number in a record's `id`.
+pub(super) const ID_PREFIX: &str = "batch_req_";
+
+/// What comes before a line's digest in a record's `request_id`.
+pub(super) const REQUEST_ID_PREFIX: &str = "req_";
+
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -39,6 +45,8 @@ pub struct Served {
     pub model: String,
     /// Seconds since 1970.
     pub created: u64,
+    /// Leaves out what other runs with the same answers may have otherwise: which tokens were cached.
+    pub is_repeatable: bool,
 }
 
 /// One output line and its place.
@@ -55,7 +63,8 @@ impl Record {
             prompt_tokens: completion.num_prompt_tokens,
             completion_tokens: completion.num_completion_tokens,
             total_tokens: completion.num_prompt_tokens.saturating_add(completion.num_completion_tokens),
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: completion.num_cached_tokens },
+            prompt_tokens_details: (!served.is_repeatable)
+                .then_some(PromptTokensDetails { cached_tokens: completion.num_cached_tokens }),
         };
         let hash = hex(&head.digest);
         let (id, object, message, text) = match head.form {
@@ -102,18 +111,18 @@ impl Record {
         error: Option<LineErrorFields<'_>>,
     ) -> Self {
         let line = OutputLine {
-            id: format!("batch_req_{}", head.line),
+            id: format!("{ID_PREFIX}{}", head.line),
             custom_id: &head.custom_id,
             response: response.map(|(status_code, body)| Response {
                 status_code,
-                request_id: format!("req_{}", hex(&head.digest)),
+                request_id: format!("{REQUEST_ID_PREFIX}{}", hex(&head.digest)),
                 body,
             }),
             error,
             metadata: head.metadata.as_ref(),
         };
         let line = serde_json::to_string(&line).expect("strings, numbers and parsed JSON serialise");
-        Self { index: head.index, line }
+        Self { index: head.index, line: one_line(line) }
     }
 
     /// Its place among the output lines, from 0.
@@ -188,7 +197,8 @@ struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,
-    prompt_tokens_details: PromptTokensDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_tokens_details: Option<PromptTokensDetails>,
 }
 
 #[derive(Serialize)]
@@ -211,7 +221,18 @@ struct LineErrorFields<'a> {
     message: &'a str,
 }
 
-fn hex(digest: &[u8; 16]) -> String {
+/// Escapes the characters at which some readers end a line, Python's `splitlines` among them; in JSON they
+/// can only stand in strings.
+fn one_line(json: String) -> String {
+    const ENDS: [(char, &str); 3] = [('\u{85}', "\\u0085"), ('\u{2028}', "\\u2028"), ('\u{2029}', "\\u2029")];
+    if !json.contains(ENDS.map(|(end, _)| end)) {
+        return json;
+    }
+    ENDS.iter().fold(json, |json, (end, escaped)| json.replace(*end, escaped))
+}
+
+/// A digest as it stands in ids.
+pub(super) fn hex(digest: &[u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(*digest))
 }
 
@@ -241,7 +262,7 @@ mod tests {
     #[test]
     fn a_chat_answer_has_the_shape_of_the_batch_api() {
         let completion = Completion { text: "Hi \"there\"\n".into(), ..COMPLETION };
-        let served = Served { model: "tiny".into(), created: 1_700_000_000 };
+        let served = Served { model: "tiny".into(), created: 1_700_000_000, is_repeatable: false };
         let record = Record::success(&head(Form::Chat), &completion, &served);
         assert_eq!(record.index(), 1);
         assert!(!record.to_line().contains('\n'));
@@ -281,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_raw_completion_has_text_in_place_of_a_message() {
-        let served = Served { model: "tiny".into(), created: 0 };
+        let served = Served { model: "tiny".into(), created: 0, is_repeatable: false };
         let line = parsed(&Record::success(&head(Form::Text), &COMPLETION, &served));
         let body = &line["response"]["body"];
         assert_eq!(body["object"], "text_completion");

@@ -118,7 +118,8 @@ impl RequestParser {
         })
     }
 
-    fn head(&self, place: Place, bytes: &[u8]) -> RequestHead {
+    /// What is known of a line without looking into it.
+    pub fn head(&self, place: Place, bytes: &[u8]) -> RequestHead {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&place.line.to_le_bytes());
         hasher.update(bytes);

@@ -16,6 +16,8 @@ pub struct RunStats {
     pub num_ok: u64,
     /// Lines that got an error.
     pub num_failed: u64,
+    /// Those of both that an earlier run has left.
+    pub num_kept: u64,
     /// Prompt tokens so far, counted as they are computed or taken from the cache.
     pub num_prompt_tokens: u64,
     /// Those of them whose KV came from the cache.
@@ -51,29 +53,36 @@ impl RunStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     Complete,
-    /// By Ctrl-C; what was done is published.
-    Interrupted,
+    /// By Ctrl-C; `can_resume` says whether a later run can go on from what was done.
+    Interrupted {
+        can_resume: bool,
+    },
 }
 
 /// The lines at the end of a run; `place` is where the results are.
 pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let done = match (stats.num_total, ending) {
-        (Some(num_total), Ending::Interrupted) => {
+        (Some(num_total), Ending::Interrupted { .. }) => {
             format!("{} of {}", grouped(stats.num_done()), counted(num_total, "request"))
         }
         _ => counted(stats.num_done(), "request"),
     };
     let outcome = match stats.num_failed {
-        0 => "all ok".into(),
+        0 if ending == Ending::Complete => "all ok".into(),
+        0 => format!("{} ok", grouped(stats.num_ok)),
         num_failed => format!("{} ok, {} failed", grouped(stats.num_ok), grouped(num_failed)),
     };
     let verb = match ending {
         Ending::Complete => "done",
-        Ending::Interrupted => "done when interrupted",
+        Ending::Interrupted { .. } => "done when interrupted",
     };
     let outcome = if stats.num_done() == 0 { String::new() } else { format!(": {outcome}") };
-    lines.push(format!("{done} {verb} in {}{outcome}", duration(stats.wall)));
+    let kept = match stats.num_kept {
+        0 => String::new(),
+        num_kept => format!("; {} of them earlier", grouped(num_kept)),
+    };
+    lines.push(format!("{done} {verb} in {}{outcome}{kept}", duration(stats.wall)));
 
     if stats.num_prompt_tokens > 0 {
         let unique = match stats.num_unique_tokens {
@@ -109,7 +118,20 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
     if let Some(num_bytes) = stats.peak_memory_bytes {
         lines.push(format!("  memory     {} at its peak", size(num_bytes)));
     }
-    lines.push(format!("  results    {place}"));
+    match ending {
+        Ending::Interrupted { can_resume: true } if stats.num_done() == 0 => {
+            lines.push(format!("  results    none; {place} is as it was"));
+        }
+        _ => lines.push(format!("  results    {place}")),
+    }
+    if let Ending::Interrupted { can_resume } = ending {
+        let missing = match stats.num_total.map(|num_total| num_total.saturating_sub(stats.num_done())) {
+            Some(num_missing) => counted(num_missing, "request"),
+            None => "the rest of the input".to_owned(),
+        };
+        let how = if can_resume { "; the same command with --resume goes on" } else { "" };
+        lines.push(format!("  missing    {missing}{how}"));
+    }
     lines
 }
 
@@ -162,6 +184,7 @@ mod tests {
             num_total: Some(110),
             num_ok: 108,
             num_failed: 2,
+            num_kept: 0,
             num_prompt_tokens: 13_400,
             num_cached_tokens: 1_400,
             num_unique_tokens: Some(11_900),
@@ -205,8 +228,35 @@ mod tests {
         );
         let none = RunStats { num_total: Some(7), ..RunStats::default() };
         assert_eq!(
-            summary(&none, Ending::Interrupted, "o")[0],
-            "0 of 7 requests done when interrupted in 0.0s"
+            summary(&none, Ending::Interrupted { can_resume: true }, "o"),
+            [
+                "0 of 7 requests done when interrupted in 0.0s",
+                "  results    none; o is as it was",
+                "  missing    7 requests; the same command with --resume goes on"
+            ]
+        );
+    }
+
+    /// An interrupted run that had no errors so far was told as "all ok".
+    #[test]
+    fn all_ok_is_said_of_a_whole_run_only() {
+        let some = RunStats { num_total: Some(7), num_ok: 3, num_kept: 2, ..RunStats::default() };
+        assert_eq!(
+            summary(&some, Ending::Interrupted { can_resume: true }, "o.partial"),
+            [
+                "3 of 7 requests done when interrupted in 0.0s: 3 ok; 2 of them earlier",
+                "  results    o.partial",
+                "  missing    4 requests; the same command with --resume goes on"
+            ]
+        );
+        let of_a_pipe = RunStats { num_total: None, num_ok: 1, num_failed: 1, ..RunStats::default() };
+        assert_eq!(
+            summary(&of_a_pipe, Ending::Interrupted { can_resume: false }, "<stdout>"),
+            [
+                "2 requests done when interrupted in 0.0s: 1 ok, 1 failed",
+                "  results    <stdout>",
+                "  missing    the rest of the input"
+            ]
         );
     }
 

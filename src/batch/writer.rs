@@ -2,9 +2,12 @@
 //!
 //! Owns the choice between the two ways of writing: a file is published whole by a rename, what
 //! cannot be renamed (standard output, a FIFO, a device) is written in order as the turn of each
-//! result comes. The ways themselves are `file` and `stream`.
+//! result comes. The ways themselves are `file` and `stream`; only a file can be gone on with by a later
+//! run, by its `manifest` and what `earlier` finds in it.
 
+mod earlier;
 mod file;
+mod manifest;
 mod order_index;
 mod stream;
 
@@ -13,11 +16,14 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub use self::earlier::{Kept, Resume};
 use self::file::FileOutput;
-pub use self::file::partial_path;
+pub use self::file::{manifest_path, partial_path};
+pub use self::manifest::Manifest;
 use self::stream::StreamOutput;
 use super::error::BatchError;
 use super::paths::{InputPath, OutputPath};
+use super::reader::{ReaderOptions, RequestReader};
 use super::record::Record;
 
 /// Whether anybody still reads what is written.
@@ -51,8 +57,12 @@ enum Kind {
 }
 
 impl ResultWriter {
-    /// Checks and opens the output; nothing of an earlier run is lost by it.
-    pub fn create(output: &OutputPath, input: &InputPath) -> Result<Self, BatchError> {
+    /// Checks and opens the output; nothing of an earlier run is lost by it. With `goes_on` its results are
+    /// left in place for [`ResultWriter::resume`].
+    pub fn create(output: &OutputPath, input: &InputPath, goes_on: bool) -> Result<Self, BatchError> {
+        if goes_on && input.path().is_none_or(|path| fs::metadata(path).is_ok_and(|found| !found.is_file())) {
+            return Err(BatchError::ResumesStream { what: "INPUT", name: input.name() });
+        }
         let kind = match output {
             OutputPath::Stdout => Kind::Stream(StreamOutput::stdout(input.path())?),
             OutputPath::File(path) => match fs::metadata(path) {
@@ -64,12 +74,37 @@ impl ResultWriter {
                     return Err(BatchError::OutputReadOnly { output: path.clone() });
                 }
                 _ => {
-                    let (file, warnings) = FileOutput::create(resolve_links(path), input.path())?;
+                    let (file, warnings) = FileOutput::create(resolve_links(path), input.path(), goes_on)?;
                     return Ok(Self { kind: Kind::File(file), warnings });
                 }
             },
         };
+        if goes_on {
+            return Err(BatchError::ResumesStream { what: "--output", name: output.name() });
+        }
         Ok(Self { kind, warnings: Vec::new() })
+    }
+
+    /// Notes what the results are made with, for a run that may have to go on from them.
+    pub fn begin(&mut self, manifest: &Manifest) -> Result<(), BatchError> {
+        match &mut self.kind {
+            Kind::File(file) => file.begin(manifest),
+            Kind::Stream(_) => Ok(()),
+        }
+    }
+
+    /// Goes on from what an earlier run has left, and says what of it is kept; nothing where there is nothing.
+    pub fn resume(
+        &mut self,
+        manifest: &Manifest,
+        resume: Resume,
+        input: &InputPath,
+    ) -> Result<Kept, BatchError> {
+        let mut reader = RequestReader::open(input, ReaderOptions::default())?;
+        match &mut self.kind {
+            Kind::File(file) => file.resume(manifest, resume, &mut reader),
+            Kind::Stream(_) => Ok(Kept::default()),
+        }
     }
 
     /// What was noticed on opening the output.
@@ -93,21 +128,17 @@ impl ResultWriter {
         }
     }
 
-    /// Ends a complete run: every index has been written.
-    pub fn finish(self) -> Result<Published, BatchError> {
+    /// Ends a complete run: every index has been written. A later run can go on from a file's results if the
+    /// manifest is kept beside them.
+    pub fn finish(self, keeps_manifest: bool) -> Result<Published, BatchError> {
         match self.kind {
-            Kind::File(file) => file.publish(),
+            Kind::File(file) => file.publish(keeps_manifest),
             Kind::Stream(stream) => stream.finish(),
         }
     }
 
-    /// Ends a run that was interrupted: what is done is published in order, as a complete run is.
-    pub fn finish_interrupted(self) -> Result<Published, BatchError> {
-        self.finish()
-    }
-
-    /// Ends a run that failed: a file's results stay in `OUTPUT.partial` and OUTPUT as it was; a
-    /// pipe is given the results that were waiting for their turn.
+    /// Ends a run that was interrupted or failed: a file's results stay in `OUTPUT.partial` and OUTPUT as it
+    /// was; a pipe is given the results that were waiting for their turn.
     pub fn abandon(self) -> Result<Published, BatchError> {
         match self.kind {
             Kind::File(file) => file.keep_partial(),
@@ -139,5 +170,7 @@ fn is_same_file(one: io::Result<Metadata>, other: io::Result<Metadata>) -> bool 
     }
 }
 
+#[cfg(test)]
+mod resume_tests;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,12 @@
 //! Owns which files and settings make up the identity of a cache file. Comparing identities is
 //! `snapshot`'s business.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 
@@ -28,6 +33,21 @@ pub(super) struct ComputedModel<'a> {
 }
 
 impl ComputedModel<'_> {
+    /// What answers depend on, as far as it is cheap to tell: of the weights a sample, since they are read here
+    /// for nothing else.
+    pub(super) fn answer_parts(&self) -> anyhow::Result<Vec<IdentityPart>> {
+        let mut weights = blake3::Hasher::new();
+        for path in &self.files.weights {
+            sample(path, &mut weights).with_context(|| format!("cannot read {}", path.display()))?;
+        }
+        Ok(vec![
+            IdentityPart { name: "weights".to_owned(), digest: *weights.finalize().as_bytes() },
+            IdentityPart::new("configuration", &contents(&self.files.configuration)?),
+            IdentityPart::new("tokenizer", &contents(&self.files.tokenizer)?),
+            IdentityPart::new("chat template", &contents(&self.files.template)?),
+        ])
+    }
+
     /// Digests everything; weight files that `known` has are not read again.
     pub(super) fn identity(&self, known: &[FileStamp]) -> anyhow::Result<Identity> {
         let stamps = self
@@ -57,6 +77,23 @@ impl ComputedModel<'_> {
             stamps,
         })
     }
+}
+
+/// Digests a file's length and pieces spread evenly over it, its ends among them.
+fn sample(path: &Path, hasher: &mut blake3::Hasher) -> io::Result<()> {
+    const NUM_PIECES: u64 = 64;
+    const PIECE_BYTES: u64 = 64 << 10;
+    let file = File::open(path)?;
+    let num_bytes = file.metadata()?.len();
+    hasher.update(&num_bytes.to_le_bytes());
+    let mut piece = vec![0; PIECE_BYTES.min(num_bytes) as usize];
+    let last = num_bytes - piece.len() as u64;
+    for number in 0..NUM_PIECES {
+        let offset = u128::from(last) * u128::from(number) / u128::from(NUM_PIECES - 1);
+        file.read_exact_at(&mut piece, offset as u64)?;
+        hasher.update(&piece);
+    }
+    Ok(())
 }
 
 /// The files' contents, told apart by their lengths; one that is missing counts as such.

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Context;
 
-use crate::mlx;
+use crate::{batch::manifest_path, mlx};
 
 /// What shells report for a process that Ctrl-C has ended.
 pub const EXIT_CODE: u8 = 130;
@@ -76,6 +76,7 @@ impl Interrupt {
         let Some(path) = &self.state.results else { return };
         if fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
             let _ = fs::remove_file(path);
+            let _ = fs::remove_file(manifest_path(path));
         }
     }
 }

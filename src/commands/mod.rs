@@ -32,6 +32,11 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Of a command that has come to the end of its input.
+    fn of(num_failed: u64) -> Self {
+        if num_failed > 0 { Self::SomeFailed } else { Self::Done }
+    }
+
     /// The process's exit code; 1 and 2 are for errors.
     pub fn exit_code(self) -> u8 {
         match self {

@@ -8,6 +8,7 @@ mod model;
 mod persist;
 pub(super) mod prepare;
 mod report;
+mod resume;
 mod session;
 mod window;
 
@@ -25,7 +26,7 @@ use self::{
 use super::{Outcome, interrupt::Interrupt};
 use crate::{
     batch::{
-        BatchError, Ending, Flow, Progress, ReaderOptions, RequestReader, ResultWriter, Served,
+        BatchError, Ending, Flow, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats, Served,
         count_requests, summary,
     },
     cli::RunArgs,
@@ -44,19 +45,32 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         report::check_writable(path, &args.input, &args.output)?;
     }
     persist::check(args)?;
-    let mut writer = ResultWriter::create(&args.output, &args.input)?;
+    let mut writer = ResultWriter::create(&args.output, &args.input, args.resume)?;
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
     let model = DescribedModel::read(args)?;
     let served_name = model.name().to_owned();
-    let mut intake = Intake::new(reader, model.preparer(args), Arc::clone(model.text()));
+    let preparer = model.preparer(args);
+    let kept = resume::begin(&mut writer, &model.manifest(&preparer)?, args)?;
+    let stats = RunStats {
+        num_total,
+        num_ok: kept.num_ok,
+        num_failed: kept.num_failed,
+        num_kept: kept.num_kept(),
+        ..RunStats::default()
+    };
+    if kept.num_kept() > 0 && kept.num_left == 0 {
+        return resume::nothing_left(writer, stats, args, started);
+    }
+    let mut intake = Intake::new(reader, preparer, Arc::clone(model.text()), kept);
     let model = intake.during(|| model.load(args, is_verbose))?;
     let load_time = started.elapsed();
     let progress = Progress::new(num_total, args.quiet);
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-    let served = Served { model: served_name, created };
-    let mut session = Session::new(model, intake, args, served, num_total, progress);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    let is_repeatable = args.deterministic_ids;
+    let served = Served { model: served_name, created: if is_repeatable { 0 } else { now }, is_repeatable };
+    let mut session = Session::new(model, intake, args, served, stats, progress);
     interrupt.heed();
     let looped = session.run(&mut writer, &interrupt);
 
@@ -69,8 +83,14 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         }
     };
     let (ending, published) = match stop {
-        Stop::Interrupted => (Ending::Interrupted, writer.finish_interrupted()?),
-        Stop::InputUsedUp | Stop::OutputClosed => (Ending::Complete, writer.finish()?),
+        Stop::Interrupted => {
+            let can_resume = writer.partial_path().is_some() && args.input.path().is_some();
+            (Ending::Interrupted { can_resume }, writer.abandon()?)
+        }
+        Stop::InputUsedUp | Stop::OutputClosed => {
+            let keeps_manifest = resume::keeps_manifest(&session.stats, args);
+            (Ending::Complete, writer.finish(keeps_manifest)?)
+        }
     };
     // The results come first: they are safe by now.
     session.save_cache();
@@ -100,8 +120,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     Ok(match (stop, published.flow) {
         (Stop::Interrupted, _) => Outcome::Interrupted,
         (Stop::OutputClosed, _) | (_, Flow::Closed) => Outcome::OutputClosed,
-        _ if stats.num_failed > 0 => Outcome::SomeFailed,
-        _ => Outcome::Done,
+        _ => Outcome::of(stats.num_failed),
     })
 }
 
@@ -112,9 +131,11 @@ fn keep_finished(error: anyhow::Error, writer: ResultWriter) -> anyhow::Error {
         return error;
     }
     match writer.abandon() {
-        Ok(published) if published.num_results > 0 => {
-            error.context(format!("the run failed; its finished results are in {}", published.place))
-        }
+        Ok(published) if published.num_results > 0 => error.context(format!(
+            "the run failed; its finished results are in {}, and the same command with --resume goes on from \
+             there",
+            published.place
+        )),
         _ => error,
     }
 }

@@ -16,6 +16,7 @@ mod outputs;
 mod persist;
 mod persist_troubles;
 mod precedence;
+mod resume;
 mod signals;
 mod streams;
 mod support;

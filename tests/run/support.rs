@@ -33,6 +33,10 @@ impl Desk {
         fs::write(self.path(name), content).expect("there is room for a small file");
     }
 
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.path(name)).expect("the file is there");
+    }
+
     pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).expect("the file is there and UTF-8")
     }

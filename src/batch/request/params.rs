@@ -39,6 +39,26 @@ impl RequestParams {
         }
     }
 
+    /// Those that somebody has set, as flags.
+    pub fn as_flags(&self) -> Vec<(&'static str, String)> {
+        fn told<T: ToString>(name: &'static str, value: Option<T>) -> Option<(&'static str, String)> {
+            value.map(|value| (name, value.to_string()))
+        }
+        let stop = self.stop.as_ref().map(|stop| Value::from(stop.clone()));
+        [
+            told("--max-tokens", self.max_tokens),
+            told("--temperature", self.temperature),
+            told("--top-p", self.top_p),
+            told("--top-k", self.top_k),
+            told("--min-p", self.min_p),
+            told("--seed", self.seed),
+            told("--stop", stop),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
     pub(super) fn take(fields: &mut Fields) -> Result<Self, RequestError> {
         let mut params = Self {
             max_tokens: take_max_tokens(fields)?,

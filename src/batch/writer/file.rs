@@ -2,7 +2,8 @@
 //!
 //! Owns `OUTPUT.partial`, which is valid JSONL at any moment, and its publication as OUTPUT: a
 //! rename where the results finished in input order, else a copy in order through the index on
-//! disk. Holds a lock on the partial file, so that two runs cannot take each other's.
+//! disk. Holds a lock on the partial file, so that two runs cannot take each other's. The manifest beside
+//! it lets a later run go on from it; what that keeps is found by `earlier`.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -13,6 +14,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::super::error::BatchError;
+use super::super::reader::RequestReader;
+use super::earlier::{Earlier, Kept, Resume};
+use super::manifest::Manifest;
 use super::order_index::{Extent, OrderIndex};
 use super::{Flow, Published, is_same_file};
 
@@ -27,13 +31,19 @@ pub(super) struct FileOutput {
     end: u64,
     index: OrderIndex,
     num_results: u64,
-    /// One past the index written last, while all came in ascending order.
+    /// One past the index written last, while all came in ascending order and nothing else is in the file.
     next_in_order: Option<u64>,
     is_published: bool,
 }
 
 impl FileOutput {
-    pub fn create(output: PathBuf, input: Option<&Path>) -> Result<(Self, Vec<String>), BatchError> {
+    /// Opens the partial file. What an earlier run has left in it is kept aside, unless this one goes on from
+    /// there.
+    pub fn create(
+        output: PathBuf,
+        input: Option<&Path>,
+        goes_on: bool,
+    ) -> Result<(Self, Vec<String>), BatchError> {
         let folder = folder_of(&output);
         if !folder.is_dir() {
             return Err(BatchError::OutputFolderMissing { folder: folder.into(), output });
@@ -47,10 +57,11 @@ impl FileOutput {
         }
         let mut warnings = Vec::new();
         let mut partial = open_partial(&partial_path)?;
-        if has_content(&partial) {
+        if has_content(&partial) && !goes_on {
             let aside = move_aside(&partial_path)?;
             warnings.push(format!(
-                "{} held results of a run that did not end; they are now in {}",
+                "{} held results of a run that did not end; they are now in {}. --resume goes on from there \
+                 instead",
                 partial_path.display(),
                 aside.display()
             ));
@@ -69,6 +80,72 @@ impl FileOutput {
             is_published: false,
         };
         Ok((file, warnings))
+    }
+
+    /// Says what the results will be made with, before the first of them.
+    pub fn begin(&mut self, manifest: &Manifest) -> Result<(), BatchError> {
+        let path = manifest_path(&self.partial_path);
+        let written = manifest.write(&path, folder_of(&self.output));
+        written.map_err(|source| BatchError::CreateOutput { path, source })
+    }
+
+    /// Takes over what an earlier run has left: in the partial file, else, where that run has ended, in OUTPUT.
+    /// `reader` reads the input from its start.
+    pub fn resume(
+        &mut self,
+        manifest: &Manifest,
+        resume: Resume,
+        reader: &mut RequestReader,
+    ) -> Result<Kept, BatchError> {
+        let is_partial = has_content(&self.partial);
+        let left = if is_partial { self.partial_path.clone() } else { self.output.clone() };
+        if fs::metadata(&left).is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0) {
+            self.check_manifest(manifest, &left, resume)?;
+            if !is_partial {
+                let copied = File::open(&left).and_then(|mut from| io::copy(&mut from, &mut &self.partial));
+                copied.map_err(|source| self.not_written(source))?;
+            }
+        }
+        let earlier = Earlier::read(&self.partial, &left, folder_of(&self.output))?;
+        let (index, mut num_kept) = (&mut self.index, 0);
+        let kept = earlier.keep(&self.partial, reader, resume, |line, extent| {
+            num_kept += 1;
+            index.set(line, extent)
+        });
+        if kept.is_err() && !is_partial {
+            // OUTPUT still has it all.
+            self.partial.set_len(0).map_err(|source| self.not_written(source))?;
+        }
+        let kept = kept?;
+        // A line that a kill has cut off.
+        self.partial.set_len(earlier.end).map_err(|source| self.not_written(source))?;
+        self.end = earlier.end;
+        self.num_results = num_kept;
+        // What is not kept is in the file all the same, so publishing takes a copy.
+        self.next_in_order = (earlier.end == 0).then_some(0);
+        self.begin(manifest)?;
+        Ok(kept)
+    }
+
+    fn check_manifest(&self, manifest: &Manifest, left: &Path, resume: Resume) -> Result<(), BatchError> {
+        if resume.is_forced {
+            return Ok(());
+        }
+        let path = manifest_path(left);
+        let earlier = Manifest::read(&path).map_err(|source| BatchError::NoManifest {
+            manifest: path,
+            results: left.into(),
+            source,
+        })?;
+        let differences = manifest.differences(&earlier);
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(BatchError::RunChanged { results: left.into(), differences })
+    }
+
+    fn not_written(&self, source: io::Error) -> BatchError {
+        BatchError::WriteOutput { path: self.partial_path.clone(), num_kept: self.num_results, source }
     }
 
     pub fn partial_path(&self) -> &Path {
@@ -95,7 +172,7 @@ impl FileOutput {
     }
 
     /// Makes the results OUTPUT, in order.
-    pub fn publish(mut self) -> Result<Published, BatchError> {
+    pub fn publish(mut self, keeps_manifest: bool) -> Result<Published, BatchError> {
         self.move_to_output().map_err(|source| BatchError::Publish {
             output: self.output.clone(),
             partial: self.partial_path.clone(),
@@ -103,6 +180,10 @@ impl FileOutput {
             source,
         })?;
         self.is_published = true;
+        // The results are safe: what becomes of the manifest is not worth an error.
+        let (from, to) = (manifest_path(&self.partial_path), manifest_path(&self.output));
+        let _ = if keeps_manifest { fs::rename(&from, &to) } else { fs::remove_file(&to) };
+        let _ = fs::remove_file(&from);
         Ok(self.published_at(&self.output))
     }
 
@@ -155,10 +236,11 @@ impl FileOutput {
 }
 
 impl Drop for FileOutput {
-    /// Leaves no empty file behind a run that failed before its first result.
+    /// Leaves no empty file behind a run that ended before its first result.
     fn drop(&mut self) {
-        if self.num_results == 0 && !self.is_published {
+        if !self.is_published && !has_content(&self.partial) {
             let _ = fs::remove_file(&self.partial_path);
+            let _ = fs::remove_file(manifest_path(&self.partial_path));
         }
     }
 }
@@ -201,7 +283,11 @@ fn move_aside(partial: &Path) -> Result<PathBuf, BatchError> {
             continue;
         }
         return match fs::rename(partial, &aside) {
-            Ok(()) => Ok(aside),
+            Ok(()) => {
+                // Without it the results are as good, only not to be gone on from.
+                let _ = fs::rename(manifest_path(partial), manifest_path(&aside));
+                Ok(aside)
+            }
             Err(source) => Err(failed(aside, source)),
         };
     }
@@ -219,6 +305,11 @@ fn folder_of(path: &Path) -> &Path {
 /// Where the results of a run lie until they are published as its output.
 pub fn partial_path(output: &Path) -> PathBuf {
     with_suffix(output, ".partial")
+}
+
+/// Where it is noted what results were made with.
+pub fn manifest_path(results: &Path) -> PathBuf {
+    with_suffix(results, ".manifest")
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -23,7 +23,7 @@ fn expected(indices: impl IntoIterator<Item = u64>) -> String {
 }
 
 fn open(output: &Path) -> Result<ResultWriter, BatchError> {
-    ResultWriter::create(&OutputPath::File(output.into()), &InputPath::Stdin)
+    ResultWriter::create(&OutputPath::File(output.into()), &InputPath::Stdin, false)
 }
 
 fn write_all(writer: &mut ResultWriter, indices: impl IntoIterator<Item = u64>) {
@@ -50,7 +50,7 @@ fn results_are_on_disk_as_they_finish_and_in_order_at_the_end() {
     assert_eq!(fs::read_to_string(writer.partial_path().unwrap()).unwrap(), expected([2, 0]));
     assert_eq!(fs::read_to_string(&output).unwrap(), "the last run's\n");
     write_all(&mut writer, [1]);
-    let published = writer.finish().unwrap();
+    let published = writer.finish(false).unwrap();
     assert_eq!((published.num_results, published.flow), (3, Flow::Open));
     assert_eq!(fs::read_to_string(&output).unwrap(), expected([0, 1, 2]));
     assert_eq!(names_in(folder.path()), ["out.jsonl"]);
@@ -66,20 +66,31 @@ fn a_published_file_has_the_permissions_of_any_new_file() {
         let output = folder.path().join("out.jsonl");
         let mut writer = open(&output).unwrap();
         write_all(&mut writer, order);
-        writer.finish().unwrap();
+        writer.finish(false).unwrap();
         assert_eq!(mode(&output), mode(&plain), "{order:?}");
     }
 }
 
+/// Ctrl-C before the first result left a whole file of an earlier run at 0 bytes.
 #[test]
-fn an_interrupted_run_publishes_what_is_done_in_order() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("out.jsonl");
-    let mut writer = open(&output).unwrap();
-    write_all(&mut writer, [9, 4, 0]);
-    writer.finish_interrupted().unwrap();
-    assert_eq!(fs::read_to_string(&output).unwrap(), expected([0, 4, 9]));
-    assert_eq!(names_in(folder.path()), ["out.jsonl"]);
+fn an_interrupted_run_leaves_the_output_of_the_last_and_what_it_has_in_the_partial_file() {
+    for done in [&[][..], &[9, 4, 0]] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("out.jsonl");
+        fs::write(&output, "the last run's\n").unwrap();
+        let mut writer = open(&output).unwrap();
+        writer.begin(&Manifest::default()).unwrap();
+        write_all(&mut writer, done.iter().copied());
+        writer.abandon().unwrap();
+        assert_eq!(fs::read_to_string(&output).unwrap(), "the last run's\n");
+        let names = names_in(folder.path());
+        if done.is_empty() {
+            assert_eq!(names, ["out.jsonl"]);
+        } else {
+            assert_eq!(names, ["out.jsonl", "out.jsonl.partial", "out.jsonl.partial.manifest"]);
+            assert_eq!(fs::read_to_string(partial_path(&output)).unwrap(), expected([9, 4, 0]));
+        }
+    }
 }
 
 #[test]
@@ -89,7 +100,7 @@ fn a_run_without_results_publishes_an_empty_file_or_leaves_nothing() {
     drop(open(&output).unwrap());
     open(&output).unwrap().abandon().unwrap();
     assert_eq!(names_in(folder.path()), [""; 0]);
-    open(&output).unwrap().finish().unwrap();
+    open(&output).unwrap().finish(false).unwrap();
     assert_eq!(fs::read(&output).unwrap(), b"");
 }
 
@@ -129,7 +140,7 @@ fn two_runs_cannot_share_an_output() {
     write_all(&mut first, [0]);
     let second = open(&output).err().expect("the first is still writing");
     assert!(matches!(second, BatchError::OutputInUse { .. }), "{second}");
-    first.finish().unwrap();
+    first.finish(false).unwrap();
     assert_eq!(fs::read_to_string(&output).unwrap(), expected([0]));
 }
 
@@ -141,7 +152,7 @@ fn a_linked_output_stays_a_link() {
     for order in [[0, 1], [1, 0]] {
         let mut writer = open(&link).unwrap();
         write_all(&mut writer, order);
-        writer.finish().unwrap();
+        writer.finish(false).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&target).unwrap(), expected([0, 1]));
     }
@@ -165,8 +176,9 @@ fn outputs_that_cannot_work_are_refused_at_the_start() {
     symlink(&input, folder.path().join("alias.jsonl")).unwrap();
     for output in ["in.jsonl", "alias.jsonl"] {
         let output = OutputPath::File(folder.path().join(output));
-        let same =
-            ResultWriter::create(&output, &InputPath::File(input.clone())).err().expect("the same file");
+        let same = ResultWriter::create(&output, &InputPath::File(input.clone()), false)
+            .err()
+            .expect("the same file");
         assert!(matches!(same, BatchError::OutputIsInput { .. }), "{same}");
     }
     assert_eq!(fs::read(&input).unwrap(), b"{}");
@@ -212,7 +224,7 @@ fn a_pipe_gets_results_in_order_and_an_interrupted_run_the_rest() {
     let (published, text) = through_fifo(|mut writer| {
         write_all(&mut writer, [1, 3, 0, 2, 8, 5, 4]);
         assert!(writer.partial_path().is_none());
-        writer.finish_interrupted().unwrap()
+        writer.abandon().unwrap()
     });
     assert_eq!(published.num_results, 7);
     assert_eq!(text, expected([0, 1, 2, 3, 4, 5, 8]));
@@ -250,7 +262,7 @@ fn a_closed_pipe_is_an_outcome_and_no_error() {
     });
     assert_eq!(writer.write(&record(1)).unwrap(), Flow::Closed);
     assert_eq!(writer.write(&record(5)).unwrap(), Flow::Closed);
-    assert_eq!(writer.finish().unwrap().flow, Flow::Closed);
+    assert_eq!(writer.finish(false).unwrap().flow, Flow::Closed);
 }
 
 proptest! {
@@ -269,12 +281,12 @@ proptest! {
         let output = folder.path().join("out.jsonl");
         let mut writer = open(&output).unwrap();
         write_all(&mut writer, done.iter().copied());
-        writer.finish_interrupted().unwrap();
+        writer.finish(false).unwrap();
         prop_assert_eq!(fs::read_to_string(&output).unwrap(), expected(sorted.clone()));
 
         let (published, text) = through_fifo(|mut writer| {
             write_all(&mut writer, done.iter().copied());
-            writer.finish().unwrap()
+            writer.finish(false).unwrap()
         });
         prop_assert_eq!(published.num_results, num_done as u64);
         prop_assert_eq!(text, expected(sorted));

@@ -18,7 +18,7 @@ use super::{
     window::{Ready, WindowSize},
 };
 use crate::{
-    batch::{BatchError, NextRequest, Record, Request, RequestReader},
+    batch::{BatchError, Kept, NextRequest, Record, Request, RequestReader},
     text::TextModel,
     threads::on_threads,
 };
@@ -57,14 +57,15 @@ pub(super) struct Intake {
     text: Arc<TextModel>,
     /// In the order of the input.
     prepared: VecDeque<Made<Ready>>,
+    /// Lines that have their result already; they are read over.
+    kept: Kept,
     /// Why reading ended, told after what was read before.
     failure: Option<BatchError>,
 }
 
 impl Intake {
-    pub(super) fn new(reader: RequestReader, preparer: Preparer, text: Arc<TextModel>) -> Self {
-        let prepared = VecDeque::new();
-        Self { reader, preparer, text, prepared, failure: None }
+    pub(super) fn new(reader: RequestReader, preparer: Preparer, text: Arc<TextModel>, kept: Kept) -> Self {
+        Self { reader, preparer, text, prepared: VecDeque::new(), kept, failure: None }
     }
 
     pub(super) fn reader(&self) -> &RequestReader {
@@ -129,6 +130,8 @@ impl Intake {
         while lines.len() < MAX_ROUND_REQUESTS && self.reader.num_bytes() - first_byte < MAX_ROUND_BYTES {
             let patience = if lines.is_empty() { patience } else { patience.min(PAUSE) };
             match self.reader.poll_request(patience) {
+                Ok(NextRequest::Request(request)) if self.kept.has(request.head.index) => {}
+                Ok(NextRequest::Failed(failed)) if self.kept.has(failed.head.index) => {}
                 Ok(NextRequest::Request(request)) => lines.push(Ok(request)),
                 Ok(NextRequest::Failed(failed)) => lines.push(Err(Box::new(Record::failed(&failed)))),
                 Ok(NextRequest::Pending) => break,
@@ -222,7 +225,7 @@ mod tests {
             vocab_size: 304,
             has_checkpoints: false,
         };
-        Intake::new(reader.expect("it was just written"), preparer, Arc::new(text))
+        Intake::new(reader.expect("it was just written"), preparer, Arc::new(text), Kept::default())
     }
 
     fn take_all(mut intake: Intake) {

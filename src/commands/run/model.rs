@@ -9,6 +9,7 @@ use anyhow::Context;
 
 use super::{persist, prepare::Preparer};
 use crate::{
+    batch::Manifest,
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::{
         identity::ComputedModel,
@@ -83,6 +84,22 @@ impl DescribedModel {
             vocab_size: spec.vocab_size,
             has_checkpoints: spec.recurrent_layers().next().is_some(),
         }
+    }
+
+    /// What answers depend on beside their requests.
+    pub(super) fn manifest(&self, preparer: &Preparer) -> anyhow::Result<Manifest> {
+        let Description { name, spec, files, .. } = &self.description;
+        let mut manifest = Manifest::default();
+        manifest.say("mlxbatch", env!("CARGO_PKG_VERSION"));
+        manifest.say("--model", name);
+        for part in (ComputedModel { name, spec, files, dtype: self.dtype }).answer_parts()? {
+            manifest.digest(&part.name, blake3::Hash::from(part.digest).to_hex().as_str());
+        }
+        manifest.say("--dtype", self.dtype.name());
+        for (flag, value) in preparer.fallback.as_flags() {
+            manifest.say(flag, value);
+        }
+        Ok(manifest)
     }
 
     /// Loads the weights.

@@ -99,7 +99,7 @@ impl Session<MlxRunner> {
         intake: Intake,
         args: &RunArgs,
         served: Served,
-        num_total: Option<u64>,
+        stats: RunStats,
         progress: Progress,
     ) -> Self {
         let positive = |number: u32| NonZeroUsize::new(number as usize).unwrap_or(NonZeroUsize::MIN);
@@ -122,7 +122,7 @@ impl Session<MlxRunner> {
             engine = engine.with_snapshot(snapshot);
         }
         Self {
-            stats: RunStats { num_total, ..RunStats::default() },
+            stats,
             progress,
             intake,
             engine,

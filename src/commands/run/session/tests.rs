@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::super::prepare::Preparer;
 use super::*;
-use crate::batch::{InputPath, OutputPath, ReaderOptions, RequestReader};
+use crate::batch::{InputPath, Kept, OutputPath, ReaderOptions, RequestReader};
 use crate::engine::fake_runner::{FakeRunner, VOCAB_SIZE};
 use crate::text::TextModel;
 
@@ -46,8 +46,8 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
         stats: RunStats::default(),
         progress: Progress::new(None, true),
         engine: Engine::new(make(limits.clone()), limits, None),
-        intake: Intake::new(reader, preparer, Arc::new(text)),
-        served: Served { model: "fake".into(), created: 0 },
+        intake: Intake::new(reader, preparer, Arc::new(text), Kept::default()),
+        served: Served { model: "fake".into(), created: 0, is_repeatable: false },
         windows: Windows::default(),
         active: HashMap::new(),
         output_is_closed: false,
@@ -63,9 +63,9 @@ fn run<R: Runner>(session: &mut Session<R>) -> (anyhow::Result<Stop>, Vec<Value>
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let input = InputPath::File(folder.path().join("in.jsonl"));
     let output = OutputPath::File(folder.path().join("out.jsonl"));
-    let mut writer = ResultWriter::create(&output, &input).expect("the folder is there");
+    let mut writer = ResultWriter::create(&output, &input, false).expect("the folder is there");
     let stop = session.run(&mut writer, &Interrupt::default());
-    let published = writer.finish().expect("there is room");
+    let published = writer.finish(false).expect("there is room");
     let text = fs::read_to_string(published.place).expect("it was just published");
     (stop, text.lines().map(|line| serde_json::from_str(line).expect("lines are JSON")).collect())
 }

@@ -1,0 +1,168 @@
+//! Results that an earlier run has left, and which of them a run that goes on keeps.
+//!
+//! Owns reading them back and holding each to the line of the input that it answers: a record carries its
+//! line's number and digest. The file and its publication are `file`'s.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::super::error::BatchError;
+use super::super::reader::RequestReader;
+use super::super::record::{ID_PREFIX, REQUEST_ID_PREFIX, hex};
+use super::order_index::{Extent, OrderIndex};
+
+/// How a run goes on from what an earlier one has left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resume {
+    /// Lines that got an error are answered once more.
+    pub retries_errors: bool,
+    /// Goes on although model, settings or lines have changed.
+    pub is_forced: bool,
+}
+
+/// Lines of the input whose results an earlier run has left.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// A bit for each line that is not blank.
+    finished: Vec<u64>,
+    pub num_ok: u64,
+    pub num_failed: u64,
+    /// Lines that are still to be answered, those appended after this was counted aside.
+    pub num_left: u64,
+}
+
+impl Kept {
+    /// Whether the line with this index has its result.
+    pub fn has(&self, index: u64) -> bool {
+        let word = usize::try_from(index / 64).ok().and_then(|word| self.finished.get(word));
+        word.is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+
+    /// Lines that have their result.
+    pub fn num_kept(&self) -> u64 {
+        self.num_ok + self.num_failed
+    }
+
+    fn set(&mut self, index: u64, is_ok: bool) {
+        let word = index as usize / 64;
+        if self.finished.len() <= word {
+            self.finished.resize(word + 1, 0);
+        }
+        self.finished[word] |= 1 << (index % 64);
+        *(if is_ok { &mut self.num_ok } else { &mut self.num_failed }) += 1;
+    }
+}
+
+/// The records of a file of results, by the number of the line that each answers.
+pub(super) struct Earlier {
+    by_line: OrderIndex,
+    num_lines: u64,
+    /// Length of the file up to its last whole record.
+    pub end: u64,
+}
+
+/// What of a record tells whose it is.
+#[derive(Deserialize)]
+struct Seen {
+    id: String,
+    response: Option<SeenResponse>,
+}
+
+#[derive(Deserialize)]
+struct SeenResponse {
+    status_code: u16,
+    request_id: String,
+}
+
+impl Seen {
+    fn line(&self) -> Option<u64> {
+        self.id.strip_prefix(ID_PREFIX)?.parse().ok()
+    }
+}
+
+impl Earlier {
+    /// Finds the records of a file; what a kill has cut off at its end is left out.
+    pub fn read(file: &File, path: &Path, folder: &Path) -> Result<Self, BatchError> {
+        let failed = |source| BatchError::ReadResults { path: path.into(), source };
+        let by_line = OrderIndex::create_in(folder).map_err(failed)?;
+        let mut earlier = Self { by_line, num_lines: 0, end: 0 };
+        let mut from_start = file;
+        from_start.rewind().map_err(failed)?;
+        let mut reader = BufReader::with_capacity(1 << 18, file);
+        let mut bytes = Vec::new();
+        let mut number = 0;
+        loop {
+            bytes.clear();
+            let num_bytes = reader.read_until(b'\n', &mut bytes).map_err(failed)?;
+            number += 1;
+            if bytes.last() != Some(&b'\n') {
+                return Ok(earlier);
+            }
+            let Some(line) = serde_json::from_slice(&bytes).ok().and_then(|seen: Seen| seen.line()) else {
+                let is_last = reader.fill_buf().map_err(failed)?.is_empty();
+                // The blocks of a file that a crash has cut may be there without their content.
+                if is_last && bytes.iter().any(|&byte| byte == 0) {
+                    return Ok(earlier);
+                }
+                return Err(BatchError::NotResults { path: path.into(), line: number });
+            };
+            let extent = Extent { offset: earlier.end, num_bytes: num_bytes as u64 };
+            let is_known = earlier.by_line.get(line).map_err(failed)?.is_some();
+            earlier.num_lines += u64::from(!is_known);
+            earlier.by_line.set(line, extent).map_err(failed)?;
+            earlier.end += extent.num_bytes;
+        }
+    }
+
+    /// Decides by the input which records are kept, and where they lie, by the index of their lines.
+    ///
+    /// Results that do not belong to the input are an error unless that is forced; then their lines are
+    /// answered anew.
+    pub fn keep(
+        &self,
+        file: &File,
+        reader: &mut RequestReader,
+        resume: Resume,
+        mut put: impl FnMut(u64, Extent) -> io::Result<()>,
+    ) -> Result<Kept, BatchError> {
+        let failed =
+            |source| BatchError::ReadResults { path: "the results of the earlier run".into(), source };
+        let mut kept = Kept::default();
+        let mut num_seen = 0;
+        while let Some(head) = reader.next_head()? {
+            kept.num_left += 1;
+            let Some(extent) = self.by_line.get(head.line).map_err(failed)? else { continue };
+            num_seen += 1;
+            let seen = seen_at(file, extent).map_err(failed)?;
+            // A line that is no request is found out again at no cost; only its number is in its record.
+            let Some(response) = seen.response else { continue };
+            if response.request_id.strip_prefix(REQUEST_ID_PREFIX) != Some(hex(&head.digest).as_str()) {
+                if !resume.is_forced {
+                    return Err(BatchError::InputChanged { name: reader.name().into(), line: head.line });
+                }
+                continue;
+            }
+            let is_ok = response.status_code == 200;
+            if is_ok || !resume.retries_errors {
+                put(head.index, extent).map_err(failed)?;
+                kept.set(head.index, is_ok);
+                kept.num_left -= 1;
+            }
+        }
+        if num_seen < self.num_lines && !resume.is_forced {
+            let num_gone = self.num_lines - num_seen;
+            return Err(BatchError::InputShrunk { name: reader.name().into(), num_gone });
+        }
+        Ok(kept)
+    }
+}
+
+fn seen_at(file: &File, extent: Extent) -> io::Result<Seen> {
+    let mut bytes = vec![0; usize::try_from(extent.num_bytes).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, extent.offset)?;
+    serde_json::from_slice(&bytes).map_err(io::Error::other)
+}

@@ -1,0 +1,99 @@
+//! What the results of a run were made with: the file beside them that a later run compares itself with.
+//!
+//! Owns its form and the words for a difference. What the facts are is the run's to say; whether the input's
+//! lines are still the same is told by the results themselves, see `earlier`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+/// Facts that the answers of a run depend on, by the name that messages give them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Manifest(BTreeMap<String, Fact>);
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Fact {
+    /// Something that can be told in a message.
+    Said(String),
+    /// Something that can only be compared.
+    Digest(String),
+}
+
+impl Manifest {
+    /// Notes a setting as it is typed or printed.
+    pub fn say(&mut self, name: &str, value: impl Into<String>) {
+        self.0.insert(name.to_owned(), Fact::Said(value.into()));
+    }
+
+    /// Notes something by its digest, in hexadecimal digits.
+    pub fn digest(&mut self, name: &str, digest: impl Into<String>) {
+        self.0.insert(name.to_owned(), Fact::Digest(digest.into()));
+    }
+
+    /// What is no longer as `earlier` has it, each in a few words.
+    pub(super) fn differences(&self, earlier: &Self) -> Vec<String> {
+        let mut names: Vec<&String> = self.0.keys().chain(earlier.0.keys()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let told = |fact: Option<&Fact>| match fact {
+            Some(Fact::Said(value)) => value.clone(),
+            _ => "not set".to_owned(),
+        };
+        let differs = names.into_iter().filter(|name| self.0.get(*name) != earlier.0.get(*name));
+        differs
+            .map(|name| match (earlier.0.get(name), self.0.get(name)) {
+                (Some(Fact::Digest(_)), _) | (_, Some(Fact::Digest(_))) => {
+                    format!("the {name} changed")
+                }
+                (was, is) => format!("{name} was {}, is {}", told(was), told(is)),
+            })
+            .collect()
+    }
+
+    pub(super) fn read(path: &Path) -> io::Result<Self> {
+        serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+    }
+
+    /// Writes it whole or not at all.
+    pub(super) fn write(&self, path: &Path, folder: &Path) -> io::Result<()> {
+        let mut file = tempfile::Builder::new().prefix(".mlxbatch-").tempfile_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, self).map_err(io::Error::other)?;
+        file.write_all(b"\n")?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_named_and_comes_back_from_disk() {
+        let mut earlier = Manifest::default();
+        earlier.say("--temperature", "0");
+        earlier.say("--top-p", "0.9");
+        earlier.digest("weights", "ab12");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.jsonl.partial.manifest");
+        earlier.write(&path, folder.path()).unwrap();
+        assert_eq!(Manifest::read(&path).unwrap(), earlier);
+        assert_eq!(earlier.differences(&earlier), Vec::<String>::new());
+
+        let mut now = Manifest::default();
+        now.say("--temperature", "0.7");
+        now.digest("weights", "ab13");
+        assert_eq!(
+            now.differences(&earlier),
+            ["--temperature was 0, is 0.7", "--top-p was 0.9, is not set", "the weights changed"]
+        );
+        fs::write(&path, "{").unwrap();
+        assert!(Manifest::read(&path).is_err());
+    }
+}

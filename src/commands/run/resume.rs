@@ -1,0 +1,44 @@
+//! `--resume`: going on from what an earlier run has left.
+//!
+//! Owns when that is asked for and what is said where nothing is left to do. Which results are kept is
+//! `batch/`'s to find out; what they depend on is told by the model.
+
+use std::time::Instant;
+
+use super::{Outcome, eprint_line};
+use crate::{
+    batch::{Ending, Kept, Manifest, ResultWriter, Resume, RunStats, summary},
+    cli::RunArgs,
+};
+
+/// Notes what the results are made with, and finds what an earlier run has left of them if that is asked for.
+pub(super) fn begin(writer: &mut ResultWriter, manifest: &Manifest, args: &RunArgs) -> anyhow::Result<Kept> {
+    if !args.resume {
+        writer.begin(manifest)?;
+        return Ok(Kept::default());
+    }
+    let resume = Resume { retries_errors: args.retry_errors, is_forced: args.force };
+    Ok(writer.resume(manifest, resume, &args.input)?)
+}
+
+/// Whether a later run may want to go on from published results: where errors can be retried, or where this one
+/// was asked to do so.
+pub(super) fn keeps_manifest(stats: &RunStats, args: &RunArgs) -> bool {
+    stats.num_failed > 0 || args.resume
+}
+
+/// Ends a run all of whose lines had their results: without loading the model.
+pub(super) fn nothing_left(
+    writer: ResultWriter,
+    mut stats: RunStats,
+    args: &RunArgs,
+    started: Instant,
+) -> anyhow::Result<Outcome> {
+    let published = writer.finish(keeps_manifest(&stats, args))?;
+    stats.wall = started.elapsed();
+    if !args.quiet {
+        eprint_line("mlxbatch: nothing is left to do: every line has its result");
+        summary(&stats, Ending::Complete, &published.place).iter().for_each(|line| eprint_line(line));
+    }
+    Ok(Outcome::of(stats.num_failed))
+}
