@@ -15,6 +15,7 @@
 //! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes          |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
+//! | `json`       | JSON text with every digit                                                  |
 //! | `threads`    | work that several threads share                                             |
 //!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
@@ -25,6 +26,7 @@ pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod engine;
+mod json;
 pub mod mlx;
 pub mod models;
 pub mod plan;

@@ -81,10 +81,10 @@ in.jsonl: 8 requests, 7 with problems (1 duplicate_custom_id, 1 invalid_json, 1 
 
 #[test]
 fn unknown_fields_are_warned_of_once_each() {
-    let input = "{\"prompt\": \"x\", \"verbosity\": 1}\n".repeat(3);
+    let input = "{\"prompt\": \"x\", \"mood\": 1}\n".repeat(3);
     let folder = Folder::with(input);
     folder.validate().assert().code(0).stderr(
-        "mlxbatch: warning: in.jsonl:1: the field \"verbosity\" is not used by mlxbatch and is ignored; 3 times in all\n",
+        "mlxbatch: warning: in.jsonl:1: the field \"mood\" is not used by mlxbatch and is ignored; 3 times in all\n",
     );
     folder.validate().arg("-q").assert().code(0).stdout(is_empty()).stderr(is_empty());
 }

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use super::lead_in::ForeignFormat;
+use super::paths::InputPath;
+
 const ANEW: &str = "without --resume the run starts anew, and results that are not published are kept beside";
 
 const FORCE_OR_ANEW: &str = "--force goes on all the same; without --resume the run starts anew, and results that are \
@@ -20,6 +23,8 @@ pub enum BatchError {
     OpenInput { name: String, source: io::Error },
     #[error("the input {name} is a directory, not a JSONL file")]
     InputIsDirectory { name: String },
+    #[error("the input {name} {format}")]
+    ForeignInput { name: String, format: ForeignFormat },
     #[error("cannot read the input {name} after line {line}")]
     ReadInput { name: String, line: u64, source: io::Error },
     #[error("the output folder {} of --output {} does not exist", folder.display(), output.display())]
@@ -61,6 +66,15 @@ pub enum BatchError {
 }
 
 impl BatchError {
+    /// An error of reading after `line` lines.
+    pub(super) fn reading(name: &str, line: u64, source: io::Error) -> Self {
+        let name = name.to_owned();
+        match source.downcast::<ForeignFormat>() {
+            Ok(format) => Self::ForeignInput { name, format },
+            Err(source) => Self::ReadInput { name, line, source },
+        }
+    }
+
     /// Says what to do about it, where that is not plain from the text.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -70,6 +84,13 @@ impl BatchError {
             Self::InputIsDirectory { .. } => {
                 Some("name one file; `cat *.jsonl | mlxbatch run - …` joins several".into())
             }
+            Self::ForeignInput { name, format } => Some(match format.filter {
+                Some(filter) if *name == InputPath::Stdin.name() => {
+                    format!("convert it on its way: `… | {filter} | mlxbatch … -`")
+                }
+                Some(filter) => format!("convert it on its way: `{filter} < {name} | mlxbatch … -`"),
+                None => "write it as JSON Lines, one object on each line".into(),
+            }),
             Self::OutputFolderMissing { folder, .. } => {
                 Some(format!("create it with `mkdir -p {}`", folder.display()))
             }
@@ -118,6 +139,17 @@ fn kept_text(num_kept: u64, place: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_another_kind_says_how_to_convert_it() {
+        let source = crate::batch::lines::check_start(&mut &b"\x1f\x8b"[..]).expect_err("it is no text");
+        let error = BatchError::reading("in.jsonl.gz", 0, source);
+        assert_eq!(error.to_string(), "the input in.jsonl.gz is compressed with gzip");
+        assert_eq!(
+            error.hint().as_deref(),
+            Some("convert it on its way: `zcat < in.jsonl.gz | mlxbatch … -`")
+        );
+    }
 
     #[test]
     fn a_full_disk_says_where_the_results_are() {

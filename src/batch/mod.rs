@@ -5,8 +5,11 @@
 //! neither templates, tokens nor models; what to answer is decided above.
 
 mod error;
+mod ids;
+mod lead_in;
 mod line_error;
 mod lines;
+mod partial_json;
 mod paths;
 mod progress;
 mod rates;

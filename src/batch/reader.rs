@@ -6,16 +6,17 @@
 //! numbers.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufReader};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::BatchError;
+use super::ids::Ids;
 use super::line_error::FailedLine;
-use super::lines::Content;
+use super::lines::{Content, check_start};
 use super::paths::InputPath;
-use super::request::{Place, Request, RequestHead, RequestParser};
-use super::source::{LineSource, NextLine, ReadError};
+use super::request::{Place, Request, RequestHead, RequestParser, head};
+use super::source::{LineSource, NextLine};
 use super::warnings::Warnings;
 
 /// A longer line than this is a mistake rather than a request.
@@ -62,6 +63,7 @@ impl RequestReader {
     pub fn open(input: &InputPath, options: ReaderOptions) -> Result<Self, BatchError> {
         let failed = |source| BatchError::OpenInput { name: input.name(), source };
         let max_line_bytes = options.max_line_bytes;
+        let mut ids = Ids::default();
         let lines = match input {
             InputPath::Stdin => {
                 LineSource::threaded(Box::new(BufReader::new(io::stdin())), max_line_bytes).map_err(failed)?
@@ -72,21 +74,27 @@ impl RequestReader {
                 if metadata.is_dir() {
                     return Err(BatchError::InputIsDirectory { name: input.name() });
                 }
-                let source: Box<dyn BufRead + Send> = Box::new(BufReader::with_capacity(1 << 18, file));
+                let mut source = BufReader::with_capacity(1 << 18, file);
                 match metadata.is_file() {
-                    true => LineSource::in_place(source, max_line_bytes),
-                    false => LineSource::threaded(source, max_line_bytes).map_err(failed)?,
+                    true => {
+                        // Before a model is loaded.
+                        check_start(&mut source)
+                            .map_err(|error| BatchError::reading(&input.name(), 0, error))?;
+                        ids = Ids::of_file(path);
+                        LineSource::in_place(Box::new(source), max_line_bytes)
+                    }
+                    false => LineSource::threaded(Box::new(source), max_line_bytes).map_err(failed)?,
                 }
             }
         };
-        Ok(Self::from_lines(lines, &input.name(), options))
+        Ok(Self::from_lines(lines, &input.name(), options, ids))
     }
 
-    fn from_lines(lines: LineSource, name: &str, options: ReaderOptions) -> Self {
+    fn from_lines(lines: LineSource, name: &str, options: ReaderOptions, ids: Ids) -> Self {
         let name: Arc<str> = name.into();
         Self {
             lines,
-            parser: RequestParser::new(Arc::clone(&name), options.served_model),
+            parser: RequestParser::new(Arc::clone(&name), options.served_model, ids),
             name,
             max_line_bytes: options.max_line_bytes,
             num_requests: 0,
@@ -114,6 +122,11 @@ impl RequestReader {
         &self.parser.warnings
     }
 
+    /// Adds what came up later in a request's life.
+    pub fn warn(&mut self, line: u64, key: &str, text: &str) {
+        self.parser.warn(line, key, || text.to_owned());
+    }
+
     /// Reads the next request or the next line that is none; nothing at the end of the input.
     pub fn next_request(&mut self) -> Result<Option<Result<Request, Box<FailedLine>>>, BatchError> {
         loop {
@@ -133,52 +146,58 @@ impl RequestReader {
     }
 
     /// Reads the next line that is not blank, but for what is in it; nothing at the end of the input.
+    ///
+    /// Its id is not known by that.
     pub fn next_head(&mut self) -> Result<Option<RequestHead>, BatchError> {
         loop {
             let line = match self.lines.next_line(None) {
                 Ok(NextLine::Line(line)) => line,
                 Ok(NextLine::Pending) => continue,
                 Ok(NextLine::End) => return Ok(None),
-                Err(error) => return Err(not_read(&self.name, error)),
+                Err(error) => return Err(BatchError::reading(&self.name, error.line, error.source)),
             };
             let place = Place { index: self.num_requests, line: line.number };
+            let head = match line.content {
+                Content::Bytes(bytes) => head(place, bytes),
+                Content::TooLong { num_bytes, .. } => head(place, &num_bytes.to_le_bytes()),
+                Content::Filler(_) => continue,
+            };
             self.num_requests += 1;
-            return Ok(Some(match line.content {
-                Content::Bytes(bytes) => self.parser.head(place, bytes),
-                Content::TooLong { num_bytes } => {
-                    self.parser.too_long(place, num_bytes, self.max_line_bytes).head
-                }
-            }));
+            return Ok(Some(head));
         }
     }
 
     fn next(&mut self, patience: Option<Duration>) -> Result<NextRequest, BatchError> {
-        let line = match self.lines.next_line(patience) {
-            Ok(NextLine::Line(line)) => line,
-            Ok(NextLine::Pending) => return Ok(NextRequest::Pending),
-            Ok(NextLine::End) => return Ok(NextRequest::End),
-            Err(error) => return Err(not_read(&self.name, error)),
+        let parsed = loop {
+            let line = match self.lines.next_line(patience) {
+                Ok(NextLine::Line(line)) => line,
+                Ok(NextLine::Pending) => return Ok(NextRequest::Pending),
+                Ok(NextLine::End) => return Ok(NextRequest::End),
+                Err(error) => return Err(BatchError::reading(&self.name, error.line, error.source)),
+            };
+            let place = Place { index: self.num_requests, line: line.number };
+            break match line.content {
+                Content::Bytes(bytes) => {
+                    self.num_bytes += bytes.len() as u64;
+                    self.parser.parse(place, bytes)
+                }
+                Content::TooLong { num_bytes, start } => {
+                    Err(self.parser.too_long(place, num_bytes, self.max_line_bytes, start))
+                }
+                Content::Filler(what) => {
+                    self.parser.warn(line.number, "filler", || {
+                        format!("{what} at the very end, behind the last line; ignored")
+                    });
+                    continue;
+                }
+            };
         };
-        let place = Place { index: self.num_requests, line: line.number };
         self.num_requests += 1;
-        let parsed = match line.content {
-            Content::Bytes(bytes) => {
-                self.num_bytes += bytes.len() as u64;
-                self.parser.parse(place, bytes)
-            }
-            Content::TooLong { num_bytes } => {
-                Err(self.parser.too_long(place, num_bytes, self.max_line_bytes))
-            }
-        };
         Ok(match parsed {
             Ok(request) => NextRequest::Request(Box::new(request)),
             Err(failed) => NextRequest::Failed(failed),
         })
     }
-}
-
-fn not_read(name: &str, error: ReadError) -> BatchError {
-    BatchError::ReadInput { name: name.to_owned(), line: error.line, source: error.source }
 }
 
 #[cfg(test)]
@@ -188,7 +207,7 @@ mod tests {
     fn read(text: &'static [u8], max_line_bytes: usize) -> Vec<Result<Request, Box<FailedLine>>> {
         let options = ReaderOptions { max_line_bytes, ..ReaderOptions::default() };
         let lines = LineSource::in_place(Box::new(text), max_line_bytes);
-        let mut reader = RequestReader::from_lines(lines, "in.jsonl", options);
+        let mut reader = RequestReader::from_lines(lines, "in.jsonl", options, Ids::default());
         let mut items = Vec::new();
         while let Some(item) = reader.next_request().expect("a slice reads without error") {
             items.push(item);

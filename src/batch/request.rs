@@ -6,19 +6,22 @@
 
 mod envelope;
 mod fields;
+mod known_fields;
 mod messages;
 mod params;
-mod unsupported;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use self::envelope::Envelope;
+use self::envelope::{Envelope, Identity};
 use self::fields::Fields;
+use super::ids::{Claim, Ids};
+use super::lead_in::odd_character;
 use super::line_error::{FailedLine, LineError, RequestError};
+use super::partial_json::find_id;
 use super::warnings::Warnings;
+use crate::json::{self, Parsed};
 
 pub use self::params::RequestParams;
 
@@ -37,7 +40,7 @@ pub struct RequestHead {
     pub index: u64,
     /// Line number in the input, counted from 1, blank lines included.
     pub line: u64,
-    /// The request's own id, or `line-<n>`.
+    /// The request's own id, or one that was made up, `line-<n>`.
     pub custom_id: String,
     /// BLAKE3 over line number and bytes, shortened; output ids are made from it.
     pub digest: [u8; 16],
@@ -60,8 +63,8 @@ pub enum Form {
 pub enum Prompt {
     /// A conversation, to be rendered by the chat template.
     Chat {
-        /// Objects with a known `role`. Text parts are joined and an absent `content` is `""`, so
-        /// `content` is always a string; the `arguments` of tool calls are objects.
+        /// Objects with a known `role`. Text parts are joined, so `content` is a string; it may be
+        /// absent beside tool calls, whose `arguments` are objects or the text of one.
         messages: Vec<Value>,
         /// A list of tools that is not empty.
         tools: Option<Value>,
@@ -83,23 +86,28 @@ pub(super) struct Place {
 pub(super) struct RequestParser {
     file: Arc<str>,
     served_model: Option<String>,
-    /// 128 bits of each id's digest, however long the id.
-    seen_ids: HashSet<u128>,
+    ids: Ids,
     pub warnings: Warnings,
 }
 
 impl RequestParser {
-    pub fn new(file: Arc<str>, served_model: Option<String>) -> Self {
-        Self { file, served_model, seen_ids: HashSet::new(), warnings: Warnings::default() }
+    pub fn new(file: Arc<str>, served_model: Option<String>, ids: Ids) -> Self {
+        Self { file, served_model, ids, warnings: Warnings::default() }
+    }
+
+    /// Adds a warning that names file and line.
+    pub fn warn(&mut self, line: u64, key: &str, text: impl FnOnce() -> String) {
+        let file = &self.file;
+        self.warnings.add(key, || format!("{file}:{line}: {}", text()));
     }
 
     /// Parses one line without its end.
     pub fn parse(&mut self, place: Place, bytes: &[u8]) -> Result<Request, Box<FailedLine>> {
-        let mut head = self.head(place, bytes);
         let object = match self.parse_object(place.line, bytes) {
             Ok(object) => object,
-            Err(error) => return Err(Box::new(FailedLine { head, error })),
+            Err(error) => return Err(self.failed(place, bytes, find_id(bytes), error)),
         };
+        let mut head = head(place, bytes);
         match self.parse_request(&mut head, object) {
             Ok((prompt, params)) => Ok(Request { head, prompt, params }),
             Err(error) => {
@@ -109,37 +117,43 @@ impl RequestParser {
         }
     }
 
-    /// The failure of a line over the limit, whose bytes nobody has.
-    pub fn too_long(&self, place: Place, num_bytes: u64, max_bytes: usize) -> Box<FailedLine> {
+    /// The failure of a line over the limit, of which only the start is known.
+    pub fn too_long(
+        &mut self,
+        place: Place,
+        num_bytes: u64,
+        max_bytes: usize,
+        start: &[u8],
+    ) -> Box<FailedLine> {
         let reason = format!("the line has {num_bytes} bytes; at most {max_bytes} are read");
-        Box::new(FailedLine {
-            head: self.head(place, &num_bytes.to_le_bytes()),
-            error: self.not_a_request(place.line, "line_too_long", &reason),
-        })
+        let error = self.not_a_request(place.line, "line_too_long", &reason);
+        self.failed(place, &num_bytes.to_le_bytes(), find_id(start), error)
     }
 
-    /// What is known of a line without looking into it.
-    pub fn head(&self, place: Place, bytes: &[u8]) -> RequestHead {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&place.line.to_le_bytes());
-        hasher.update(bytes);
-        let mut digest = [0; 16];
-        hasher.finalize_xof().fill(&mut digest);
-        RequestHead {
-            index: place.index,
-            line: place.line,
-            custom_id: format!("line-{}", place.line),
-            digest,
-            form: Form::Chat,
-            metadata: None,
-        }
+    fn failed(
+        &mut self,
+        place: Place,
+        digested: &[u8],
+        id: Option<String>,
+        error: LineError,
+    ) -> Box<FailedLine> {
+        let mut head = head(place, digested);
+        head.custom_id = match id {
+            Some(id) => {
+                // Whether it is another line's too is not what is wrong with this one.
+                self.ids.claim(&id);
+                id
+            }
+            None => self.ids.make_up(place.line),
+        };
+        Box::new(FailedLine { head, error })
     }
 
     fn not_a_request(&self, line: u64, code: &'static str, reason: &str) -> LineError {
         LineError::NotARequest { code, message: format!("{}:{line}: {reason}", self.file) }
     }
 
-    fn parse_object(&self, line: u64, bytes: &[u8]) -> Result<Map<String, Value>, LineError> {
+    fn parse_object(&mut self, line: u64, bytes: &[u8]) -> Result<Map<String, Value>, LineError> {
         let text = std::str::from_utf8(bytes).map_err(|error| {
             let column = error.valid_up_to() + 1;
             let hint = match bytes {
@@ -148,19 +162,26 @@ impl RequestParser {
             };
             self.not_a_request(line, "invalid_utf8", &format!("not valid UTF-8 at byte {column}{hint}"))
         })?;
-        let value: Value = serde_json::from_str(text).map_err(|error| {
+        let Parsed { value, mended } = json::parse(text).map_err(|error| {
             let place = format!(" at line {} column {}", error.line(), error.column());
             let what = error.to_string();
             let what = what.strip_suffix(&place).unwrap_or(&what);
             let hint = match text.trim() {
                 "{" | "[" | "[{" | "}" | "]" | "}," | "}]" => {
-                    "; the input must be JSON Lines, one whole object on each line"
+                    "; the input must be JSON Lines, one whole object on each line".to_owned()
                 }
-                _ => "",
+                _ => odd_character(text, error.column(), &self.file)
+                    .map_or_else(String::new, |odd| format!("; {odd}")),
             };
             let reason = format!("not valid JSON: {what} at column {}{hint}", error.column());
             self.not_a_request(line, "invalid_json", &reason)
         })?;
+        if mended.is_some() {
+            self.warn(line, "half of a surrogate pair", || {
+                "holds half of a surrogate pair such as \\ud83d, which is no character; U+FFFD takes its place"
+                    .to_owned()
+            });
+        }
         match value {
             Value::Object(object) => Ok(object),
             other => {
@@ -179,12 +200,21 @@ impl RequestParser {
         mut object: Map<String, Value>,
     ) -> Result<(Prompt, RequestParams), RequestError> {
         head.metadata = object.swap_remove("metadata").filter(|metadata| !metadata.is_null());
-        if let Some(custom_id) = envelope::take_custom_id(&mut object)? {
-            head.custom_id = custom_id;
+        let Identity { id, problem } = Identity::take(&mut object);
+        let claim = id.as_ref().map(|id| self.ids.claim(id));
+        head.custom_id = id.unwrap_or_else(|| self.ids.make_up(head.line));
+        if let Some(problem) = problem {
+            return Err(problem);
         }
-        if !self.seen_ids.insert(id_digest(&head.custom_id)) {
-            let reason = format!("{:?} was used by an earlier line; ids must be unique", head.custom_id);
-            return Err(RequestError::bad_request("duplicate_custom_id", "custom_id", reason));
+        match claim {
+            Some(Claim::Taken) => {
+                let reason = format!("{:?} was used by an earlier line; ids must be unique", head.custom_id);
+                return Err(RequestError::bad_request("duplicate_custom_id", "custom_id", reason));
+            }
+            Some(Claim::MadeUpFor(line)) => self.warn(head.line, "id like a made-up one", || {
+                format!("{:?} is also what line {line} was called, which has no id", head.custom_id)
+            }),
+            Some(Claim::Own) | None => {}
         }
 
         let Envelope { form, mut fields, unused } = Envelope::open(object)?;
@@ -195,7 +225,7 @@ impl RequestParser {
         }
         self.check_model(head.line, &mut fields)?;
 
-        unsupported::check(&mut fields)?;
+        known_fields::check_request(&mut fields)?;
         let params = RequestParams::take(&mut fields)?;
         let prompt = match form {
             Form::Chat => messages::take_chat(&mut fields)?,
@@ -209,28 +239,37 @@ impl RequestParser {
         let Some(wanted) = fields.take_string("model")? else { return Ok(()) };
         let Some(served) = &self.served_model else { return Ok(()) };
         if wanted != *served {
-            let file = &self.file;
-            self.warnings.add(&format!("model {wanted}"), || {
-                format!("{file}:{line}: asks for the model {wanted:?}; every request of a run is answered by {served}")
-            });
+            let text =
+                format!("asks for the model {wanted:?}; every request of a run is answered by {served}");
+            self.warn(line, &format!("model {wanted}"), || text);
         }
         Ok(())
     }
 
     fn warn_unknown(&mut self, line: u64, names: impl IntoIterator<Item = String>) {
         for name in names {
-            let file = &self.file;
-            self.warnings.add(&format!("field {name}"), || {
-                format!("{file}:{line}: the field {name:?} is not used by mlxbatch and is ignored")
+            self.warn(line, &format!("field {name}"), || {
+                format!("the field {name:?} is not used by mlxbatch and is ignored")
             });
         }
     }
 }
 
-fn id_digest(custom_id: &str) -> u128 {
-    let mut bytes = [0; 16];
-    blake3::Hasher::new().update(custom_id.as_bytes()).finalize_xof().fill(&mut bytes);
-    u128::from_le_bytes(bytes)
+/// A head without an id.
+pub(super) fn head(place: Place, bytes: &[u8]) -> RequestHead {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&place.line.to_le_bytes());
+    hasher.update(bytes);
+    let mut digest = [0; 16];
+    hasher.finalize_xof().fill(&mut digest);
+    RequestHead {
+        index: place.index,
+        line: place.line,
+        custom_id: String::new(),
+        digest,
+        form: Form::Chat,
+        metadata: None,
+    }
 }
 
 #[cfg(test)]

@@ -42,8 +42,13 @@ pub(super) enum LineSource {
 /// A [`Line`] on its way from the reading thread.
 pub(super) struct OwnedLine {
     number: u64,
-    /// Its bytes, or how many there were in a line over the limit.
-    content: Result<Vec<u8>, u64>,
+    content: OwnedContent,
+}
+
+enum OwnedContent {
+    Bytes(Vec<u8>),
+    TooLong { num_bytes: u64, start: Vec<u8> },
+    Filler(&'static str),
 }
 
 impl LineSource {
@@ -105,8 +110,11 @@ fn send_lines<R: BufRead>(mut lines: LineReader<R>, sender: &SyncSender<Result<O
 impl From<Line<'_>> for OwnedLine {
     fn from(line: Line<'_>) -> Self {
         let content = match line.content {
-            Content::Bytes(bytes) => Ok(bytes.to_vec()),
-            Content::TooLong { num_bytes } => Err(num_bytes),
+            Content::Bytes(bytes) => OwnedContent::Bytes(bytes.to_vec()),
+            Content::TooLong { num_bytes, start } => {
+                OwnedContent::TooLong { num_bytes, start: start.to_vec() }
+            }
+            Content::Filler(name) => OwnedContent::Filler(name),
         };
         Self { number: line.number, content }
     }
@@ -115,8 +123,9 @@ impl From<Line<'_>> for OwnedLine {
 impl OwnedLine {
     fn as_line(&self) -> Line<'_> {
         let content = match &self.content {
-            Ok(bytes) => Content::Bytes(bytes),
-            Err(num_bytes) => Content::TooLong { num_bytes: *num_bytes },
+            OwnedContent::Bytes(bytes) => Content::Bytes(bytes),
+            OwnedContent::TooLong { num_bytes, start } => Content::TooLong { num_bytes: *num_bytes, start },
+            OwnedContent::Filler(name) => Content::Filler(name),
         };
         Line { number: self.number, content }
     }
@@ -133,9 +142,10 @@ mod tests {
             NextLine::Line(Line { number, content: Content::Bytes(bytes) }) => {
                 format!("{number}: {}", String::from_utf8_lossy(bytes))
             }
-            NextLine::Line(Line { number, content: Content::TooLong { num_bytes } }) => {
+            NextLine::Line(Line { number, content: Content::TooLong { num_bytes, .. } }) => {
                 format!("{number}: {num_bytes} bytes")
             }
+            NextLine::Line(Line { number, content: Content::Filler(name) }) => format!("{number}: {name}"),
             NextLine::Pending => "pending".into(),
             NextLine::End => "end".into(),
         }

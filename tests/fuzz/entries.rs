@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mlxbatch::batch::{InputPath, NextRequest, ReaderOptions, RequestReader, count_requests};
+use mlxbatch::batch::{BatchError, InputPath, NextRequest, ReaderOptions, RequestReader, count_requests};
 use mlxbatch::cache::{Place, Tier};
 use mlxbatch::snapshot::{CacheMode, Contents, Snapshot, SnapshotError, SnapshotOptions, merge, verify};
 use xxhash_rust::xxh3::xxh3_128;
@@ -134,7 +134,12 @@ pub fn jsonl_reader(folder: &Folder, input: &[u8]) {
     let path = InputPath::File(folder.file("in.jsonl", input));
     let served_model = Some("model".to_owned());
     let options = ReaderOptions { max_line_bytes: MAX_LINE_BYTES, served_model };
-    let mut reader = RequestReader::open(&path, options).expect("the file is there");
+    let mut reader = match RequestReader::open(&path, options) {
+        Ok(reader) => reader,
+        // Its first bytes are those of another kind of file.
+        Err(BatchError::ForeignInput { .. }) => return,
+        Err(error) => panic!("the file is there: {error}"),
+    };
     let mut num_items = 0;
     loop {
         let item = reader.poll_request(std::time::Duration::ZERO).expect("a file can be read");

@@ -6,11 +6,10 @@
 use serde_json::{Map, Value};
 
 use super::super::line_error::RequestError;
+use super::super::partial_json::MAX_ID_BYTES;
 use super::Form;
 use super::fields::{self, Fields};
-
-/// Makes a copied blob in the id field an error rather than 10 MB of id in memory.
-const MAX_ID_BYTES: usize = 4096;
+use super::known_fields;
 
 /// The request inside a line, whichever form the line has.
 pub(super) struct Envelope {
@@ -53,6 +52,7 @@ impl Envelope {
             }
             None => form_of(&fields)?,
         };
+        known_fields::take_ignored(&mut outer);
         Ok(Self { form, fields, unused: outer.into_unknown_names().collect() })
     }
 }
@@ -69,15 +69,32 @@ fn form_of(fields: &Fields) -> Result<Form, RequestError> {
     }
 }
 
-/// Takes `custom_id`, else `id`.
-pub(super) fn take_custom_id(object: &mut Map<String, Value>) -> Result<Option<String>, RequestError> {
-    let id = object.swap_remove("id").filter(|id| !id.is_null());
-    let custom_id = object.swap_remove("custom_id").filter(|id| !id.is_null());
-    let (name, value) = match (custom_id, id) {
-        (Some(value), _) => ("custom_id", value),
-        (None, Some(value)) => ("id", value),
-        (None, None) => return Ok(None),
-    };
+/// Who a line is.
+pub(super) struct Identity {
+    /// `custom_id`, else `id`, of those that can be used.
+    pub id: Option<String>,
+    pub problem: Option<RequestError>,
+}
+
+impl Identity {
+    pub fn take(object: &mut Map<String, Value>) -> Self {
+        let mut identity = Self { id: None, problem: None };
+        let [custom_id, id] = ["custom_id", "id"].map(|name| {
+            let value = object.swap_remove(name).filter(|id| !id.is_null())?;
+            Some(id_of(name, value))
+        });
+        for given in [custom_id, id].into_iter().flatten() {
+            match given {
+                _ if identity.id.is_some() => {}
+                Ok(id) => identity.id = Some(id),
+                Err(problem) => drop(identity.problem.get_or_insert(problem)),
+            }
+        }
+        identity
+    }
+}
+
+fn id_of(name: &str, value: Value) -> Result<String, RequestError> {
     let text = match value {
         Value::String(text) => text,
         Value::Number(number) => number.to_string(),
@@ -86,9 +103,10 @@ pub(super) fn take_custom_id(object: &mut Map<String, Value>) -> Result<Option<S
     if text.is_empty() {
         return Err(RequestError::invalid(name, "must not be empty; leave it out to get `line-<number>`"));
     }
+    // A copied blob would be 10 MB of id in memory.
     if text.len() > MAX_ID_BYTES {
         let reason = format!("has {} bytes; at most {MAX_ID_BYTES} are allowed", text.len());
         return Err(RequestError::invalid(name, reason));
     }
-    Ok(Some(text))
+    Ok(text)
 }

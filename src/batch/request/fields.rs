@@ -9,18 +9,6 @@ use serde_json::{Map, Value};
 
 use super::super::line_error::RequestError;
 
-/// Fields that other servers use for billing and bookkeeping; they cannot change the answer.
-const SILENTLY_IGNORED: [&str; 8] = [
-    "user",
-    "store",
-    "service_tier",
-    "stream_options",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "tool_choice",
-];
-
 /// The fields of a request that are not taken yet; `null` counts as absent.
 pub(super) struct Fields(Map<String, Value>);
 
@@ -59,7 +47,9 @@ impl Fields {
         range: RangeInclusive<f64>,
     ) -> Result<Option<f32>, RequestError> {
         let Some(value) = self.take(name) else { return Ok(None) };
-        let number = value.as_f64().ok_or_else(|| expected("a number", name, &value))?;
+        // What is beyond all floats is infinite here, and out of range.
+        let number = value.as_number().and_then(|number| number.to_string().parse::<f64>().ok());
+        let number = number.ok_or_else(|| expected("a number", name, &value))?;
         if !range.contains(&number) {
             let reason = format!("must be from {} to {}, not {value}", range.start(), range.end());
             return Err(RequestError::invalid(name, reason));
@@ -82,21 +72,15 @@ impl Fields {
         Ok(Some(integer))
     }
 
-    /// The names that were neither taken nor are known to be harmless.
+    /// The names that were not taken.
     pub fn into_unknown_names(self) -> impl Iterator<Item = String> {
-        self.0
-            .into_iter()
-            .filter(|(name, value)| !value.is_null() && !SILENTLY_IGNORED.contains(&name.as_str()))
-            .map(|(name, _)| name)
+        self.0.into_iter().filter(|(_, value)| !value.is_null()).map(|(name, _)| name)
     }
 }
 
 fn as_integer(value: &Value) -> Option<i128> {
-    if let Some(integer) = value.as_i64() {
-        return Some(integer.into());
-    }
-    if let Some(integer) = value.as_u64() {
-        return Some(integer.into());
+    if let Some(integer) = value.as_number().and_then(serde_json::Number::as_i128) {
+        return Some(integer);
     }
     // Above 2^53 a float does not name one integer any more.
     value

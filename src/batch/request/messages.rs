@@ -1,13 +1,15 @@
 //! The prompt of a request: its messages and tools, or its text.
 //!
-//! Owns checking them and bringing them into the one shape that chat templates expect: string
-//! content, tool arguments as objects. Rendering is the template's business.
+//! Owns checking them, and one shape for content: text. What a template wants beyond that, such
+//! as tool arguments as objects or as text, is found out where it is rendered.
 
 use serde_json::{Map, Value};
 
 use super::super::line_error::RequestError;
 use super::Prompt;
 use super::fields::{Fields, expected};
+use super::known_fields;
+use crate::json::{self, Parsed};
 
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
@@ -31,6 +33,7 @@ pub(super) fn take_chat(fields: &mut Fields) -> Result<Prompt, RequestError> {
         .collect::<Result<Vec<_>, _>>()?;
 
     let mut template_kwargs = fields.take_object("chat_template_kwargs")?.unwrap_or_default();
+    known_fields::check_kwargs(&mut template_kwargs)?;
     if let Some(effort) = fields.take_string("reasoning_effort")? {
         template_kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
     }
@@ -39,6 +42,8 @@ pub(super) fn take_chat(fields: &mut Fields) -> Result<Prompt, RequestError> {
 
 /// Takes the text of a raw completion.
 pub(super) fn take_text(fields: &mut Fields) -> Result<String, RequestError> {
+    // Text has no tools to choose from.
+    fields.take("tool_choice");
     let text = match fields.take("prompt") {
         Some(Value::String(text)) => text,
         Some(Value::Array(mut texts)) if texts.len() == 1 => match texts.pop() {
@@ -78,27 +83,48 @@ fn check_message(message: Value, param: &str) -> Result<Value, RequestError> {
         other => return Err(expected("an object", param, &other)),
     };
     let role = check_role(&message, param)?;
+    known_fields::check_message(&mut message, param)?;
     let content = match message.swap_remove("content") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => join_parts(parts, param)?,
-        None | Some(Value::Null) => {
-            if role != "assistant" || !stands_without_content(&message) {
-                let reason = format!("the {role} message has no content");
-                return Err(RequestError::missing(&format!("{param}.content"), reason));
-            }
-            String::new()
-        }
+        Some(Value::String(text)) => Some(text),
+        Some(Value::Array(parts)) => Some(join_parts(parts, &role, param)?),
+        None | Some(Value::Null) => None,
         Some(other) => {
             return Err(expected("a string or a list of text parts", &format!("{param}.content"), &other));
         }
     };
-    message.insert("content".into(), Value::String(content));
-    if message.get("function_call").is_some_and(|call| !call.is_null()) {
-        let reason = "the deprecated function-calling fields are not served; use `tool_calls`";
-        return Err(RequestError::unsupported(&format!("{param}.function_call"), reason));
+    let content = match (content, take_refusal(&mut message, &role, param)?) {
+        (content, None) => content,
+        (content, Some(refusal)) => Some(content.unwrap_or_default() + &refusal),
+    };
+    match content {
+        Some(text) => drop(message.insert("content".into(), Value::String(text))),
+        // How a call without text is given is told from the template.
+        None if role == "assistant" && has_calls(&message) => {}
+        None if role == "assistant" && has_reasoning(&message) => {
+            message.insert("content".into(), Value::String(String::new()));
+        }
+        None => {
+            let reason = format!("the {role} message has no content");
+            return Err(RequestError::missing(&format!("{param}.content"), reason));
+        }
     }
-    parse_tool_arguments(&mut message, param)?;
+    check_tool_calls(&mut message, param)?;
     Ok(Value::Object(message))
+}
+
+/// A model that declined said so: what it said is its answer's text.
+fn take_refusal(
+    message: &mut Map<String, Value>,
+    role: &str,
+    param: &str,
+) -> Result<Option<String>, RequestError> {
+    let param = format!("{param}.refusal");
+    match message.shift_remove("refusal") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if role == "assistant" => Ok(Some(text)),
+        Some(Value::String(_)) => Err(RequestError::unsupported(&param, "only an assistant can decline")),
+        Some(other) => Err(expected("a string", &param, &other)),
+    }
 }
 
 fn check_role(message: &Map<String, Value>, param: &str) -> Result<String, RequestError> {
@@ -120,69 +146,89 @@ fn check_role(message: &Map<String, Value>, param: &str) -> Result<String, Reque
     }
 }
 
-/// An assistant turn may consist of tool calls or reasoning alone.
-fn stands_without_content(message: &Map<String, Value>) -> bool {
-    let has_calls =
-        message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
-    has_calls || REASONING_FIELDS.iter().any(|name| message.get(*name).is_some_and(Value::is_string))
+fn has_calls(message: &Map<String, Value>) -> bool {
+    message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty())
 }
 
-fn join_parts(parts: Vec<Value>, param: &str) -> Result<String, RequestError> {
+fn has_reasoning(message: &Map<String, Value>) -> bool {
+    REASONING_FIELDS.iter().any(|name| message.get(*name).is_some_and(Value::is_string))
+}
+
+fn join_parts(parts: Vec<Value>, role: &str, param: &str) -> Result<String, RequestError> {
     let mut text = String::new();
     for (position, part) in parts.into_iter().enumerate() {
         let param = format!("{param}.content[{position}]");
         match part {
             Value::String(piece) => text.push_str(&piece),
-            Value::Object(part) => match part.get("type").and_then(Value::as_str) {
-                Some("text") => match part.get("text") {
-                    Some(Value::String(piece)) => text.push_str(piece),
-                    Some(other) => return Err(expected("a string", &format!("{param}.text"), other)),
-                    None => {
-                        return Err(RequestError::missing(&format!("{param}.text"), "a text part needs it"));
+            Value::Object(part) => {
+                let name = match part.get("type").and_then(Value::as_str) {
+                    Some("text") => "text",
+                    Some("refusal") if role == "assistant" => "refusal",
+                    Some(kind) => {
+                        let reason = format!("a part of type {kind:?} cannot be read; only text can");
+                        return Err(RequestError::unsupported(&param, reason));
                     }
-                },
-                Some(kind) => {
-                    let reason = format!("a part of type {kind:?} cannot be read; only text can");
-                    return Err(RequestError::unsupported(&param, reason));
+                    None => return Err(RequestError::missing(&format!("{param}.type"), "use \"text\"")),
+                };
+                let param = format!("{param}.{name}");
+                match part.get(name) {
+                    Some(Value::String(piece)) => text.push_str(piece),
+                    Some(other) => return Err(expected("a string", &param, other)),
+                    None => return Err(RequestError::missing(&param, format!("a {name} part needs it"))),
                 }
-                None => return Err(RequestError::missing(&format!("{param}.type"), "use \"text\"")),
-            },
+            }
             other => return Err(expected("a text part", &param, &other)),
         }
     }
     Ok(text)
 }
 
-/// Turns `arguments` written as JSON text, as the OpenAI API has it, into the object it means:
-/// templates print it with `tojson`, which would quote the text once more.
-fn parse_tool_arguments(message: &mut Map<String, Value>, param: &str) -> Result<(), RequestError> {
+/// Checks that calls have names, and arguments that are objects or the text of one.
+fn check_tool_calls(message: &mut Map<String, Value>, param: &str) -> Result<(), RequestError> {
     let calls = match message.get_mut("tool_calls") {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Array(calls)) => calls,
         Some(other) => return Err(expected("a list", &format!("{param}.tool_calls"), other)),
     };
     for (position, call) in calls.iter_mut().enumerate() {
-        let param = format!("{param}.tool_calls[{position}]");
+        let mut param = format!("{param}.tool_calls[{position}]");
         if !call.is_object() {
             return Err(expected("an object", &param, call));
         }
-        let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments"))
-        else {
-            continue;
-        };
-        if let Value::String(text) = arguments {
-            *arguments = match serde_json::from_str::<Value>(text) {
-                Ok(object @ Value::Object(_)) => object,
-                Ok(_) | Err(_) if text.trim().is_empty() => Value::Object(Map::new()),
-                Ok(other) => {
-                    return Err(expected("a JSON object", &format!("{param}.function.arguments"), &other));
-                }
-                Err(error) => {
-                    let reason = format!("is not valid JSON: {error}");
-                    return Err(RequestError::invalid(&format!("{param}.function.arguments"), reason));
-                }
-            };
+        let has_function = call.get("function").is_some();
+        let function = if has_function { &mut call["function"] } else { call };
+        if has_function {
+            param.push_str(".function");
         }
+        let Value::Object(function) = function else { return Err(expected("an object", &param, function)) };
+        match function.get("name") {
+            Some(Value::String(name)) if !name.is_empty() => {}
+            None | Some(Value::Null | Value::String(_)) => {
+                return Err(RequestError::missing(
+                    &format!("{param}.name"),
+                    "a call needs the function's name",
+                ));
+            }
+            Some(other) => return Err(expected("a string", &format!("{param}.name"), other)),
+        }
+        check_arguments(function, &format!("{param}.arguments"))?;
+    }
+    Ok(())
+}
+
+fn check_arguments(function: &mut Map<String, Value>, param: &str) -> Result<(), RequestError> {
+    match function.get_mut("arguments") {
+        None | Some(Value::Object(_)) => {}
+        Some(arguments @ Value::Null) => *arguments = Value::Object(Map::new()),
+        Some(Value::String(text)) if text.trim().is_empty() => {}
+        Some(Value::String(text)) => match json::parse(text) {
+            Ok(Parsed { value: Value::Object(_), mended }) => {
+                *text = mended.unwrap_or_else(|| std::mem::take(text))
+            }
+            Ok(Parsed { value, .. }) => return Err(expected("a JSON object", param, &value)),
+            Err(error) => return Err(RequestError::invalid(param, format!("is not valid JSON: {error}"))),
+        },
+        Some(other) => return Err(expected("an object or the text of one", param, other)),
     }
     Ok(())
 }

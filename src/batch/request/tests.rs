@@ -12,7 +12,7 @@ struct Lines {
 
 impl Lines {
     fn new() -> Self {
-        Self { parser: RequestParser::new("in.jsonl".into(), Some("tiny".into())), line: 0 }
+        Self { parser: RequestParser::new("in.jsonl".into(), Some("tiny".into()), Ids::default()), line: 0 }
     }
 
     fn parse(&mut self, line: impl AsRef<[u8]>) -> Result<Request, Box<FailedLine>> {
@@ -144,8 +144,114 @@ fn ids_are_unique_and_the_first_keeps_its_own() {
     assert_eq!(second.error.code(), "duplicate_custom_id");
     assert_eq!(second.head.custom_id, "a");
     assert!(lines.parse(json!({"prompt": "x"}).to_string()).is_ok());
-    // `line-3` is the id the line before was given.
-    assert!(lines.parse(json!({"id": "line-3", "prompt": "x"}).to_string()).is_err());
+}
+
+/// A line that gave `line-3` was refused where line 3 gave none, and line 3 where it came first.
+#[test]
+fn a_given_id_wins_over_a_made_up_one() {
+    let mut lines = Lines::new();
+    let mut id_of = |line: Value| lines.parse(line.to_string()).expect("no line is at fault").head.custom_id;
+    assert_eq!(id_of(json!({"id": "line-2", "prompt": "x"})), "line-2");
+    assert_eq!(id_of(json!({"prompt": "x"})), "line-2-2");
+    assert_eq!(id_of(json!({"prompt": "x"})), "line-3");
+    assert_eq!(id_of(json!({"id": "line-3", "prompt": "x"})), "line-3");
+    let warnings = lines.parser.warnings.texts();
+    assert_eq!(warnings, ["in.jsonl:4: \"line-3\" is also what line 3 was called, which has no id"]);
+}
+
+/// Whoever joins results by id lost sight of the lines that were cut off or had a field wrong.
+#[test]
+fn an_error_keeps_the_lines_id() {
+    let id_of = |line: &[u8]| Lines::new().parse(line).expect_err("it is wrong").head.custom_id;
+    for line in [
+        &b"{\"custom_id\": \"a\", \"prompt\": \"cut o"[..],
+        b"{\"custom_id\": \"a\", \"prompt\": oops}",
+        b"{\"custom_id\": \"a\", \"prompt\": \"\xff\"}",
+        b"{\"custom_id\": \"a\", \"prompt\": \"x\", \"top_p\": 7}",
+        b"{\"custom_id\": \"a\", \"prompt\": \"x\"}\0\0",
+        b"{\"custom_id\": [], \"id\": \"a\", \"prompt\": \"x\"}",
+        b"{\"custom_id\": \"a\", \"url\": 5}",
+    ] {
+        assert_eq!(id_of(line), "a", "{}", String::from_utf8_lossy(line));
+    }
+    assert_eq!(id_of(b"{\"prompt\": \"cut o"), "line-1");
+    let mut lines = Lines::new();
+    let failed =
+        lines.parser.too_long(Place { index: 0, line: 1 }, 99, 50, b"{\"id\": \"a\", \"prompt\": \"x");
+    assert_eq!(failed.head.custom_id, "a");
+}
+
+/// Text that was cut in the middle of an emoji made the whole line an error.
+#[test]
+fn half_a_surrogate_pair_is_replaced_with_a_warning() {
+    let mut lines = Lines::new();
+    let line = r#"{"id": "a\ud83d", "prompt": "x\ud83d y\ude00"}"#;
+    for expected in [Some("x\u{fffd} y\u{fffd}"), None] {
+        // The second has the id of the first.
+        let prompt = lines.parse(line).ok().map(|request| request.prompt);
+        assert_eq!(prompt, expected.map(|text| Prompt::Text(text.into())));
+    }
+    let call = r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"x\": \"\\ud83d\"}"}}]}]}"#;
+    let Prompt::Chat { messages, .. } = lines.parse(call).expect("mended").prompt else { panic!("a chat") };
+    assert_eq!(messages[0]["tool_calls"][0]["function"]["arguments"], r#"{"x": "\ufffd"}"#);
+    let warnings = lines.parser.warnings.texts();
+    assert!(
+        warnings[0].starts_with("in.jsonl:1: holds half of a surrogate pair such as \\ud83d"),
+        "{warnings:?}"
+    );
+    assert_eq!(warnings.len(), 1);
+}
+
+/// They came out rounded, or made the line an error.
+#[test]
+fn numbers_keep_their_digits() {
+    for number in ["12345678901234567890123", "-0", "1E5", "1.0", "1e400", "0.10000000000000000000000001"] {
+        let line = format!(
+            r#"{{"custom_id": {number}, "metadata": {{"n": {number}}}, "messages": [{{"role": "assistant",
+            "tool_calls": [{{"function": {{"name": "f", "arguments": {{"n": {number}}}}}}}]}}]}}"#
+        );
+        let request = Lines::new().parse(line.replace('\n', " ")).expect("sound");
+        assert_eq!(request.head.custom_id, number);
+        assert_eq!(request.head.metadata.expect("given").to_string(), format!("{{\"n\":{number}}}"));
+        let Prompt::Chat { messages, .. } = request.prompt else { panic!("a chat") };
+        let arguments = &messages[0]["tool_calls"][0]["function"]["arguments"];
+        assert_eq!(arguments.to_string(), format!("{{\"n\":{number}}}"));
+    }
+    let message = |line: &str| Lines::new().parse(line).expect_err("too much").error.message().to_owned();
+    let found = message(r#"{"prompt": "x", "temperature": 1e400}"#);
+    assert_eq!(found, "in.jsonl:1: temperature: must be from 0 to 2, not 1e400");
+    let found = message(r#"{"prompt": "x", "seed": 12345678901234567890123}"#);
+    assert!(found.contains("must be from"), "{found}");
+}
+
+#[test]
+fn a_refusal_is_the_assistants_text() {
+    let messages = parse_messages(json!([
+        {"role": "user", "content": "Hi", "refusal": null},
+        {"role": "assistant", "content": [{"type": "text", "text": "Well, "}, {"type": "refusal", "refusal": "no."}]},
+        {"role": "assistant", "content": null, "refusal": "I cannot."},
+    ]))
+    .expect("all of it is sound");
+    assert_eq!(messages[1], json!({"role": "assistant", "content": "Well, no."}));
+    assert_eq!(messages[2], json!({"role": "assistant", "content": "I cannot."}));
+    let part = json!([{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]);
+    assert_eq!(refused(parse_messages(part)), ("unsupported_value", "messages[0].content[0]".into()));
+}
+
+#[test]
+fn odd_characters_are_named_where_a_line_stops_being_json() {
+    for (line, expected) in [
+        ("\u{200b}{\"prompt\": \"x\"}", "a zero-width space (U+200B) at byte 1"),
+        ("{\"prompt\": \"x\"}\0\0\0", "a NUL byte (U+0000) at byte 16"),
+        ("{\"prompt\": \"x\"}\u{1a}", "a ctrl-Z (U+001A) at byte 16"),
+        ("{\"prompt\": \"x\"}\r{\"prompt\": \"y\"}", "a carriage return (U+000D) at byte 16"),
+        ("{\"prompt\":\u{a0}\"x\"}", "a no-break space (U+00A0) at byte 11"),
+        ("{\u{201c}prompt\u{201d}: 1}", "a curly quotation mark (U+201C) at byte 2"),
+    ] {
+        let (code, message) = not_a_request(line);
+        assert_eq!(code, "invalid_json");
+        assert!(message.contains(expected), "{message}");
+    }
 }
 
 #[test]
@@ -188,9 +294,10 @@ fn content_comes_out_as_text() {
     ]))
     .expect("all of it is sound");
     assert_eq!(messages[1], json!({"role": "user", "content": "ABC", "name": "n"}));
-    assert_eq!(messages[2]["content"], "");
-    assert_eq!(messages[2]["tool_calls"][0]["function"]["arguments"], json!({"x": 1}));
-    assert_eq!(messages[2]["tool_calls"][1]["function"]["arguments"], json!({}));
+    // What a template shows of a call is found out where it is rendered.
+    assert_eq!(messages[2].get("content"), None);
+    assert_eq!(messages[2]["tool_calls"][0]["function"]["arguments"], "{\"x\": 1}");
+    assert_eq!(messages[2]["tool_calls"][1]["function"]["arguments"], "");
     assert_eq!(messages[4]["content"], "");
     assert_eq!(messages[0]["role"], "developer");
 }
@@ -208,6 +315,10 @@ fn messages_that_cannot_be_read_are_refused() {
     assert_eq!(one(json!({"role": 1, "content": "x"})), ("invalid_type", "messages[0].role".into()));
     assert_eq!(one(json!({"role": "user"})), ("missing_required_parameter", "messages[0].content".into()));
     assert_eq!(one(json!({"role": "assistant", "tool_calls": []})).1, "messages[0].content");
+    let call = json!({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]});
+    assert_eq!(one(call), ("missing_required_parameter", "messages[0].tool_calls[0].function.name".into()));
+    let call = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": [1]}}]});
+    assert_eq!(one(call), ("invalid_type", "messages[0].tool_calls[0].function.arguments".into()));
     assert_eq!(one(json!({"role": "user", "content": 5})), ("invalid_type", "messages[0].content".into()));
     let image = json!({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]});
     assert_eq!(one(image), ("unsupported_value", "messages[0].content[0]".into()));
@@ -322,16 +433,16 @@ fn defaults_written_out_are_no_problem() {
 fn an_unknown_field_is_warned_of_once() {
     let mut lines = Lines::new();
     for _ in 0..3 {
-        lines.parse(json!({"prompt": "x", "verbosity": "low", "model": "huge"}).to_string()).expect("sound");
+        lines.parse(json!({"prompt": "x", "mood": "low", "model": "huge"}).to_string()).expect("sound");
     }
-    let batch = json!({"url": "/v1/completions", "priority": 1, "body": {"prompt": "x"}});
+    let batch = json!({"url": "/v1/completions", "colour": 1, "body": {"prompt": "x"}});
     lines.parse(batch.to_string()).expect("sound");
     assert_eq!(
         lines.parser.warnings.texts(),
         [
             "in.jsonl:1: asks for the model \"huge\"; every request of a run is answered by tiny; 3 times in all",
-            "in.jsonl:1: the field \"verbosity\" is not used by mlxbatch and is ignored; 3 times in all",
-            "in.jsonl:4: the field \"priority\" is not used by mlxbatch and is ignored",
+            "in.jsonl:1: the field \"mood\" is not used by mlxbatch and is ignored; 3 times in all",
+            "in.jsonl:4: the field \"colour\" is not used by mlxbatch and is ignored",
         ]
     );
 }
@@ -346,7 +457,6 @@ fn lines_that_are_no_request() {
     assert!(not_a_request("[").1.contains("JSON Lines"));
     assert_eq!(not_a_request("[1]").0, "not_an_object");
     assert_eq!(not_a_request(r#"{"prompt": "x"} {}"#).0, "invalid_json");
-    assert_eq!(not_a_request(r#"{"prompt": "\ud800"}"#).0, "invalid_json");
     assert_eq!(not_a_request("[".repeat(100_000)).0, "invalid_json");
     let (code, message) = not_a_request(b"{\"prompt\": \"\xff\"}");
     assert_eq!((code, message.as_str()), ("invalid_utf8", "in.jsonl:1: not valid UTF-8 at byte 13"));
