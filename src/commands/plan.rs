@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use self::report::{NamedPrefix, Report};
 use super::model::{Description, asked_dtype};
-use super::run::prepare::Preparer;
+use super::run::prepare::{Prepared, Preparer};
 use super::text_head::text_head;
 use super::{Outcome, written};
 use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestReader};
@@ -21,7 +21,7 @@ use crate::commands::identity::ComputedModel;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
-use crate::text::{TextModel, Tokenizer};
+use crate::text::{Notice, TextModel, Tokenizer};
 
 /// Shared prefixes that are named in the report.
 const MAX_NAMED: usize = 10;
@@ -60,7 +60,12 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     while let Some(item) = reader.next_request()? {
         let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
             let line = request.head.line;
-            prepare(&preparer, &model.text, request).map_err(|error| error.at(reader.name(), line).message)
+            let prepared = prepare(&preparer, &model.text, request);
+            let (prompt, notices) = prepared.map_err(|error| error.at(reader.name(), line).message)?;
+            for notice in notices {
+                reader.warn(line, &notice.key, &notice.text);
+            }
+            Ok(prompt)
         });
         match prepared {
             Ok(prompt) => window.add(prompt),
@@ -116,10 +121,14 @@ struct Planned {
     max_new_tokens: usize,
 }
 
-fn prepare(preparer: &Preparer, text: &TextModel, request: Request) -> Result<Planned, RequestError> {
+fn prepare(
+    preparer: &Preparer,
+    text: &TextModel,
+    request: Request,
+) -> Result<(Planned, Vec<Notice>), RequestError> {
     let Request { head, prompt, params } = request;
-    let generation = preparer.prepare(text, &head, &prompt, params)?.generation;
-    Ok(Planned { tokens: generation.prompt, max_new_tokens: generation.max_new_tokens })
+    let Prepared { generation, notices, .. } = preparer.prepare(text, &head, &prompt, params)?;
+    Ok((Planned { tokens: generation.prompt, max_new_tokens: generation.max_new_tokens }, notices))
 }
 
 /// Requests that are planned together.

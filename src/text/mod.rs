@@ -23,6 +23,6 @@ pub use error::TextError;
 pub use spans::{Span, system_end};
 pub use stop::{StopMatcher, Stopped};
 pub use stream::StreamDecoder;
-pub use template::{ChatTemplate, RenderRequest};
-pub use text_model::TextModel;
+pub use template::{ChatTemplate, Notice, RenderRequest, Rendered};
+pub use text_model::{ChatPrompt, TextModel};
 pub use tokenizer::Tokenizer;

@@ -2,12 +2,18 @@
 //!
 //! Owns where a model's template comes from and the variables it sees. A template is data that
 //! came with a model: what it may call and how much it may compute is `jinja`'s business, how a
-//! request's messages are put into the form templates expect is `messages`'.
+//! request's messages are put into the form templates expect is `messages`' and `calls`'.
 
+mod calls;
 mod jinja;
 mod json;
 mod messages;
+mod numbers;
+mod passed_over;
 mod special_tokens;
+
+#[cfg(test)]
+mod calls_tests;
 
 #[cfg(test)]
 mod render_tests;
@@ -18,8 +24,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use self::calls::{CallForm, Probe, Shown};
 use self::jinja::Program;
 use self::messages::ContentForm;
+pub use self::passed_over::Notice;
+use self::passed_over::Reads;
 use super::TextError;
 use super::files::{read_json, read_text};
 use crate::models::GgufHeader;
@@ -51,6 +60,17 @@ pub struct ChatTemplate {
 struct Variant {
     program: Program,
     content_form: ContentForm,
+    /// Forms of tool calls, the likeliest first; never empty.
+    call_forms: Vec<CallForm>,
+    reads: Reads,
+}
+
+/// A rendered conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    /// What the template has passed over.
+    pub notices: Vec<Notice>,
 }
 
 /// A template's text and where it came from.
@@ -120,17 +140,33 @@ impl ChatTemplate {
         Ok(Some(ChatTemplate { default, tool_use, special_tokens }))
     }
 
-    /// Renders a request's messages.
+    /// Renders a request's messages, as far as the template shows them.
     pub fn render(&self, request: &RenderRequest) -> Result<String, TextError> {
+        let variant = self.variant(request)?;
+        variant.render(&self.special_tokens, request, variant.call_forms[0])
+    }
+
+    /// Renders a request's messages in the form in which the template shows their tool calls and
+    /// results; an error where it shows them in none. Says what else the template passes over.
+    pub fn render_whole(&self, request: &RenderRequest) -> Result<Rendered, TextError> {
+        let variant = self.variant(request)?;
+        let (text, form, shown) = variant.render_shown(&self.special_tokens, request)?;
+        let render = |request: &RenderRequest| variant.render(&self.special_tokens, request, form).ok();
+        let mut notices = variant.reads.passed_over(request, &text, render);
+        if shown == Shown::WithoutText {
+            notices.push(Notice::text_beside_a_call());
+        }
+        Ok(Rendered { text, notices })
+    }
+
+    fn variant(&self, request: &RenderRequest) -> Result<&Variant, TextError> {
         if request.messages.is_empty() {
             return Err(TextError::NoMessages);
         }
-        let variant = match (&self.tool_use, request.tools) {
+        Ok(match (&self.tool_use, request.tools) {
             (Some(tool_use), Some(_)) => tool_use,
             _ => &self.default,
-        };
-        let messages = messages::prepare(request.messages, variant.content_form)?;
-        variant.program.render(variables(&self.special_tokens, &messages, request))
+        })
     }
 }
 
@@ -162,14 +198,75 @@ impl Sources {
 impl Variant {
     fn new(source: &Source, special_tokens: &Map<String, Value>) -> Result<Variant, TextError> {
         let program = Program::compile(&source.origin, &source.text)?;
-        let mut content_form = ContentForm::probe(|messages| {
-            let request =
-                RenderRequest { messages: &[], tools: None, add_generation_prompt: true, extra: &Map::new() };
+        Ok(Variant::of_program(program, &source.text, special_tokens))
+    }
+
+    /// Finds out what a template takes, by rendering small conversations.
+    fn of_program(program: Program, source: &str, special_tokens: &Map<String, Value>) -> Variant {
+        let extra = Map::new();
+        let render = |messages: &[Value], tools: Option<&Value>| {
+            let request = RenderRequest { messages: &[], tools, add_generation_prompt: true, extra: &extra };
             program.render(variables(special_tokens, messages, &request)).ok()
-        });
+        };
+        let mut content_form = ContentForm::probe(|messages| render(messages, None));
         content_form.knows_developer =
-            ["'developer'", "\"developer\""].iter().any(|role| source.text.contains(role));
-        Ok(Variant { program, content_form })
+            ["'developer'", "\"developer\""].iter().any(|role| source.contains(role));
+        let call_forms = CallForm::by_trial(|messages, form| {
+            render(&messages::prepare(messages, content_form, form).ok()?, None)
+        });
+        let reads = Reads::of(source, |messages, tools| {
+            render(&messages::prepare(messages, content_form, call_forms[0]).ok()?, Some(tools))
+        });
+        Variant { program, content_form, call_forms, reads }
+    }
+
+    fn render(
+        &self,
+        special_tokens: &Map<String, Value>,
+        request: &RenderRequest,
+        form: CallForm,
+    ) -> Result<String, TextError> {
+        let messages = messages::prepare(request.messages, self.content_form, form)?;
+        self.program.render(variables(special_tokens, &messages, request))
+    }
+
+    /// Renders in the form that shows most of the calls and results: all of them, and the text
+    /// beside them if any form shows that.
+    fn render_shown(
+        &self,
+        special_tokens: &Map<String, Value>,
+        request: &RenderRequest,
+    ) -> Result<(String, CallForm, Shown), TextError> {
+        let render = |form| self.render(special_tokens, request, form);
+        let usual = self.call_forms[0];
+        let Some(probe) = Probe::of(request.messages) else {
+            return Ok((render(usual)?, usual, Shown::Whole));
+        };
+        let probe_request = RenderRequest { messages: &probe.messages, ..*request };
+        let mut best: Option<(Shown, CallForm)> = None;
+        for &form in &self.call_forms {
+            let shown = probe.judge(self.render(special_tokens, &probe_request, form).ok().as_deref());
+            if best.is_none_or(|(best, _)| shown < best) {
+                best = Some((shown, form));
+            }
+            if shown == Shown::Whole {
+                break;
+            }
+        }
+        let (shown, form) = best.unwrap_or((Shown::Failed, usual));
+        // What the template itself says against a conversation says more.
+        let text = render(form)?;
+        let part = match shown {
+            Shown::Whole | Shown::WithoutText | Shown::Distorted => return Ok((text, form, shown)),
+            Shown::NotAll(part) => part,
+            Shown::Failed => 0,
+        };
+        let (index, what) = probe.describe(part);
+        let problem = format!(
+            "the model's chat template does not show {what}, so the model would answer without it; \
+             write it into the message's text, or use a model whose template has a place for it"
+        );
+        Err(TextError::Message { index, problem })
     }
 }
 
@@ -180,7 +277,7 @@ fn variables(special_tokens: &Map<String, Value>, messages: &[Value], request: &
     variables.extend(request.extra.iter().map(|(name, value)| (name.clone(), value.clone())));
     // Absent tools and documents are None in Python: defined, and false.
     variables.entry("documents").or_insert(Value::Null);
-    variables.insert("messages".to_owned(), json!(messages));
+    variables.insert("messages".to_owned(), Value::Array(messages.to_vec()));
     variables.insert("tools".to_owned(), request.tools.cloned().unwrap_or_default());
     variables.insert("add_generation_prompt".to_owned(), json!(request.add_generation_prompt));
     Value::Object(variables)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::spans::{self, PartialRenders, Span};
-use super::{ChatTemplate, RenderRequest, TextError, Tokenizer, ends};
+use super::{ChatTemplate, Notice, RenderRequest, Rendered, TextError, Tokenizer, ends};
 use crate::models::GgufHeader;
 
 /// What is needed to turn requests into tokens and tokens into answers.
@@ -19,6 +19,15 @@ pub struct TextModel {
     template: Result<ChatTemplate, TextError>,
     end_ids: Vec<u32>,
     partial_renders: PartialRenders,
+}
+
+/// A conversation as the model reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChatPrompt {
+    pub tokens: Vec<u32>,
+    pub spans: Vec<Span>,
+    /// What the chat template has passed over.
+    pub notices: Vec<Notice>,
 }
 
 impl TextModel {
@@ -48,15 +57,12 @@ impl TextModel {
 
     /// Does what [`TextModel::encode_chat`] does and cuts the prompt into tiered spans, the last
     /// of which ends with it.
-    pub fn encode_chat_with_spans(
-        &self,
-        request: &RenderRequest,
-    ) -> Result<(Vec<u32>, Vec<Span>), TextError> {
+    pub fn encode_chat_with_spans(&self, request: &RenderRequest) -> Result<ChatPrompt, TextError> {
         let template = self.template.as_ref().map_err(TextError::clone)?;
-        let text = template.render(request)?;
+        let Rendered { text, notices } = template.render_whole(request)?;
         let boundaries = spans::text_boundaries(template, &self.partial_renders, request, &text);
         let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text)?;
-        Ok((tokens, spans::spans_of(&boundaries, &ranges)))
+        Ok(ChatPrompt { tokens, spans: spans::spans_of(&boundaries, &ranges), notices })
     }
 
     /// Whether an answer of these tokens comes back word for word in the prompts that continue its
@@ -78,7 +84,7 @@ impl TextModel {
 
     /// Renders a conversation to text.
     pub fn render_chat(&self, request: &RenderRequest) -> Result<String, TextError> {
-        self.template.as_ref().map_err(TextError::clone)?.render(request)
+        Ok(self.template.as_ref().map_err(TextError::clone)?.render_whole(request)?.text)
     }
 
     /// Turns a raw prompt into token ids, with the special tokens the tokenizer adds, usually a

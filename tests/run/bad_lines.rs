@@ -47,7 +47,7 @@ fn each_bad_line_is_one_error_line_that_names_it_and_the_rest_is_answered() {
         }
     }
     let ids: Vec<&str> = output.iter().map(id_of).collect();
-    assert_eq!(ids, ["a", "line-2", "line-3", "d", "e", "f", "a", "g", "h", "i", "line-11", "z"]);
+    assert_eq!(ids, ["a", "b", "c", "d", "e", "f", "a", "g", "h", "i", "line-11", "z"]);
     assert_eq!(text_of(&output[0]), text_of(&output[11]));
 }
 
@@ -109,6 +109,58 @@ fn a_template_that_refuses_the_messages_fails_their_line_only() {
     assert_eq!(output[0]["response"]["body"]["error"]["param"], "messages");
     let message = message_of(&output[0]);
     assert!(message.starts_with("in.jsonl:1: ") && message.contains("no system role, please"), "{message}");
+}
+
+/// Two conversations that differed in their calls only were one prompt, answered and cached as one.
+#[test]
+fn a_call_that_the_template_does_not_show_is_an_error_line() {
+    let line = |id: &str, call: &str| {
+        json!({"id": id, "messages": [
+            {"role": "user", "content": "Is it warm?"},
+            {"role": "assistant", "content": null, "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": call, "arguments": "{\"city\": \"Oslo\"}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "snow"},
+        ]})
+        .to_string()
+    };
+    let plain = json!({"id": "plain", "messages": [{"role": "user", "content": "Is it warm?"}]}).to_string();
+    let output = run(&[line("a", "weather").as_bytes(), plain.as_bytes(), line("b", "climate").as_bytes()]);
+    assert_eq!(output.iter().map(code_of).collect::<Vec<_>>(), ["template_error", "ok", "template_error"]);
+    let message = message_of(&output[2]);
+    assert!(
+        message.starts_with(
+            "in.jsonl:3: messages[1]: the model's chat template does not show the call of \"climate\""
+        ),
+        "{message}"
+    );
+}
+
+/// A compressed file gave as many error lines as it had line ends, after a model had been loaded.
+#[test]
+fn a_file_of_another_kind_is_one_error_before_a_model_is_loaded() {
+    for (input, what, fix) in [
+        (&b"\x1f\x8b\x08\0\n\n\n"[..], "is compressed with gzip", "zcat < in.jsonl | mlxbatch"),
+        (b"\xff\xfe{\0\"\0\n\0", "is UTF-16, not UTF-8", "iconv -f UTF-16"),
+        (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "ends its lines with CR alone", r"tr '\r' '\n'"),
+    ] {
+        let desk = Desk::with_input(input);
+        let said = || contains(format!("the input in.jsonl {what}")).and(contains(fix));
+        desk.run_with("no/such/model").assert().code(1).stderr(said().and(contains("no/such/model").not()));
+        desk.bare().args(["validate", "in.jsonl"]).assert().code(1).stderr(said());
+        let fix = format!("… | {}", fix.split(" <").next().expect("a filter"));
+        desk.bare().args(["validate", "-"]).write_stdin(input).assert().code(1).stderr(contains(fix));
+        assert_eq!(desk.names(), ["in.jsonl"]);
+    }
+}
+
+#[test]
+fn ctrl_z_at_the_very_end_is_ignored_with_a_warning() {
+    let desk = Desk::with_input("{\"prompt\": \"x\", \"max_tokens\": 1}\r\n\u{1a}");
+    desk.run()
+        .assert()
+        .code(0)
+        .stderr(contains("warning: in.jsonl:2: ctrl-Z at the very end").and(contains("1 request done")));
+    assert_eq!(desk.output().len(), 1);
 }
 
 #[test]

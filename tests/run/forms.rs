@@ -62,18 +62,70 @@ fn a_developer_speaks_as_the_system_where_the_template_knows_no_developer() {
 fn metadata_is_passed_through_and_unknown_fields_are_warned_of_once() {
     let metadata = json!({"topic": "boats", "nested": [1, null, {"ä": "🦀"}]});
     let (output, stderr) = run(&[
-        json!({"prompt": "a", "metadata": metadata, "verbosity": 3, "colour": "red"}),
-        json!({"prompt": "b", "verbosity": 4}),
-        json!({"custom_id": "c", "body": {"prompt": "c", "verbosity": 5, "metadata": {"n": 1}}}),
+        json!({"prompt": "a", "metadata": metadata, "mood": 3, "colour": "red"}),
+        json!({"prompt": "b", "mood": 4}),
+        json!({"custom_id": "c", "body": {"prompt": "c", "mood": 5, "metadata": {"n": 1}}}),
     ]);
     assert_eq!(output[0]["metadata"], metadata);
     assert!(output[1].get("metadata").is_none());
     assert_eq!(output[2]["metadata"], json!({"n": 1}));
-    assert_eq!(stderr.matches("\"verbosity\"").count(), 1, "{stderr}");
-    assert!(
-        stderr.contains("the field \"verbosity\" is not used by mlxbatch and is ignored; 3 times in all")
-    );
+    assert_eq!(stderr.matches("\"mood\"").count(), 1, "{stderr}");
+    assert!(stderr.contains("the field \"mood\" is not used by mlxbatch and is ignored; 3 times in all"));
     assert!(stderr.contains("the field \"colour\" is not used"), "{stderr}");
+}
+
+/// They came out rounded, or as `1e+5`.
+#[test]
+fn numbers_come_out_with_their_own_digits() {
+    for number in ["12345678901234567890123", "-0", "1E5", "1.50", "1e400"] {
+        let line =
+            format!("{{\"custom_id\": {number}, \"metadata\": {{\"n\": [{number}]}}, \"prompt\": \"x\"}}\n");
+        let desk = Desk::with_input(line);
+        desk.run().args(["--max-tokens", "1", "-q"]).assert().code(0);
+        let output = desk.read("out.jsonl");
+        assert!(output.contains(&format!("\"custom_id\":\"{number}\"")), "{output}");
+        assert!(output.contains(&format!("\"metadata\":{{\"n\":[{number}]}}")), "{output}");
+    }
+}
+
+/// `line-3`, given by a line behind it, made line 3 or the other an error.
+#[test]
+fn a_made_up_id_steps_aside_for_a_given_one() {
+    let (output, stderr) = run(&[
+        json!({"prompt": "a"}),
+        json!({"id": "line-4", "prompt": "b"}),
+        json!({"prompt": "c"}),
+        json!({"prompt": "d"}),
+        json!({"id": "line-3", "prompt": "e"}),
+    ]);
+    let ids: Vec<&str> = output.iter().map(id_of).collect();
+    assert_eq!(ids, ["line-1", "line-4", "line-3-2", "line-4-2", "line-3"]);
+    assert!(!stderr.contains("warning"), "{stderr}");
+}
+
+#[test]
+fn what_the_template_passes_over_is_said_once_with_its_first_line() {
+    let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": {}}}]);
+    let chat = |fields: Value| {
+        let mut line = json!({"messages": [{"role": "user", "content": "Is the weather fine?"}]});
+        line.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        line
+    };
+    let (_, stderr) = run(&[
+        chat(json!({})),
+        chat(json!({"tools": tools})),
+        chat(json!({"tools": tools, "chat_template_kwargs": {"enable_thinking": false}})),
+        json!({"messages": [{"role": "user", "content": "Hi", "name": "Ann", "weight": 1}]}),
+    ]);
+    for warning in [
+        "in.jsonl:2: tools: the model's chat template does not show the tool \"weather\"; the model will not know it; \
+         2 times in all",
+        "in.jsonl:3: the model's chat template does not read \"enable_thinking\"",
+        "in.jsonl:4: messages: the model's chat template passes over the field \"name\" of a message",
+    ] {
+        assert_eq!(stderr.matches(warning).count(), 1, "{warning}\n{stderr}");
+    }
+    assert_eq!(stderr.matches("warning").count(), 3, "{stderr}");
 }
 
 #[test]

@@ -147,7 +147,14 @@ impl Intake {
             }
         }
         let maker = Maker { preparer: &self.preparer, text: &self.text, file: self.reader.name() };
-        self.prepared.extend(maker.make_all(lines));
+        let mut made = maker.make_all(lines);
+        for ready in made.iter_mut().flatten() {
+            let line = ready.head.line;
+            for notice in ready.prepared.notices.drain(..) {
+                self.reader.warn(line, &notice.key, &notice.text);
+            }
+        }
+        self.prepared.extend(made);
         Ok(idle)
     }
 }

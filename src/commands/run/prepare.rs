@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::{
     batch::{Prompt, RequestError, RequestHead, RequestParams},
     engine::{AnswerRecurs, GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
-    text::{RenderRequest, Span, TextError, TextModel, system_end},
+    text::{ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, system_end},
 };
 
 /// What all requests of a run share.
@@ -38,6 +38,8 @@ pub(in crate::commands) struct Prepared {
     pub spans: Vec<Span>,
     /// Positions at which the prompt is cut whatever the other prompts are.
     pub boundaries: Vec<usize>,
+    /// What the chat template has passed over.
+    pub notices: Vec<Notice>,
 }
 
 impl Preparer {
@@ -49,7 +51,7 @@ impl Preparer {
         prompt: &Prompt,
         params: RequestParams,
     ) -> Result<Prepared, RequestError> {
-        let (tokens, spans) = encode(text, prompt)?;
+        let ChatPrompt { tokens, spans, notices } = encode(text, prompt)?;
         let (param, num_tokens) = (prompt_param(prompt), tokens.len());
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
@@ -105,6 +107,7 @@ impl Preparer {
                 system_end(&spans).into_iter().collect()
             },
             spans,
+            notices,
         })
     }
 }
@@ -129,11 +132,11 @@ fn prompt_param(prompt: &Prompt) -> &'static str {
     }
 }
 
-fn encode(text: &TextModel, prompt: &Prompt) -> Result<(Vec<TokenId>, Vec<Span>), RequestError> {
+fn encode(text: &TextModel, prompt: &Prompt) -> Result<ChatPrompt, RequestError> {
     let encoded = match prompt {
         Prompt::Text(prompt) => text.encode_prompt(prompt).map(|tokens| {
             let spans = Span::of_raw_prompt(tokens.len());
-            (tokens, spans)
+            ChatPrompt { tokens, spans, notices: Vec::new() }
         }),
         Prompt::Chat { messages, tools, template_kwargs } => text.encode_chat_with_spans(&RenderRequest {
             messages,
@@ -148,6 +151,11 @@ fn encode(text: &TextModel, prompt: &Prompt) -> Result<(Vec<TokenId>, Vec<Span>)
             _ if error.is_request_fault() => "template_error",
             _ => "text_error",
         };
-        RequestError::bad_request(code, prompt_param(prompt), error.to_string())
+        match error {
+            TextError::Message { index, problem } => {
+                RequestError::bad_request(code, &format!("messages[{index}]"), problem)
+            }
+            error => RequestError::bad_request(code, prompt_param(prompt), error.to_string()),
+        }
     })
 }

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::*;
+use crate::text::ChatPrompt;
 use crate::text::{TextError, TextModel};
 
 fn fixture(path: &str) -> PathBuf {
@@ -58,7 +59,7 @@ fn texts(model: &TextModel, messages: &[Value]) -> Vec<(String, Tier)> {
         Map::from_iter([("bos_token".to_owned(), json!("<s>")), ("eos_token".to_owned(), json!("</s>"))]);
     let request = RenderRequest { messages, tools: None, add_generation_prompt: true, extra: &extra };
     let full = model.render_chat(&request).expect("renders");
-    let (tokens, spans) = model.encode_chat_with_spans(&request).expect("encodes");
+    let ChatPrompt { tokens, spans, .. } = model.encode_chat_with_spans(&request).expect("encodes");
     assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
     let mut begin = 0;
     let mut parts = Vec::new();
@@ -85,17 +86,18 @@ fn every_real_prompt_has_sound_spans_and_the_tokens_it_has_without() {
         let name = format!("{} {}", case.template, case.case);
         let model = model(&case.template);
         let request = case.request();
-        let (tokens, spans) = match (model.encode_chat(&request), model.encode_chat_with_spans(&request)) {
-            (Ok(tokens), Ok(with_spans)) => {
-                assert_eq!(tokens, with_spans.0, "{name}");
-                with_spans
-            }
-            (Err(plain), Err(error)) => {
-                assert_eq!(plain.to_string(), error.to_string(), "{name}");
-                continue;
-            }
-            (plain, with_spans) => panic!("{name}: {plain:?}, with spans {with_spans:?}"),
-        };
+        let ChatPrompt { tokens, spans, .. } =
+            match (model.encode_chat(&request), model.encode_chat_with_spans(&request)) {
+                (Ok(tokens), Ok(with_spans)) => {
+                    assert_eq!(tokens, with_spans.tokens, "{name}");
+                    with_spans
+                }
+                (Err(plain), Err(error)) => {
+                    assert_eq!(plain.to_string(), error.to_string(), "{name}");
+                    continue;
+                }
+                (plain, with_spans) => panic!("{name}: {plain:?}, with spans {with_spans:?}"),
+            };
         assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()), "{name}");
         for pair in spans.windows(2) {
             assert!(pair[0].end < pair[1].end && pair[0].tier >= pair[1].tier, "{name}: {spans:?}");

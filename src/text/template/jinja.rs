@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
-use super::json;
+use super::{json, numbers};
 use crate::text::TextError;
 
 /// Fuel every render has: an instruction costs 1, 64 bytes of data cost 1.
@@ -71,6 +71,11 @@ impl Program {
         environment.add_filter("tojson", json::tojson);
         environment.add_test("sequence", is_sequence);
         environment.add_test("iterable", is_iterable);
+        environment.add_test("number", numbers::is_number);
+        for name in ["integer", "int"] {
+            environment.add_test(name, numbers::is_integer);
+        }
+        environment.add_test("float", numbers::is_float);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", move |format: &str| strftime(clock(), format));
         environment
@@ -137,11 +142,7 @@ fn template_value(json: serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::from(()),
         serde_json::Value::Bool(b) => Value::from(b),
-        serde_json::Value::Number(n) => match (n.as_i64(), n.as_u64()) {
-            (Some(n), _) => Value::from(n),
-            (_, Some(n)) => Value::from(n),
-            _ => n.as_f64().map_or(Value::UNDEFINED, Value::from),
-        },
+        serde_json::Value::Number(number) => numbers::from_json(&number),
         serde_json::Value::String(text) => Value::from(text),
         serde_json::Value::Array(items) => items.into_iter().map(template_value).collect(),
         serde_json::Value::Object(members) => {

@@ -3,8 +3,13 @@
 //! Owns separators, escapes and number formats, because models were trained on them. Work is
 //! paid for from the template's fuel as it is done.
 
+use std::io;
+
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
+use serde::Serialize;
+
+use super::numbers::digits_of;
 
 /// Values that a template nests deeper than this are refused; requests cannot be that deep.
 const MAX_DEPTH: usize = 200;
@@ -62,6 +67,30 @@ pub(super) fn as_float(value: &Value) -> Option<f64> {
         .flatten()
 }
 
+/// Writes JSON with Python's spacing, and numbers in their own digits.
+pub(super) fn dumps(value: &serde_json::Value) -> String {
+    let mut out = Vec::new();
+    let mut serializer = serde_json::Serializer::with_formatter(&mut out, PythonSpacing);
+    value.serialize(&mut serializer).expect("JSON values have string keys, and memory takes all");
+    String::from_utf8(out).expect("JSON text is UTF-8")
+}
+
+struct PythonSpacing;
+
+impl serde_json::ser::Formatter for PythonSpacing {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, is_first: bool) -> io::Result<()> {
+        if is_first { Ok(()) } else { out.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, is_first: bool) -> io::Result<()> {
+        self.begin_array_value(out, is_first)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
 struct Writer<'a, 'b> {
     state: &'a State<'b, 'b>,
     ensure_ascii: bool,
@@ -89,10 +118,11 @@ impl Writer<'_, '_> {
             }
             ValueKind::Map => self.map(value, depth)?,
             other => {
-                return Err(Error::new(
-                    ErrorKind::InvalidOperation,
-                    format!("a value of type {other} cannot be written as JSON"),
-                ));
+                let digits = digits_of(value).ok_or_else(|| {
+                    let reason = format!("a value of type {other} cannot be written as JSON");
+                    Error::new(ErrorKind::InvalidOperation, reason)
+                })?;
+                self.out.push_str(digits);
             }
         }
         Ok(())

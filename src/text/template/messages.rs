@@ -1,11 +1,12 @@
 //! A request's messages in the form a template expects.
 //!
 //! Owns the differences between the OpenAI form and what templates handle: nulls, names of the
-//! reasoning field, content as a list of text parts, and tool-call arguments as JSON text.
-//! Rendering is the parent module's business.
+//! reasoning field and content as a list of text parts. The forms of tool calls are for `calls`,
+//! rendering is the parent module's business.
 
 use serde_json::{Map, Value, json};
 
+use super::calls::{self, CallForm};
 use crate::text::TextError;
 
 /// How a template takes the content of each role's messages.
@@ -91,17 +92,21 @@ fn shows_both(rendered: &str) -> bool {
 }
 
 /// Copies the messages, changing what the template would not handle.
-pub(super) fn prepare(messages: &[Value], form: ContentForm) -> Result<Vec<Value>, TextError> {
+pub(super) fn prepare(
+    messages: &[Value],
+    form: ContentForm,
+    calls: CallForm,
+) -> Result<Vec<Value>, TextError> {
     messages
         .iter()
         .enumerate()
         .map(|(index, message)| {
-            prepare_one(message, form).map_err(|problem| TextError::Message { index, problem })
+            prepare_one(message, form, calls).map_err(|problem| TextError::Message { index, problem })
         })
         .collect()
 }
 
-fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
+fn prepare_one(message: &Value, form: ContentForm, calls: CallForm) -> Result<Value, String> {
     let mut message = message.as_object().ok_or("it is no JSON object")?.clone();
     normalize(&mut message);
     if let Some(role) = message.get_mut("role").filter(|role| !form.knows_developer && **role == "developer")
@@ -125,9 +130,7 @@ fn prepare_one(message: &Value, form: ContentForm) -> Result<Value, String> {
         }
         Some(_) => return Err("its \"content\" is neither a string nor a list of parts".to_owned()),
     }
-    if let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
-        calls.iter_mut().for_each(parse_arguments);
-    }
+    calls::apply(&mut message, calls);
     Ok(Value::Object(message))
 }
 
@@ -161,22 +164,6 @@ fn join_parts(parts: &[Value]) -> Result<String, String> {
     Ok(joined)
 }
 
-/// Replaces arguments that are the text of a JSON object, as the OpenAI form has them, by the
-/// object. Other text is left to the template.
-fn parse_arguments(call: &mut Value) {
-    let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) else {
-        return;
-    };
-    let Some(text) = arguments.as_str() else {
-        return;
-    };
-    if text.trim().is_empty() {
-        *arguments = json!({});
-    } else if let Ok(parsed @ Value::Object(_)) = serde_json::from_str(text) {
-        *arguments = parsed;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,6 +174,10 @@ mod tests {
         assistant: RoleForm::Both,
         knows_developer: false,
     };
+
+    fn prepare(messages: &[Value], form: ContentForm) -> Result<Vec<Value>, TextError> {
+        super::prepare(messages, form, CallForm::default())
+    }
 
     fn parts(texts: &[&str]) -> Value {
         texts.iter().map(|text| json!({"type": "text", "text": text})).collect()
@@ -222,7 +213,7 @@ mod tests {
                 {"type": "function", "function": {"name": "f", "arguments": arguments}}]})]
         };
         for (given, expected) in [
-            (json!("{\"b\": 1, \"a\": [2.50]}"), json!({"b": 1, "a": [2.5]})),
+            (json!("{\"b\": 1, \"a\": [2.5]}"), json!({"b": 1, "a": [2.5]})),
             (json!(" "), json!({})),
             (json!("not json"), json!("not json")),
             (json!("[1]"), json!("[1]")),

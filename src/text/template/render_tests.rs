@@ -31,10 +31,7 @@ impl Render {
         let now = day.unwrap_or_default().and_hms_opt(12, 0, 0).expect("noon exists");
         let program = Program::with_clock(&path.display().to_string(), &source, Arc::new(move || now));
         let program = program.expect("the fixture compiles");
-        let probe =
-            |messages: &[Value]| program.render(variables(&self.extra, messages, &self.request(&[]))).ok();
-        let content_form = ContentForm::probe(probe);
-        Variant { program, content_form }
+        Variant::of_program(program, &source, &self.extra)
     }
 
     fn request<'a>(&'a self, messages: &'a [Value]) -> RenderRequest<'a> {
@@ -72,7 +69,8 @@ fn real_templates_render_as_with_transformers() {
         // What we change beforehand must change nothing for content and arguments in the form
         // that templates expect.
         if !matches!(render.case.as_str(), "content_parts" | "tool_calls_text_arguments") {
-            let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
+            let prepared = messages::prepare(&render.messages, variant.content_form, CallForm::default())
+                .expect("well-formed");
             let prepared = variant.program.render(variables(&Map::new(), &prepared, &request));
             if prepared.ok() != as_given.ok() {
                 wrong.push(format!("{name}: preparing the messages changed the render"));
@@ -94,7 +92,8 @@ fn arguments_as_text_render_like_objects() {
             |other: &&Render| other.template == render.template && other.case == "tool_calls_null_content";
         let as_object = renders.iter().find(same).expect("the fixtures come in pairs");
         let variant = render.variant();
-        let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
+        let prepared = messages::prepare(&render.messages, variant.content_form, CallForm::default())
+            .expect("well-formed");
         let text = variant.program.render(variables(&Map::new(), &prepared, &render.request(&[])));
         match as_object.expected.as_str() {
             Some(expected) => assert_eq!(text.expect("renders"), expected, "{}", render.template),
@@ -112,7 +111,8 @@ fn text_parts_never_show_as_lists() {
     let mut num_checked = 0;
     for render in renders().iter().filter(|render| render.case == "content_parts") {
         let variant = render.variant();
-        let prepared = messages::prepare(&render.messages, variant.content_form).expect("well-formed");
+        let prepared = messages::prepare(&render.messages, variant.content_form, CallForm::default())
+            .expect("well-formed");
         let text = variant.program.render(variables(&Map::new(), &prepared, &render.request(&[])));
         let text = text.expect("text parts render with every template");
         assert!(text.contains("One &") && text.contains("<two>") && text.contains("Be brief."), "{text}");
