@@ -63,6 +63,13 @@ impl RequestError {
         }
     }
 
+    /// A 500: what the model computed for this request are no numbers.
+    pub fn not_numbers() -> Self {
+        let reason = "what the model computed are no numbers: they are beyond the range of the element type \
+                      (try --dtype bf16 or f32), or its weights are damaged";
+        Self { code: "not_a_number", ..Self::internal(reason) }
+    }
+
     /// Puts `file:line: ` ahead of the message.
     pub fn at(mut self, file: &str, line: u64) -> Self {
         self.message = format!("{file}:{line}: {}", self.message);

@@ -47,6 +47,8 @@ pub(crate) struct Failures {
     pub cache_call: Option<usize>,
     /// In this collection there is no token for the first row.
     pub no_token: Option<usize>,
+    /// Whatever was computed after this token are no numbers.
+    pub poison: Option<TokenId>,
     /// Every collection comes back a token short.
     pub loses_tokens: bool,
 }
@@ -166,7 +168,11 @@ impl FakeRunner {
                 live.tokens.push(live.sampled.expect("a decode row has a sampled token to feed"));
             }
         }
-        live.sampled = group.sample.as_ref().map(|sampling| next_token(&live.tokens, sampling));
+        let is_poisoned = self.failures.poison.is_some_and(|poison| live.tokens.contains(&poison));
+        live.sampled = group.sample.as_ref().map(|sampling| match is_poisoned {
+            true => NO_TOKEN,
+            false => next_token(&live.tokens, sampling),
+        });
         live.sampled
     }
 
@@ -330,6 +336,12 @@ impl Runner for FakeRunner {
 
     fn resume_rule(&self) -> ResumeRule {
         self.rule
+    }
+
+    fn is_finite(&mut self, stored: SegmentId) -> Result<bool, RunnerError> {
+        let poison = self.failures.poison;
+        Ok(!poison
+            .is_some_and(|poison| self.store.computed(stored, self.num_collected).tokens.contains(&poison)))
     }
 
     fn discard(&mut self, segment: SegmentId) {

@@ -2,7 +2,8 @@
 //!
 //! Owns the traffic between running sequences, the prompt cache and the runner's segments, so that
 //! a prefix that several requests share is computed once: `prompts` for what comes before the first
-//! new token, `answers` for what comes after, `persisted` for what a cache file has. What is kept for
+//! new token, `answers` for what comes after, `persisted` for what a cache file has, `unsound` for what
+//! turns out to be no numbers. What is kept for
 //! how long is the cache's rule; which requests run when, the scheduler's.
 //!
 //! ```text
@@ -19,6 +20,7 @@
 mod answers;
 mod persisted;
 mod prompts;
+mod unsound;
 
 pub use persisted::PersistStats;
 pub(super) use persisted::Resumable;

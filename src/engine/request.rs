@@ -102,6 +102,9 @@ pub enum FinishReason {
     Stop,
     /// The request has as many new tokens as it asked for.
     Length,
+    /// What the model computed for its next token are no numbers. Its tokens so far are good, but the
+    /// answer is not whole.
+    NotNumbers,
     /// The runner failed in a pass that this request was part of. Its tokens so far are good, but
     /// the answer is not whole.
     Error,

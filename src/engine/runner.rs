@@ -164,6 +164,10 @@ pub trait Runner {
     fn split(&mut self, segment: SegmentId, at: usize)
     -> Result<(StoredSegment, StoredSegment), RunnerError>;
 
+    /// Whether all that a stored segment or checkpoint holds are numbers, none of them infinite. The
+    /// pass that computes it must have been collected.
+    fn is_finite(&mut self, stored: SegmentId) -> Result<bool, RunnerError>;
+
     /// Forgets a stored segment or checkpoint; its memory is freed once no sequence runs on it.
     fn discard(&mut self, segment: SegmentId);
 

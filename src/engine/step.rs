@@ -175,6 +175,11 @@ impl<R: Runner> Engine<R> {
     }
 
     #[cfg(test)]
+    pub(super) fn runner_mut(&mut self) -> &mut R {
+        &mut self.runner
+    }
+
+    #[cfg(test)]
     pub(super) fn cache_mut(&mut self) -> Option<&mut PromptCache<StoredSegment>> {
         self.prefixes.cache_mut()
     }

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use mlx_rs::{Array, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::{error::Result, sys};
 
@@ -62,9 +62,40 @@ pub(super) fn compact(array: &Array) -> Result<Array> {
     Ok(ops::concatenate(&[first, rest], axis as i32)?)
 }
 
+/// Whether all elements are numbers, none of them infinite.
+pub(super) fn all_finite(arrays: &[Array]) -> Result<bool> {
+    // Zero times what is no finite number is no number, and nor is any sum of it.
+    let zero = |array: &Array| Ok(array.multiply(Array::from_int(0).as_dtype(array.dtype())?)?.sum(None)?);
+    let sums = arrays.iter().map(zero).collect::<Result<Vec<Array>>>()?;
+    mlx_rs::transforms::eval(&sums)?;
+    for sum in sums {
+        if sum.as_dtype(Dtype::Float32)?.item_exact::<f32>() != 0.0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_element_that_is_no_finite_number_is_found() {
+        for dtype in [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16] {
+            for (value, expected) in
+                [(-6.0e4, true), (f32::NAN, false), (f32::INFINITY, false), (f32::NEG_INFINITY, false)]
+            {
+                let mut numbers = [1.5_f32; 60];
+                numbers[17] = value;
+                let arrays = [[2.0; 60], numbers]
+                    .map(|numbers| Array::from_slice(&numbers, &[1, 3, 4, 5]).as_dtype(dtype).unwrap());
+                assert_eq!(all_finite(&arrays).unwrap(), expected, "{value} {dtype:?}");
+            }
+        }
+        assert!(all_finite(&[Array::from_slice::<f32>(&[], &[1, 0])]).unwrap());
+        assert!(all_finite(&[]).unwrap());
+    }
 
     /// What was cut from a single head, or a single token, was a view: the rest stayed in memory when
     /// it was evicted.

@@ -250,6 +250,18 @@ impl MlxRunner {
         Ok(ops::concatenate(&tokens, 0)?)
     }
 
+    /// What was taken in, unless it is of no use to anybody.
+    fn checked(&mut self, imported: StoredSegment) -> std::result::Result<StoredSegment, ImportError> {
+        match self.segments.is_finite(imported.id) {
+            Ok(true) => Ok(imported),
+            is_finite => {
+                self.segments.discard(imported.id);
+                is_finite?;
+                Err(ImportError::WrongBytes("what was stored are no numbers".to_owned()))
+            }
+        }
+    }
+
     fn collect_pass(&mut self) -> Result<Vec<TokenId>> {
         let Some(pass) = self.launched.pop_front() else {
             return Err(MlxError::Unsupported("no pass to collect".to_owned()));
@@ -359,7 +371,8 @@ impl Runner for MlxRunner {
             .map(|attention| (attention.num_kv_heads as i32, attention.head_dim as i32))
             .collect();
         let dtype = self.decoder.precision.dtype.mlx();
-        Ok(stored(&*self.segments.import(exported, &shapes, dtype)?))
+        let segment = self.segments.import(exported, &shapes, dtype)?;
+        self.checked(stored(&segment))
     }
 
     fn import_checkpoint(
@@ -367,11 +380,16 @@ impl Runner for MlxRunner {
         position: usize,
         bytes: &mut dyn Read,
     ) -> std::result::Result<StoredSegment, ImportError> {
-        Ok(self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?)
+        let checkpoint = self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?;
+        self.checked(checkpoint)
     }
 
     fn resume_rule(&self) -> ResumeRule {
         if self.decoder.initial_states().is_empty() { ResumeRule::AnyToken } else { ResumeRule::Checkpoints }
+    }
+
+    fn is_finite(&mut self, stored: SegmentId) -> std::result::Result<bool, RunnerError> {
+        Ok(self.segments.is_finite(stored)?)
     }
 
     fn discard(&mut self, segment: SegmentId) {

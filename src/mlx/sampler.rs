@@ -71,7 +71,10 @@ fn choose_one(ops: &Ops, logits: &Array, choice: &Choice<'_>) -> Result<Array> {
         return Ok(indexing::argmax_axis(logits, -1, false)?);
     }
     let random = Array::from_f32(uniform(params.key, choice.position as u64));
-    let scaled = logits.divide(Array::from_f32(params.temperature))?;
+    // Less than the largest first: divided by a tiny temperature, several would be infinite and so alike.
+    let largest = logits.max_axis(-1, true)?;
+    let temperature = Array::from_f32(params.temperature.max(f32::MIN_POSITIVE));
+    let scaled = logits.subtract(largest)?.divide(temperature)?;
     let unfiltered = params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0;
     if unfiltered {
         let weights = ops.softmax_last(&scaled)?;
@@ -142,6 +145,23 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_best() {
         assert_eq!(draw(&[0.0, 3.0, -1.0, 3.0], &params(0.0, 1.0, 0, 0.0, 1), 0), 1);
+    }
+
+    /// Logits over such a temperature were infinite, and token 0 was taken.
+    #[test]
+    fn tiny_temperatures_take_what_greedy_takes() {
+        let logits = [1.0f32, -30.0, 12.0, 11.999, 8.5, -f32::MAX, 3.0];
+        for temperature in [1e-6, 1e-30, 1e-38, f32::MIN_POSITIVE, 1e-40, f32::from_bits(1)] {
+            for (top_p, top_k, min_p) in
+                [(1.0, 0, 0.0), (0.9, 0, 0.0), (1e-9, 0, 0.0), (1.0, 2, 0.0), (1.0, 0, 1.0), (0.5, 3, 0.1)]
+            {
+                let params = params(temperature, top_p, top_k, min_p, 9);
+                let drawn = (0..20).map(|position| draw(&logits, &params, position));
+                assert!(drawn.clone().all(|token| token == 2), "{:?} {params:?}", drawn.collect::<Vec<_>>());
+                // All below zero, all equal but one.
+                assert_eq!(draw(&[-9.0, -8.0, -9.0], &params, 3), 1, "{params:?}");
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{collections::HashMap, io::Read, ops::Range, rc::Rc};
 use mlx_rs::{Array, Dtype};
 
 use super::{
+    arrays::all_finite,
     error::{MlxError, Result},
     kv::LayerKv,
     read_shared::read_shared,
@@ -210,6 +211,15 @@ impl SegmentStore {
             return Err(wrong());
         }
         Ok(self.insert_checkpoint(Checkpoint { position, states }))
+    }
+
+    /// Whether a segment or checkpoint holds nothing but numbers, none of them infinite.
+    pub(super) fn is_finite(&self, id: SegmentId) -> Result<bool> {
+        let arrays: Vec<Array> = match self.checkpoints.get(&id) {
+            Some(checkpoint) => checkpoint.states.iter().flat_map(|state| state.arrays()).cloned().collect(),
+            None => self.get(id)?.layers.iter().flat_map(|kv| [kv.keys.clone(), kv.values.clone()]).collect(),
+        };
+        all_finite(&arrays)
     }
 
     /// Bytes of all stored segments and checkpoints.

@@ -103,7 +103,7 @@ impl Tokenizer {
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        self.0.tokenizer.decode(ids, true).map_err(|e| TextError::Decode(e.to_string()))
+        contained(|| self.0.tokenizer.decode(ids, true)).map_err(TextError::Decode)
     }
 
     /// Returns one more than the largest token id.

@@ -12,6 +12,7 @@ mod hostile_configs;
 mod kill;
 mod memory;
 mod model_files;
+mod not_numbers;
 mod outputs;
 mod persist;
 mod persist_troubles;

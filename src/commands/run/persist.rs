@@ -164,9 +164,7 @@ impl Saver {
             ));
         }
         if engine.stats().num_without_token > 0 {
-            warnings.push(format!(
-                "some of what was computed are no numbers: nothing more of this run was saved to {path}"
-            ));
+            warnings.push(format!("some of what was computed are no numbers: that was not saved to {path}"));
         }
         match snapshot.num_damaged() {
             0 => {}
@@ -217,6 +215,5 @@ impl Saver {
 }
 
 fn can_save<R: Runner>(engine: &Engine<R>) -> bool {
-    // Prefixes may be behind what is no number, and would be for the next run.
-    engine.snapshot().is_some_and(Snapshot::can_save) && engine.stats().num_without_token == 0
+    engine.snapshot().is_some_and(Snapshot::can_save)
 }

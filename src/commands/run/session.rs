@@ -248,11 +248,8 @@ impl<R: Runner> Session<R> {
                 }
                 Err(error @ SubmitError::TooLong { .. }) => {
                     let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
-                    self.stats.num_failed += 1;
-                    self.write(
-                        writer,
-                        &Record::request_error(&head, &error.at(self.intake.reader().name(), head.line)),
-                    )?;
+                    let record = self.failed(&head, error);
+                    self.write(writer, &record)?;
                 }
                 Err(error) => return Err(error).context("the engine refused a request"),
             }
@@ -283,25 +280,41 @@ impl<R: Runner> Session<R> {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
                 let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
-                if active.answer.push(token)?.is_some() {
-                    active.is_stopped = true;
-                    self.engine.stop(id);
+                match active.answer.push(token) {
+                    Ok(None) => Ok(None),
+                    Ok(Some(_)) => {
+                        active.is_stopped = true;
+                        self.engine.stop(id);
+                        Ok(None)
+                    }
+                    // The tokens are no use without their text; the row goes to another.
+                    Err(error) => {
+                        let failed = self.active.remove(&id).map(|active| active.head);
+                        self.engine.abort(id);
+                        Ok(failed.map(|head| self.failed(&head, RequestError::internal(error.to_string()))))
+                    }
                 }
-                Ok(None)
             }
             Event::Finished { id, reason, num_prompt_tokens, num_cached_tokens, num_new_tokens } => {
                 let Some(mut active) = self.active.remove(&id) else { return Ok(None) };
-                let found_stop = active.answer.finish()?.is_some() || active.is_stopped;
+                let found_stop = match active.answer.finish() {
+                    Ok(stopped) => stopped.is_some() || active.is_stopped,
+                    Err(error) => {
+                        return Ok(Some(
+                            self.failed(&active.head, RequestError::internal(error.to_string())),
+                        ));
+                    }
+                };
                 let finish_reason = match reason {
                     _ if found_stop => FinishReason::Stop,
                     engine::FinishReason::Stop => FinishReason::Stop,
                     engine::FinishReason::Length => FinishReason::Length,
+                    engine::FinishReason::NotNumbers => {
+                        return Ok(Some(self.failed(&active.head, RequestError::not_numbers())));
+                    }
                     engine::FinishReason::Error => {
-                        self.stats.num_failed += 1;
                         let reason = format!("computing the answer failed: {}", self.failures.reason);
-                        let error =
-                            RequestError::internal(reason).at(self.intake.reader().name(), active.head.line);
-                        return Ok(Some(Record::request_error(&active.head, &error)));
+                        return Ok(Some(self.failed(&active.head, RequestError::internal(reason))));
                     }
                 };
                 self.stats.num_ok += 1;
@@ -315,6 +328,12 @@ impl<R: Runner> Session<R> {
                 Ok(Some(Record::success(&active.head, &completion, &self.served)))
             }
         }
+    }
+
+    /// The output line of a request that was begun and has no answer.
+    fn failed(&mut self, head: &RequestHead, error: RequestError) -> Record {
+        self.stats.num_failed += 1;
+        Record::request_error(head, &error.at(self.intake.reader().name(), head.line))
     }
 
     /// Brings the counters up to date and shows them.

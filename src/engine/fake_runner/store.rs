@@ -20,9 +20,9 @@ pub(super) struct Store {
 }
 
 #[derive(Debug)]
-struct Held {
+pub(super) struct Held {
     /// All tokens from position 0 up to its end.
-    tokens: Vec<TokenId>,
+    pub(super) tokens: Vec<TokenId>,
     /// Where a segment begins; `None` for a checkpoint.
     first: Option<usize>,
     /// The pass that it was computed in or after.
@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// What is stored, if as many passes as have been collected include the one that computes it.
-    fn computed(&self, id: SegmentId, num_collected: usize) -> &Held {
+    pub(super) fn computed(&self, id: SegmentId, num_collected: usize) -> &Held {
         let held = self.get(id);
         assert!(held.pass.is_none_or(|pass| pass < num_collected), "{id:?} is exported, but may yet fail");
         held

@@ -14,7 +14,7 @@ use std::{
 use super::{Prefixes, Unconfirmed, discard_all};
 use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
 use crate::engine::{
-    Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, StoredSegment,
+    Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, SegmentId, StoredSegment,
 };
 use crate::snapshot::{Extent, Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
 
@@ -29,6 +29,8 @@ pub(super) struct Persisted {
     stats: PersistStats,
     /// Bytes stored since the last save.
     pub num_unsaved_bytes: u64,
+    /// What is stored and known to be numbers.
+    finite: HashSet<SegmentId>,
 }
 
 /// What was brought in from the cache file.
@@ -286,7 +288,7 @@ impl Prefixes {
     }
 
     /// Saves what memory has and the file lacks.
-    pub(in crate::engine) fn save(&mut self, runner: &mut impl Runner) -> Result<SaveReport, SnapshotError> {
+    pub(in crate::engine) fn save<R: Runner>(&mut self, runner: &mut R) -> Result<SaveReport, SnapshotError> {
         let (Some(cache), Some(snapshot)) = (&self.cache, &mut self.persisted.snapshot) else {
             return Ok(SaveReport::default());
         };
@@ -295,6 +297,14 @@ impl Prefixes {
         let mut saving = snapshot.begin_save()?;
         let tree = cache.tree();
         let mut ends: HashMap<NodeId, NodeId> = HashMap::new();
+        let known = std::mem::take(&mut self.persisted.finite);
+        let finite = &mut self.persisted.finite;
+        let mut is_finite = |runner: &mut R, id: SegmentId| -> Result<bool, SnapshotError> {
+            let is_finite = known.contains(&id)
+                || runner.is_finite(id).map_err(|error| SnapshotError::Export(error.to_string()))?;
+            finite.extend(is_finite.then_some(id));
+            Ok(is_finite)
+        };
         for id in tree.preorder() {
             let Some((node, segment)) = tree.node(id).and_then(|node| Some((node, *node.segment()?))) else {
                 continue;
@@ -308,6 +318,10 @@ impl Prefixes {
                 Some(saved) => saved,
                 None => None,
             };
+            // Of no use to the next run, nor is what continues it.
+            if !is_finite(runner, segment.id)? {
+                continue;
+            }
             let place = Place { parent, tokens: node.tokens(), tier: node.tier() };
             let end = saving.add(place, |tokens, bytes| {
                 runner.export(segment.id, tokens, bytes).map_err(|error| error.to_string())
@@ -316,7 +330,9 @@ impl Prefixes {
             ends.insert(id, end);
             let checkpoint =
                 node.checkpoint().filter(|_| !unconfirmed.contains(&Unconfirmed::Checkpoint(id)));
-            if let Some(checkpoint) = checkpoint {
+            if let Some(checkpoint) = checkpoint
+                && is_finite(runner, checkpoint.id)?
+            {
                 saving.add_checkpoint(end, |bytes| {
                     runner.export_checkpoint(checkpoint.id, bytes).map_err(|error| error.to_string())
                 })?;

@@ -13,9 +13,6 @@ use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
 use crate::engine::{Event, FinishReason, Group, NO_TOKEN, Runner, RunnerError, SequenceId, TokenId};
 
-const NOT_NUMBERS: &str = "what the model computed are no numbers: they are beyond the range of the element type \
-                           (try --dtype bf16 or f32), or its weights are damaged";
-
 /// Whether one that waits enters a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
@@ -230,8 +227,12 @@ impl<R: Runner> Engine<R> {
         let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return false };
         if token == NO_TOKEN {
             self.stats.num_without_token += 1;
-            let finished = self.remove_running(index, false).finished(FinishReason::Error);
-            self.note_failure(RunnerError(NOT_NUMBERS.to_owned()), vec![finished]);
+            // What it ran on may be to blame: nobody else is to begin with that.
+            if let Err(error) = self.prefixes.drop_unsound(&mut self.runner, &mut self.running, index) {
+                self.note_failure(error, Vec::new());
+            }
+            let finished = self.remove_running(index, false).finished(FinishReason::NotNumbers);
+            self.events.push(finished);
             return true;
         }
         self.stats.num_generated_tokens += 1;

@@ -107,6 +107,38 @@ fn answers_to_the_same_prompt_are_kept_side_by_side() {
 }
 
 #[test]
+fn a_prefix_of_no_numbers_is_dropped_when_a_row_on_it_has_no_token() {
+    // It stayed in the cache, and every row that had no token counted as a failure of the device.
+    for rule in RULES {
+        for lookahead in [false, true] {
+            let mut engine = cached_engine(limits(4, 16, lookahead), rule, u64::MAX);
+            engine.runner_mut().failures.poison = Some(words(8, 1)[0]);
+            // Eight good tokens, then the poisoned one, in half of the prompts.
+            let mut requests: Vec<_> = (0..12).map(|id| request(id, words(0, 8), 5, &[])).collect();
+            for (index, request) in requests.iter_mut().enumerate() {
+                request.prompt.extend(if index % 2 == 0 { words(8, 6) } else { words(40, 6) });
+                request.prompt.extend(words(60 + index as u32, 1));
+            }
+            let mut run = run(engine, &uninterrupted(&requests));
+            assert!(run.errors.is_empty(), "{:?}", run.errors);
+            for (index, request) in requests.iter().enumerate() {
+                if index % 2 == 0 {
+                    assert_eq!(run.outcomes[&request.id].finishes, [(FinishReason::NotNumbers, 0)]);
+                } else {
+                    assert_eq!(run.outcomes[&request.id], answer_alone(request), "{rule:?} {lookahead}");
+                }
+            }
+            assert_eq!(run.engine.stats().num_without_token, 6);
+            let tree = run.engine.cache_mut().expect("it has one").tree();
+            let tokens =
+                tree.preorder().into_iter().filter_map(|id| tree.node(id)).flat_map(|node| node.tokens());
+            assert!(!tokens.copied().any(|token| token == words(8, 1)[0]), "{rule:?} {lookahead}");
+            checks::at_the_end(&mut run.engine);
+        }
+    }
+}
+
+#[test]
 fn who_waits_for_a_prefix_takes_over_when_its_leader_is_gone() {
     let mut engine = cached_engine(limits(3, 2, false), ResumeRule::AnyToken, u64::MAX);
     let mut requests: Vec<_> = (0..3).map(|id| request(id, words(0, 9), 3, &[])).collect();

@@ -102,6 +102,27 @@ fn what_one_engine_has_stored_and_saved_the_next_brings_in() {
 }
 
 #[test]
+fn what_is_no_number_is_not_saved_and_the_rest_is() {
+    for rule in RULES {
+        let file = CacheFile::new();
+        let mut engine = file.engine(limits(4, 64, false), rule);
+        let poison = words(40, 1)[0];
+        engine.runner_mut().failures.poison = Some(poison);
+        let good = request(0, words(0, 8), 2, &[]);
+        let bad = request(1, [words(20, 6), words(40, 3)].concat(), 9, &[]);
+        engine.submit(good).expect("there is room");
+        engine.submit(bad.clone()).expect("there is room");
+        // The prompts are computed, and nobody knows yet what they are.
+        engine.step().expect("nothing fails");
+        engine.save_snapshot().expect("there is room");
+        let found = open(&file.path, rule).find(&words(0, 8));
+        assert_eq!(found.last().map(|found| found.end), Some(7), "{rule:?}");
+        let found = open(&file.path, rule).find(&bad.prompt);
+        assert!(found.last().is_none_or(|found| found.end <= 6), "{rule:?}");
+    }
+}
+
+#[test]
 fn who_is_brought_in_first_does_not_wait_for_the_others() {
     let requests = with_a_shared_prefix(4);
     for rule in RULES {

@@ -14,8 +14,15 @@ use crate::text::TextModel;
 
 const NUM_REQUESTS: usize = 12;
 
+const FIXTURE: &str = "fixtures/tiny-llama";
+
 /// A session over an input of a few requests.
 fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
+    session_with(TextModel::from_folder(Path::new(FIXTURE)).expect("the fixture loads"), make)
+}
+
+/// The same with another text side.
+fn session_with<R: Runner>(text: TextModel, make: impl FnOnce(Limits) -> R) -> Session<R> {
     let three = NonZeroUsize::new(3).expect("three is not zero");
     let chunk = NonZeroUsize::new(8).expect("eight is not zero");
     let limits = Limits {
@@ -26,7 +33,6 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
         kv_bytes_per_token: 1,
         max_restored_bytes: u64::MAX,
     };
-    let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
     let preparer = Preparer {
         end_ids: Arc::from([VOCAB_SIZE - 1]),
         fallback: Default::default(),
@@ -107,4 +113,59 @@ fn a_device_that_does_nothing_any_more_ends_the_run() {
     let error = stop.expect_err("nothing works");
     assert!(format!("{error:#}").contains("is out of memory"), "{error:#}");
     assert!(lines.len() < NUM_REQUESTS);
+}
+
+/// Three such rows in a row ended the run: "the device is at fault".
+#[test]
+fn rows_of_no_numbers_cost_an_error_line_each_and_never_the_run() {
+    let text = TextModel::from_folder(Path::new(FIXTURE)).expect("the fixture loads");
+    let first = text.encode_prompt("word").expect("encodes")[0];
+    let mut session = session_with(text, |limits| {
+        let mut runner = FakeRunner::new(limits);
+        runner.failures.poison = Some(first);
+        runner
+    });
+    let (stop, lines) = run(&mut session);
+    assert_eq!(stop.expect("the device works"), Stop::InputUsedUp);
+    assert_eq!((lines.len(), session.stats.num_failed), (NUM_REQUESTS, NUM_REQUESTS as u64));
+    for line in &lines {
+        let error = &line["response"]["body"]["error"];
+        assert_eq!((&line["response"]["status_code"], &error["code"]), (&500.into(), &"not_a_number".into()));
+        let message = error["message"].as_str().expect("errors have a message");
+        assert!(message.starts_with("in.jsonl:") || message.contains("in.jsonl:"), "{message}");
+        assert!(message.contains("no numbers") && message.contains("--dtype"), "{message}");
+    }
+}
+
+/// A decoder that gives up on one token ended the run, with a panic.
+#[test]
+fn an_answer_that_cannot_be_turned_into_text_is_that_lines_error() {
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    for entry in fs::read_dir(FIXTURE).expect("the fixture is there") {
+        let entry = entry.expect("an entry can be read");
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).expect("there is room");
+    }
+    let path = folder.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
+    let vocab = json["model"]["vocab"].as_object_mut().expect("a vocabulary");
+    let fifth =
+        vocab.iter().find(|(_, id)| **id == 5).map(|(token, _)| token.clone()).expect("a fifth token");
+    vocab.remove(&fifth);
+    vocab.insert("a".repeat(60), 5.into());
+    let exponential = serde_json::json!({"type": "Replace", "pattern": {"Regex": "(a+)+b"}, "content": ""});
+    json["decoder"] = serde_json::json!({"type": "Sequence", "decoders": [exponential, json["decoder"]]});
+    fs::write(&path, json.to_string()).expect("there is room");
+    let text = TextModel::from_folder(folder.path()).expect("the changed fixture loads");
+
+    let mut session = session_with(text, FakeRunner::new);
+    let (stop, lines) = run(&mut session);
+    assert_eq!(stop.expect("the others are answered"), Stop::InputUsedUp);
+    assert_eq!((lines.len(), session.stats.num_done()), (NUM_REQUESTS, NUM_REQUESTS as u64));
+    let (ok, failed): (Vec<&Value>, Vec<&Value>) =
+        lines.iter().partition(|line| line["response"]["status_code"] == 200);
+    assert!(!ok.is_empty() && !failed.is_empty(), "{} answered", ok.len());
+    for line in failed {
+        let message = line["response"]["body"]["error"]["message"].as_str().expect("errors have a message");
+        assert!(message.contains("in.jsonl:") && message.contains("cannot be turned into text"), "{message}");
+    }
 }
