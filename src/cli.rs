@@ -266,8 +266,8 @@ pub struct RunArgs {
 pub struct ModelArgs {
     /// Folder in the Hugging Face or MLX layout, .gguf file, or hub repository
     ///
-    /// A repository is downloaded once and kept in HF_HOME; HF_TOKEN opens private ones. Without
-    /// this flag MLXBATCH_MODEL names the model.
+    /// A repository is downloaded once and kept in HF_HOME or HF_HUB_CACHE; HF_TOKEN opens private ones,
+    /// HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set to 1 keeps off the network. Without this flag MLXBATCH_MODEL names the model.
     #[arg(short, long, env = MODEL_VARIABLE, hide_env_values = true, value_name = "MODEL")]
     #[arg(default_value = DEFAULT_MODEL, value_hint = ValueHint::AnyPath)]
     #[arg(value_parser = values::model)]

@@ -17,6 +17,7 @@
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //! | `json`       | JSON text with every digit                                                  |
 //! | `threads`    | work that several threads share                                             |
+//! | `machine_memory`, `terminal` | what the system tells: memory left, whether bars can be drawn |
 //!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.
@@ -27,9 +28,11 @@ pub mod cli;
 pub mod commands;
 pub mod engine;
 mod json;
+mod machine_memory;
 pub mod mlx;
 pub mod models;
 pub mod plan;
 pub mod snapshot;
+mod terminal;
 pub mod text;
 mod threads;

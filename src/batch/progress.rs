@@ -4,7 +4,7 @@
 //! it goes is computed in `rates`; the end of a run is told by `summary`.
 
 use std::env;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::rates::{Rates, time_left};
 use super::summary::RunStats;
 use super::units::{counted, duration, grouped};
+use crate::terminal::can_redraw;
 
 /// How often a log file gets a line.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
@@ -36,10 +37,9 @@ enum Display {
 impl Progress {
     /// A bar if standard error is a terminal, else plain lines; nothing for `is_quiet`.
     pub fn new(num_total: Option<u64>, is_quiet: bool) -> Self {
-        let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         let display = if is_quiet {
             Display::Quiet
-        } else if io::stderr().is_terminal() && !is_dumb {
+        } else if can_redraw() {
             let has_colour = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
             let bar = ProgressBar::with_draw_target(num_total, ProgressDrawTarget::stderr());
             bar.set_style(bar_style(num_total.is_some(), has_colour));

@@ -1,11 +1,12 @@
 //! The device that computes, and what is known about it.
 //!
-//! Owns the choice between CPU and GPU, and its memory. How an operation is best computed on each is `ops`'
+//! Owns the choice between CPU and GPU, and its memory; what the machine has left is `machine_memory`'s. How an operation is best computed on each is `ops`'
 //! and `attention`'s business.
 
 use mlx_rs::{Device, DeviceType, Dtype};
 
 use super::sys;
+use crate::machine_memory::{available_bytes, kib_in};
 
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +111,7 @@ pub fn active_memory_bytes() -> Option<u64> {
 /// Memory that the KV of a run may take, in bytes: what the machine has left, or on a GPU what that has;
 /// `None` where neither is known.
 pub fn free_memory_bytes() -> Option<u64> {
-    let of_machine = || available_memory_bytes().filter(|_| ComputeDevice::current() == ComputeDevice::Cpu);
+    let of_machine = || available_bytes().filter(|_| ComputeDevice::current() == ComputeDevice::Cpu);
     of_machine().or_else(|| {
         let limit = mlx_rs::memory::memory_limit().ok()?;
         let active = mlx_rs::memory::active_memory().ok()?;
@@ -126,19 +127,6 @@ fn gpu_memory_bytes(limit_bytes: u64, is_metal: bool) -> u64 {
     if is_metal { limit_bytes / 3 * 2 } else { limit_bytes }
 }
 
-/// Memory of this machine that can still be taken without swapping, in bytes; Linux only.
-pub(super) fn available_memory_bytes() -> Option<u64> {
-    kib_in("/proc/meminfo", "MemAvailable:")
-}
-
-/// An amount of memory in one of Linux's `/proc` files, in bytes.
-fn kib_in(path: &str, name: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,7 +137,7 @@ mod tests {
         assert_eq!(gpu_memory_bytes(96 << 30, false), 96 << 30);
         assert_eq!(gpu_memory_bytes(15 << 30, true), 10 << 30);
         if ComputeDevice::current() == ComputeDevice::Cpu && cfg!(target_os = "linux") {
-            let (free, available) = (free_memory_bytes().unwrap(), available_memory_bytes().unwrap());
+            let (free, available) = (free_memory_bytes().unwrap(), available_bytes().unwrap());
             assert!(free.abs_diff(available) < available / 2, "{free} {available}");
         }
     }

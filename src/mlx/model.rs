@@ -7,13 +7,16 @@ use std::path::PathBuf;
 
 use super::{
     decoder::Decoder,
-    device::{self, ComputeDevice, ComputeDtype},
+    device::{ComputeDevice, ComputeDtype},
     error::Result,
     linear::Precision,
     weights::Weights,
     weights_gguf,
 };
-use crate::models::{MixerSpec, ModelSpec};
+use crate::{
+    machine_memory::available_bytes,
+    models::{MixerSpec, ModelSpec},
+};
 
 /// Where a model's weights are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,5 +76,5 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
         sum.saturating_add(mixer).saturating_add(mlp)
     });
     let needed = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes()) as u64;
-    device::available_memory_bytes().is_none_or(|available| needed <= available / 4 * 3)
+    available_bytes().is_none_or(|available| needed <= available / 4 * 3)
 }

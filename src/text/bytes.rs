@@ -16,7 +16,6 @@ pub(super) fn byte_of(c: char) -> Option<u8> {
 }
 
 /// Returns the character that stands for a byte in byte-level tokens.
-#[cfg(test)]
 pub(super) fn char_of(byte: u8) -> char {
     if is_visible(byte) {
         return char::from(byte);

@@ -4,6 +4,7 @@
 //! the answer's text. Request formats are `batch/`'s, running the tokens the engine's business.
 
 mod answer;
+mod bounds;
 mod bytes;
 mod ends;
 mod error;

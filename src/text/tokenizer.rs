@@ -10,7 +10,7 @@ use std::sync::{Arc, Once};
 
 use tokenizers::DecoderWrapper;
 
-use super::{TextError, gguf_tokenizer};
+use super::{TextError, bounds, gguf_tokenizer};
 use crate::models::GgufHeader;
 
 /// Oniguruma gives up after ten million steps within one match, and the splitting patterns in
@@ -29,6 +29,7 @@ struct Inner {
     special_ids: HashSet<u32>,
     num_vocab: usize,
     is_byte_level: bool,
+    max_bytes_per_token: Option<usize>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -78,7 +79,14 @@ impl Tokenizer {
             }
             _ => false,
         };
-        Ok(Tokenizer(Arc::new(Inner { tokenizer, special_ids, num_vocab, is_byte_level })))
+        let max_bytes_per_token = bounds::max_bytes_per_token(&tokenizer);
+        Ok(Tokenizer(Arc::new(Inner {
+            tokenizer,
+            special_ids,
+            num_vocab,
+            is_byte_level,
+            max_bytes_per_token,
+        })))
     }
 
     /// Turns text into token ids.
@@ -99,6 +107,11 @@ impl Tokenizer {
         check_whitespace(text)?;
         let encoding = contained(|| self.0.tokenizer.encode(text, false)).map_err(TextError::Encode)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
+    }
+
+    /// Returns how many tokens a text has at least, told from its length; 0 where that is not known.
+    pub fn min_tokens(&self, text: &str) -> usize {
+        self.0.max_bytes_per_token.map_or(0, |max_bytes| text.len().div_ceil(max_bytes.max(1)))
     }
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.

@@ -75,6 +75,9 @@ fn lines_of_ten_megabytes_are_judged_like_any_other() {
     let output = run(&[valid.as_bytes(), invalid.as_bytes(), b"{\"prompt\": \"x\"}"]);
     let codes: Vec<&str> = output.iter().map(code_of).collect();
     assert_eq!(codes, ["context_length_exceeded", "invalid_json", "ok"]);
+    // It was tokenised whole, in 140 times its memory, to be refused then.
+    let message = message_of(&output[0]);
+    assert!(message.contains("at least ") && message.contains("context of 4096"), "{message}");
 }
 
 #[test]

@@ -13,6 +13,10 @@ use crate::{
     text::{ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, system_end},
 };
 
+/// A prompt of so many bytes is tokenised in any case, so that its error says how long it is. To tokenise a
+/// text takes some 140 times its memory.
+const MAX_COUNTED_BYTES: usize = 256 << 10;
+
 /// What all requests of a run share.
 #[derive(Debug)]
 pub(in crate::commands) struct Preparer {
@@ -51,8 +55,23 @@ impl Preparer {
         prompt: &Prompt,
         params: RequestParams,
     ) -> Result<Prepared, RequestError> {
+        let param = prompt_param(prompt);
+        let too_long = |num_tokens: String| {
+            RequestError::bad_request(
+                "context_length_exceeded",
+                param,
+                format!(
+                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for an answer",
+                    self.max_context
+                ),
+            )
+        };
+        let min_tokens = min_tokens(text, prompt);
+        if min_tokens >= self.max_context {
+            return Err(too_long(format!("at least {min_tokens}")));
+        }
         let ChatPrompt { tokens, spans, notices } = encode(text, prompt)?;
-        let (param, num_tokens) = (prompt_param(prompt), tokens.len());
+        let num_tokens = tokens.len();
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
         }
@@ -66,14 +85,7 @@ impl Preparer {
             ));
         }
         if num_tokens >= self.max_context {
-            return Err(RequestError::bad_request(
-                "context_length_exceeded",
-                param,
-                format!(
-                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for an answer",
-                    self.max_context
-                ),
-            ));
+            return Err(too_long(num_tokens.to_string()));
         }
         let own_seed = params.seed;
         let params = params.or(&self.fallback);
@@ -132,18 +144,54 @@ fn prompt_param(prompt: &Prompt) -> &'static str {
     }
 }
 
+/// Tokens that a long prompt has at least, known before it is tokenised; 0 for one that is soon counted.
+fn min_tokens(text: &TextModel, prompt: &Prompt) -> usize {
+    let of_text = |prompt: &str| match prompt.len() {
+        ..=MAX_COUNTED_BYTES => 0,
+        _ => text.tokenizer().min_tokens(prompt),
+    };
+    match prompt {
+        Prompt::Text(prompt) => of_text(prompt),
+        Prompt::Chat { messages, .. }
+            if messages.iter().map(text_bytes).sum::<usize>() <= MAX_COUNTED_BYTES =>
+        {
+            0
+        }
+        // A template may leave out any of it. What it says of them is told when they are encoded.
+        Prompt::Chat { messages, tools, template_kwargs } => {
+            let request = render_request(messages, tools.as_ref(), template_kwargs);
+            text.render_chat(&request).map_or(0, |text| of_text(&text))
+        }
+    }
+}
+
+/// Bytes of all texts in a JSON value.
+fn text_bytes(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(fields) => fields.values().map(text_bytes).sum(),
+        _ => 0,
+    }
+}
+
+fn render_request<'a>(
+    messages: &'a [Value],
+    tools: Option<&'a Value>,
+    template_kwargs: &'a Map<String, Value>,
+) -> RenderRequest<'a> {
+    RenderRequest { messages, tools, add_generation_prompt: true, extra: template_kwargs }
+}
+
 fn encode(text: &TextModel, prompt: &Prompt) -> Result<ChatPrompt, RequestError> {
     let encoded = match prompt {
         Prompt::Text(prompt) => text.encode_prompt(prompt).map(|tokens| {
             let spans = Span::of_raw_prompt(tokens.len());
             ChatPrompt { tokens, spans, notices: Vec::new() }
         }),
-        Prompt::Chat { messages, tools, template_kwargs } => text.encode_chat_with_spans(&RenderRequest {
-            messages,
-            tools: tools.as_ref(),
-            add_generation_prompt: true,
-            extra: template_kwargs,
-        }),
+        Prompt::Chat { messages, tools, template_kwargs } => {
+            text.encode_chat_with_spans(&render_request(messages, tools.as_ref(), template_kwargs))
+        }
     };
     encoded.map_err(|error| {
         let code = match &error {

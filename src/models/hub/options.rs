@@ -4,7 +4,7 @@
 //! result by the caller; nothing below reads the environment again.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A secret that says who asks; never printed.
@@ -51,7 +51,8 @@ pub struct HubOptions {
 }
 
 impl HubOptions {
-    /// Reads HF_ENDPOINT, HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_TOKEN_PATH and HF_HUB_OFFLINE.
+    /// Reads HF_ENDPOINT, HF_HOME, HF_HUB_CACHE (HUGGINGFACE_HUB_CACHE), HF_TOKEN, HF_TOKEN_PATH and
+    /// HF_HUB_OFFLINE (TRANSFORMERS_OFFLINE).
     pub fn from_env() -> Self {
         Self::from_vars(|name| std::env::var(name).ok())
     }
@@ -61,18 +62,13 @@ impl HubOptions {
         let var =
             |name: &str| var(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty());
         let home = var("HOME").map(PathBuf::from);
-        let path = |name: &str| {
-            let value = var(name)?;
-            match (value.strip_prefix("~/"), &home) {
-                (Some(rest), Some(home)) => Some(home.join(rest)),
-                _ => Some(PathBuf::from(value)),
-            }
-        };
+        let path = |name: &str| Some(PathBuf::from(expanded(&var(name)?, home.as_deref(), &var)));
         let hf_home = path("HF_HOME").unwrap_or_else(|| {
             let cache = path("XDG_CACHE_HOME").or_else(|| home.as_ref().map(|home| home.join(".cache")));
             cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
         });
-        let cache_dir = path("HF_HUB_CACHE").unwrap_or_else(|| hf_home.join("hub"));
+        let cache_dir = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
+        let cache_dir = cache_dir.unwrap_or_else(|| hf_home.join("hub"));
         let token = if var("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|value| is_true(&value)) {
             None
         } else {
@@ -91,12 +87,40 @@ impl HubOptions {
             token,
             home,
             revision: None,
-            offline: var("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            offline: var("HF_HUB_OFFLINE")
+                .or_else(|| var("TRANSFORMERS_OFFLINE"))
+                .is_some_and(|value| is_true(&value)),
             quiet: var("HF_HUB_DISABLE_PROGRESS_BARS").is_some_and(|value| is_true(&value)),
             hides_warnings: false,
             first_retry_delay: Duration::from_secs(1),
         }
     }
+}
+
+/// A path with `~` and variables put in, as Python's `os.path.expanduser` and then `os.path.expandvars` do:
+/// a variable that is not set stays as it is written.
+fn expanded(text: &str, home: Option<&Path>, var: impl Fn(&str) -> Option<String>) -> String {
+    let mut rest = text;
+    let mut path = String::new();
+    if let (Some(below), Some(home)) = (text.strip_prefix('~'), home)
+        && (below.is_empty() || below.starts_with('/'))
+    {
+        path.push_str(home.to_string_lossy().trim_end_matches('/'));
+        rest = below;
+    }
+    while let Some((before, after)) = rest.split_once('$') {
+        path.push_str(before);
+        let braced = after.strip_prefix('{').and_then(|after| after.split_once('}'));
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let (name, next) =
+            braced.unwrap_or_else(|| after.split_at(after.find(|c| !is_word(c)).unwrap_or(after.len())));
+        match var(name).filter(|_| !name.is_empty()) {
+            Some(value) => path.push_str(&value),
+            None => path.push_str(&rest[before.len()..rest.len() - next.len()]),
+        }
+        rest = next;
+    }
+    path + rest
 }
 
 fn is_true(value: &str) -> bool {
@@ -123,6 +147,29 @@ mod tests {
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "")]), PathBuf::from("/h/.cache/huggingface/hub"));
     }
 
+    /// A cache that Python filled was not found, and a folder named "$HOME" was made in its place.
+    #[test]
+    fn older_names_of_the_cache_and_variables_in_paths_are_read_as_python_reads_them() {
+        let home = ("HOME", "/h");
+        let cache = |vars: &[(&str, &str)]| options(&[&[home], vars].concat()).cache_dir;
+        assert_eq!(cache(&[("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HOME", "/hf")]), Path::new("/old"));
+        let both = [("HUGGINGFACE_HUB_CACHE", "/old"), ("HF_HUB_CACHE", "/new")];
+        assert_eq!(cache(&both), Path::new("/new"));
+        for (value, expected) in [
+            ("~", "/h"),
+            ("~/x", "/h/x"),
+            ("$HOME/x", "/h/x"),
+            ("${HOME}/x/$A", "/h/x/a"),
+            ("/d/$A-${A}_", "/d/a-a_"),
+            ("/d/$NONE/${NONE}/$/${A", "/d/$NONE/${NONE}/$/${A"),
+            ("~user/x", "~user/x"),
+        ] {
+            let vars = [("A", "a"), ("HF_HOME", value)];
+            assert_eq!(cache(&vars), Path::new(expected).join("hub"), "{value}");
+            assert_eq!(cache(&[("A", "a"), ("HF_HUB_CACHE", value)]), Path::new(expected), "{value}");
+        }
+    }
+
     #[test]
     fn the_token_comes_from_the_variable_then_the_file() {
         let dir = tempfile::tempdir().unwrap();
@@ -146,6 +193,8 @@ mod tests {
     fn offline_is_on_for_the_words_python_takes() {
         for (value, offline) in [("1", true), ("TRUE", true), ("yes", true), ("0", false), ("", false)] {
             assert_eq!(options(&[("HF_HUB_OFFLINE", value)]).offline, offline, "{value:?}");
+            assert_eq!(options(&[("TRANSFORMERS_OFFLINE", value)]).offline, offline, "{value:?}");
         }
+        assert!(!options(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]).offline);
     }
 }

@@ -3,10 +3,12 @@
 //! Owns bars on a terminal and plain lines elsewhere. Nothing here can fail: a closed standard
 //! error must not end a download.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::terminal::can_redraw;
 
 /// How downloads are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +32,7 @@ enum View {
 impl Progress {
     /// Chooses bars for a terminal and plain lines for a log.
     pub(super) fn new(quiet: bool) -> Self {
-        match (quiet, std::io::stderr().is_terminal()) {
+        match (quiet, can_redraw()) {
             (true, _) => Self::Quiet,
             (false, true) => Self::Bars,
             (false, false) => Self::Lines,
