@@ -10,6 +10,7 @@ mod generation;
 pub mod gguf;
 mod gguf_names;
 pub mod hub;
+pub mod known_keys;
 mod names;
 mod recurrent_spec;
 mod rope;
