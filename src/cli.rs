@@ -327,6 +327,7 @@ impl GenerationArgs {
             min_p: self.min_p,
             seed: self.seed,
             stop: (!self.stop.is_empty()).then(|| self.stop.clone()),
+            add_special_tokens: None,
         }
     }
 }

@@ -32,6 +32,9 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let options = ReaderOptions { served_model, ..ReaderOptions::default() };
     let mut reader = RequestReader::open(&args.input, options)?;
     let model = Description::read(&args.model, args.quiet)?;
+    for warning in model.text.warnings() {
+        say(args, &format!("mlxbatch: warning: {warning}"));
+    }
     let dtype = ComputeDevice::current().compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
     let snapshot = match &args.persist_cache {
         None => None,

@@ -87,6 +87,12 @@ pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<TokenizerJson, TextE
     }
 }
 
+/// Returns the text of the token that begins a text.
+pub(super) fn bos(header: &GgufHeader) -> Option<&str> {
+    let id = usize::try_from(header.u64("tokenizer.ggml.bos_token_id")?).ok()?;
+    header.strings("tokenizer.ggml.tokens")?.get(id).map(|text| &**text)
+}
+
 /// How a named byte-level tokenizer cuts text before merging.
 struct Split {
     normalizer: Value,
@@ -179,10 +185,10 @@ fn byte_level(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
             added.push(added_token(id, token, kind == Kind::Control && !is_plain));
         }
     }
-    let bos = metadata.add_bos(split.add_bos)?;
-    let post_processor = match (split.post_processor, bos) {
-        (Some(step), Some(bos)) => Some(json!({"type": "Sequence", "processors": [step, bos]})),
-        (step, bos) => step.or(bos),
+    let around = metadata.put_around(split.add_bos)?;
+    let post_processor = match (split.post_processor, around) {
+        (Some(step), Some(around)) => Some(json!({"type": "Sequence", "processors": [step, around]})),
+        (step, around) => step.or(around),
     };
     Ok(TokenizerJson {
         version: "1.0",
@@ -256,7 +262,7 @@ fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
         added_tokens: added,
         normalizer,
         pre_tokenizer,
-        post_processor: metadata.add_bos(true)?,
+        post_processor: metadata.put_around(true)?,
         decoder: json!({"type": "Sequence", "decoders": decoders}),
         model: Bpe {
             r#type: "BPE",

@@ -18,6 +18,7 @@ mod template;
 mod testing;
 mod text_model;
 mod tokenizer;
+mod tokenizer_config;
 
 pub use answer::Answer;
 pub use error::TextError;

@@ -111,7 +111,7 @@ impl ChatTemplate {
                 }
             }
         }
-        let special_tokens = special_tokens::from_folder(dir, tokenizer_config.as_ref())?;
+        let special_tokens = special_tokens::from_folder(dir)?;
         ChatTemplate::compile(sources, special_tokens)
     }
 

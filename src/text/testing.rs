@@ -1,4 +1,4 @@
-//! Small tokenizers for tests.
+//! Small tokenizers for tests, and folders of files.
 //!
 //! Owns a byte-level and a byte-fallback tokenizer of a few hundred tokens; compiled for tests
 //! only.
@@ -9,6 +9,15 @@ use serde_json::{Map, Value, json};
 
 use super::Tokenizer;
 use super::bytes::char_of;
+
+/// A temporary folder with these files.
+pub(super) fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder can be made");
+    for (name, text) in files {
+        std::fs::write(dir.path().join(name), text).expect("written");
+    }
+    dir
+}
 
 /// A byte-level tokenizer.json: all bytes, two merges, a special and an ordinary added token.
 pub(super) fn byte_level_json() -> Value {

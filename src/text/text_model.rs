@@ -56,12 +56,17 @@ impl TextModel {
     }
 
     /// Does what [`TextModel::encode_chat`] does and cuts the prompt into tiered spans, the last
-    /// of which ends with it.
-    pub fn encode_chat_with_spans(&self, request: &RenderRequest) -> Result<ChatPrompt, TextError> {
+    /// of which ends with it. `add_special_tokens` lets the tokenizer add what the template has not
+    /// written, as for a raw prompt.
+    pub fn encode_chat_with_spans(
+        &self,
+        request: &RenderRequest,
+        add_special_tokens: bool,
+    ) -> Result<ChatPrompt, TextError> {
         let template = self.template.as_ref().map_err(TextError::clone)?;
         let Rendered { text, notices } = template.render_whole(request)?;
         let boundaries = spans::text_boundaries(template, &self.partial_renders, request, &text);
-        let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text)?;
+        let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text, add_special_tokens)?;
         Ok(ChatPrompt { tokens, spans: spans::spans_of(&boundaries, &ranges), notices })
     }
 
@@ -87,10 +92,15 @@ impl TextModel {
         Ok(self.template.as_ref().map_err(TextError::clone)?.render_whole(request)?.text)
     }
 
-    /// Turns a raw prompt into token ids, with the special tokens the tokenizer adds, usually a
-    /// BOS in front.
-    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, TextError> {
-        self.tokenizer.encode(prompt, true)
+    /// Turns a raw prompt into token ids; `add_special_tokens` has the tokenizer add its own,
+    /// usually a BOS in front, unless the prompt begins with it.
+    pub fn encode_prompt(&self, prompt: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        self.tokenizer.encode(prompt, add_special_tokens)
+    }
+
+    /// Returns what is to be said about settings of the model's files that are not acted on.
+    pub fn warnings(&self) -> &[String] {
+        self.tokenizer.warnings()
     }
 
     /// Returns the tokenizer, cheap to clone.
@@ -127,15 +137,7 @@ mod tests {
 
     use super::*;
     use crate::models::gguf::testing::GgufFile;
-    use crate::text::testing::byte_level_json;
-
-    fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        for (name, text) in files {
-            std::fs::write(dir.path().join(name), text).expect("written");
-        }
-        dir
-    }
+    use crate::text::testing::{byte_level_json, folder};
 
     fn hello(model: &TextModel) -> Result<Vec<u32>, TextError> {
         let messages: [Value; 1] = [json!({"role": "user", "content": "th"})];
@@ -163,7 +165,7 @@ mod tests {
         ]);
         let model = TextModel::from_folder(dir.path()).expect("loads");
         assert_eq!(hello(&model).expect("encodes"), [256, 258], "no special tokens but the template's");
-        assert_eq!(model.encode_prompt("th").expect("encodes"), [258, 256]);
+        assert_eq!(model.encode_prompt("th", true).expect("encodes"), [258, 256]);
         assert_eq!((model.end_ids(), model.num_vocab()), (&[258][..], 260));
         assert!(model.has_chat_template());
     }
@@ -179,7 +181,7 @@ mod tests {
             files.extend(template.map(|text| ("chat_template.jinja", text.to_owned())));
             let dir = folder(&files);
             let model = TextModel::from_folder(dir.path()).expect("loads");
-            assert_eq!(model.encode_prompt("th").expect("encodes"), [256]);
+            assert_eq!(model.encode_prompt("th", true).expect("encodes"), [256]);
             assert!(!model.has_chat_template());
             let error = hello(&model).expect_err("no usable template").to_string();
             assert!(error.contains(problem), "{error}");

@@ -8,8 +8,10 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-use tokenizers::DecoderWrapper;
+use serde_json::Value;
+use tokenizers::{DecoderWrapper, ModelWrapper};
 
+use super::tokenizer_config::TokenizerConfig;
 use super::{TextError, bounds, gguf_tokenizer};
 use crate::models::GgufHeader;
 
@@ -30,6 +32,9 @@ struct Inner {
     num_vocab: usize,
     is_byte_level: bool,
     max_bytes_per_token: Option<usize>,
+    /// The token that begins a text, if the model has one.
+    bos: Option<(String, u32)>,
+    warnings: Vec<String>,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -39,36 +44,42 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads a folder's `tokenizer.json`.
+    /// Loads a folder's `tokenizer.json`, with what the files beside it say.
     pub fn from_folder(dir: &Path) -> Result<Tokenizer, TextError> {
         let path = dir.join("tokenizer.json");
-        match std::fs::read(&path) {
-            Ok(json) => Tokenizer::from_json(&json, &path),
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Err(TextError::NoTokenizer { dir: dir.to_owned() })
+                return Err(TextError::NoTokenizer { dir: dir.to_owned() });
             }
-            Err(e) => Err(TextError::io(&path, &e)),
-        }
+            Err(e) => return Err(TextError::io(&path, &e)),
+        };
+        let mut config = TokenizerConfig::read(dir)?;
+        let mut tokenizer = load(&json, &path)?;
+        config.apply(&mut tokenizer)?;
+        let bos = config.special_tokens().get("bos_token").and_then(Value::as_str).map(str::to_owned);
+        Ok(Tokenizer::new(tokenizer, bos.as_deref(), config.into_warnings()))
     }
 
     /// Rebuilds the tokenizer that a GGUF file's metadata describe.
     pub fn from_gguf(header: &GgufHeader) -> Result<Tokenizer, TextError> {
         let json = serde_json::to_vec(&gguf_tokenizer::tokenizer_json(header)?)
             .map_err(|e| TextError::tokenizer(header.path(), e))?;
-        Tokenizer::from_json(&json, header.path())
+        let bos = gguf_tokenizer::bos(header);
+        Ok(Tokenizer::new(load(&json, header.path())?, bos, Vec::new()))
     }
 
     /// Loads the text of a `tokenizer.json`; `path` is for error messages.
+    #[cfg(test)]
     pub(super) fn from_json(json: &[u8], path: &Path) -> Result<Tokenizer, TextError> {
-        let mut tokenizer = contained(|| tokenizers::Tokenizer::from_bytes(json))
-            .map_err(|message| TextError::tokenizer(path, message))?;
-        // Leftovers of training: prompts are neither cut nor padded.
-        tokenizer.with_truncation(None).map_err(|e| TextError::tokenizer(path, e))?;
-        tokenizer.with_padding(None);
+        Ok(Tokenizer::new(load(json, path)?, None, Vec::new()))
+    }
+
+    fn new(tokenizer: tokenizers::Tokenizer, bos: Option<&str>, warnings: Vec<String>) -> Tokenizer {
         let special_ids = tokenizer
             .get_added_tokens_decoder()
             .iter()
-            .filter(|(_, token)| token.special)
+            .filter(|(_, token)| tokenizer.get_added_vocabulary().is_special_token(&token.content))
             .map(|(id, _)| *id)
             .collect();
         let num_vocab = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
@@ -79,33 +90,37 @@ impl Tokenizer {
             }
             _ => false,
         };
+        let bos = bos.and_then(|text| Some((text.to_owned(), tokenizer.token_to_id(text)?)));
         let max_bytes_per_token = bounds::max_bytes_per_token(&tokenizer);
-        Ok(Tokenizer(Arc::new(Inner {
+        Tokenizer(Arc::new(Inner {
             tokenizer,
             special_ids,
             num_vocab,
             is_byte_level,
             max_bytes_per_token,
-        })))
+            bos,
+            warnings,
+        }))
     }
 
     /// Turns text into token ids.
     ///
     /// `add_special_tokens` lets the tokenizer put its own tokens around the text, usually a BOS
     /// in front: right for raw prompts, wrong for rendered chat templates, which write their own.
+    /// A text that begins with the BOS token is taken to have all of them, as mlx-lm does.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        check_whitespace(text)?;
-        let encoding = contained(|| self.0.tokenizer.encode_fast(text, add_special_tokens))
-            .map_err(TextError::Encode)?;
-        Ok(encoding.get_ids().to_vec())
+        self.encoding(text, add_special_tokens, false).map(|encoding| encoding.get_ids().to_vec())
     }
 
-    /// Turns a rendered template into the same token ids, and into the range of bytes that each
-    /// comes from. Pieces of one character have that character's range, and spaces at a token's
-    /// ends may be left out of its.
-    pub(super) fn encode_with_ranges(&self, text: &str) -> Result<(Vec<u32>, Vec<ByteRange>), TextError> {
-        check_whitespace(text)?;
-        let encoding = contained(|| self.0.tokenizer.encode(text, false)).map_err(TextError::Encode)?;
+    /// Turns text into the same token ids, and into the range of bytes that each comes from.
+    /// Pieces of one character have that character's range, spaces at a token's ends may be left
+    /// out of its, and tokens that are put around the text have an empty one.
+    pub(super) fn encode_with_ranges(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+    ) -> Result<(Vec<u32>, Vec<ByteRange>), TextError> {
+        let encoding = self.encoding(text, add_special_tokens, true)?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
@@ -114,9 +129,41 @@ impl Tokenizer {
         self.0.max_bytes_per_token.map_or(0, |max_bytes| text.len().div_ceil(max_bytes.max(1)))
     }
 
+    fn encoding(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        with_ranges: bool,
+    ) -> Result<tokenizers::Encoding, TextError> {
+        check_whitespace(text)?;
+        let tokenizer = &self.0.tokenizer;
+        let encode = |add_special_tokens: bool| {
+            contained(|| match with_ranges {
+                true => tokenizer.encode(text, add_special_tokens),
+                false => tokenizer.encode_fast(text, add_special_tokens),
+            })
+            .map_err(TextError::Encode)
+        };
+        if let Some((bos, bos_id)) = self.0.bos.as_ref().filter(|_| add_special_tokens)
+            && text.starts_with(bos.as_str())
+        {
+            let as_written = encode(false)?;
+            // Where special tokens are split, its text is not the token.
+            if as_written.get_ids().first() == Some(bos_id) {
+                return Ok(as_written);
+            }
+        }
+        encode(add_special_tokens)
+    }
+
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
         contained(|| self.0.tokenizer.decode(ids, true)).map_err(TextError::Decode)
+    }
+
+    /// Returns what is to be said about settings of the model's files that are not acted on.
+    pub fn warnings(&self) -> &[String] {
+        &self.0.warnings
     }
 
     /// Returns one more than the largest token id.
@@ -143,6 +190,24 @@ impl Tokenizer {
     pub(super) fn is_byte_level(&self) -> bool {
         self.0.is_byte_level
     }
+}
+
+/// Loads the text of a `tokenizer.json` without leftovers of training.
+fn load(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
+    let mut tokenizer = contained(|| tokenizers::Tokenizer::from_bytes(json))
+        .map_err(|message| TextError::tokenizer(path, message))?;
+    // Prompts are neither cut nor padded.
+    tokenizer.with_truncation(None).map_err(|e| TextError::tokenizer(path, e))?;
+    tokenizer.with_padding(None);
+    // Nor are merges left out by chance.
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
+    Ok(tokenizer)
 }
 
 thread_local! {

@@ -33,6 +33,14 @@ impl Fields {
         }
     }
 
+    pub fn take_bool(&mut self, name: &str) -> Result<Option<bool>, RequestError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Bool(flag)) => Ok(Some(flag)),
+            Some(other) => Err(expected("true or false", name, &other)),
+        }
+    }
+
     pub fn take_object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, RequestError> {
         match self.take(name) {
             None => Ok(None),

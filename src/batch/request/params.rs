@@ -23,6 +23,8 @@ pub struct RequestParams {
     pub seed: Option<u64>,
     /// None of them is empty; an empty list means no stops, whatever the flags say.
     pub stop: Option<Vec<String>>,
+    /// Whether the tokenizer adds its own tokens, such as BOS; absent: to raw prompts only.
+    pub add_special_tokens: Option<bool>,
 }
 
 impl RequestParams {
@@ -36,6 +38,7 @@ impl RequestParams {
             min_p: self.min_p.or(fallback.min_p),
             seed: self.seed.or(fallback.seed),
             stop: self.stop.or_else(|| fallback.stop.clone()),
+            add_special_tokens: self.add_special_tokens.or(fallback.add_special_tokens),
         }
     }
 
@@ -68,6 +71,7 @@ impl RequestParams {
             min_p: fields.take_number("min_p", 0.0..=1.0)?,
             seed: take_seed(fields)?,
             stop: take_stop(fields)?,
+            add_special_tokens: fields.take_bool("add_special_tokens")?,
         };
         // The limit of a small top_p is the most probable token alone: greedy.
         if params.top_p == Some(0.0) {

@@ -66,7 +66,7 @@ fn the_plain_form() {
         "id": "a1",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         "max_tokens": 8, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "seed": 7,
-        "stop": ["\n\n", "END"],
+        "stop": ["\n\n", "END"], "add_special_tokens": false,
         "metadata": {"k": [1]},
     }))
     .expect("a sound request");
@@ -82,6 +82,7 @@ fn the_plain_form() {
             min_p: Some(0.1),
             seed: Some(7),
             stop: Some(vec!["\n\n".into(), "END".into()]),
+            add_special_tokens: Some(false),
         }
     );
     let Prompt::Chat { messages, tools, template_kwargs } = request.prompt else { panic!("a chat") };

@@ -241,7 +241,8 @@ mod tests {
                 Next::Ready(ready) => {
                     assert!(!is_bad(index));
                     assert_eq!((ready.head.index, ready.head.line), (index as u64, index as u64 + 1));
-                    let tokens = intake.text().encode_prompt(&format!("word {index}")).expect("it encodes");
+                    let tokens =
+                        intake.text().encode_prompt(&format!("word {index}"), true).expect("it encodes");
                     assert_eq!(ready.prepared.generation.prompt, tokens);
                 }
                 Next::Failed(_) => assert!(is_bad(index), "line {index}"),

@@ -54,6 +54,7 @@ impl DescribedModel {
             super::warn(args, &[warning]);
         }
         let description = Description::read(&args.model, args.quiet)?;
+        super::warn(args, description.text.warnings());
         let Description { name, spec, files, stored_dtype, .. } = &description;
         // Before the weights: where it is an error, it is one soon.
         let dtype = device.compute_dtype(asked_dtype(args.compute.dtype), *stored_dtype);

@@ -70,7 +70,7 @@ impl Preparer {
         if min_tokens >= self.max_context {
             return Err(too_long(format!("at least {min_tokens}")));
         }
-        let ChatPrompt { tokens, spans, notices } = encode(text, prompt)?;
+        let ChatPrompt { tokens, spans, notices } = encode(text, prompt, params.add_special_tokens)?;
         let num_tokens = tokens.len();
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
@@ -183,14 +183,23 @@ fn render_request<'a>(
     RenderRequest { messages, tools, add_generation_prompt: true, extra: template_kwargs }
 }
 
-fn encode(text: &TextModel, prompt: &Prompt) -> Result<ChatPrompt, RequestError> {
+/// A raw prompt gets the tokenizer's own tokens, a chat template writes them itself, unless the
+/// request says otherwise.
+fn encode(
+    text: &TextModel,
+    prompt: &Prompt,
+    add_special_tokens: Option<bool>,
+) -> Result<ChatPrompt, RequestError> {
     let encoded = match prompt {
-        Prompt::Text(prompt) => text.encode_prompt(prompt).map(|tokens| {
-            let spans = Span::of_raw_prompt(tokens.len());
-            ChatPrompt { tokens, spans, notices: Vec::new() }
-        }),
+        Prompt::Text(prompt) => {
+            text.encode_prompt(prompt, add_special_tokens.unwrap_or(true)).map(|tokens| {
+                let spans = Span::of_raw_prompt(tokens.len());
+                ChatPrompt { tokens, spans, notices: Vec::new() }
+            })
+        }
         Prompt::Chat { messages, tools, template_kwargs } => {
-            text.encode_chat_with_spans(&render_request(messages, tools.as_ref(), template_kwargs))
+            let request = render_request(messages, tools.as_ref(), template_kwargs);
+            text.encode_chat_with_spans(&request, add_special_tokens.unwrap_or(false))
         }
     };
     encoded.map_err(|error| {
@@ -206,4 +215,50 @@ fn encode(text: &TextModel, prompt: &Prompt) -> Result<ChatPrompt, RequestError>
             error => RequestError::bad_request(code, prompt_param(prompt), error.to_string()),
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Llama 2's text side, whose template writes BOS.
+    fn text_model() -> TextModel {
+        let dir = tempfile::tempdir().expect("a temporary folder can be made");
+        fs::copy("fixtures/tokenizers/llama2.json", dir.path().join("tokenizer.json")).expect("copied");
+        let cases = fs::read("fixtures/tokenizers/cases.json").expect("the fixture is there");
+        let cases: Value = serde_json::from_slice(&cases).expect("JSON");
+        let mut cases = cases["cases"].as_array().expect("a list").iter();
+        let case = cases.find(|case| case["name"] == "Llama 2 chat").expect("it is there");
+        for (name, content) in case["files"].as_object().expect("an object") {
+            fs::write(dir.path().join(name), content.to_string()).expect("written");
+        }
+        TextModel::from_folder(dir.path()).expect("loads")
+    }
+
+    /// The field was ignored as unknown, and every raw prompt began with BOS.
+    #[test]
+    fn a_request_says_whether_special_tokens_are_added() {
+        let text = text_model();
+        let tokens = |prompt: &Prompt, add: Option<bool>| {
+            let ChatPrompt { tokens, spans, .. } = encode(&text, prompt, add).expect("encodes");
+            assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
+            tokens
+        };
+        let raw = Prompt::Text("Hello".into());
+        let with_bos = tokens(&raw, None);
+        assert_eq!((with_bos[0], tokens(&raw, Some(true))), (1, with_bos.clone()));
+        assert_eq!(tokens(&raw, Some(false)), with_bos[1..]);
+        let chat = Prompt::Chat {
+            messages: vec![json!({"role": "user", "content": "Hello"})],
+            tools: None,
+            template_kwargs: Map::new(),
+        };
+        let rendered = tokens(&chat, None);
+        assert!(rendered[0] == 1 && rendered[1] != 1, "{rendered:?}");
+        assert_eq!([Some(false), Some(true)].map(|add| tokens(&chat, add)), [rendered.clone(), rendered]);
+    }
 }

@@ -1,9 +1,9 @@
 //! The GGUF keys that both tokenizer families share.
 //!
-//! Owns reading tokens, their types and the BOS setting, and refusing what does not fit together.
+//! Owns reading tokens, their types and the BOS and EOS settings, and refusing what does not fit together.
 //! What is built from them is the parent module's business.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::models::GgufHeader;
 use crate::text::TextError;
@@ -74,26 +74,44 @@ impl<'a> Metadata<'a> {
         self.header.str("general.architecture").is_some_and(|name| name.starts_with("gemma"))
     }
 
-    /// Returns the post-processor that puts BOS in front, if the file asks for one.
-    pub(super) fn add_bos(&self, by_default: bool) -> Result<Option<Value>, TextError> {
-        let add = self.header.bool("tokenizer.ggml.add_bos_token").unwrap_or(by_default);
-        let Some(id) = self.header.u64("tokenizer.ggml.bos_token_id").filter(|_| add) else {
+    /// Returns the post-processor that puts BOS in front and EOS behind, if the file asks for them.
+    pub(super) fn put_around(&self, bos_by_default: bool) -> Result<Option<Value>, TextError> {
+        let bos = self.asked_token("bos", bos_by_default)?;
+        let eos = self.asked_token("eos", false)?;
+        if bos.is_none() && eos.is_none() {
             return Ok(None);
+        }
+        let special = |token: &Option<(u64, &str)>, type_id: u32| {
+            token.map(|(_, text)| json!({"SpecialToken": {"id": text, "type_id": type_id}}))
         };
-        let bos = usize::try_from(id).ok().and_then(|id| self.tokens.get(id)).ok_or_else(|| {
-            self.unusable(format!(
-                "tokenizer.ggml.bos_token_id {id} is not among {} tokens",
-                self.tokens.len()
-            ))
-        })?;
-        let special = json!({"SpecialToken": {"id": bos, "type_id": 0}});
-        let second = json!({"SpecialToken": {"id": bos, "type_id": 1}});
+        let around = |sequence: &str, type_id: u32| {
+            let text = json!({"Sequence": {"id": sequence, "type_id": type_id}});
+            special(&bos, type_id).into_iter().chain([text]).chain(special(&eos, type_id))
+        };
+        let ids: Map<String, Value> = [bos, eos]
+            .into_iter()
+            .flatten()
+            .map(|(id, text)| (text.to_owned(), json!({"id": text, "ids": [id], "tokens": [text]})))
+            .collect();
         Ok(Some(json!({
             "type": "TemplateProcessing",
-            "single": [special, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [special, {"Sequence": {"id": "A", "type_id": 0}},
-                     second, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {&**bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+            "single": around("A", 0).collect::<Vec<_>>(),
+            "pair": around("A", 0).chain(around("B", 1)).collect::<Vec<_>>(),
+            "special_tokens": ids,
         })))
+    }
+
+    /// Returns id and text of BOS or EOS, if it is to be put there.
+    fn asked_token(&self, name: &str, by_default: bool) -> Result<Option<(u64, &str)>, TextError> {
+        let add = self.header.bool(&format!("tokenizer.ggml.add_{name}_token")).unwrap_or(by_default);
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let Some(id) = self.header.u64(&key).filter(|_| add) else {
+            return Ok(None);
+        };
+        let token = usize::try_from(id)
+            .ok()
+            .and_then(|id| self.tokens.get(id))
+            .ok_or_else(|| self.unusable(format!("{key} {id} is not among {} tokens", self.tokens.len())))?;
+        Ok(Some((id, token)))
     }
 }

@@ -88,6 +88,17 @@ fn sentence_piece_merges_by_score_and_falls_back_to_bytes() {
     assert_eq!(tokenizer.decode(&ids).expect("decodes"), "the é the");
 }
 
+/// `add_eos_token` was not read.
+#[test]
+fn bos_and_eos_are_put_around_once() {
+    let file = sentence_piece_file().u32("tokenizer.ggml.eos_token_id", 2);
+    let tokenizer = Tokenizer::from_gguf(&file.header()).expect("rebuilt");
+    assert_eq!(pieces(&tokenizer, "<s>the"), ["<s>", "▁the"]);
+    let file = file.bool("tokenizer.ggml.add_eos_token", true);
+    let tokenizer = Tokenizer::from_gguf(&file.header()).expect("rebuilt");
+    assert_eq!(pieces(&tokenizer, "the"), ["<s>", "▁the", "</s>"]);
+}
+
 #[test]
 fn gemma_adds_no_space_and_shows_its_user_tokens() {
     let file = sentence_piece_file()

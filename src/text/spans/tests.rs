@@ -59,12 +59,12 @@ fn texts(model: &TextModel, messages: &[Value]) -> Vec<(String, Tier)> {
         Map::from_iter([("bos_token".to_owned(), json!("<s>")), ("eos_token".to_owned(), json!("</s>"))]);
     let request = RenderRequest { messages, tools: None, add_generation_prompt: true, extra: &extra };
     let full = model.render_chat(&request).expect("renders");
-    let ChatPrompt { tokens, spans, .. } = model.encode_chat_with_spans(&request).expect("encodes");
+    let ChatPrompt { tokens, spans, .. } = model.encode_chat_with_spans(&request, false).expect("encodes");
     assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
     let mut begin = 0;
     let mut parts = Vec::new();
     // The text itself, as decoding leaves special tokens out.
-    let ranges = model.tokenizer().encode_with_ranges(&full).expect("encodes").1;
+    let ranges = model.tokenizer().encode_with_ranges(&full, false).expect("encodes").1;
     for span in spans {
         let end = ranges.get(span.end).map_or(full.len(), |range| range.0);
         parts.push((full[begin..end].to_owned(), span.tier));
@@ -87,7 +87,7 @@ fn every_real_prompt_has_sound_spans_and_the_tokens_it_has_without() {
         let model = model(&case.template);
         let request = case.request();
         let ChatPrompt { tokens, spans, .. } =
-            match (model.encode_chat(&request), model.encode_chat_with_spans(&request)) {
+            match (model.encode_chat(&request), model.encode_chat_with_spans(&request, false)) {
                 (Ok(tokens), Ok(with_spans)) => {
                     assert_eq!(tokens, with_spans.tokens, "{name}");
                     with_spans
@@ -286,9 +286,9 @@ fn the_system_part_ends_where_the_first_user_text_begins() {
 fn what_cannot_be_rendered_is_the_error_it_is_without_spans() {
     let extra = Map::new();
     let request = RenderRequest { messages: &[], tools: None, add_generation_prompt: true, extra: &extra };
-    let error = model("smollm2").encode_chat_with_spans(&request).expect_err("no messages");
+    let error = model("smollm2").encode_chat_with_spans(&request, false).expect_err("no messages");
     assert!(matches!(error, TextError::NoMessages));
     let bad = [json!({"role": "user", "content": 5})];
-    let error = model("smollm2").encode_chat_with_spans(&RenderRequest { messages: &bad, ..request });
+    let error = model("smollm2").encode_chat_with_spans(&RenderRequest { messages: &bad, ..request }, false);
     assert!(matches!(error, Err(TextError::Message { index: 0, .. })));
 }

@@ -9,23 +9,11 @@ use serde_json::{Map, Value};
 
 use crate::models::GgufHeader;
 use crate::text::TextError;
-use crate::text::files::{read_json, token_text};
+use crate::text::tokenizer_config::TokenizerConfig;
 
-/// Collects them from `tokenizer_config.json`, then from `special_tokens_map.json`.
-pub(super) fn from_folder(
-    dir: &Path,
-    tokenizer_config: Option<&Value>,
-) -> Result<Map<String, Value>, TextError> {
-    let map = read_json(&dir.join("special_tokens_map.json"))?;
-    let mut tokens = Map::new();
-    for source in [tokenizer_config, map.as_ref()].into_iter().flatten().filter_map(Value::as_object) {
-        for (name, value) in source.iter().filter(|(name, _)| name.ends_with("_token")) {
-            if let (Some(text), false) = (token_text(value), tokens.contains_key(name)) {
-                tokens.insert(name.clone(), text.into());
-            }
-        }
-    }
-    Ok(tokens)
+/// Collects them from a folder's files, as its tokenizer does.
+pub(super) fn from_folder(dir: &Path) -> Result<Map<String, Value>, TextError> {
+    Ok(TokenizerConfig::read(dir)?.special_tokens().clone())
 }
 
 /// Collects them from the ids in a GGUF file's metadata.

@@ -179,11 +179,13 @@ fn a_template_for_tools_is_used_with_tools() {
 
 #[test]
 fn special_tokens_come_as_text_objects_or_ids() {
-    let object = r#"{"bos_token": {"content": "<s>", "lstrip": false}, "add_bos_token": true}"#;
+    let object = r#"{"bos_token": {"content": "<s>", "lstrip": false}, "added_tokens_decoder": {}}"#;
+    let older = r#"{"bos_token": "other"}"#;
     let string = r#"{"bos_token": "<s>"}"#;
     let null = r#"{"bos_token": null}"#;
     for files in [
         vec![("tokenizer_config.json", object), ("special_tokens_map.json", r#"{"bos_token": "other"}"#)],
+        vec![("tokenizer_config.json", older), ("special_tokens_map.json", string)],
         vec![("tokenizer_config.json", null), ("special_tokens_map.json", string)],
     ] {
         let files = [files, vec![("chat_template.jinja", PLAIN)]].concat();
