@@ -56,7 +56,7 @@ impl Tokenizer {
         };
         let mut config = TokenizerConfig::read(dir)?;
         let mut tokenizer = load(&json, &path)?;
-        config.apply(&mut tokenizer)?;
+        contained(|| Ok(config.apply(&mut tokenizer))).map_err(|e| TextError::tokenizer(&path, e))??;
         let bos = config.special_tokens().get("bos_token").and_then(Value::as_str).map(str::to_owned);
         Ok(Tokenizer::new(tokenizer, bos.as_deref(), config.into_warnings()))
     }

@@ -147,6 +147,20 @@ fn a_tokenizer_that_is_damaged() {
     refused(&desk, "model", &["tokenizer_config.json", "not valid JSON"]);
 }
 
+/// Only the chat template and the names of special tokens were read.
+#[test]
+fn settings_of_the_tokenizer_are_named_where_they_are_not_acted_on() {
+    let desk = desk();
+    let model = desk.copy_model(MODEL);
+    desk.set_field("model/tokenizer_config.json", "chat_template_type", json!("deepseek_v32"));
+    refused(&desk, "model", &["tokenizer_config.json", "chat_template_type"]);
+    desk.set_field("model/tokenizer_config.json", "chat_template_type", json!(null));
+    desk.set_field("model/tokenizer_config.json", "use_default_system_prompt", json!(true));
+    desk.set_field("model/tokenizer_config.json", "of_tomorrow", json!(1));
+    let named = contains("use_default_system_prompt").and(contains("of_tomorrow"));
+    desk.run_with(model).assert().code(0).stderr(named);
+}
+
 #[test]
 fn a_template_that_does_not_parse_fails_conversations_and_not_prompts() {
     let desk = desk();

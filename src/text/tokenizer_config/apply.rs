@@ -3,6 +3,8 @@
 //! Owns the space in front of a text, the added tokens and what is put around a text. The steps
 //! are taken apart as JSON, the form in which their crate documents them.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, ModelWrapper};
 
@@ -82,7 +84,7 @@ impl TokenizerConfig {
                 if is_bpe && !is_byte_level && !self.model.kind.as_deref().is_some_and(means_the_file) =>
             {
                 // Where the file has none, its publisher wants none: no class knows better.
-                if asked.or_else(|| steps.has_sentence_piece_prefix().then_some(true)).is_none() {
+                if asked.is_none() && !steps.has_sentence_piece_prefix() {
                     return;
                 }
                 let scheme = match asked {
@@ -93,11 +95,9 @@ impl TokenizerConfig {
                 steps.put_sentence_piece_prefix(scheme);
             }
             PrefixRule::ByteLevel if is_byte_level => {
-                let bytes = steps.pre_tokenizers.iter_mut().filter(|step| step["type"] == "ByteLevel");
-                for (step, asked) in bytes.zip(std::iter::repeat(asked)) {
-                    if let Some(asked) = asked {
-                        step["add_prefix_space"] = asked.into();
-                    }
+                if let Some(asked) = asked {
+                    let bytes = steps.pre_tokenizers.iter_mut().filter(|step| step["type"] == "ByteLevel");
+                    bytes.for_each(|step| step["add_prefix_space"] = asked.into());
                 }
             }
             _ => {
@@ -116,7 +116,7 @@ impl TokenizerConfig {
     /// Adds the tokens that the settings name, with their properties.
     fn add_tokens(&mut self, tokenizer: &mut tokenizers::Tokenizer) {
         let mut tokens: Vec<AddedToken> = Vec::new();
-        let mut known: Vec<String> =
+        let mut known: HashSet<String> =
             tokenizer.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
         let is_older_form = self.entries.get("added_tokens_decoder").is_none_or(Value::is_null);
         for token in self.added_tokens.values() {
@@ -131,13 +131,11 @@ impl TokenizerConfig {
         let more = more.into_iter().flatten().filter_map(Value::as_array).flatten().filter_map(token_text);
         let named = self.special_tokens.values().filter_map(Value::as_str).chain(more);
         for text in named {
-            if !text.is_empty() && !known.iter().any(|token| token == text) {
-                known.push(text.to_owned());
+            if !text.is_empty() && known.insert(text.to_owned()) {
                 tokens.push(AddedToken::from(text, true));
             }
         }
 
-        let num_before = tokenizer.get_vocab_size(true);
         let max_added = tokenizer.get_added_tokens_decoder().keys().max().map_or(0, |id| *id as usize + 1);
         let mut next_id = max_added.max(tokenizer.get_vocab_size(false));
         let mut without_weights = Vec::new();
@@ -155,7 +153,6 @@ impl TokenizerConfig {
         });
         // Even without tokens: those of the file are looked for anew behind the normalizer.
         tokenizer.add_tokens(&tokens);
-        debug_assert!(tokenizer.get_vocab_size(true) >= num_before);
 
         // Padding is never written, so it may well have no weights.
         let pad = self.special_tokens.get("pad_token").and_then(Value::as_str);

@@ -144,6 +144,19 @@ fn bos_and_eos_are_put_where_a_class_that_knows_them_is_told_to() {
     assert!(ids == [hello] && warnings.contains("no such token"), "{ids:?} {warnings}");
 }
 
+/// Looking at what a tokenizer puts around a text runs its steps, which panic where they are damaged.
+#[test]
+fn a_damaged_step_is_an_error_and_no_panic() {
+    let damaged: Change = |tokenizer| {
+        tokenizer["post_processor"] = json!({"type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "none", "type_id": 0}}], "special_tokens": {}});
+    };
+    let mut case = tiny_llama();
+    config(&mut case)["add_bos_token"] = true.into();
+    let error = load(&case, damaged).expect_err("no such token").to_string();
+    assert!(error.contains("tokenizer.json") && error.contains("gave up"), "{error}");
+}
+
 /// "<s>Hello" had two, which no model has seen.
 #[test]
 fn a_prompt_that_begins_with_bos_gets_no_second_one() {
