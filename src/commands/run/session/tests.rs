@@ -119,7 +119,7 @@ fn a_device_that_does_nothing_any_more_ends_the_run() {
 #[test]
 fn rows_of_no_numbers_cost_an_error_line_each_and_never_the_run() {
     let text = TextModel::from_folder(Path::new(FIXTURE)).expect("the fixture loads");
-    let first = text.encode_prompt("word").expect("encodes")[0];
+    let first = text.encode_prompt("word", true).expect("encodes")[0];
     let mut session = session_with(text, |limits| {
         let mut runner = FakeRunner::new(limits);
         runner.failures.poison = Some(first);
