@@ -34,19 +34,17 @@ impl TextModel {
     /// Loads a model folder's text files.
     pub fn from_folder(dir: &Path) -> Result<TextModel, TextError> {
         let tokenizer = Tokenizer::from_folder(dir)?;
-        let end_ids = ends::from_folder(dir, &tokenizer)?;
         let template = required(ChatTemplate::from_folder(dir), dir);
+        let end_ids = ends::from_folder(dir, &tokenizer, template.as_ref().ok())?;
         Ok(TextModel { tokenizer, template, end_ids, partial_renders: PartialRenders::default() })
     }
 
     /// Rebuilds the text side from a GGUF file's metadata.
     pub fn from_gguf(header: &GgufHeader) -> Result<TextModel, TextError> {
-        Ok(TextModel {
-            tokenizer: Tokenizer::from_gguf(header)?,
-            template: required(ChatTemplate::from_gguf(header), header.path()),
-            end_ids: ends::from_gguf(header),
-            partial_renders: PartialRenders::default(),
-        })
+        let tokenizer = Tokenizer::from_gguf(header)?;
+        let template = required(ChatTemplate::from_gguf(header), header.path());
+        let end_ids = ends::from_gguf(header, &tokenizer, template.as_ref().ok());
+        Ok(TextModel { tokenizer, template, end_ids, partial_renders: PartialRenders::default() })
     }
 
     /// Renders a conversation and turns it into token ids; the template alone decides about

@@ -2,6 +2,8 @@
 //!
 //! Owns writing such a file, independently of the reader: F32 tensors under llama.cpp's names.
 
+use std::{fs, path::Path};
+
 use predicates::prelude::*;
 use predicates::str::{contains, is_empty};
 use safetensors::SafeTensors;
@@ -204,6 +206,32 @@ fn a_gguf_file_answers_as_the_folder_it_was_made_from() {
         assert_eq!(folder["response"]["body"]["usage"], gguf["response"]["body"]["usage"]);
         assert_eq!(gguf["response"]["body"]["model"], "tiny.gguf");
     }
+}
+
+/// The example model, which `make test` fetches, with 0, the end of a text, as its only end: the answer ran
+/// on through `\nsystem\n\nuser\n` until its limit, 60 tokens instead of 8. Its template ends each turn with
+/// another token.
+#[test]
+fn an_answer_ends_with_its_turn_though_the_file_names_another_token() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join(".mlx/models/smollm2/SmolLM2-135M-Instruct.gguf");
+    let mut bytes = fs::read(&model).expect("the model is there: run make model");
+    let mut key = Vec::new();
+    put_text(&mut key, "tokenizer.ggml.eos_token_id");
+    key.extend(4u32.to_le_bytes());
+    let at =
+        bytes.windows(key.len()).position(|window| window == key).expect("the file has the key") + key.len();
+    assert_eq!(bytes[at..at + 4], 2u32.to_le_bytes(), "the publisher's end");
+    bytes[at..at + 4].copy_from_slice(&0u32.to_le_bytes());
+    let desk = Desk::with_input(concat!(
+        r#"{"messages": [{"role": "user", "content": "What is the capital of France?"}], "max_tokens": 60}"#,
+        "\n"
+    ));
+    desk.write("other_end.gguf", bytes);
+    desk.run_with("other_end.gguf").assert().code(0);
+    let line = &desk.output()[0];
+    assert_eq!(text_of(line), "The capital of France is Paris.");
+    assert_eq!(line["response"]["body"]["usage"]["completion_tokens"], 8);
+    assert_eq!(line["response"]["body"]["choices"][0]["finish_reason"], "stop");
 }
 
 /// The run ends with exit code 1, one of whose lines holds all of `parts`.
