@@ -4,7 +4,7 @@
 //! nothing, or at which values, or a warning names it. The tables lie beside the readers of their files;
 //! which keys are read only these know.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
@@ -24,6 +24,8 @@ pub struct KeyRule {
 /// What a key that is not read would do.
 #[derive(Debug, Clone, Copy)]
 pub enum Effect {
+    /// Is read, but not by the reader of the rest of the file; says by whom.
+    ReadBy(&'static str),
     /// Changes no answer, whatever its value; says why.
     Nothing(&'static str),
     /// Changes no answer at these values. At any other the answer would be wrong: says what it would do.
@@ -62,9 +64,9 @@ impl Plain {
 /// Files and their parts are accounted for one after the other; what is to be said comes out together.
 #[derive(Debug, Default)]
 pub struct Unread {
-    /// Keys that change answers, as `'key' = value`.
-    warned: Vec<String>,
-    unknown: Vec<String>,
+    /// Keys that change answers, as `'key' = value (what it does)`.
+    warned: BTreeSet<String>,
+    unknown: BTreeSet<String>,
 }
 
 impl Unread {
@@ -85,8 +87,8 @@ impl Unread {
         for (key, value) in entries {
             let named = || format!("'{place}{key}' = {}", shown(value));
             match rule_of(key, tables).map(|rule| rule.effect) {
-                None => self.unknown.push(format!("'{place}{key}'")),
-                Some(Effect::Nothing(_)) => {}
+                None => drop(self.unknown.insert(format!("'{place}{key}'"))),
+                Some(Effect::ReadBy(_) | Effect::Nothing(_)) => {}
                 Some(Effect::ErrorUnless(neutral, what)) => {
                     if !neutral.iter().any(|plain| plain.is(value)) {
                         return Err(format!("{} is not supported: {what}", named()));
@@ -94,7 +96,7 @@ impl Unread {
                 }
                 Some(Effect::WarningUnless(neutral, what)) => {
                     if !neutral.iter().any(|plain| plain.is(value)) {
-                        self.warned.push(format!("{} ({what})", named()));
+                        self.warned.insert(format!("{} ({what})", named()));
                     }
                 }
             }
@@ -129,10 +131,11 @@ fn rule_of<'a>(key: &str, tables: &[&'a [KeyRule]]) -> Option<&'a KeyRule> {
     })
 }
 
-fn joined(names: &[String]) -> String {
-    match names.len().checked_sub(MAX_NAMES) {
-        None | Some(0) => names.join(", "),
-        Some(more) => format!("{} and {more} more", names[..MAX_NAMES].join(", ")),
+fn joined(names: &BTreeSet<String>) -> String {
+    let shown = names.iter().take(MAX_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(MAX_NAMES) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
     }
 }
 

@@ -36,9 +36,23 @@ pub enum RopeScaling {
         original_context: f64,
         beta_fast: f64,
         beta_slow: f64,
-        mscale: f64,
-        mscale_all_dim: f64,
+        /// Whether the bounds between kept and stretched pairs are whole numbers.
+        truncates: bool,
+        /// Factor on queries and keys.
+        attention_factor: f64,
     },
+}
+
+impl RopeScaling {
+    /// Yarn's factor on queries and keys where a configuration does not state it; `mscale` counts only
+    /// beside an `mscale_all_dim`, as in transformers.
+    pub fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
+        let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        match (mscale.filter(|mscale| *mscale != 0.0), mscale_all_dim.filter(|mscale| *mscale != 0.0)) {
+            (Some(mscale), Some(all_dim)) => of(mscale) / of(all_dim),
+            _ => of(1.0),
+        }
+    }
 }
 
 impl RopeSpec {
@@ -63,15 +77,24 @@ impl RopeSpec {
                     }
                 })
                 .collect(),
-            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, mscale, mscale_all_dim } => {
-                let mscale_of = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                input_scale = mscale_of(mscale) / mscale_of(mscale_all_dim);
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                truncates,
+                attention_factor,
+            } => {
+                input_scale = attention_factor;
                 // The pair index at which a wave makes this many turns over the original context.
                 let correction = |turns: f64| {
                     dims as f64 * (original_context / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln())
                 };
-                let low = correction(beta_fast).floor().max(0.0);
-                let mut high = correction(beta_slow).ceil().min(dims as f64 - 1.0);
+                let (mut low, mut high) = (correction(beta_fast), correction(beta_slow));
+                if truncates {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dims as f64 - 1.0));
                 if low == high {
                     high += 0.001;
                 }
@@ -125,14 +148,22 @@ mod tests {
     }
 
     #[test]
+    fn yarns_factor_on_queries_needs_both_settings() {
+        let default = 0.1 * 4.0f64.ln() + 1.0;
+        assert_eq!(RopeScaling::yarn_attention_factor(4.0, None, None), default);
+        assert_eq!(RopeScaling::yarn_attention_factor(4.0, Some(0.5), None), default);
+        assert_eq!(RopeScaling::yarn_attention_factor(4.0, Some(1.0), Some(1.0)), 1.0);
+    }
+
+    #[test]
     fn yarn_with_factor_one_changes_nothing() {
         let scaling = RopeScaling::Yarn {
             factor: 1.0,
             original_context: 4096.0,
             beta_fast: 32.0,
             beta_slow: 1.0,
-            mscale: 1.0,
-            mscale_all_dim: 0.0,
+            truncates: true,
+            attention_factor: RopeScaling::yarn_attention_factor(1.0, None, None),
         };
         let plain = RopeSpec::new(16, 10_000.0, false, &RopeScaling::None);
         let yarn = RopeSpec::new(16, 10_000.0, false, &scaling);

@@ -1,11 +1,14 @@
 //! Typed reading of a configuration's fields.
 //!
-//! Owns the checks of single values, whose messages name the field. What a field means is the
-//! families' business.
+//! Owns the checks of single values, whose messages name the field, and the memory of which fields were
+//! asked for, so that none of the others is passed over. What a field means is the families' business,
+//! except for rotary positions, which are `rope`'s.
+
+use std::{cell::RefCell, collections::BTreeSet};
 
 use serde_json::{Map, Value};
 
-use crate::models::rope::{RopeScaling, RopeSpec};
+use crate::models::known_keys::{KeyRule, Unread};
 
 /// No dimension of a real model comes near this; larger ones are damage.
 const MAX_DIMENSION: u64 = 1 << 24;
@@ -15,14 +18,60 @@ pub(super) const MAX_LAYERS: u64 = 1 << 12;
 
 /// Typed access to a JSON object; absent and null are the same.
 pub(super) struct Fields<'a> {
-    pub fields: &'a Map<String, Value>,
+    /// Where the object lies in the file; empty for the file's own.
+    place: String,
+    map: &'a Map<String, Value>,
     /// Where flags are looked for next.
-    pub outer: &'a Map<String, Value>,
+    outer: Option<&'a Fields<'a>>,
+    /// Names of all fields that were asked for, there or not.
+    asked: RefCell<BTreeSet<String>>,
+    unread: &'a RefCell<Unread>,
 }
 
-impl Fields<'_> {
-    pub(super) fn get(&self, name: &str) -> Option<&Value> {
-        self.fields.get(name).filter(|value| !value.is_null())
+impl<'a> Fields<'a> {
+    /// The fields of a whole file; what nobody asks for goes to `unread`.
+    pub(super) fn of_file(map: &'a Map<String, Value>, unread: &'a RefCell<Unread>) -> Self {
+        Self { place: String::new(), map, outer: None, asked: RefCell::default(), unread }
+    }
+
+    /// The fields of an object inside this one.
+    pub(super) fn inside<'b>(&'b self, name: &str, map: &'b Map<String, Value>) -> Fields<'b> {
+        let place = if self.place.is_empty() { name.to_owned() } else { format!("{}.{name}", self.place) };
+        Fields { place, map, outer: Some(self), asked: RefCell::default(), unread: self.unread }
+    }
+
+    /// Where the object lies in the file, for messages.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// The object around this one.
+    pub(super) fn outer(&self) -> Option<&'a Fields<'a>> {
+        self.outer
+    }
+
+    /// The object itself; nothing that is read from it here counts as asked for.
+    pub(super) fn map(&self) -> &'a Map<String, Value> {
+        self.map
+    }
+
+    /// Accounts for the fields that nobody has asked for so far, by the first of the tables that knows
+    /// each.
+    pub(super) fn account(&self, tables: &[&[KeyRule]]) -> Result<(), String> {
+        let place = if self.place.is_empty() { String::new() } else { format!("{}.", self.place) };
+        let entries = self.map.iter().map(|(key, value)| (key.as_str(), value));
+        let asked = self.asked.borrow();
+        self.unread.borrow_mut().account(&place, entries, |key| asked.contains(key), tables)
+    }
+
+    #[cfg(test)]
+    pub(super) fn asked(&self) -> BTreeSet<String> {
+        self.asked.borrow().clone()
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+        self.asked.borrow_mut().insert(name.to_owned());
+        self.map.get(name).filter(|value| !value.is_null())
     }
 
     pub(super) fn integer(
@@ -67,20 +116,27 @@ impl Fields<'_> {
         }
     }
 
+    /// A flag, which may stand in the object around this one instead.
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
-        match self.get(name).or_else(|| self.outer.get(name).filter(|value| !value.is_null())) {
-            None => Ok(default),
-            Some(value) => {
-                value.as_bool().ok_or_else(|| format!("'{name}' must be true or false, got {value}"))
-            }
-        }
+        Ok(self.optional_flag(name)?.unwrap_or(default))
     }
 
-    /// An object one level down, whose flags are looked for here next; `None` where absent.
+    pub(super) fn optional_flag(&self, name: &str) -> Result<Option<bool>, String> {
+        let found = self.get(name);
+        let around = self.outer.and_then(|outer| outer.get(name));
+        found
+            .or(around)
+            .map(|value| {
+                value.as_bool().ok_or_else(|| format!("'{name}' must be true or false, got {value}"))
+            })
+            .transpose()
+    }
+
+    /// An object one level down; `None` where absent.
     pub(super) fn nested(&self, name: &str) -> Result<Option<Fields<'_>>, String> {
         match self.get(name) {
             None => Ok(None),
-            Some(Value::Object(fields)) => Ok(Some(Fields { fields, outer: self.fields })),
+            Some(Value::Object(map)) => Ok(Some(self.inside(name, map))),
             Some(other) => Err(format!("'{name}' must be an object, got {other}")),
         }
     }
@@ -129,15 +185,32 @@ impl Fields<'_> {
         Ok(hidden_size / num_heads)
     }
 
-    /// One kind for each layer; `None` where the configuration does not say.
-    pub(super) fn layer_types(&self, num_layers: usize) -> Result<Option<&[Value]>, String> {
-        match self.get("layer_types") {
-            None => Ok(None),
-            Some(Value::Array(types)) if types.len() == num_layers => Ok(Some(types)),
+    /// What `layer_types` says of each layer, by the names in `known`; `None` where it is absent.
+    pub(super) fn layer_types<T: Copy>(
+        &self,
+        num_layers: usize,
+        known: [(&str, T); 2],
+    ) -> Result<Option<Vec<T>>, String> {
+        let types = match self.get("layer_types") {
+            None => return Ok(None),
+            Some(Value::Array(types)) if types.len() == num_layers => types,
             Some(_) => {
-                Err(format!("'layer_types' must be a list with one entry for each of {num_layers} layers"))
+                return Err(format!(
+                    "'layer_types' must be a list with one entry for each of {num_layers} layers"
+                ));
             }
-        }
+        };
+        let meant = |(index, kind): (usize, &Value)| {
+            known.iter().find(|(name, _)| kind.as_str() == Some(name)).map(|(_, meant)| *meant).ok_or_else(
+                || {
+                    format!(
+                        "'layer_types' entry {index} must be {} or {}, got {kind}",
+                        known[0].0, known[1].0
+                    )
+                },
+            )
+        };
+        types.iter().enumerate().map(meant).collect::<Result<_, _>>().map(Some)
     }
 
     /// A width of heads that rotary positions can be applied to.
@@ -150,86 +223,8 @@ impl Fields<'_> {
         Ok(())
     }
 
-    /// Rotary positions of `dims` dimensions with the base `theta`, checked.
-    pub(super) fn rope(
-        dims: usize,
-        theta: f64,
-        interleaved: bool,
-        scaling: &RopeScaling,
-    ) -> Result<RopeSpec, String> {
-        if !(theta > 1.0 && theta.is_finite()) {
-            return Err(format!("'rope_theta' must be greater than 1, got {theta}"));
-        }
-        let rope = RopeSpec::new(dims, theta, interleaved, scaling);
-        if !rope.is_usable() {
-            return Err(
-                "'rope_theta' and the settings of 'rope_scaling' give no finite frequencies".to_owned()
-            );
-        }
-        Ok(rope)
-    }
-
-    /// `rope_theta`, which transformers 5 nests under `rope_parameters`.
-    pub(super) fn rope_theta(&self, default: Option<f64>) -> Result<f64, String> {
-        if let Some(theta) = self.optional_number("rope_theta")? {
-            return Ok(theta);
-        }
-        match self.get("rope_parameters") {
-            Some(Value::Object(nested)) => {
-                Fields { fields: nested, outer: nested }.number("rope_theta", default)
-            }
-            _ => default.ok_or_else(|| "'rope_theta' is missing".to_owned()),
-        }
-    }
-
-    pub(super) fn rope_scaling(&self, max_context: usize) -> Result<RopeScaling, String> {
-        let (name, scaling) = match (self.get("rope_scaling"), self.get("rope_parameters")) {
-            (Some(scaling), _) => ("rope_scaling", scaling),
-            (None, Some(scaling)) => ("rope_parameters", scaling),
-            (None, None) => return Ok(RopeScaling::None),
-        };
-        let Value::Object(scaling) = scaling else {
-            return Err(format!("'{name}' must be an object, got {scaling}"));
-        };
-        let scaling = Fields { fields: scaling, outer: scaling };
-        let kind = scaling.get("type").or_else(|| scaling.get("rope_type"));
-        let kind = kind.map_or(Ok("default"), |kind| {
-            kind.as_str().ok_or_else(|| format!("'{name}' has a type that is not a string"))
-        })?;
-        let in_scaling = |reason: String| format!("in '{name}': {reason}");
-        let positive = |field: &str, default: Option<f64>| {
-            let number = scaling.number(field, default).map_err(in_scaling)?;
-            if number > 0.0 && number.is_finite() {
-                Ok(number)
-            } else {
-                Err(in_scaling(format!("'{field}' must be positive, got {number}")))
-            }
-        };
-        Ok(match kind {
-            "default" | "mrope" => RopeScaling::None,
-            "linear" => RopeScaling::Linear { factor: positive("factor", None)? },
-            "llama3" => RopeScaling::Llama3 {
-                factor: positive("factor", None)?,
-                low_freq_factor: positive("low_freq_factor", Some(1.0))?,
-                high_freq_factor: positive("high_freq_factor", Some(4.0))?,
-                original_context: positive("original_max_position_embeddings", Some(8192.0))?,
-            },
-            "yarn" => RopeScaling::Yarn {
-                factor: positive("factor", None)?,
-                original_context: positive(
-                    "original_max_position_embeddings",
-                    Some(4096.0f64.min(max_context as f64)),
-                )?,
-                beta_fast: positive("beta_fast", Some(32.0))?,
-                beta_slow: positive("beta_slow", Some(1.0))?,
-                mscale: scaling.number("mscale", Some(1.0)).map_err(in_scaling)?,
-                mscale_all_dim: scaling.number("mscale_all_dim", Some(0.0)).map_err(in_scaling)?,
-            },
-            other => {
-                return Err(format!(
-                    "'{name}' of type '{other}' is not supported (default, linear, llama3 and yarn are)"
-                ));
-            }
-        })
+    /// Whether the head is the embedding matrix; where nothing is said, the weights decide.
+    pub(super) fn tied_head(&self) -> Result<Option<bool>, String> {
+        self.optional_flag("tie_word_embeddings")
     }
 }

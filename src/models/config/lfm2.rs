@@ -5,11 +5,13 @@
 
 use serde_json::Value;
 
-use super::fields::{Fields, MAX_LAYERS};
+use super::{
+    fields::{Fields, MAX_LAYERS},
+    rope::{LayerType, RopeDefaults},
+};
 use crate::models::{
     names::{BlockNames, WeightNames},
     recurrent_spec::{RecurrentSpec, ShortConvSpec},
-    rope::RopeScaling,
     spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
 };
 
@@ -21,7 +23,8 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
     }
     let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
     let intermediate_size = intermediate_size(fields)?;
-    let attention = attention(fields, hidden_size)?;
+    let max_context = fields.dimension("max_position_embeddings", Some(128_000))?;
+    let attention = attention(fields, hidden_size, max_context)?;
     let conv = RecurrentSpec::ShortConv(ShortConvSpec {
         kernel_size: fields.integer("conv_L_cache", Some(3), 2, 64)?,
         bias: fields.flag("conv_bias", false)?,
@@ -43,11 +46,11 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
         model_type: model_type.to_owned(),
         hidden_size,
         vocab_size: fields.dimension("vocab_size", None)?,
-        max_context: fields.dimension("max_position_embeddings", Some(128_000))?,
+        max_context,
         layers,
         norm: NormSpec { eps: fields.epsilon("norm_eps", Some(1e-5))?, weight: NormWeight::Factor },
         embedding_scale: None,
-        tied_head: Some(true),
+        tied_head: tied_head(fields)?,
         final_logit_softcap: None,
         quantization: None,
         names: WeightNames {
@@ -58,20 +61,23 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
     })
 }
 
-fn attention(fields: &Fields, hidden_size: usize) -> Result<AttentionSpec, String> {
+/// The publisher's spelling comes before everybody's.
+fn tied_head(fields: &Fields) -> Result<Option<bool>, String> {
+    let [own, common] = ["tie_embedding", "tie_word_embeddings"].map(|name| fields.optional_flag(name));
+    match (own?, common?) {
+        (Some(own), Some(common)) if own != common => Err(format!(
+            "'tie_embedding' and 'tie_word_embeddings' contradict each other: {own} and {common}; remove the \
+             wrong one"
+        )),
+        (own, common) => Ok(own.or(common)),
+    }
+}
+
+fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<AttentionSpec, String> {
     let num_heads = fields.dimension("num_attention_heads", None)?;
     let (num_heads, num_kv_heads) = fields.heads(Some(num_heads as u64))?;
-    // A `head_dim` that a configuration may carry is not looked at, as in the reference.
-    let head_dim = Fields::split_evenly(hidden_size, num_heads)?;
+    let head_dim = fields.head_dim(hidden_size, num_heads)?;
     Fields::check_head_dim(head_dim)?;
-    let nested_theta = match fields.nested("rope_parameters")? {
-        Some(rope) => rope.optional_number("rope_theta")?,
-        None => None,
-    };
-    let theta = match nested_theta {
-        Some(theta) => theta,
-        None => fields.number("rope_theta", Some(1_000_000.0))?,
-    };
     Ok(AttentionSpec {
         num_heads,
         num_kv_heads,
@@ -81,7 +87,7 @@ fn attention(fields: &Fields, hidden_size: usize) -> Result<AttentionSpec, Strin
         output_bias: false,
         qk_norm: true,
         output_gate: false,
-        rope: Fields::rope(head_dim, theta, false, &RopeScaling::None)?,
+        rope: fields.rope(LayerType::Full, head_dim, max_context, false, RopeDefaults::new(1_000_000.0))?,
         window: None,
         score_softcap: None,
     })
@@ -89,8 +95,16 @@ fn attention(fields: &Fields, hidden_size: usize) -> Result<AttentionSpec, Strin
 
 /// Width of the MLP; the configuration's number may be one to be cut to two thirds and rounded up.
 fn intermediate_size(fields: &Fields) -> Result<usize, String> {
-    let name = if fields.get("block_ff_dim").is_some() { "block_ff_dim" } else { "intermediate_size" };
+    let names = ["block_ff_dim", "intermediate_size"];
+    let name = if fields.get(names[0]).is_some() { names[0] } else { names[1] };
     let stated = fields.dimension(name, None)?;
+    let other = fields.dimension(names[1], Some(stated as u64))?;
+    if other != stated {
+        return Err(format!(
+            "'block_ff_dim' and 'intermediate_size' contradict each other: {stated} and {other}; remove the \
+             wrong one"
+        ));
+    }
     if !fields.flag("block_auto_adjust_ff_dim", true)? {
         return Ok(stated);
     }
@@ -107,38 +121,35 @@ fn intermediate_size(fields: &Fields) -> Result<usize, String> {
     Ok((scaled as usize).div_ceil(multiple) * multiple)
 }
 
-/// Which layers attend to all positions; `full_attn_idxs` comes before `layer_types`.
+/// Which layers attend to all positions, by `full_attn_idxs` or `layer_types`.
 fn full_attention(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, String> {
-    let mut full = vec![false; num_layers];
-    if let Some(indices) = fields.get("full_attn_idxs") {
-        let wrong = || format!("'full_attn_idxs' must be a list of layers below {num_layers}, got {indices}");
-        for index in indices.as_array().ok_or_else(wrong)? {
-            let index = index.as_u64().and_then(|index| usize::try_from(index).ok());
-            *index.and_then(|index| full.get_mut(index)).ok_or_else(wrong)? = true;
+    let by_index = match fields.get("full_attn_idxs") {
+        Some(indices) => Some(by_index(indices, num_layers)?),
+        None => None,
+    };
+    let by_type = fields.layer_types(num_layers, [("full_attention", true), ("conv", false)])?;
+    let (full, field) = match (by_index, by_type) {
+        (Some(by_index), Some(by_type)) if by_index != by_type => {
+            return Err(
+                "'full_attn_idxs' and 'layer_types' contradict each other; remove the wrong one".to_owned()
+            );
         }
-    } else {
-        let types = fields
-            .layer_types(num_layers)?
-            .ok_or_else(|| "'layer_types' is missing, and so is 'full_attn_idxs'".to_owned())?;
-        for (index, (full, kind)) in full.iter_mut().zip(types).enumerate() {
-            *full = match kind.as_str() {
-                Some("full_attention") => true,
-                Some("conv") => false,
-                _ => {
-                    return Err(format!(
-                        "'layer_types' entry {index} must be full_attention or conv, got {kind}"
-                    ));
-                }
-            };
-        }
-    }
+        (Some(full), _) => (full, "full_attn_idxs"),
+        (None, Some(full)) => (full, "layer_types"),
+        (None, None) => return Err("'layer_types' is missing, and so is 'full_attn_idxs'".to_owned()),
+    };
     if !full.contains(&true) {
-        let field = if fields.get("full_attn_idxs").is_some_and(Value::is_array) {
-            "full_attn_idxs"
-        } else {
-            "layer_types"
-        };
         return Err(format!("'{field}' leaves none of {num_layers} layers with full attention"));
+    }
+    Ok(full)
+}
+
+fn by_index(indices: &Value, num_layers: usize) -> Result<Vec<bool>, String> {
+    let wrong = || format!("'full_attn_idxs' must be a list of layers below {num_layers}, got {indices}");
+    let mut full = vec![false; num_layers];
+    for index in indices.as_array().ok_or_else(wrong)? {
+        let index = index.as_u64().and_then(|index| usize::try_from(index).ok());
+        *index.and_then(|index| full.get_mut(index)).ok_or_else(wrong)? = true;
     }
     Ok(full)
 }
@@ -173,8 +184,15 @@ mod tests {
         assert_eq!(spec.attention_layers().next().unwrap().head_dim, 8);
         assert_eq!(spec.kv_bytes_per_token(4), 2 * 2 * 8 * 4);
         assert_eq!(spec.state_bytes(4), 2 * 2 * 32 * 4);
-        let spec = with("full_attn_idxs", json!([2])).unwrap();
-        assert!(spec.layers[2].attention().is_some() && spec.layers[1].attention().is_none());
+        let mut config = config();
+        let types = config["layer_types"].take();
+        config["full_attn_idxs"] = json!([1]);
+        assert_eq!(parse_config(&config, "config.json").unwrap(), spec);
+        config["layer_types"] = types;
+        assert_eq!(parse_config(&config, "config.json").unwrap(), spec);
+        config["full_attn_idxs"] = json!([2]);
+        let message = parse_config(&config, "config.json").unwrap_err().to_string();
+        assert!(message.contains("'full_attn_idxs' and 'layer_types'"), "{message}");
     }
 
     #[test]

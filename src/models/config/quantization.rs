@@ -4,61 +4,56 @@
 
 use std::collections::HashMap;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::fields::Fields;
+use super::{fields::Fields, known::QUANTIZATION};
 use crate::models::spec::{Quantization, QuantizationSpec};
 
 /// Reads which matrices are quantised and how; `None` if none is.
-pub(super) fn quantization(
-    root: &Map<String, Value>,
-    text_config: Option<&Map<String, Value>>,
-) -> Result<Option<QuantizationSpec>, String> {
-    let find =
-        |object: &Map<String, Value>, name: &str| object.get(name).filter(|value| !value.is_null()).cloned();
-    let Some(value) = find(root, "quantization")
-        .or_else(|| find(root, "quantization_config"))
-        .or_else(|| text_config.and_then(|text| find(text, "quantization_config")))
-    else {
+pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Option<QuantizationSpec>, String> {
+    let places =
+        [(Some(root), "quantization"), (Some(root), "quantization_config"), (text, "quantization_config")];
+    let found = places.into_iter().find_map(|(fields, name)| fields?.nested(name).transpose());
+    let Some(settings) = found.transpose()? else {
         return Ok(None);
-    };
-    let Value::Object(settings) = &value else {
-        return Err(format!("'quantization' must be an object, got {value}"));
     };
     if let Some(method) = settings.get("quant_method") {
         return Err(format!(
             "weights quantised by {method} are not supported; use an MLX conversion (affine) of this model"
         ));
     }
-    let default = affine(settings, None)?;
+    let default = affine(&settings, None)?;
     let mut overrides = HashMap::new();
-    for (path, entry) in settings {
+    for (path, entry) in settings.map() {
         match entry {
             Value::Object(entry) => {
-                overrides.insert(
-                    path.clone(),
-                    Some(affine(entry, Some(default)).map_err(|e| format!("{path}: {e}"))?),
-                );
+                settings.get(path);
+                let entry = settings.inside(path, entry);
+                let setting = affine(&entry, Some(default)).map_err(|e| format!("{path}: {e}"))?;
+                entry.account(&[QUANTIZATION])?;
+                overrides.insert(path.clone(), Some(setting));
             }
-            Value::Bool(false) => {
+            Value::Bool(false) if !is_setting(path) => {
+                settings.get(path);
                 overrides.insert(path.clone(), None);
             }
             _ => {}
         }
     }
+    settings.account(&[QUANTIZATION])?;
     Ok(Some(QuantizationSpec { default, overrides }))
 }
 
-fn affine(settings: &Map<String, Value>, default: Option<Quantization>) -> Result<Quantization, String> {
-    let fields = Fields { fields: settings, outer: settings };
-    match fields.get("mode").map(|mode| mode.as_str()) {
-        None | Some(Some("affine")) => {}
-        Some(_) => {
-            return Err(format!(
-                "quantisation mode {} is not supported; affine is",
-                settings.get("mode").unwrap_or(&Value::Null)
-            ));
-        }
+/// Whether the tables know a key, so that it is no weight's path.
+fn is_setting(key: &str) -> bool {
+    QUANTIZATION.iter().any(|rule| rule.key == key)
+}
+
+fn affine(fields: &Fields, default: Option<Quantization>) -> Result<Quantization, String> {
+    match fields.get("mode") {
+        None => {}
+        Some(mode) if mode == "affine" => {}
+        Some(mode) => return Err(format!("quantisation mode {mode} is not supported; affine is")),
     }
     let group_size = fields.integer("group_size", default.map(|d| d.group_size as u64), 1, 1024)?;
     let bits = fields.integer("bits", default.map(|d| d.bits as u64), 1, 8)?;

@@ -5,7 +5,10 @@
 
 use serde_json::Value;
 
-use super::fields::{Fields, MAX_LAYERS};
+use super::{
+    fields::{Fields, MAX_LAYERS},
+    rope::{LayerType, RopeDefaults},
+};
 use crate::models::{
     names::WeightNames,
     recurrent_spec::{GatedDeltaSpec, RecurrentSpec},
@@ -47,7 +50,7 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
             weight: NormWeight::LessOneUnlessConverted,
         },
         embedding_scale: None,
-        tied_head: Some(fields.flag("tie_word_embeddings", false)?),
+        tied_head: fields.tied_head()?,
         final_logit_softcap: None,
         quantization: None,
         names: names(),
@@ -70,21 +73,8 @@ fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<
     let (num_heads, num_kv_heads) = fields.heads(None)?;
     let head_dim = fields.head_dim(hidden_size, num_heads)?;
     Fields::check_head_dim(head_dim)?;
-    let rope = fields.nested("rope_parameters")?;
-    let rotated = match &rope {
-        Some(rope) => rope.number("partial_rotary_factor", Some(0.25))?,
-        None => fields.number("partial_rotary_factor", Some(0.25))?,
-    };
-    if !(rotated > 0.0 && rotated <= 1.0) {
-        return Err(format!("'partial_rotary_factor' must lie between 0 and 1, got {rotated}"));
-    }
-    let dims = (head_dim as f64 * rotated) as usize;
-    if dims == 0 || !dims.is_multiple_of(2) {
-        return Err(format!(
-            "'partial_rotary_factor' of {rotated} rotates {dims} of {head_dim} dimensions; they must be even in number"
-        ));
-    }
     let bias = fields.flag("attention_bias", false)?;
+    let defaults = RopeDefaults { rotated: 0.25, ..RopeDefaults::new(100_000.0) };
     Ok(AttentionSpec {
         num_heads,
         num_kv_heads,
@@ -94,12 +84,7 @@ fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<
         output_bias: bias,
         qk_norm: true,
         output_gate: true,
-        rope: Fields::rope(
-            dims,
-            fields.rope_theta(Some(100_000.0))?,
-            false,
-            &fields.rope_scaling(max_context)?,
-        )?,
+        rope: fields.rope(LayerType::Full, head_dim, max_context, false, defaults)?,
         window: None,
         score_softcap: None,
     })
@@ -126,18 +111,9 @@ fn gated_delta(fields: &Fields) -> Result<GatedDeltaSpec, String> {
 
 /// Which layers attend to all positions; `layer_types` decides where it is given.
 fn full_attention(fields: &Fields, num_layers: usize) -> Result<Vec<bool>, String> {
-    let full: Vec<bool> = match fields.layer_types(num_layers)? {
-        Some(types) => types
-            .iter()
-            .enumerate()
-            .map(|(index, kind)| match kind.as_str() {
-                Some("full_attention") => Ok(true),
-                Some("linear_attention") => Ok(false),
-                _ => Err(format!(
-                    "'layer_types' entry {index} must be full_attention or linear_attention, got {kind}"
-                )),
-            })
-            .collect::<Result<_, _>>()?,
+    let known = [("full_attention", true), ("linear_attention", false)];
+    let full: Vec<bool> = match fields.layer_types(num_layers, known)? {
+        Some(full) => full,
         None => {
             let interval = fields.integer("full_attention_interval", Some(4), 1, MAX_LAYERS)?;
             (1..=num_layers).map(|number| number.is_multiple_of(interval)).collect()

@@ -1,0 +1,215 @@
+//! The keys of `config.json` that no reader asks for, and what is known of them.
+//!
+//! Owns the tables. The families' readers ask for what they read, which `fields` remembers; the first table
+//! that knows a key that is left decides: a family's own before the one for all.
+
+use crate::models::known_keys::{
+    Effect::{self, ErrorUnless, Nothing, ReadBy, WarningUnless},
+    KeyRule,
+    Plain::{Bool, Empty, Number, Text},
+};
+
+const fn rule(key: &'static str, effect: Effect) -> KeyRule {
+    KeyRule { key, effect }
+}
+
+const TRAINING: Effect = Nothing("it counts in training only");
+const HISTORY: Effect = Nothing("it tells how the file was made");
+const OTHER_TASK: Effect = Nothing("it is for classifiers, or encoders and decoders in one");
+const OUTPUTS: Effect = Nothing("it chooses what Python gets back");
+const PICTURES: Effect = Nothing("it is for pictures and sound, and requests with these are refused");
+const SAMPLING: Effect = Nothing("transformers 5 drops it too: generation_config.json has its place");
+const EXPERTS: Effect =
+    ErrorUnless(&[Number(0.0)], "mixtures of experts are not supported for this model type");
+const MULTIPLIER: Effect =
+    ErrorUnless(&[Number(1.0)], "it multiplies what the layers compute, which this model type does not");
+const ANOTHER_ATTENTION: Effect =
+    ErrorUnless(&[Bool(false), Empty], "it asks for another attention than this model type has");
+const SILU: Effect =
+    ErrorUnless(&[Text("silu"), Text("swish")], "this model type is computed with silu in its MLP");
+const GELU_TANH: Effect = ErrorUnless(
+    &[Text("gelu_pytorch_tanh"), Text("gelu_tanh"), Text("gelu_new")],
+    "this model type is computed with the tanh form of gelu in its MLP",
+);
+
+/// For every model type.
+pub(super) const COMMON: &[KeyRule] = &[
+    rule("bos_token_id", ReadBy("the tokenizer's files say whether a prompt gets one")),
+    rule("eos_token_id", ReadBy("text::ends")),
+    rule("pad_token_id", Nothing("nothing is padded with tokens")),
+    rule("sep_token_id", OTHER_TASK),
+    rule("decoder_start_token_id", OTHER_TASK),
+    rule("dtype", DTYPE),
+    rule("torch_dtype", DTYPE),
+    rule("architectures", HISTORY),
+    rule("transformers_version", HISTORY),
+    rule("transformers.js_config", HISTORY),
+    rule("name_or_path", HISTORY),
+    rule("unsloth_*", HISTORY),
+    rule("_*", Nothing("a name that begins so is private to the program that wrote it")),
+    rule("tokenizer_class", Nothing("the tokenizer's files decide")),
+    rule("auto_map", WarningUnless(&[Empty], "the publisher's own Python code, which is not run")),
+    rule("attn_implementation", Nothing("it chooses among ways to compute the same")),
+    rule("cache_implementation", Nothing("it chooses among ways to compute the same")),
+    rule("use_cache", Nothing("there is always a cache")),
+    rule("chunk_size_feed_forward", Nothing("it saves memory in computing the same")),
+    rule("pretraining_tp", Nothing("it cuts matrices in computing the same")),
+    rule("quantization_config", Nothing("'quantization', which MLX writes, comes before it")),
+    rule("initializer_range", TRAINING),
+    rule("attention_dropout", TRAINING),
+    rule("hidden_dropout", TRAINING),
+    rule("hidden_dropout_prob", TRAINING),
+    rule("attention_probs_dropout_prob", TRAINING),
+    rule("resid_pdrop", TRAINING),
+    rule("embd_pdrop", TRAINING),
+    rule("attn_pdrop", TRAINING),
+    rule("router_aux_loss_coef", TRAINING),
+    rule("output_router_logits", OUTPUTS),
+    rule("output_attentions", OUTPUTS),
+    rule("output_hidden_states", OUTPUTS),
+    rule("output_scores", OUTPUTS),
+    rule("return_dict", OUTPUTS),
+    rule("return_dict_in_generate", OUTPUTS),
+    rule("torchscript", OUTPUTS),
+    rule("use_bfloat16", OUTPUTS),
+    rule("tf_legacy_loss", OUTPUTS),
+    rule("is_decoder", Nothing("it always is one")),
+    rule("is_encoder_decoder", ErrorUnless(&[Bool(false)], "models with an encoder are not supported")),
+    rule("add_cross_attention", ErrorUnless(&[Bool(false)], "models with an encoder are not supported")),
+    rule("cross_attention_hidden_size", ErrorUnless(&[], "models with an encoder are not supported")),
+    rule("tie_encoder_decoder", OTHER_TASK),
+    rule("id2label", OTHER_TASK),
+    rule("label2id", OTHER_TASK),
+    rule("num_labels", OTHER_TASK),
+    rule("problem_type", OTHER_TASK),
+    rule("classifier_dropout", OTHER_TASK),
+    rule("finetuning_task", OTHER_TASK),
+    rule("task_specific_params", OTHER_TASK),
+    rule("pruned_heads", ErrorUnless(&[Empty], "heads that were taken out are not supported")),
+    rule("prefix", SAMPLING),
+    rule("do_sample", SAMPLING),
+    rule("temperature", SAMPLING),
+    rule("top_k", SAMPLING),
+    rule("top_p", SAMPLING),
+    rule("typical_p", SAMPLING),
+    rule("max_length", SAMPLING),
+    rule("min_length", SAMPLING),
+    rule("max_new_tokens", SAMPLING),
+    rule("num_beams", SAMPLING),
+    rule("num_beam_groups", SAMPLING),
+    rule("num_return_sequences", SAMPLING),
+    rule("diversity_penalty", SAMPLING),
+    rule("early_stopping", SAMPLING),
+    rule("length_penalty", SAMPLING),
+    rule("repetition_penalty", SAMPLING),
+    rule("no_repeat_ngram_size", SAMPLING),
+    rule("encoder_no_repeat_ngram_size", SAMPLING),
+    rule("bad_words_ids", SAMPLING),
+    rule("suppress_tokens", SAMPLING),
+    rule("begin_suppress_tokens", SAMPLING),
+    rule("forced_bos_token_id", SAMPLING),
+    rule("forced_eos_token_id", SAMPLING),
+    rule("remove_invalid_values", SAMPLING),
+    rule("exponential_decay_length_penalty", SAMPLING),
+    rule("hidden_act", SILU),
+    rule("hidden_activation", SILU),
+    rule("num_experts", EXPERTS),
+    rule("num_local_experts", EXPERTS),
+    rule("n_routed_experts", EXPERTS),
+    rule("embedding_multiplier", MULTIPLIER),
+    rule("residual_multiplier", MULTIPLIER),
+    rule("logits_scaling", MULTIPLIER),
+    rule("logit_scale", MULTIPLIER),
+    rule("attention_multiplier", ErrorUnless(&[], "it scales the attention, which this model type does not")),
+    rule(
+        "query_pre_attn_scalar",
+        ErrorUnless(&[], "it scales the attention, which this model type does not"),
+    ),
+    rule("alibi", ANOTHER_ATTENTION),
+    rule("clip_qkv", ANOTHER_ATTENTION),
+    rule("use_qk_norm", ANOTHER_ATTENTION),
+    rule("qk_norm", ANOTHER_ATTENTION),
+    rule("qk_layernorm", ANOTHER_ATTENTION),
+    rule("no_rope_layers", ANOTHER_ATTENTION),
+    rule("use_bidirectional_attention", ANOTHER_ATTENTION),
+    rule("rope_local_base_freq", ErrorUnless(&[], "this model type has one base for all layers")),
+    rule("sliding_window_pattern", ErrorUnless(&[], "this model type has windows by 'layer_types' only")),
+    rule("text_config", ErrorUnless(&[], "this model type has no configuration inside its own")),
+    rule("rope_traditional", ErrorUnless(&[Bool(false)], "this model type rotates the halves of a head")),
+];
+
+const DTYPE: Effect = WarningUnless(
+    &[Text("float32"), Text("float16"), Text("bfloat16")],
+    "a precision that is not known; the device's usual one is taken unless --dtype says otherwise",
+);
+
+const WINDOW_UNUSED: Effect = Nothing("without 'layer_types' that slide all layers see everything");
+
+pub(super) const LLAMA: &[KeyRule] = &[rule("sliding_window", WINDOW_UNUSED)];
+
+const QWEN_WINDOW_UNUSED: Effect = Nothing("it counts with 'use_sliding_window' only");
+
+pub(super) const QWEN2: &[KeyRule] = &[
+    rule("sliding_window", QWEN_WINDOW_UNUSED),
+    rule("max_window_layers", QWEN_WINDOW_UNUSED),
+    rule("use_mrope", ErrorUnless(&[Bool(false)], "it is for pictures")),
+    rule("attention_bias", Nothing("queries, keys and values always have biases, and weights are checked")),
+];
+
+pub(super) const QWEN3: &[KeyRule] =
+    &[rule("sliding_window", QWEN_WINDOW_UNUSED), rule("max_window_layers", QWEN_WINDOW_UNUSED)];
+
+pub(super) const GEMMA3: &[KeyRule] = &[
+    rule("hidden_act", GELU_TANH),
+    rule("hidden_activation", GELU_TANH),
+    rule("tie_word_embeddings", Nothing("the weights show whether the head is one of them")),
+];
+
+pub(super) const QWEN3_5: &[KeyRule] = &[
+    rule("full_attention_interval", Nothing("'layer_types' comes before it")),
+    rule("attn_output_gate", ErrorUnless(&[Bool(true)], "attention without a gate is not supported")),
+    rule("mamba_ssm_dtype", WarningUnless(&[Text("float32")], "states are kept as float32")),
+    rule("mlp_only_layers", Nothing("every layer's MLP is dense")),
+    rule("mtp_*", Nothing("layers that guess several tokens at once are not run; answers are the same")),
+];
+
+pub(super) const LFM2: &[KeyRule] = &[
+    rule("rms_norm_eps", Nothing("'norm_eps' is this model type's")),
+    rule("block_norm_eps", Nothing("'norm_eps' is this model type's, in the publisher's code as well")),
+    rule("block_mlp_init_scale", TRAINING),
+    rule("block_out_init_scale", TRAINING),
+    rule("block_use_xavier_init", TRAINING),
+    rule("conv_use_xavier_init", TRAINING),
+    rule("block_use_swiglu", ErrorUnless(&[Bool(true)], "MLPs without a gate are not supported")),
+    rule("use_pos_enc", ErrorUnless(&[Bool(true)], "attention without positions is not supported")),
+    rule("conv_dim", Nothing("convolutions have the hidden size, in the publisher's code as well")),
+    rule("conv_dim_out", Nothing("convolutions have the hidden size, in the publisher's code as well")),
+    rule("num_heads", Nothing("'num_attention_heads' is what the publisher's code reads")),
+    rule("block_multiple_of", LFM2_ADJUSTING),
+    rule("block_ffn_dim_multiplier", LFM2_ADJUSTING),
+];
+
+const LFM2_ADJUSTING: Effect = Nothing("it counts with 'block_auto_adjust_ff_dim' only");
+
+/// For the outer object of models whose language model has a `text_config`.
+pub(super) const WRAPPER: &[KeyRule] = &[
+    rule("vision_*", PICTURES),
+    rule("image_*", PICTURES),
+    rule("video_*", PICTURES),
+    rule("audio_*", PICTURES),
+    rule("boi_*", PICTURES),
+    rule("eoi_*", PICTURES),
+    rule("mm_tokens_per_image", PICTURES),
+    rule("language_model_only", PICTURES),
+    rule("tie_word_embeddings", Nothing("the language model's own setting comes before it")),
+];
+
+/// For the objects of rotary positions.
+pub(super) const ROPE: &[KeyRule] = &[
+    rule("mrope_section", Nothing("a text's positions are the same in all sections")),
+    rule("mrope_interleaved", Nothing("a text's positions are the same in all sections")),
+];
+
+/// For the object of quantisation settings.
+pub(super) const QUANTIZATION: &[KeyRule] =
+    &[rule("quantize_activations", ErrorUnless(&[Bool(false)], "activations are not quantised here"))];

@@ -1,0 +1,216 @@
+//! Rotary positions in a configuration, in all the forms in which they are written.
+//!
+//! Owns finding them (`rope_theta` and `rope_scaling` beside the other fields, or `rope_parameters`, flat or
+//! one object for each type of layer), which of several forms counts, and what their fields mean and
+//! default to. The frequencies that follow are `models::rope`'s.
+
+use serde_json::Value;
+
+use super::{fields::Fields, known::ROPE};
+use crate::models::rope::{RopeScaling, RopeSpec};
+
+/// The types of layers that may have rotary positions of their own, as `layer_types` names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerType {
+    Full,
+    Sliding,
+}
+
+impl LayerType {
+    const ALL: [Self; 2] = [Self::Full, Self::Sliding];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full_attention",
+            Self::Sliding => "sliding_attention",
+        }
+    }
+}
+
+/// What a family's rotary positions are where its configuration is silent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RopeDefaults {
+    /// The field beside the others that holds the base.
+    pub theta_field: &'static str,
+    /// `None`: the configuration has to say.
+    pub theta: Option<f64>,
+    /// Share of each head that is rotated.
+    pub rotated: f64,
+    /// Whether the fields beside the others scale these layers.
+    pub is_scaled: bool,
+}
+
+impl RopeDefaults {
+    /// All of a head, with this base.
+    pub(super) fn new(theta: impl Into<Option<f64>>) -> Self {
+        Self { theta_field: "rope_theta", theta: theta.into(), rotated: 1.0, is_scaled: true }
+    }
+}
+
+impl Fields<'_> {
+    /// Rotary positions of layers of one type with heads of `head_dim` dimensions.
+    pub(super) fn rope(
+        &self,
+        layer_type: LayerType,
+        head_dim: usize,
+        max_context: usize,
+        interleaved: bool,
+        defaults: RopeDefaults,
+    ) -> Result<RopeSpec, String> {
+        let beside = self.nested("rope_scaling")?.filter(|_| defaults.is_scaled);
+        let parameters = self.rope_parameters(layer_type, defaults.is_scaled)?;
+        // transformers took the old object for the whole of the new one, base and all.
+        let whole = parameters.as_ref().or(beside.as_ref());
+        let theta = self.in_one_of(whole, defaults.theta_field, "rope_theta")?.or(defaults.theta);
+        let theta = theta.ok_or_else(|| format!("'{}' is missing", defaults.theta_field))?;
+        let rotated = self
+            .in_one_of(whole, "partial_rotary_factor", "partial_rotary_factor")?
+            .unwrap_or(defaults.rotated);
+        let scaling = match (&beside, &parameters) {
+            (Some(old), Some(new)) => {
+                let (old_scaling, new_scaling) = (scaling(old, max_context)?, scaling(new, max_context)?);
+                if old_scaling != new_scaling {
+                    return Err(format!(
+                        "'rope_scaling' and '{}' contradict each other: {} and {}; remove the wrong one",
+                        new.place(),
+                        Value::Object(old.map().clone()),
+                        Value::Object(new.map().clone()),
+                    ));
+                }
+                new_scaling
+            }
+            (Some(one), None) | (None, Some(one)) => scaling(one, max_context)?,
+            (None, None) => RopeScaling::None,
+        };
+        for object in [&beside, &parameters].into_iter().flatten() {
+            object.account(&[ROPE])?;
+        }
+        if !(theta > 1.0 && theta.is_finite()) {
+            return Err(format!("'{}' must be greater than 1, got {theta}", defaults.theta_field));
+        }
+        let rope = RopeSpec::new(rotated_dims(head_dim, rotated)?, theta, interleaved, &scaling);
+        if !rope.is_usable() {
+            return Err(format!(
+                "'{}' and the settings of 'rope_scaling' give no finite frequencies",
+                defaults.theta_field
+            ));
+        }
+        Ok(rope)
+    }
+
+    /// `rope_parameters`, or the one of its objects that is for this type of layer. One for all types says
+    /// nothing where the types differ (`is_scaled` is false for one of them).
+    fn rope_parameters(&self, layer_type: LayerType, is_scaled: bool) -> Result<Option<Fields<'_>>, String> {
+        let Some(parameters) = self.nested("rope_parameters")? else { return Ok(None) };
+        if parameters.map().is_empty() {
+            return Ok(None);
+        }
+        let name = layer_type.name();
+        if !parameters.map().values().any(Value::is_object) {
+            return match is_scaled {
+                true => Ok(Some(parameters)),
+                false => Err(format!(
+                    "'rope_parameters' must have an object for each type of layer, full_attention and {name}"
+                )),
+            };
+        }
+        let own = parameters.get(name).and_then(Value::as_object);
+        let own = own.ok_or_else(|| format!("'rope_parameters' has no object for {name} layers"))?;
+        // An object for layers that this model has none of changes nothing.
+        for other in LayerType::ALL {
+            parameters.get(other.name());
+        }
+        parameters.account(&[])?;
+        Ok(Some(self.inside(&format!("rope_parameters.{name}"), own)))
+    }
+
+    /// A number that stands beside the other fields as `outer`, or in `parameters` as `inner`.
+    fn in_one_of(
+        &self,
+        parameters: Option<&Fields<'_>>,
+        outer: &str,
+        inner: &str,
+    ) -> Result<Option<f64>, String> {
+        let beside = self.optional_number(outer)?;
+        let Some(parameters) = parameters else { return Ok(beside) };
+        let nested = parameters.optional_number(inner)?;
+        if let (Some(beside), Some(nested)) = (beside, nested)
+            && beside != nested
+        {
+            return Err(format!(
+                "'{outer}' and '{}.{inner}' contradict each other: {beside} and {nested}; remove the wrong one",
+                parameters.place()
+            ));
+        }
+        Ok(nested.or(beside))
+    }
+}
+
+/// How many of `head_dim` dimensions are rotated.
+fn rotated_dims(head_dim: usize, rotated: f64) -> Result<usize, String> {
+    if !(rotated > 0.0 && rotated <= 1.0) {
+        return Err(format!("'partial_rotary_factor' must lie between 0 and 1, got {rotated}"));
+    }
+    let dims = (head_dim as f64 * rotated) as usize;
+    if dims == 0 || !dims.is_multiple_of(2) {
+        return Err(format!(
+            "'partial_rotary_factor' of {rotated} rotates {dims} of {head_dim} dimensions; they must be even in number"
+        ));
+    }
+    Ok(dims)
+}
+
+/// What an object of scaling says; defaults are transformers', which are mlx-lm's where that has any.
+fn scaling(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, String> {
+    let name = object.place();
+    let kinds = ["rope_type", "type"].map(|field| object.get(field));
+    if let [Some(new), Some(old)] = kinds
+        && new != old
+    {
+        return Err(format!(
+            "'{name}.rope_type' and '{name}.type' contradict each other: {new} and {old}; remove the wrong one"
+        ));
+    }
+    let kind = kinds.into_iter().flatten().next().map_or(Ok("default"), |kind| {
+        kind.as_str().ok_or_else(|| format!("'{name}' has a type that is not a string"))
+    })?;
+    let in_scaling = |reason: String| format!("in '{name}': {reason}");
+    let positive = |field: &str, default: Option<f64>| {
+        let number = object.number(field, default).map_err(in_scaling)?;
+        if number > 0.0 && number.is_finite() {
+            Ok(number)
+        } else {
+            Err(in_scaling(format!("'{field}' must be positive, got {number}")))
+        }
+    };
+    let original_context = || positive("original_max_position_embeddings", Some(max_context as f64));
+    Ok(match kind {
+        "default" | "mrope" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: positive("factor", None)? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: positive("factor", None)?,
+            low_freq_factor: positive("low_freq_factor", Some(1.0))?,
+            high_freq_factor: positive("high_freq_factor", Some(4.0))?,
+            original_context: original_context()?,
+        },
+        "yarn" => {
+            let factor = positive("factor", None)?;
+            let [mscale, mscale_all_dim] =
+                ["mscale", "mscale_all_dim"].map(|field| object.optional_number(field).map_err(in_scaling));
+            let attention_factor = RopeScaling::yarn_attention_factor(factor, mscale?, mscale_all_dim?);
+            RopeScaling::Yarn {
+                factor,
+                original_context: original_context()?,
+                beta_fast: positive("beta_fast", Some(32.0))?,
+                beta_slow: positive("beta_slow", Some(1.0))?,
+                truncates: object.flag("truncate", true).map_err(in_scaling)?,
+                attention_factor: positive("attention_factor", Some(attention_factor))?,
+            }
+        }
+        other => {
+            return Err(format!(
+                "'{name}' of type '{other}' is not supported (default, linear, llama3 and yarn are)"
+            ));
+        }
+    })
+}
