@@ -21,7 +21,7 @@ use crate::{
 
 /// Changes whenever the same model and tokens get other KV: keys after RoPE at their absolute
 /// position, `(H_kv, L, D)` a layer.
-const KV_REVISION: &str = "1";
+const KV_REVISION: &str = "2";
 
 /// A model and how it is computed.
 #[derive(Debug, Clone, Copy)]

@@ -3,18 +3,15 @@
 //! Owns finding the model's files and reading the small ones, for all commands that need a model.
 //! Loading weights is the business of those that compute.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{io::Write, path::PathBuf, sync::Arc};
 
 use crate::{
     batch::RequestParams,
     cli::{DEFAULT_REVISION, DtypeArg, ModelArgs},
     mlx::{ComputeDtype, WeightSource},
     models::{
-        GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions, read_config,
-        read_generation_config, read_gguf_config,
+        GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions,
+        read_generation_config, read_gguf_config, read_gguf_generation, read_model_config,
     },
     text::TextModel,
 };
@@ -53,42 +50,52 @@ impl Description {
         options.offline |= args.offline;
         options.quiet |= is_quiet;
         options.hides_warnings = is_quiet;
-        Self::of(ModelSource::resolve(&args.model, &options)?)
+        let (description, warnings) = Self::of(ModelSource::resolve(&args.model, &options)?)?;
+        if !is_quiet {
+            for warning in warnings {
+                // A closed standard error is no reason to fail.
+                let _ = writeln!(std::io::stderr(), "mlxbatch: warning: {warning}");
+            }
+        }
+        Ok(description)
     }
 
-    fn of(files: ModelFiles) -> anyhow::Result<Self> {
+    /// Reads the files; the texts are what there is to warn of.
+    fn of(files: ModelFiles) -> anyhow::Result<(Self, Vec<String>)> {
         Ok(match files {
             ModelFiles::Folder { dir, name, weights } => {
-                let config = dir.join("config.json");
-                Self {
+                let path = dir.join("config.json");
+                let (config, generation) = (read_model_config(&path)?, read_generation_config(&dir)?);
+                let description = Self {
                     files: DescribedFiles {
                         weights: weights.clone(),
-                        configuration: vec![config.clone()],
+                        configuration: vec![path],
                         tokenizer: vec![dir.join("tokenizer.json")],
                         template: vec![dir.join("chat_template.jinja"), dir.join("tokenizer_config.json")],
                     },
                     name,
-                    spec: read_config(&config)?,
+                    spec: config.spec,
                     text: Arc::new(TextModel::from_folder(&dir)?),
-                    defaults: params_of(read_generation_config(&dir)?),
-                    stored_dtype: stored_dtype(&config),
+                    defaults: params_of(generation.defaults),
+                    stored_dtype: config.stored_dtype.as_deref().and_then(dtype_named),
                     weights: WeightSource::Safetensors(weights),
-                }
+                };
+                (description, [config.warnings, generation.warnings].concat())
             }
             ModelFiles::Gguf { path, name } => {
                 let header = GgufHeader::read(&path)?;
-                Self {
+                let (config, generation) = (read_gguf_config(&header)?, read_gguf_generation(&header)?);
+                let description = Self {
                     // All in one.
                     files: DescribedFiles { weights: vec![path.clone()], ..DescribedFiles::default() },
                     name,
-                    spec: read_gguf_config(&header)?,
+                    spec: config.spec,
                     text: Arc::new(TextModel::from_gguf(&header)?),
-                    defaults: params_of(GenerationDefaults::default()),
-                    // The weights are made float16 as they are read; what they compute may be out of its
-                    // range, as Gemma's hidden states are.
-                    stored_dtype: None,
+                    defaults: params_of(generation.defaults),
+                    stored_dtype: config.stored_dtype.as_deref().and_then(dtype_named),
                     weights: WeightSource::Gguf(path),
-                }
+                };
+                (description, [config.warnings, generation.warnings].concat())
             }
         })
     }
@@ -115,11 +122,8 @@ fn params_of(defaults: GenerationDefaults) -> RequestParams {
     }
 }
 
-/// Element type that a configuration says its weights have.
-fn stored_dtype(config: &Path) -> Option<ComputeDtype> {
-    let text = std::fs::read_to_string(config).ok()?;
-    let value: serde_json::Value = serde_json::from_str(&text).ok()?;
-    let name = value.get("dtype").or_else(|| value.get("torch_dtype"))?.as_str()?;
+/// The element type that a configuration calls by this name.
+fn dtype_named(name: &str) -> Option<ComputeDtype> {
     match name {
         "float32" => Some(ComputeDtype::Float32),
         "float16" => Some(ComputeDtype::Float16),

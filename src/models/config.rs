@@ -17,7 +17,8 @@ use std::{cell::RefCell, path::Path};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use self::{fields::Fields, transformer::Family};
+pub(super) use self::fields::Fields;
+use self::transformer::Family;
 use super::{known_keys::KeyRule, spec::ModelSpec};
 
 /// Model types that `read_config` understands, as error messages list them.

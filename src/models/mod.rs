@@ -17,9 +17,9 @@ mod rope;
 pub mod source;
 mod spec;
 
-pub use config::{ConfigError, read_config};
+pub use config::{ConfigError, ModelConfig, read_config, read_model_config};
 pub use config_gguf::read_gguf_config;
-pub use generation::{GenerationDefaults, read_generation_config};
+pub use generation::{GenerationConfig, GenerationDefaults, read_generation_config, read_gguf_generation};
 pub use gguf::{GgufError, GgufHeader};
 pub use gguf_names::{GgufWeight, gguf_weight};
 pub use names::{BlockNames, WeightNames};

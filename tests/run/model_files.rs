@@ -223,3 +223,32 @@ fn weights_that_are_no_numbers() {
     }
     assert_eq!(desk.report()["cache_file"]["num_saves"], 0);
 }
+
+/// Keys that nobody had looked at were passed over: answers could be wrong, and nothing was said.
+#[test]
+fn settings_that_are_not_acted_on_are_named_once() {
+    let desk = desk();
+    let model = desk.copy_model(MODEL);
+    desk.set_field("model/config.json", "new_attention", json!({"kind": "sparse"}));
+    desk.write(
+        "model/generation_config.json",
+        json!({"repetition_penalty": 1.05, "num_beams": 1}).to_string(),
+    );
+    let output = desk.run_with(&model).output().expect("the binary starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let warnings: Vec<&str> = stderr.lines().filter(|line| line.contains("model/")).collect();
+    let [config, generation] = warnings[..] else { panic!("two files, two warnings: {stderr}") };
+    assert!(config.contains("config.json: not known") && config.contains("'new_attention'"), "{config}");
+    assert!(generation.contains("generation_config.json: not acted on"), "{generation}");
+    assert!(
+        generation.contains("'repetition_penalty' = 1.05") && !generation.contains("num_beams"),
+        "{generation}"
+    );
+    let quiet = desk.run_with(&model).arg("--quiet").assert().code(0);
+    assert!(quiet.get_output().stderr.is_empty());
+
+    desk.write("out.jsonl", OLD_OUTPUT);
+    desk.set_field("model/config.json", "hidden_act", json!("relu2"));
+    refused(&desk, "model", &["config.json", "'hidden_act' = \"relu2\"", "silu"]);
+}

@@ -17,7 +17,7 @@ const MAX_HEAD_DIM: usize = 1 << 13;
 pub(super) const MAX_LAYERS: u64 = 1 << 12;
 
 /// Typed access to a JSON object; absent and null are the same.
-pub(super) struct Fields<'a> {
+pub(in crate::models) struct Fields<'a> {
     /// Where the object lies in the file; empty for the file's own.
     place: String,
     map: &'a Map<String, Value>,
@@ -30,7 +30,7 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// The fields of a whole file; what nobody asks for goes to `unread`.
-    pub(super) fn of_file(map: &'a Map<String, Value>, unread: &'a RefCell<Unread>) -> Self {
+    pub(in crate::models) fn of_file(map: &'a Map<String, Value>, unread: &'a RefCell<Unread>) -> Self {
         Self { place: String::new(), map, outer: None, asked: RefCell::default(), unread }
     }
 
@@ -57,7 +57,7 @@ impl<'a> Fields<'a> {
 
     /// Accounts for the fields that nobody has asked for so far, by the first of the tables that knows
     /// each.
-    pub(super) fn account(&self, tables: &[&[KeyRule]]) -> Result<(), String> {
+    pub(in crate::models) fn account(&self, tables: &[&[KeyRule]]) -> Result<(), String> {
         let place = if self.place.is_empty() { String::new() } else { format!("{}.", self.place) };
         let entries = self.map.iter().map(|(key, value)| (key.as_str(), value));
         let asked = self.asked.borrow();
@@ -69,7 +69,7 @@ impl<'a> Fields<'a> {
         self.asked.borrow().clone()
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<&'a Value> {
+    pub(in crate::models) fn get(&self, name: &str) -> Option<&'a Value> {
         self.asked.borrow_mut().insert(name.to_owned());
         self.map.get(name).filter(|value| !value.is_null())
     }
@@ -122,10 +122,15 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn optional_flag(&self, name: &str) -> Result<Option<bool>, String> {
-        let found = self.get(name);
-        let around = self.outer.and_then(|outer| outer.get(name));
-        found
-            .or(around)
+        match (self.own_flag(name)?, self.outer) {
+            (None, Some(outer)) => outer.own_flag(name),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// A flag of this object alone.
+    pub(super) fn own_flag(&self, name: &str) -> Result<Option<bool>, String> {
+        self.get(name)
             .map(|value| {
                 value.as_bool().ok_or_else(|| format!("'{name}' must be true or false, got {value}"))
             })

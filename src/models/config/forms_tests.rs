@@ -117,7 +117,7 @@ fn a_model_means_the_same_in_the_published_and_in_the_newer_form() {
     assert_eq!(pairs.len(), 8, "one for each family, gemma3 twice");
     for (old, new) in pairs {
         let (old, new) = (silent(&old), silent(&new));
-        assert_eq!(old.spec, new.spec);
+        assert!(old.spec == new.spec, "{}: not the same", old.spec.model_type);
         assert_eq!(old.stored_dtype.as_deref(), Some("bfloat16"), "{}", old.spec.model_type);
         assert_eq!(new.stored_dtype.as_deref(), Some("bfloat16"), "{}", new.spec.model_type);
     }
@@ -143,7 +143,7 @@ fn both_forms_may_stand_side_by_side_if_they_agree() {
         if let (Some(old_text), Some(text)) = (old.get("text_config"), new.get("text_config")) {
             both["text_config"] = changed(old_text.clone(), text.clone());
         }
-        assert_eq!(silent(&both).spec, silent(&old).spec);
+        assert!(silent(&both).spec == silent(&old).spec, "{both}");
     }
 }
 
@@ -276,4 +276,20 @@ fn yarns_settings_are_those_of_transformers() {
     assert_ne!(rope(json!({"truncate": false})).frequencies, usual.frequencies);
     // Without it, the context that the model is for is the one it was trained for.
     assert_eq!(rope(json!({"original_max_position_embeddings": null})), usual);
+}
+
+#[test]
+fn nothing_is_left_to_be_said_of_the_fixtures() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut num_models = 0;
+    for entry in std::fs::read_dir(fixtures).expect("the folder is there").flatten() {
+        let folder = entry.path();
+        if folder.join("config.json").is_file() {
+            let config = read_model_config(&folder.join("config.json")).expect("it is sound");
+            let generation = crate::models::read_generation_config(&folder).expect("it is sound");
+            assert_eq!([config.warnings, generation.warnings].concat(), Vec::<String>::new());
+            num_models += 1;
+        }
+    }
+    assert!(num_models >= 10, "only {num_models}");
 }

@@ -160,6 +160,9 @@ pub(super) const QWEN3: &[KeyRule] =
     &[rule("sliding_window", QWEN_WINDOW_UNUSED), rule("max_window_layers", QWEN_WINDOW_UNUSED)];
 
 pub(super) const GEMMA3: &[KeyRule] = &[
+    rule("rope_theta", Nothing("read where a layer sees everything")),
+    rule("rope_local_base_freq", Nothing("read where a layer has a window")),
+    rule("sliding_window", Nothing("read where a layer has a window")),
     rule("hidden_act", GELU_TANH),
     rule("hidden_activation", GELU_TANH),
     rule("tie_word_embeddings", Nothing("the weights show whether the head is one of them")),

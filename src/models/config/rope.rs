@@ -203,7 +203,7 @@ fn scaling(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, Strin
                 original_context: original_context()?,
                 beta_fast: positive("beta_fast", Some(32.0))?,
                 beta_slow: positive("beta_slow", Some(1.0))?,
-                truncates: object.flag("truncate", true).map_err(in_scaling)?,
+                truncates: object.own_flag("truncate").map_err(in_scaling)?.unwrap_or(true),
                 attention_factor: positive("attention_factor", Some(attention_factor))?,
             }
         }
