@@ -60,6 +60,8 @@ pub(crate) struct FakeRunner {
     rule: ResumeRule,
     live: HashMap<SequenceId, Live>,
     store: Store,
+    /// Bytes of segments that were discarded while sequences ran on them: alive until those are released.
+    outlived: HashMap<SegmentId, u64>,
     released: HashSet<SequenceId>,
     under_way: VecDeque<Vec<TokenId>>,
     num_launched: usize,
@@ -100,6 +102,7 @@ impl FakeRunner {
             rule: ResumeRule::AnyToken,
             live: HashMap::new(),
             store: Store::default(),
+            outlived: HashMap::new(),
             released: HashSet::new(),
             under_way: VecDeque::new(),
             num_launched: 0,
@@ -135,6 +138,17 @@ impl FakeRunner {
     /// Tokens whose KV sequences have to themselves, beside what is stored.
     pub(crate) fn num_own_tokens(&self) -> usize {
         self.live.values().map(|live| live.tokens.len() - live.num_path_tokens).sum()
+    }
+
+    /// Bytes of all KV and states in memory: what is stored, what was discarded while sequences run on it,
+    /// and what these have to themselves.
+    pub(crate) fn num_alive_bytes(&self) -> u64 {
+        let outlived: u64 = self.outlived.values().sum();
+        self.store.num_bytes() + outlived + self.num_own_tokens() as u64 * BYTES_PER_TOKEN
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Prompt tokens computed in chunks.
@@ -345,11 +359,15 @@ impl Runner for FakeRunner {
     }
 
     fn discard(&mut self, segment: SegmentId) {
-        self.store.discard(segment);
+        let num_bytes = self.store.discard(segment);
+        if self.live.values().any(|live| live.path.contains(&segment)) {
+            self.outlived.insert(segment, num_bytes);
+        }
     }
 
     fn release(&mut self, sequence: SequenceId) {
         assert!(self.released.insert(sequence), "{sequence:?} is released twice");
         self.live.remove(&sequence);
+        self.outlived.retain(|id, _| self.live.values().any(|live| live.path.contains(id)));
     }
 }

@@ -53,6 +53,9 @@ pub(super) struct Hold {
     node: Option<NodeId>,
     /// Tokens on its stored path in the runner: what it stores next begins here.
     num_tokens: usize,
+    /// Of those it has stored itself, the tokens that the cache keeps and counts; all else is its own KV,
+    /// whether stored once or not.
+    num_kept_tokens: usize,
     /// What it is to store, in order.
     due: VecDeque<Due>,
     /// The end of its path was not kept, so nothing can be stored below it: from there on the
@@ -84,6 +87,11 @@ impl Hold {
     /// Where what the sequence stores next begins.
     pub(super) fn num_tokens(&self) -> usize {
         self.num_tokens
+    }
+
+    /// Tokens it has stored that the cache counts, as its own KV does.
+    pub(super) fn num_kept_tokens(&self) -> usize {
+        self.num_kept_tokens
     }
 
     /// Tokens of the path that the cache has no more: they are the sequence's own KV.
@@ -210,7 +218,7 @@ impl Prefixes {
     /// Tokens of so many bytes that are stored beyond the cache's limit.
     pub(super) fn num_tokens_over_limit(&self, bytes_per_token: u64) -> usize {
         let num_bytes = self.cache.as_ref().map_or(0, PromptCache::num_bytes_over_limit);
-        usize::try_from(num_bytes / bytes_per_token.max(1)).unwrap_or(usize::MAX)
+        usize::try_from(num_bytes.div_ceil(bytes_per_token.max(1))).unwrap_or(usize::MAX)
     }
 
     /// Evicts what the limits have no room for.

@@ -52,7 +52,7 @@ pub(super) struct Composer<'a> {
     num_sequences: usize,
     num_rows: usize,
     num_kv_tokens: usize,
-    /// What is held beside it for running sequences; where none runs, all of it can go.
+    /// What is held beside it for running sequences; where there is none, all of it can go.
     num_held_tokens: usize,
     /// Prompt tokens that the pass may still take in.
     num_prefill_left: usize,
@@ -95,7 +95,7 @@ impl<'a> Composer<'a> {
             Some(Work::Prefill(range)) => range.len(),
             Some(Work::Decode) | None => 0,
         };
-        let num_held_tokens = if self.num_rows > 0 { self.num_held_tokens } else { 0 };
+        let num_held_tokens = if self.num_sequences > 0 { self.num_held_tokens } else { 0 };
         let num_taken = self.num_kv_tokens.saturating_add(num_held_tokens);
         self.has_free_row()
             && num_prefill_tokens <= self.num_prefill_left

@@ -132,11 +132,6 @@ impl Sequence {
         }
     }
 
-    /// Tokens it has stored, which the cache counts and its own KV does too.
-    pub fn num_stored_tokens(&self) -> usize {
-        self.hold.num_tokens().saturating_sub(self.num_cached_tokens)
-    }
-
     /// Enters the running batch with its first `num_cached_tokens` tokens stored already.
     pub fn enter(&mut self, num_cached_tokens: usize) {
         self.num_cached_tokens = num_cached_tokens;

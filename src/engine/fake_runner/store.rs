@@ -140,8 +140,10 @@ impl Store {
         Some(self.insert_checkpoint(tokens, None))
     }
 
-    pub(super) fn discard(&mut self, id: SegmentId) {
-        assert!(self.held.remove(&id).is_some(), "{id:?} is discarded twice");
+    /// Forgets something stored; returns its bytes.
+    pub(super) fn discard(&mut self, id: SegmentId) -> u64 {
+        let held = self.held.remove(&id);
+        held.map(|held| held.num_bytes()).unwrap_or_else(|| panic!("{id:?} is discarded twice"))
     }
 
     pub(super) fn num_bytes(&self) -> u64 {

@@ -83,8 +83,8 @@ impl Prefixes {
         self.take_over(runner, sequence)?;
         let Some(cache) = &mut self.cache else { return Ok(()) };
         announce(cache, sequence)?;
-        // A split may have left a whole beside its halves.
-        make_room(cache, runner, self.now);
+        // Over the limit nothing stays that no sequence runs on, be it the only entry.
+        make_room_for(cache, runner, 0, self.now, Claim::Needed);
         Ok(())
     }
 
@@ -129,25 +129,32 @@ impl Prefixes {
     ) -> Result<(), RunnerError> {
         while let Some(&due) = sequence.hold.due.front().filter(|due| due.end <= position) {
             sequence.hold.due.pop_front();
-            let stored = runner.store(sequence.id, due.end - sequence.hold.num_tokens)?;
+            let num_tokens = due.end - sequence.hold.num_tokens;
+            let stored = runner.store(sequence.id, num_tokens)?;
             sequence.hold.num_tokens = due.end;
             match due.kind {
                 DueKind::Checkpoint => self.bring_checkpoint(runner, due, stored)?,
-                DueKind::Shared | DueKind::Private => self.fulfil(runner, sequence, due, stored)?,
+                DueKind::Shared | DueKind::Private => {
+                    if self.fulfil(runner, sequence, due, stored)? {
+                        sequence.hold.num_kept_tokens += num_tokens;
+                    }
+                }
             }
         }
         Ok(())
     }
 
+    /// Gives an announced node what was stored for it; says whether the cache keeps it. What it does not
+    /// keep stays in memory as the sequence's own as long as that runs.
     fn fulfil(
         &mut self,
         runner: &mut impl Runner,
         sequence: &mut Sequence,
         due: Due,
         stored: Stored,
-    ) -> Result<(), RunnerError> {
+    ) -> Result<bool, RunnerError> {
         self.note_stored(Unconfirmed::Node(due.node));
-        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let Some(cache) = &mut self.cache else { return Ok(false) };
         let is_private = due.kind == DueKind::Private;
         let claim = if is_private { Claim::Spare } else { Claim::Needed };
         if !make_room_for(cache, runner, stored.num_bytes(), self.now, claim) && is_private {
@@ -157,23 +164,24 @@ impl Prefixes {
             sequence.hold.is_detached = true;
             // What it would have continued is an entry by itself again.
             make_room(cache, runner, self.now);
-            return Ok(());
+            return Ok(false);
         }
         cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
         self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
         if is_private && !make_room_for_leaf(cache, runner, due.node, self.now)? {
             sequence.hold.is_detached = true;
-            return Ok(());
+            return Ok(false);
         }
         cache.pin(due.node)?;
         if let Some(before) = sequence.hold.node.replace(due.node) {
             cache.unpin(before)?;
         }
         if is_private {
-            return announce(cache, sequence);
+            announce(cache, sequence)?;
+        } else {
+            make_room(cache, runner, self.now);
         }
-        make_room(cache, runner, self.now);
-        Ok(())
+        Ok(true)
     }
 
     /// Gives a stored node the recurrent state at its end. The KV that came with it is the

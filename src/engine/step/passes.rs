@@ -111,11 +111,12 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Tokens that the prompt cache holds beyond its limit, since running sequences need them, less what
-    /// these have stored of their own prompts and are charged for already.
+    /// these have stored there of their own prompts and are charged for already.
     fn num_held_tokens(&self) -> usize {
         let num_over_limit = self.prefixes.num_tokens_over_limit(self.limits.kv_bytes_per_token);
-        let num_charged = self.running.iter().map(Sequence::num_stored_tokens).sum();
-        num_over_limit.saturating_sub(num_charged)
+        // One that only waits for its last tokens holds what it has stored, and is charged for nothing.
+        let charged = self.running.iter().filter(|sequence| sequence.counts().is_running());
+        num_over_limit.saturating_sub(charged.map(|sequence| sequence.hold.num_kept_tokens()).sum())
     }
 
     /// Whether one that waits can enter the pass. What a cache file has of its prompt is brought in once

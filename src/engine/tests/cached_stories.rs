@@ -383,3 +383,39 @@ fn what_is_split_while_a_sequence_runs_on_it_is_held_once() {
         checks::at_the_end(&mut engine);
     }
 }
+
+#[test]
+fn what_the_cache_did_not_keep_is_charged_to_the_sequence_that_has_it() {
+    // Once stored it counted as kept, and was taken off what the cache holds beyond its limit for others: with a
+    // long shared prefix and ends that find no room, twice the rows entered that the limits have memory for.
+    let num_users = 8;
+    let (num_shared, num_own, num_new) = (120, 30, 20);
+    let of_id = |id: u64| {
+        let prompt = [words(0, num_shared), words(1000 + 100 * id as u32, num_own)].concat();
+        let cut = Cut { position: num_shared as usize, tier: Tier::System, users: 0..=num_users };
+        GenerationRequest {
+            plan: PromptPlan { order: id, cuts: vec![cut], drops_private: false },
+            ..request(id, prompt, if id == 0 { 1 } else { num_new }, &[])
+        }
+    };
+    let requests: Vec<GenerationRequest> = (0..=num_users).map(of_id).collect();
+    let (max_cached, max_batch_tokens) = (20, 200);
+    for rule in RULES {
+        let limits = Limits { max_batch_tokens: Some(max_batch_tokens), ..limits(8, 64, false) };
+        let engine = cached_engine(limits, rule, max_cached * BYTES_PER_TOKEN);
+        let mut peak_bytes = 0;
+        let mut run = run_with(engine, &uninterrupted(&requests), |engine| {
+            peak_bytes = peak_bytes.max(engine.runner().num_alive_bytes() - engine.num_rest_bytes());
+        });
+        for request in &requests {
+            assert_eq!(run.outcomes[&request.id], answer_alone(request));
+        }
+        assert!(
+            peak_bytes <= (max_cached + max_batch_tokens as u64) * BYTES_PER_TOKEN,
+            "{rule:?}: {peak_bytes}"
+        );
+        // As many as fit do run side by side.
+        assert_eq!(run.engine.stats().peak_rows, 2, "{rule:?}");
+        checks::at_the_end(&mut run.engine);
+    }
+}

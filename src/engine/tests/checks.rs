@@ -3,6 +3,7 @@
 //! Owns the checks after every step and at the end of a run. Which prefixes should be there is for
 //! the runs to say.
 
+use super::super::fake_runner::BYTES_PER_TOKEN;
 use super::*;
 
 /// After every step: the cache counts what the runner holds, and is over its limits only where all
@@ -13,7 +14,12 @@ pub(super) fn after_step(engine: &mut Engine<FakeRunner>) {
     let Some(usage) = engine.cache_usage() else { return assert_eq!(num_stored_bytes, 0) };
     assert_eq!(num_stored_bytes, usage.num_bytes + num_rest_bytes, "the cache counts what is stored");
 
+    let runner = engine.runner();
+    let max_batch_tokens = runner.limits().max_batch_tokens.unwrap_or(usize::MAX) as u64;
+    let num_alive_bytes = runner.num_alive_bytes() - num_rest_bytes;
     let cache = engine.cache_mut().expect("it has usage");
+    let max_bytes = cache.limits().max_bytes.saturating_add(max_batch_tokens.saturating_mul(BYTES_PER_TOKEN));
+    assert!(num_alive_bytes <= max_bytes, "{num_alive_bytes} bytes are alive, and {max_bytes} are allowed");
     if cache.is_over_limit() {
         let entries: Vec<_> =
             cache.tree().preorder().into_iter().filter_map(|id| cache.tree().node(id)).collect();
