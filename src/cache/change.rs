@@ -61,6 +61,10 @@ impl<P: Payload> PromptTree<P> {
                 num_common: common_prefix(&self.linked(node).edge, tokens),
             });
         }
+        let (num_bytes, owner) = match &content {
+            Content::Stored { segment, checkpoint } => (bytes_of(segment, checkpoint), None),
+            Content::Pending { owner } => (0, Some(*owner)),
+        };
         let id = self.arena.insert(Node {
             edge: tokens.to_vec(),
             parent,
@@ -73,11 +77,9 @@ impl<P: Payload> PromptTree<P> {
             num_pins: 0,
             expected: None,
         });
-        match content {
-            Content::Stored { segment, checkpoint } => {
-                self.num_bytes[tier] += bytes_of(&segment, &checkpoint)
-            }
-            Content::Pending { owner } => self.announced.entry(owner).or_default().push(id),
+        self.num_bytes[tier] += num_bytes;
+        if let Some(owner) = owner {
+            self.announced.entry(owner).or_default().push(id);
         }
         self.children_mut(parent).insert(first, id);
         self.child_tier_changed(parent, None, Some(tier));
@@ -105,6 +107,7 @@ impl<P: Payload> PromptTree<P> {
         if at == 0 || at >= num_tokens {
             return Err(CacheError::SplitOutside { node: id, at, num_tokens });
         }
+        let num_new_bytes = halves.0.num_bytes() + halves.1.num_bytes();
         let replaced = std::mem::replace(segment, halves.1);
         let lower_edge = node.edge[at..].to_vec();
         let mut upper_edge = std::mem::replace(&mut node.edge, lower_edge);
@@ -132,7 +135,7 @@ impl<P: Payload> PromptTree<P> {
         self.linked_mut(id).parent = Some(upper);
         self.children_mut(parent).insert(first, upper);
         let held = &mut self.num_bytes[tier];
-        *held = *held - replaced.num_bytes() + halves.0.num_bytes() + halves.1.num_bytes();
+        *held = *held - replaced.num_bytes() + num_new_bytes;
         self.changes.push(upper);
         Ok(SplitNode { upper, lower: id, replaced })
     }
@@ -144,10 +147,11 @@ impl<P: Payload> PromptTree<P> {
         if let Some(parent) = node.parent.filter(|parent| self.linked(*parent).owner().is_some()) {
             return Err(CacheError::Pending(parent));
         }
+        let num_bytes = bytes_of(&segment, &checkpoint);
         let node = self.linked_mut(id);
         node.content = Content::Stored { segment, checkpoint };
         let tier = node.tier;
-        self.num_bytes[tier] += bytes_of(&segment, &checkpoint);
+        self.num_bytes[tier] += num_bytes;
         self.forget_announced(owner, id);
         self.touch(id)
     }
@@ -172,9 +176,10 @@ impl<P: Payload> PromptTree<P> {
         let node = self.live_mut(id)?;
         let tier = node.tier;
         let Content::Stored { segment, .. } = &mut node.content else { return Err(CacheError::Pending(id)) };
+        let num_new_bytes = new.num_bytes();
         let old = std::mem::replace(segment, new);
         let held = &mut self.num_bytes[tier];
-        *held = *held - old.num_bytes() + new.num_bytes();
+        *held = *held - old.num_bytes() + num_new_bytes;
         Ok(old)
     }
 
@@ -185,9 +190,11 @@ impl<P: Payload> PromptTree<P> {
         let Content::Stored { checkpoint, .. } = &mut node.content else {
             return Err(CacheError::Pending(id));
         };
+        let bytes_of = |checkpoint: &Option<P>| checkpoint.as_ref().map_or(0, Payload::num_bytes);
+        let num_new_bytes = bytes_of(&new);
         let old = std::mem::replace(checkpoint, new);
         let held = &mut self.num_bytes[tier];
-        *held = *held - old.map_or(0, |old| old.num_bytes()) + new.map_or(0, |new| new.num_bytes());
+        *held = *held - bytes_of(&old) + num_new_bytes;
         Ok(old)
     }
 

@@ -91,7 +91,7 @@ pub use usage::{CacheUsage, TierUsage};
 pub type TokenId = u32;
 
 /// What the caller stores: a name for KV that it holds itself.
-pub trait Payload: Copy {
+pub trait Payload: Clone {
     /// The bytes that dropping it would free.
     fn num_bytes(&self) -> u64;
 }

@@ -13,7 +13,7 @@ use super::{NodeId, PerTier, Tier, TokenId};
 pub struct OwnerId(pub u64);
 
 /// What a node holds: the two states exclude each other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Content<P> {
     Stored { segment: P, checkpoint: Option<P> },
     Pending { owner: OwnerId },

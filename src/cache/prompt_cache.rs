@@ -150,8 +150,9 @@ impl<P: Payload> PromptCache<P> {
 
     /// Sets or takes away the recurrent state at a node's end; returns the old one to be dropped.
     pub fn set_checkpoint(&mut self, id: NodeId, checkpoint: Option<P>) -> Result<Option<P>, CacheError> {
+        let is_stored = checkpoint.is_some();
         let old = self.tree.set_checkpoint(id, checkpoint)?;
-        if checkpoint.is_some() {
+        if is_stored {
             self.newest = Some(id);
         }
         self.settle();
@@ -216,6 +217,14 @@ impl<P: Payload> PromptCache<P> {
             return Vec::new();
         }
         self.evict_until_fits(num_bytes, None, claim)
+    }
+
+    /// Evicts the one entry that goes first, whatever the limits say; `None` where nothing can go.
+    pub fn evict_first(&mut self) -> Option<Vec<P>> {
+        let victim = self.ranking.victim(None, Claim::Needed)?;
+        let mut dropped = Vec::new();
+        self.evict(victim, &mut dropped);
+        Some(dropped)
     }
 
     /// Whether `num_bytes` more would be within the limit.
@@ -333,5 +342,5 @@ impl<P: Payload> PromptCache<P> {
 }
 
 fn payloads_of<P: Payload>(node: &Node<P>) -> impl Iterator<Item = P> {
-    node.segment().copied().into_iter().chain(node.checkpoint().copied())
+    node.segment().into_iter().chain(node.checkpoint()).cloned()
 }
