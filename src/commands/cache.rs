@@ -138,7 +138,7 @@ fn inspected_json(contents: &Contents, largest: &[&Entry], heads: &[Option<Strin
         .collect();
     json!({
         "model": contents.identity.model,
-        "format_version": snapshot::format::FORMAT_VERSION,
+        "format_version": contents.format_version,
         "num_prefixes": contents.entries.len(),
         "num_tokens": contents.num_tokens(),
         "kv_bytes": contents.used_bytes,

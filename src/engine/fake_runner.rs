@@ -11,8 +11,8 @@ use std::io::Read;
 
 use crate::cache::ResumeRule;
 
-pub(crate) use store::BYTES_PER_TOKEN;
 use store::Store;
+pub(crate) use store::{BYTES_PER_TOKEN, EXPORTED_BYTES_PER_TOKEN};
 
 use super::{
     Exported, Group, ImportError, Input, Limits, NO_TOKEN, Runner, RunnerError, SamplingParams, SegmentId,
@@ -314,6 +314,10 @@ impl Runner for FakeRunner {
             }
         }
         Ok((upper, lower))
+    }
+
+    fn plane_widths(&self) -> Vec<u32> {
+        vec![EXPORTED_BYTES_PER_TOKEN]
     }
 
     fn export(

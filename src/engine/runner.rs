@@ -90,11 +90,12 @@ pub struct Group {
 /// The KV of some tokens as bytes, of which a part is to be taken in. The bytes may turn out not to be
 /// sound when all are read; what was taken in is discarded then.
 pub struct Exported<'a> {
+    /// One exported run of tokens behind the other.
     pub bytes: &'a mut (dyn Read + Send),
     pub num_bytes: u64,
-    /// Tokens whose KV the bytes are.
-    pub num_tokens: usize,
-    /// The first of them that is wanted, and how many.
+    /// Tokens of each run, in order.
+    pub num_run_tokens: &'a [usize],
+    /// The first of all these tokens that is wanted, and how many.
     pub skip: usize,
     pub num_wanted: usize,
     /// Position in the prompt of the first wanted token.
@@ -171,8 +172,11 @@ pub trait Runner {
     /// Forgets a stored segment or checkpoint; its memory is freed once no sequence runs on it.
     fn discard(&mut self, segment: SegmentId);
 
-    /// Appends the bytes of some tokens of a stored segment, counted from its first, to `bytes`. The
-    /// pass that computes them must have been collected.
+    /// Bytes of one token in each plane of exported KV, in the order of the planes.
+    fn plane_widths(&self) -> Vec<u32>;
+
+    /// Appends the bytes of some tokens of a stored segment, counted from its first, to `bytes`: plane by
+    /// plane. The pass that computes them must have been collected.
     fn export(
         &mut self,
         segment: SegmentId,
@@ -183,7 +187,7 @@ pub trait Runner {
     /// Appends the bytes of a stored checkpoint to `bytes`.
     fn export_checkpoint(&mut self, checkpoint: SegmentId, bytes: &mut Vec<u8>) -> Result<(), RunnerError>;
 
-    /// Takes in what was exported, by this process or another that ran the same model.
+    /// Takes in what was exported run by run, by this process or another that ran the same model.
     fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, ImportError>;
 
     /// Takes in an exported checkpoint: the state after the tokens before `position`.

@@ -143,7 +143,8 @@ impl<R: Runner> Engine<R> {
     }
 
     /// Has prefixes come from a cache file too; it must be of the runner's model.
-    pub fn with_snapshot(mut self, snapshot: Snapshot) -> Self {
+    pub fn with_snapshot(mut self, mut snapshot: Snapshot) -> Self {
+        snapshot.expect_planes(self.runner.plane_widths());
         self.prefixes.attach(snapshot);
         self
     }

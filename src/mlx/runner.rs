@@ -273,6 +273,12 @@ impl MlxRunner {
         Ok(chosen.read()?.into_iter().map(|token| token.unwrap_or(NO_TOKEN)).collect())
     }
 
+    /// `(H_kv, D)` of every attention layer.
+    fn kv_shapes(&self) -> Vec<(i32, i32)> {
+        let layers = self.decoder.spec.attention_layers();
+        layers.map(|attention| (attention.num_kv_heads as i32, attention.head_dim as i32)).collect()
+    }
+
     /// Bytes of all stored segments and checkpoints.
     pub fn num_stored_bytes(&self) -> u64 {
         self.segments.num_bytes()
@@ -346,6 +352,12 @@ impl Runner for MlxRunner {
         Ok((stored(&upper), stored(&lower)))
     }
 
+    fn plane_widths(&self) -> Vec<u32> {
+        let element_bytes = sys::element_bytes(self.decoder.precision.dtype.mlx()) as i32;
+        let width = |(num_heads, head_dim): (i32, i32)| (num_heads * head_dim * element_bytes) as u32;
+        self.kv_shapes().into_iter().map(width).flat_map(|width| [width, width]).collect()
+    }
+
     fn export(
         &mut self,
         segment: SegmentId,
@@ -364,14 +376,8 @@ impl Runner for MlxRunner {
     }
 
     fn import(&mut self, exported: Exported<'_>) -> std::result::Result<StoredSegment, ImportError> {
-        let shapes: Vec<(i32, i32)> = self
-            .decoder
-            .spec
-            .attention_layers()
-            .map(|attention| (attention.num_kv_heads as i32, attention.head_dim as i32))
-            .collect();
         let dtype = self.decoder.precision.dtype.mlx();
-        let segment = self.segments.import(exported, &shapes, dtype)?;
+        let segment = self.segments.import(exported, &self.kv_shapes(), dtype)?;
         self.checked(stored(&segment))
     }
 

@@ -9,7 +9,7 @@ use std::{collections::HashMap, io::Read, ops::Range, rc::Rc};
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    arrays::all_finite,
+    arrays::{all_finite, compact, concatenated, overlap},
     error::{MlxError, Result},
     kv::LayerKv,
     read_shared::read_shared,
@@ -156,41 +156,50 @@ impl SegmentStore {
         shapes: &[(i32, i32)],
         dtype: Dtype,
     ) -> Result<Rc<Segment>> {
-        let Exported { bytes, num_bytes, num_tokens, skip, num_wanted, position } = exported;
+        let Exported { bytes, num_bytes, num_run_tokens, skip, num_wanted, position } = exported;
         let wrong = |why: &str| MlxError::Unsupported(format!("stored KV cannot be taken in: {why}"));
-        let in_place = position.checked_sub(skip).ok_or_else(|| wrong("it begins before the prompt"))?;
+        if skip > position {
+            return Err(wrong("it begins before the prompt"));
+        }
+        let num_tokens = num_run_tokens.iter().try_fold(0_usize, |sum, num| sum.checked_add(*num));
+        let num_tokens = num_tokens.ok_or_else(|| wrong("it is too long"))?;
         if num_wanted == 0 || skip.checked_add(num_wanted).is_none_or(|end| end > num_tokens) {
             return Err(wrong("it has fewer tokens"));
         }
-        let length = i32::try_from(num_tokens).map_err(|_| wrong("it is too long"))?;
-        // Before anything of that size is allocated.
-        let bytes_of = |&(num_heads, head_dim): &(i32, i32)| {
+        // Keys and values of each layer, run by run; before anything of that size is allocated.
+        let bytes_of = |&num_tokens: &usize, &(num_heads, head_dim): &(i32, i32)| {
+            i32::try_from(num_tokens).ok()?;
             let width = (num_heads as usize).checked_mul(head_dim as usize)?;
             width.checked_mul(num_tokens)?.checked_mul(sys::element_bytes(dtype))
         };
-        let sizes = shapes.iter().map(bytes_of).collect::<Option<Vec<usize>>>();
-        let sizes = sizes.ok_or_else(|| wrong("it is too long"))?;
-        let num_expected = sizes.iter().try_fold(0_u64, |sum, &size| sum.checked_add(2 * size as u64));
-        if num_expected != Some(num_bytes) {
+        let planes =
+            |num: &usize| shapes.iter().map(|shape| bytes_of(num, shape)).collect::<Option<Vec<_>>>();
+        let sizes = num_run_tokens.iter().map(planes).collect::<Option<Vec<_>>>();
+        let sizes: Vec<usize> = sizes.ok_or_else(|| wrong("it is too long"))?.concat();
+        let sizes: Vec<usize> = sizes.into_iter().flat_map(|size| [size, size]).collect();
+        if sizes.iter().try_fold(0_u64, |sum, &size| sum.checked_add(size as u64)) != Some(num_bytes) {
             return Err(wrong("it has another size"));
         }
-        // Keys and values of each layer.
-        let sizes: Vec<usize> = sizes.iter().flat_map(|&size| [size, size]).collect();
+        let num_planes = 2 * shapes.len();
         let arrays = read_shared(bytes, &sizes, |index, bytes| {
-            let (num_heads, head_dim) = shapes[index / 2];
+            let (num_heads, head_dim) = shapes[index % num_planes / 2];
+            let length = num_run_tokens[index / num_planes] as i32;
             sys::array_of_bytes(bytes, &[1, num_heads, length, head_dim], dtype)
         })?;
-        let mut arrays = arrays.ok_or_else(|| wrong("it ends early"))?.into_iter();
+        let mut arrays =
+            arrays.ok_or_else(|| wrong("it ends early"))?.into_iter().map(Some).collect::<Vec<_>>();
+        let wanted = skip..skip + num_wanted;
         let mut layers = Vec::with_capacity(shapes.len());
-        while let Some((keys, values)) = arrays.next().zip(arrays.next()) {
-            let whole = LayerKv { first: in_place, keys, values };
-            layers.push(if num_wanted == num_tokens {
-                whole
-            } else {
-                whole.slice(position..position + num_wanted)?.compact()?
-            });
+        for layer in 0..shapes.len() {
+            let mut plane = |plane: usize| {
+                let runs = arrays.iter_mut().skip(plane).step_by(num_planes).filter_map(Option::take);
+                joined(runs.zip(num_run_tokens), &wanted)
+            };
+            let kv = LayerKv { first: position, keys: plane(2 * layer)?, values: plane(2 * layer + 1)? };
+            // What it was joined of goes before the next layer is.
+            mlx_rs::transforms::eval([&kv.keys, &kv.values])?;
+            layers.push(kv);
         }
-        mlx_rs::transforms::eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
         Ok(self.insert(position, num_wanted, layers))
     }
 
@@ -229,6 +238,26 @@ impl SegmentStore {
     }
 }
 
+/// The wanted tokens of runs `(1, H, L, D)` of so many tokens, as one compact array.
+fn joined<'a>(runs: impl Iterator<Item = (Array, &'a usize)>, wanted: &Range<usize>) -> Result<Array> {
+    let mut parts = Vec::new();
+    let (mut first, mut is_cut) = (0, false);
+    for (run, &num_tokens) in runs {
+        let part = overlap(wanted, &(first..first + num_tokens));
+        if part.len() == num_tokens {
+            parts.push(run);
+        } else if !part.is_empty() {
+            is_cut = true;
+            parts.push(sys::slice_axis(&run, 2, part.start - first, part.end - first)?);
+        }
+        first += num_tokens;
+    }
+    match parts.as_slice() {
+        [only] if is_cut => compact(only),
+        _ => concatenated(parts, 2),
+    }
+}
+
 /// Arrays that lie one behind the other.
 struct ArrayReader<'a> {
     from: &'a mut dyn Read,
@@ -255,12 +284,12 @@ impl ArrayReader<'_> {
 mod tests {
     use super::*;
 
-    fn import(num_tokens: usize, bytes: &[u8], wanted: Range<usize>) -> Result<Rc<Segment>> {
+    fn import(num_run_tokens: &[usize], bytes: &[u8], wanted: Range<usize>) -> Result<Rc<Segment>> {
         let mut source = bytes;
         let exported = Exported {
             bytes: &mut source,
             num_bytes: bytes.len() as u64,
-            num_tokens,
+            num_run_tokens,
             skip: wanted.start,
             num_wanted: wanted.len(),
             position: wanted.start,
@@ -273,15 +302,61 @@ mod tests {
     fn only_bytes_of_the_right_number_are_taken_in_and_nothing_larger_is_allocated() {
         // Three tokens: keys and values of two layers, of two and of one element each.
         let bytes: Vec<u8> = (0..3 * 2 * (2 + 1)).flat_map(|number| (number as f32).to_le_bytes()).collect();
-        let segment = import(3, &bytes, 1..3).unwrap();
+        let segment = import(&[3], &bytes, 1..3).unwrap();
         assert_eq!((segment.first, segment.num_tokens, segment.num_bytes()), (1, 2, 2 * 2 * 3 * 4));
         let keys = segment.layers[1].keys.to_vec_exact::<f32>().unwrap();
         assert_eq!(keys, [13.0, 14.0], "after the first layer's twelve");
         for num_tokens in [0, 2, 4, u32::MAX as usize, usize::MAX] {
-            assert!(import(num_tokens, &bytes, 0..1).is_err(), "{num_tokens}");
+            assert!(import(&[num_tokens], &bytes, 0..1).is_err(), "{num_tokens}");
         }
-        assert!(import(3, &bytes[..bytes.len() - 1], 0..3).is_err());
-        assert!(import(3, &bytes, 1..4).is_err());
-        assert!(import(3, &bytes, 3..3).is_err());
+        assert!(import(&[3], &bytes[..bytes.len() - 1], 0..3).is_err());
+        assert!(import(&[3], &bytes, 1..4).is_err());
+        assert!(import(&[3], &bytes, 3..3).is_err());
+        assert!(import(&[3, usize::MAX], &bytes, 0..1).is_err());
+    }
+
+    #[test]
+    fn any_tokens_of_any_runs_are_those_of_the_whole() {
+        let shapes = [(2, 2), (1, 1)];
+        let mut store = SegmentStore::default();
+        let array = |num_heads: i32, head_dim: i32, base: i32| {
+            let numbers: Vec<f32> = (0..num_heads * 9 * head_dim).map(|n| (base + n) as f32).collect();
+            Array::from_slice(&numbers, &[1, num_heads, 9, head_dim])
+        };
+        let layer = |(num_heads, head_dim): (i32, i32), base| LayerKv {
+            first: 0,
+            keys: array(num_heads, head_dim, base),
+            values: array(num_heads, head_dim, base + 1000),
+        };
+        let whole = store.insert(0, 9, vec![layer(shapes[0], 0), layer(shapes[1], 5000)]);
+        let exported = |tokens: Range<usize>| {
+            let mut bytes = Vec::new();
+            store.export(whole.id, tokens, &mut bytes).unwrap();
+            bytes
+        };
+        for runs in [&[9][..], &[4, 5], &[1, 3, 5], &[3, 3, 3]] {
+            let mut bytes = Vec::new();
+            let mut first = 0;
+            for &num_tokens in runs {
+                bytes.extend(exported(first..first + num_tokens));
+                first += num_tokens;
+            }
+            for (start, end) in (0..9).flat_map(|start| (start + 1..=9).map(move |end| (start, end))) {
+                let mut source = bytes.as_slice();
+                let exported_runs = Exported {
+                    bytes: &mut source,
+                    num_bytes: bytes.len() as u64,
+                    num_run_tokens: runs,
+                    skip: start,
+                    num_wanted: end - start,
+                    position: start,
+                };
+                let mut other = SegmentStore::default();
+                let part = other.import(exported_runs, &shapes, Dtype::Float32).unwrap();
+                let mut again = Vec::new();
+                other.export(part.id, 0..end - start, &mut again).unwrap();
+                assert!(again == exported(start..end), "tokens {start}..{end} of {runs:?}");
+            }
+        }
     }
 }

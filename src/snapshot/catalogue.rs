@@ -1,67 +1,17 @@
-//! What a snapshot holds: a tree of prefixes, each with the place of its bytes.
+//! What a snapshot holds: a tree of prefixes, each with the places of its bytes.
 //!
-//! Owns the union of what the file has and what is added. A node's bytes are a [`Piece`] of an extent,
-//! which several nodes may share: where a later prompt leaves a stored edge in its middle, the node is
-//! split and no byte is written again. The tree itself, tiers and the order of eviction are the prompt
-//! cache's.
+//! Owns the union of what the file has and what is added. A node's bytes are a [`Piece`]: the extents
+//! that its tokens lie in. Where a later prompt leaves a stored edge in its middle, the node is split and
+//! no byte is written again: both halves have the extent that is cut. The tree itself, tiers and the
+//! order of eviction are the prompt cache's.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::collections::BTreeMap;
 
-use super::{SnapshotError, format::Checksum};
+use super::SnapshotError;
+use super::piece::{Extent, Piece};
 use crate::cache::{
-    CacheLimits, Inserted, Match, NodeId, Payload, Place, PromptCache, Resume, ResumeRule, TokenId,
-    common_prefix,
+    CacheLimits, Inserted, Match, NodeId, Place, PromptCache, Resume, ResumeRule, TokenId, common_prefix,
 };
-
-/// Bytes in the file that are read and verified together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
-    pub offset: u64,
-    pub num_bytes: u64,
-    /// Tokens whose KV it is; 0 for a recurrent state.
-    pub num_tokens: u32,
-    pub checksum: Checksum,
-}
-
-/// What a node has of an extent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    pub extent: Extent,
-    /// Tokens of the extent before the node's.
-    pub first: u32,
-    pub num_tokens: u32,
-    /// When a run last used it, in seconds since 1970.
-    pub used_at: u64,
-}
-
-impl Piece {
-    /// All of an extent.
-    pub fn whole(extent: Extent, used_at: u64) -> Self {
-        Self { extent, first: 0, num_tokens: extent.num_tokens, used_at }
-    }
-
-    /// The extent's tokens that are the node's.
-    pub fn tokens(&self) -> Range<usize> {
-        self.first as usize..self.first as usize + self.num_tokens as usize
-    }
-
-    /// The piece's own tokens in this range.
-    pub(super) fn part(&self, tokens: Range<usize>) -> Self {
-        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        Self { first: self.first + number(tokens.start), num_tokens: number(tokens.len()), ..*self }
-    }
-}
-
-impl Payload for Piece {
-    fn num_bytes(&self) -> u64 {
-        let Extent { num_bytes, num_tokens, .. } = self.extent;
-        if num_tokens == 0 {
-            return num_bytes;
-        }
-        let share = u128::from(num_bytes) * u128::from(self.num_tokens) / u128::from(num_tokens);
-        u64::try_from(share).unwrap_or(num_bytes)
-    }
-}
 
 /// How much of some tokens a catalogue has.
 #[derive(Debug, Clone, Copy)]
@@ -121,13 +71,14 @@ impl Catalogue {
     /// Cuts a node after its first `at` tokens; returns the upper half.
     fn split(&mut self, node: NodeId, at: usize) -> Result<NodeId, SnapshotError> {
         let piece = self.piece(node).ok_or(crate::cache::CacheError::Stale(node))?;
-        let halves = (piece.part(0..at), piece.part(at..piece.num_tokens as usize));
-        Ok(self.0.split(node, at, halves)?.upper)
+        let upper = piece.part(0..at);
+        let lower = piece.part(at..piece.tokens().len()).below(Some(&upper));
+        Ok(self.0.split(node, at, (upper, lower))?.upper)
     }
 
     /// A node's piece.
     pub(super) fn piece(&self, node: NodeId) -> Option<Piece> {
-        self.0.tree().node(node)?.segment().copied()
+        self.0.tree().node(node)?.segment().cloned()
     }
 
     /// Hangs a piece below a node, where nothing may begin with the same token.
@@ -137,6 +88,8 @@ impl Catalogue {
         piece: Piece,
         checkpoint: Option<Piece>,
     ) -> Result<Option<NodeId>, SnapshotError> {
+        let above = place.parent.and_then(|parent| self.0.tree().node(parent)?.segment());
+        let piece = piece.below(above);
         Ok(match self.0.insert(place, piece, checkpoint)? {
             Inserted::New(node) => Some(node),
             Inserted::Overlaps { .. } => None,
@@ -159,7 +112,7 @@ impl Catalogue {
         let mut next = Some(node);
         while let Some(id) = next {
             let Some(piece) = self.piece(id) else { break };
-            self.0.replace_segment(id, Piece { used_at: now.max(piece.used_at), ..piece })?;
+            self.0.replace_segment(id, piece.used(now))?;
             next = self.0.tree().node(id).and_then(|node| node.parent());
         }
         Ok(())
@@ -176,16 +129,24 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Removes every node whose KV is in an extent, with all below it, and the recurrent state that is
-    /// in it.
-    pub(super) fn drop_extent(&mut self, extent: &Extent) -> Result<(), SnapshotError> {
+    /// Removes all KV from an extent on for which `is_gone` says so, with all that continues it, and the
+    /// recurrent states that are in one.
+    pub(super) fn drop_extents(&mut self, is_gone: impl Fn(&Extent) -> bool) -> Result<(), SnapshotError> {
         for id in self.0.tree().preorder() {
             // Gone with a node above.
             let Some(node) = self.0.tree().node(id) else { continue };
-            if node.segment().is_some_and(|piece| piece.extent == *extent) {
-                self.remove(id)?;
-            } else if node.checkpoint().is_some_and(|piece| piece.extent == *extent) {
-                self.set_checkpoint(id, None)?;
+            let num_sound = node.segment().and_then(|piece| piece.num_tokens_before(&is_gone));
+            let has_lost_state =
+                node.checkpoint().is_some_and(|state| state.num_tokens_before(&is_gone).is_some());
+            match num_sound {
+                Some(num_sound) => {
+                    if num_sound > 0 {
+                        self.split(id, num_sound)?;
+                    }
+                    self.remove(id)?;
+                }
+                None if has_lost_state => self.set_checkpoint(id, None)?,
+                None => {}
             }
         }
         Ok(())
@@ -201,6 +162,25 @@ impl Catalogue {
             num_dropped += self.0.remove(leaf)?.len();
         }
         Ok(num_dropped)
+    }
+
+    /// Drops entries in the order of eviction until this many tokens are gone, one entry at least; returns
+    /// how many tokens. `None` where there is no entry.
+    pub(super) fn drop_first(&mut self, num_tokens: u64) -> Option<usize> {
+        let mut num_dropped = None;
+        while num_dropped.is_none_or(|num| (num as u64) < num_tokens)
+            && let Some(dropped) = self.0.evict_first()
+        {
+            let num_gone: usize = dropped.iter().map(|piece| piece.tokens().len()).sum();
+            num_dropped = Some(num_dropped.unwrap_or(0) + num_gone);
+        }
+        num_dropped
+    }
+
+    /// Tokens of all nodes together.
+    pub(super) fn num_tokens(&self) -> usize {
+        let tree = self.0.tree();
+        tree.preorder().iter().filter_map(|id| tree.node(*id)).map(|node| node.tokens().len()).sum()
     }
 
     /// The tokens from the start of the prompt up to a node's end.
@@ -224,29 +204,21 @@ impl Catalogue {
             segment.chain(node.checkpoint())
         });
         // An extent of no bytes has no place of its own.
-        let pieces = pieces.filter(|piece| piece.extent.num_bytes > 0);
-        pieces.map(|piece| (piece.extent.offset, piece.extent)).collect()
+        let extents = pieces.flat_map(Piece::extents).filter(|extent| extent.num_bytes > 0);
+        extents.map(|extent| (extent.offset, *extent)).collect()
     }
 
-    /// Has every piece look for its extent where `moved` says; pieces of other extents go.
-    pub(super) fn relocate(&mut self, moved: &BTreeMap<u64, Extent>) -> Result<(), SnapshotError> {
+    /// Has every piece look for its extents where `moved` says; what is of others goes.
+    pub(super) fn relocate(&mut self, moved: &BTreeMap<u64, u64>) -> Result<(), SnapshotError> {
+        self.drop_extents(|extent| extent.num_bytes > 0 && !moved.contains_key(&extent.offset))?;
         for id in self.0.tree().preorder() {
-            // Gone with a node above.
             let Some(node) = self.0.tree().node(id) else { continue };
-            let (segment, checkpoint) = (node.segment().copied(), node.checkpoint().copied());
-            let place = |piece: Piece| match piece.extent.num_bytes {
-                0 => Some(piece),
-                _ => moved.get(&piece.extent.offset).map(|&extent| Piece { extent, ..piece }),
-            };
-            match segment.map(place) {
-                Some(Some(segment)) => drop(self.0.replace_segment(id, segment)?),
-                _ => {
-                    self.remove(id)?;
-                    continue;
-                }
+            let checkpoint = node.checkpoint().map(|checkpoint| checkpoint.moved(moved));
+            if let Some(segment) = node.segment().map(|segment| segment.moved(moved)) {
+                self.0.replace_segment(id, segment)?;
             }
-            if let Some(checkpoint) = checkpoint {
-                self.set_checkpoint(id, place(checkpoint))?;
+            if checkpoint.is_some() {
+                self.set_checkpoint(id, checkpoint)?;
             }
         }
         Ok(())

@@ -38,6 +38,12 @@ pub enum SnapshotError {
     CannotMerge { difference: String },
     #[error("cannot {action} {}: {source}", .path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "the index of {} would be longer than one that can be read, with nothing left to drop; the file stays as \
+         it was: name another file",
+        .path.display()
+    )]
+    IndexTooLong { path: PathBuf },
     #[error("the cache cannot be saved: {0}")]
     Export(String),
     #[error(transparent)]

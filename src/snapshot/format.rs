@@ -1,4 +1,4 @@
-//! The snapshot file, byte by byte, format version 1.
+//! The snapshot file, byte by byte, format version 2.
 //!
 //! Owns the fixed places of the file and their checks. What the index holds is `index`'s, who
 //! writes when `saving`'s.
@@ -8,7 +8,8 @@
 //!      0     4096   superblock: magic (16), format version (u32), checksum of both
 //!   4096     4096   root A  ┐ generation, place and checksum of an index, bytes published,
 //!   8192     4096   root B  ┘ and a checksum of the root itself
-//!  16384            extents and indexes, each at a multiple of 16 KiB, in the order of their writing
+//!  16384            segments, states and indexes, each at a multiple of 16 KiB, in the order of their
+//!                   writing; a segment's extents follow each other without a gap
 //! ```
 //!
 //! All numbers are little-endian, all checksums XXH3-128. The magic's first byte is no ASCII, and it
@@ -19,19 +20,32 @@
 //! syncs again: torn at any point, one root and its index are whole. Bytes that a root refers to are
 //! never written again.
 //!
-//! An extent is the KV of a run of tokens, or a recurrent state, as the runner gave it: for each
-//! attention layer in order keys and then values, `(H_kv, L, D)` each, in the dtype of the identity; for
-//! each recurrent layer the convolution's tail `(K - 1, C)` and, if it has one, the memory
-//! `(H, D_k, D_v)`. There is no header in it: the identity fixes all shapes, the index the tokens.
+//! An extent is what is read, verified and freed together: the KV of a run of up to 256 tokens, or a
+//! recurrent state, as the runner gave it. KV lies plane by plane: for each attention layer in order keys
+//! and then values, `(H_kv, L, D)` each for the run's `L` tokens, in the dtype of the identity. A state is,
+//! for each recurrent layer, the convolution's tail `(K - 1, C)` and, if it has one, the memory
+//! `(H, D_k, D_v)`. There is no header in it: the identity fixes all shapes, and the index has the tokens
+//! and how many bytes each plane has of one token, so that planes may be as many and as wide as a model needs.
+//!
+//! A node of the index names the extents that its tokens lie in, and how many tokens of the first come
+//! before its own: where an edge was cut, two nodes name one extent. It is in use while one does.
+//!
+//! Version 1 differs in two things: a segment is one extent of any length, and the index does not tell of
+//! planes. Such a file is read as it is. The first save that changes it moves all that is in use to a new
+//! file of version 2, where its extents stay as long as they are.
 
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::SnapshotError;
 
 /// The format that this program writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
-/// Extents and indexes begin at multiples of this: the largest page of the platforms we run on.
+/// Tokens of an extent at most: enough that a checksum and a place in the index cost nothing beside it, and so
+/// few that what is read, or kept, for the sake of one token is little.
+pub const MAX_RUN_TOKENS: usize = 256;
+
+/// Segments, states and indexes begin at multiples of this: the largest page of the platforms we run on.
 pub const ALIGNMENT: u64 = 16 << 10;
 
 const MAGIC: [u8; 16] = *b"\x89mlxbatch\r\n\x1a\n\0\0\0";
@@ -65,8 +79,8 @@ pub(super) fn superblock() -> [u8; BLOCK_BYTES] {
 /// What the first block says about a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Of a version that can be read.
-    Ours,
+    /// Of this version, which can be read.
+    Ours(u32),
     /// Ours by its name, but the block is damaged.
     Damaged,
     Newer(u32),
@@ -91,7 +105,7 @@ pub(super) fn kind_of(block: &[u8]) -> Kind {
     }
     match u32::from_le_bytes([version[0], version[1], version[2], version[3]]) {
         0 => Kind::Damaged,
-        version if version <= FORMAT_VERSION => Kind::Ours,
+        version if version <= FORMAT_VERSION => Kind::Ours(version),
         version => Kind::Newer(version),
     }
 }
@@ -153,7 +167,7 @@ impl Root {
 pub(super) fn refuse(path: &std::path::Path, kind: Kind) -> Option<SnapshotError> {
     let path = path.to_path_buf();
     match kind {
-        Kind::Ours | Kind::Damaged => None,
+        Kind::Ours(_) | Kind::Damaged => None,
         Kind::Foreign => Some(SnapshotError::Foreign { path }),
         Kind::Newer(version) => Some(SnapshotError::Newer { path, version }),
     }
@@ -166,8 +180,8 @@ mod tests {
     #[test]
     fn a_superblock_is_ours_and_each_kind_of_damage_is_told_apart() {
         let block = superblock();
-        assert_eq!(kind_of(&block), Kind::Ours);
-        assert_eq!(kind_of(&block[..SUPERBLOCK_BYTES]), Kind::Ours);
+        assert_eq!(kind_of(&block), Kind::Ours(FORMAT_VERSION));
+        assert_eq!(kind_of(&block[..SUPERBLOCK_BYTES]), Kind::Ours(FORMAT_VERSION));
         assert_eq!(kind_of(&block[..20]), Kind::Damaged);
         assert_eq!(kind_of(&block[..10]), Kind::Foreign);
         assert_eq!(kind_of(b""), Kind::Foreign);
@@ -184,7 +198,7 @@ mod tests {
     fn line_ends_changed_in_transfer_are_damage_or_foreign_and_never_ours() {
         let text = superblock().to_vec();
         let unix: Vec<u8> = text.iter().copied().filter(|byte| *byte != b'\r').collect();
-        assert_ne!(kind_of(&unix), Kind::Ours);
+        assert!(!matches!(kind_of(&unix), Kind::Ours(_)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The index of a snapshot file: identity and tree, as bincode.
 //!
 //! Owns the records and their checks: what comes from disk is believed only as far as it is
-//! consistent, and decoding allocates no more than the file has bytes to justify.
+//! consistent, and decoding allocates no more than the file has bytes to justify. Both ways an index is at
+//! most [`MAX_INDEX_BYTES`] long: what is written is read.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +16,31 @@ use super::{
 };
 use crate::cache::{NodeId, Place, Tier, TokenId};
 
+/// The longest index there can be.
+pub(super) const MAX_INDEX_BYTES: usize = 256 << 20;
+
 #[derive(Encode, Decode)]
 struct IndexRecord {
+    header: HeaderRecord,
+    /// Bytes of one token in each plane of an extent, in their order; none where they are not known.
+    plane_widths: Vec<u32>,
+    /// Each after its parent.
+    nodes: Vec<NodeRecord>,
+}
+
+/// The index of a file of format version 1.
+#[derive(Decode)]
+struct IndexRecordV1 {
+    header: HeaderRecord,
+    nodes: Vec<NodeRecordV1>,
+}
+
+#[derive(Encode, Decode)]
+struct HeaderRecord {
     model: String,
     needs_checkpoints: bool,
     parts: Vec<PartRecord>,
     stamps: Vec<StampRecord>,
-    /// Each after its parent.
-    nodes: Vec<NodeRecord>,
 }
 
 #[derive(Encode, Decode)]
@@ -51,10 +69,31 @@ struct NodeRecord {
     recency: u64,
     used_at: u64,
     tokens: Vec<TokenId>,
-    /// Tokens of the extent before the node's.
+    /// Tokens of the first extent before the node's.
+    first: u32,
+    /// Where its tokens are; none where KV is no bytes.
+    extents: Vec<ExtentRecord>,
+    checkpoint: Option<ExtentRecord>,
+}
+
+#[derive(Decode)]
+struct NodeRecordV1 {
+    parent: u32,
+    tier: u8,
+    recency: u64,
+    used_at: u64,
+    tokens: Vec<TokenId>,
     first: u32,
     segment: ExtentRecord,
     checkpoint: Option<ExtentRecord>,
+}
+
+impl From<NodeRecordV1> for NodeRecord {
+    fn from(node: NodeRecordV1) -> Self {
+        let NodeRecordV1 { parent, tier, recency, used_at, tokens, first, segment, checkpoint } = node;
+        let (first, extents) = if segment.num_bytes == 0 { (0, Vec::new()) } else { (first, vec![segment]) };
+        Self { parent, tier, recency, used_at, tokens, first, extents, checkpoint }
+    }
 }
 
 #[derive(Encode, Decode)]
@@ -75,23 +114,48 @@ impl From<Extent> for ExtentRecord {
 /// The extents that an index has named so far.
 struct Extents {
     published_bytes: u64,
+    /// Of one token; 0 where it is not known.
+    token_bytes: u64,
     known: BTreeMap<u64, Extent>,
 }
 
 impl Extents {
     /// The extent, if it lies within what is published and all agree about what is there.
     ///
-    /// Of two that begin at one place only one would be verified, and a compaction would give its
-    /// bytes to both.
+    /// Of two that overlap, a compaction would give the same bytes to both.
     fn checked(&mut self, record: &ExtentRecord) -> Option<Extent> {
         let ExtentRecord { offset, num_bytes, num_tokens, checksum } = *record;
-        let is_inside = offset >= ALIGNMENT
-            && offset.is_multiple_of(ALIGNMENT)
-            && offset.checked_add(num_bytes).is_some_and(|end| end <= self.published_bytes);
-        let extent = is_inside.then_some(Extent { offset, num_bytes, num_tokens, checksum })?;
+        let extent = Extent { offset, num_bytes, num_tokens, checksum };
+        let end = offset.checked_add(num_bytes)?;
+        if offset < ALIGNMENT || end > self.published_bytes {
+            return None;
+        }
         // One of no bytes has no place of its own.
-        let known = if num_bytes == 0 { extent } else { *self.known.entry(offset).or_insert(extent) };
-        (known == extent).then_some(extent)
+        if num_bytes == 0 {
+            return Some(extent);
+        }
+        let before = self.known.range(..=offset).next_back().map(|(_, before)| *before);
+        if let Some(before) = before.filter(|before| before.offset + before.num_bytes > offset) {
+            return (before == extent).then_some(extent);
+        }
+        if self.known.range(offset..end).next().is_some() {
+            return None;
+        }
+        self.known.insert(offset, extent);
+        Some(extent)
+    }
+
+    /// An extent of KV.
+    fn run(&mut self, record: &ExtentRecord) -> Option<Extent> {
+        let is_run = record.num_tokens > 0 && record.num_bytes > 0;
+        let expected = u64::from(record.num_tokens).checked_mul(self.token_bytes)?;
+        let is_of_its_size = self.token_bytes == 0 || record.num_bytes == expected;
+        (is_run && is_of_its_size).then(|| self.checked(record)).flatten()
+    }
+
+    /// An extent of a recurrent state.
+    fn state(&mut self, record: &ExtentRecord) -> Option<Extent> {
+        (record.num_tokens == 0).then(|| self.checked(record)).flatten()
     }
 }
 
@@ -99,13 +163,18 @@ impl Extents {
 #[derive(Debug)]
 pub(super) struct Index {
     pub identity: Identity,
+    pub plane_widths: Vec<u32>,
     pub catalogue: Catalogue,
     /// Nodes that made no sense and were left out, with all below them.
     pub num_damaged: usize,
 }
 
 /// Writes identity and tree as bytes.
-pub(super) fn encode(identity: &Identity, catalogue: &Catalogue) -> Result<Vec<u8>, String> {
+pub(super) fn encode(
+    identity: &Identity,
+    plane_widths: &[u32],
+    catalogue: &Catalogue,
+) -> Result<Vec<u8>, String> {
     let tree = catalogue.cache().tree();
     let order = tree.preorder();
     let places: std::collections::HashMap<NodeId, u32> =
@@ -119,12 +188,12 @@ pub(super) fn encode(identity: &Identity, catalogue: &Catalogue) -> Result<Vec<u
             recency: node.last_used(),
             used_at: piece.used_at,
             tokens: node.tokens().to_vec(),
-            first: piece.first,
-            segment: piece.extent.into(),
-            checkpoint: node.checkpoint().map(|checkpoint| checkpoint.extent.into()),
+            first: piece.tokens().start as u32,
+            extents: piece.extents().iter().map(|extent| (*extent).into()).collect(),
+            checkpoint: node.checkpoint().and_then(|state| state.extents().first()).map(|e| (*e).into()),
         })
     };
-    let index = IndexRecord {
+    let header = HeaderRecord {
         model: identity.model.clone(),
         needs_checkpoints: identity.needs_checkpoints,
         parts: identity
@@ -133,6 +202,10 @@ pub(super) fn encode(identity: &Identity, catalogue: &Catalogue) -> Result<Vec<u
             .map(|part| PartRecord { name: part.name.clone(), digest: part.digest })
             .collect(),
         stamps: identity.stamps.iter().map(stamp_record).collect(),
+    };
+    let index = IndexRecord {
+        header,
+        plane_widths: plane_widths.to_vec(),
         nodes: order.iter().filter_map(record).collect(),
     };
     bincode::encode_to_vec(&index, config::standard()).map_err(|error| error.to_string())
@@ -143,35 +216,34 @@ fn stamp_record(stamp: &FileStamp) -> StampRecord {
     StampRecord { path, num_bytes, inode, modified_ns, changed_ns, content }
 }
 
-/// Reads an index of a file that publishes so many bytes; `max_bytes` limits the tree from then on.
-pub(super) fn decode(bytes: &[u8], published_bytes: u64, max_bytes: Option<u64>) -> Result<Index, String> {
-    let record = decode_record(bytes)?;
-    let identity = Identity {
-        model: record.model,
-        needs_checkpoints: record.needs_checkpoints,
-        parts: record
-            .parts
-            .into_iter()
-            .map(|PartRecord { name, digest }| IdentityPart { name, digest })
-            .collect(),
-        stamps: record
-            .stamps
-            .into_iter()
-            .map(|StampRecord { path, num_bytes, inode, modified_ns, changed_ns, content }| FileStamp {
-                path,
-                num_bytes,
-                inode,
-                modified_ns,
-                changed_ns,
-                content,
-            })
-            .collect(),
+/// Where an index comes from, and what it may hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source {
+    /// The file's format version.
+    pub version: u32,
+    /// What the file publishes.
+    pub published_bytes: u64,
+    /// Limits the tree from then on.
+    pub max_bytes: Option<u64>,
+}
+
+/// Reads an index.
+pub(super) fn decode(bytes: &[u8], source: Source) -> Result<Index, String> {
+    let Source { version, published_bytes, max_bytes } = source;
+    let IndexRecord { header, plane_widths, nodes } = if version == 1 {
+        let IndexRecordV1 { header, nodes } = decode_record(bytes)?;
+        let nodes = nodes.into_iter().map(NodeRecord::from).collect();
+        IndexRecord { header, plane_widths: Vec::new(), nodes }
+    } else {
+        decode_record(bytes)?
     };
+    let identity = identity_of(header);
+    let token_bytes = plane_widths.iter().map(|width| u64::from(*width)).sum();
     let mut catalogue = Catalogue::new(max_bytes, identity.needs_checkpoints);
-    let mut extents = Extents { published_bytes, known: BTreeMap::new() };
-    let mut ids: Vec<Option<NodeId>> = Vec::with_capacity(record.nodes.len());
-    let mut uses: Vec<(u64, NodeId)> = Vec::with_capacity(record.nodes.len());
-    for node in &record.nodes {
+    let mut extents = Extents { published_bytes, token_bytes, known: BTreeMap::new() };
+    let mut ids: Vec<Option<NodeId>> = Vec::with_capacity(nodes.len());
+    let mut uses: Vec<(u64, NodeId)> = Vec::with_capacity(nodes.len());
+    for node in &nodes {
         let id = hang(&mut catalogue, node, &ids, &mut extents);
         uses.extend(id.map(|id| (node.recency, id)));
         ids.push(id);
@@ -181,7 +253,25 @@ pub(super) fn decode(bytes: &[u8], published_bytes: u64, max_bytes: Option<u64>)
         catalogue.touch(id).map_err(|error| error.to_string())?;
     }
     let num_damaged = ids.iter().filter(|id| id.is_none()).count();
-    Ok(Index { identity, catalogue, num_damaged })
+    Ok(Index { identity, plane_widths, catalogue, num_damaged })
+}
+
+fn identity_of(header: HeaderRecord) -> Identity {
+    let HeaderRecord { model, needs_checkpoints, parts, stamps } = header;
+    let stamp = |StampRecord { path, num_bytes, inode, modified_ns, changed_ns, content }| FileStamp {
+        path,
+        num_bytes,
+        inode,
+        modified_ns,
+        changed_ns,
+        content,
+    };
+    Identity {
+        model,
+        needs_checkpoints,
+        parts: parts.into_iter().map(|PartRecord { name, digest }| IdentityPart { name, digest }).collect(),
+        stamps: stamps.into_iter().map(stamp).collect(),
+    }
 }
 
 /// Puts a node into the tree, if all about it makes sense.
@@ -197,24 +287,19 @@ fn hang(
     };
     let tier = *Tier::ALL.get(node.tier as usize)?;
     let num_tokens = u32::try_from(node.tokens.len()).ok()?;
-    let extent = extents.checked(&node.segment)?;
-    if node.first.checked_add(num_tokens)? > extent.num_tokens {
-        return None;
-    }
-    let piece = Piece { extent, first: node.first, num_tokens, used_at: node.used_at };
+    let runs = node.extents.iter().map(|extent| extents.run(extent)).collect::<Option<Vec<Extent>>>()?;
+    let piece = Piece::checked(runs, node.first, num_tokens, node.used_at)?;
     let checkpoint = match &node.checkpoint {
         None => None,
-        Some(record) => {
-            Some(Piece::whole(extents.checked(record).filter(|extent| extent.num_tokens == 0)?, node.used_at))
-        }
+        Some(record) => Some(Piece::state(extents.state(record)?, node.used_at)),
     };
     catalogue.hang(Place { parent, tokens: &node.tokens, tier }, piece, checkpoint).ok()?
 }
 
 /// Decodes with the smallest limit that an honest index of this size stays under: records take up to
 /// some ten times their encoded size in memory.
-fn decode_record(bytes: &[u8]) -> Result<IndexRecord, String> {
-    fn limited<const LIMIT: usize>(bytes: &[u8]) -> Result<IndexRecord, String> {
+fn decode_record<R: Decode<()>>(bytes: &[u8]) -> Result<R, String> {
+    fn limited<const LIMIT: usize, R: Decode<()>>(bytes: &[u8]) -> Result<R, String> {
         let config = config::standard().with_limit::<LIMIT>();
         let (record, num_read) =
             bincode::decode_from_slice(bytes, config).map_err(|error| error.to_string())?;
@@ -223,18 +308,20 @@ fn decode_record(bytes: &[u8]) -> Result<IndexRecord, String> {
         }
         Ok(record)
     }
+    if bytes.len() > MAX_INDEX_BYTES {
+        return Err(format!("an index of {} bytes is beyond all measure", bytes.len()));
+    }
     let read = match bytes.len().next_power_of_two().trailing_zeros() {
-        ..=10 => limited::<0x4000>,
-        11..=12 => limited::<0x1_0000>,
-        13..=14 => limited::<0x4_0000>,
-        15..=16 => limited::<0x10_0000>,
-        17..=18 => limited::<0x40_0000>,
-        19..=20 => limited::<0x100_0000>,
-        21..=22 => limited::<0x400_0000>,
-        23..=24 => limited::<0x1000_0000>,
-        25..=26 => limited::<0x4000_0000>,
-        27..=28 => limited::<0x1_0000_0000>,
-        _ => return Err(format!("an index of {} bytes is beyond all measure", bytes.len())),
+        ..=10 => limited::<0x4000, R>,
+        11..=12 => limited::<0x1_0000, R>,
+        13..=14 => limited::<0x4_0000, R>,
+        15..=16 => limited::<0x10_0000, R>,
+        17..=18 => limited::<0x40_0000, R>,
+        19..=20 => limited::<0x100_0000, R>,
+        21..=22 => limited::<0x400_0000, R>,
+        23..=24 => limited::<0x1000_0000, R>,
+        25..=26 => limited::<0x4000_0000, R>,
+        _ => limited::<0x1_0000_0000, R>,
     };
     read(bytes)
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     Identity, SaveReport, Snapshot, SnapshotError,
     extent::{ReadError, read_extent},
-    open::seconds_since_1970,
+    open::{OTHER_PLANES, seconds_since_1970},
 };
 use crate::cache::{Payload, PerTier, Tier, TokenId};
 
@@ -32,6 +32,8 @@ pub struct Entry {
 #[derive(Debug, Clone)]
 pub struct Contents {
     pub identity: Identity,
+    /// The file's format version.
+    pub format_version: u32,
     /// Each after the one that it continues.
     pub entries: Vec<Entry>,
     pub file_bytes: u64,
@@ -75,6 +77,7 @@ impl Contents {
         let file_bytes = snapshot.disk.as_ref().and_then(|disk| disk.num_bytes().ok()).unwrap_or(0);
         Self {
             identity: snapshot.identity.clone(),
+            format_version: snapshot.version,
             entries,
             file_bytes,
             used_bytes: snapshot.catalogue.extents().values().map(|extent| extent.num_bytes).sum(),
@@ -119,7 +122,7 @@ pub fn verify(path: &Path, mut on_progress: impl FnMut(u64)) -> Result<Verified,
         let Some(disk) = &snapshot.disk else { break };
         match read_extent(disk, extent, &mut bytes) {
             Ok(()) => {}
-            Err(ReadError::Damaged) => verified.damaged.push(extent.offset),
+            Err(ReadError::Damaged(_)) => verified.damaged.push(extent.offset),
             Err(ReadError::Io(source)) => return Err(super::disk::failed("read", path, source)),
         }
         verified.num_extents += 1;
@@ -178,9 +181,20 @@ pub fn merge(inputs: &[&Path], output: &Path) -> Result<SaveReport, SnapshotErro
         if let Some(difference) = first.identity.difference(&other.identity) {
             return Err(SnapshotError::CannotMerge { difference });
         }
+        if !first.plane_widths.is_empty()
+            && !other.plane_widths.is_empty()
+            && first.plane_widths != other.plane_widths
+        {
+            return Err(SnapshotError::CannotMerge { difference: OTHER_PLANES.to_owned() });
+        }
     }
+    let known = sources.iter().find(|source| !source.plane_widths.is_empty());
+    let plane_widths = known.map(|source| source.plane_widths.clone()).unwrap_or_default();
     let mut merged =
         Snapshot::open(output, first.options, |_| Ok::<_, SnapshotError>(first.identity.clone()))?;
+    if merged.plane_widths.is_empty() {
+        merged.plane_widths = plane_widths;
+    }
     let mut saving = merged.begin_save()?;
     for source in &sources {
         saving.add_all(source)?;

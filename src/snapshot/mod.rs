@@ -5,7 +5,7 @@
 //! runner's business, when to bring in and when to save the engine's.
 //!
 //! ```text
-//!   Snapshot ── finds, reads ──▶ Catalogue: the tree of prefixes, each a Piece of an Extent
+//!   Snapshot ── finds, reads ──▶ Catalogue: the tree of prefixes, each a Piece of some Extents
 //!      │
 //!      └─ begin_save ──▶ Saving: lock, reload, add what is new, publish
 //! ```
@@ -25,14 +25,15 @@ mod identity;
 mod index;
 mod maintain;
 mod open;
+mod piece;
 mod saving;
 #[cfg(test)]
 mod tests;
 
-pub use catalogue::{Extent, Piece};
 pub use error::SnapshotError;
-pub use extent::{ExtentReader, ReadError};
+pub use extent::{PieceReader, ReadError, RunBuffer};
 pub use identity::{FileStamp, Identity, IdentityPart};
 pub use maintain::{Contents, Entry, Pruned, Pruning, Verified, merge, prune, verify};
 pub use open::{CacheMode, Found, Opening, Snapshot, SnapshotOptions};
+pub use piece::{Extent, Piece};
 pub use saving::{SaveReport, Saving};

@@ -15,9 +15,9 @@ use super::{
     Extent, FileStamp, Identity, Piece, SnapshotError,
     catalogue::Catalogue,
     disk::{Disk, failed, folder_of},
-    extent::{ExtentReader, ReadError, read_extent},
-    format::{self, BLOCK_BYTES, Kind, Root},
-    index::{self, Index},
+    extent::{PieceReader, ReadError, RunBuffer, read_piece},
+    format::{self, BLOCK_BYTES, FORMAT_VERSION, Kind, Root},
+    index::{self, Index, MAX_INDEX_BYTES, Source},
 };
 use crate::cache::{NodeId, TokenId};
 
@@ -77,7 +77,7 @@ impl Opening {
 }
 
 /// A stored piece of a prompt.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Found {
     pub node: NodeId,
     /// The prompt's tokens that it is the KV of.
@@ -103,6 +103,12 @@ pub struct Snapshot {
     pub(super) options: SnapshotOptions,
     pub(super) identity: Identity,
     pub(super) opening: Opening,
+    /// Bytes of one token in each plane of an extent, in their order; none where they are not known.
+    pub(super) plane_widths: Vec<u32>,
+    /// The format version of the file that was opened.
+    pub(super) version: u32,
+    /// The longest index that a save may write.
+    pub(super) max_index_bytes: usize,
     /// What the catalogue's extents are in; none before the first save of a new file.
     pub(super) disk: Option<Disk>,
     /// The root that the catalogue comes from.
@@ -176,6 +182,9 @@ impl Snapshot {
             path: path.to_path_buf(),
             options,
             opening: Opening::New,
+            plane_widths: Vec::new(),
+            version: FORMAT_VERSION,
+            max_index_bytes: MAX_INDEX_BYTES,
             disk: None,
             generation: 0,
             catalogue: Catalogue::new(options.max_bytes, identity.needs_checkpoints),
@@ -188,8 +197,10 @@ impl Snapshot {
         }
     }
 
-    fn take(&mut self, disk: Option<Disk>, Sound { root, index, older_because, .. }: Sound) {
+    fn take(&mut self, disk: Option<Disk>, Sound { root, version, index, older_because, .. }: Sound) {
         self.older_because = older_because;
+        self.version = version;
+        self.plane_widths = index.plane_widths;
         self.is_dirty = index.identity.stamps != self.identity.stamps || index.num_damaged > 0;
         self.num_damaged = index.num_damaged;
         self.catalogue = index.catalogue;
@@ -201,6 +212,17 @@ impl Snapshot {
         };
         self.disk = disk;
         self.generation = root.generation;
+    }
+
+    /// Tells how the model's KV lies: the bytes of one token in each plane, in their order. A file whose KV
+    /// lies otherwise is as good as another model's.
+    pub fn expect_planes(&mut self, widths: Vec<u32>) {
+        if !self.plane_widths.is_empty() && self.plane_widths != widths {
+            self.opening = Opening::OtherModel { difference: OTHER_PLANES.to_owned() };
+            self.catalogue = Catalogue::new(self.options.max_bytes, self.identity.needs_checkpoints);
+            self.disk = None;
+        }
+        self.plane_widths = widths;
     }
 
     pub fn path(&self) -> &Path {
@@ -229,8 +251,7 @@ impl Snapshot {
 
     /// Tokens that the file holds the KV of.
     pub fn num_tokens(&self) -> usize {
-        let tree = self.catalogue.cache().tree();
-        tree.preorder().iter().filter_map(|id| tree.node(*id)).map(|node| node.tokens().len()).sum()
+        self.catalogue.num_tokens()
     }
 
     /// How many of these tokens a sequence could resume with.
@@ -245,11 +266,11 @@ impl Snapshot {
         let mut pieces = Vec::with_capacity(resume.num_nodes + 1);
         let mut start = 0;
         for step in found.path.iter().take(resume.num_nodes) {
-            let Some((node, &piece)) = tree.node(step.node).and_then(|node| Some((node, node.segment()?)))
+            let Some((node, piece)) = tree.node(step.node).and_then(|node| Some((node, node.segment()?)))
             else {
                 return pieces;
             };
-            let (tier, checkpoint) = (node.tier(), node.checkpoint().copied());
+            let (tier, piece, checkpoint) = (node.tier(), piece.clone(), node.checkpoint().cloned());
             pieces.push(Found { node: step.node, start, end: step.end, tier, piece, checkpoint });
             start = step.end;
         }
@@ -269,14 +290,19 @@ impl Snapshot {
         pieces
     }
 
-    /// Begins to read the extent of a piece, all of it.
-    pub fn reader(&self, piece: &Piece) -> Result<ExtentReader<'_>, ReadError> {
-        Ok(ExtentReader::new(self.open_disk()?, piece.extent))
+    /// Begins to read the extents of a piece, all of each. What the buffer has of the piece before is not
+    /// read again.
+    pub fn reader<'a>(
+        &'a self,
+        piece: &Piece,
+        buffer: &'a mut RunBuffer,
+    ) -> Result<PieceReader<'a>, ReadError> {
+        Ok(PieceReader::new(self.open_disk()?, piece, buffer))
     }
 
-    /// Reads the extent of a piece, all of it, and verifies it.
+    /// Reads the extents of a piece, all of each, and verifies them.
     pub fn read(&self, piece: &Piece, bytes: &mut Vec<u8>) -> Result<(), ReadError> {
-        read_extent(self.open_disk()?, piece.extent, bytes)
+        read_piece(self.open_disk()?, piece, bytes)
     }
 
     fn open_disk(&self) -> io::Result<&Disk> {
@@ -290,15 +316,18 @@ impl Snapshot {
         self.catalogue.mark_used(node, seconds_since_1970())
     }
 
-    /// Leaves out from now on what an extent whose bytes cannot be used was for: prefixes with all
-    /// below them, or a recurrent state.
+    /// Leaves out from now on what an extent whose bytes cannot be used was for: prefixes from there on, with
+    /// all below them, or a recurrent state.
     pub fn drop_damaged(&mut self, extent: Extent) -> Result<(), SnapshotError> {
         self.num_damaged += 1;
         self.is_dirty = true;
         self.damaged.push(extent);
-        self.catalogue.drop_extent(&extent)
+        self.catalogue.drop_extents(|other| *other == extent)
     }
 }
+
+/// What sets apart a model whose KV has other planes.
+pub(super) const OTHER_PLANES: &str = "the layout of its KV differs";
 
 /// What a file turned out to hold.
 #[derive(Debug)]
@@ -315,6 +344,8 @@ pub(super) enum Content {
 #[derive(Debug)]
 pub(super) struct Sound {
     pub root: Root,
+    /// The file's format version.
+    pub version: u32,
     pub index: Index,
     /// Why the latest content could not be read and this is an older one.
     pub older_because: Option<String>,
@@ -364,23 +395,30 @@ pub(super) fn read_content(disk: &Disk, max_bytes: Option<u64>) -> Result<Conten
     if let Some(error) = format::refuse(&path, kind) {
         return Err(error);
     }
-    if kind == Kind::Damaged {
+    let Kind::Ours(version) = kind else {
         return Ok(Content::Damaged("its first bytes have changed".to_owned()));
-    }
+    };
     let block = |place: usize| Root::decode(start.get(place * BLOCK_BYTES..)?);
     let mut roots: Vec<Root> = [block(1), block(2)].into_iter().flatten().collect();
     roots.sort_by_key(|root| std::cmp::Reverse(root.generation));
     let latest = roots.first().map_or(0, |root| root.generation);
     let mut reason = "neither of its roots is whole".to_owned();
     for root in roots {
-        match read_index(disk, &root, num_bytes, max_bytes) {
+        let source = Source { version, published_bytes: root.published_bytes, max_bytes };
+        match read_index(disk, &root, num_bytes, source) {
             Ok(index) => {
                 let mut next_generation = latest + 1;
                 if next_generation % 2 == root.generation % 2 {
                     next_generation += 1;
                 }
                 let older_because = (root.generation < latest).then_some(reason);
-                return Ok(Content::Sound(Box::new(Sound { root, index, older_because, next_generation })));
+                return Ok(Content::Sound(Box::new(Sound {
+                    root,
+                    version,
+                    index,
+                    older_because,
+                    next_generation,
+                })));
             }
             Err(IndexError::Damaged(why)) => reason = format!("its index cannot be read: {why}"),
             // Not a reason to take an older one for the latest.
@@ -396,18 +434,19 @@ enum IndexError {
     Io(io::Error),
 }
 
-fn read_index(disk: &Disk, root: &Root, num_bytes: u64, max_bytes: Option<u64>) -> Result<Index, IndexError> {
+fn read_index(disk: &Disk, root: &Root, num_bytes: u64, source: Source) -> Result<Index, IndexError> {
     let damaged = |why: &str| IndexError::Damaged(why.to_owned());
     if root.published_bytes > num_bytes {
         return Err(damaged("the file was cut short"));
     }
-    let num_index_bytes = usize::try_from(root.index_bytes).map_err(|_| damaged("it is too long"))?;
+    let num_index_bytes = usize::try_from(root.index_bytes).ok().filter(|num| *num <= MAX_INDEX_BYTES);
+    let num_index_bytes = num_index_bytes.ok_or_else(|| damaged("it is too long"))?;
     let mut bytes = vec![0; num_index_bytes];
     disk.read_at(&mut bytes, root.index_offset).map_err(IndexError::Io)?;
     if format::checksum(&bytes) != root.index_checksum {
         return Err(damaged("its bytes have changed"));
     }
-    index::decode(&bytes, root.published_bytes, max_bytes).map_err(IndexError::Damaged)
+    index::decode(&bytes, source).map_err(IndexError::Damaged)
 }
 
 pub(super) fn seconds_since_1970() -> u64 {

@@ -1,13 +1,16 @@
 //! Saving: what is new is appended, then the index is switched.
 //!
 //! Owns the order of writes that makes a crash harmless, merging with what other processes have saved,
-//! and compaction. What there is to save is told by the engine, piece by piece.
+//! and compaction. What there is to save is told by the engine, piece by piece; what is copied from another
+//! file is `merging`'s.
 //!
 //! ```text
 //! lock ─▶ reload, if others have saved ─▶ append extents ─▶ append index ─▶ sync ─▶ root ─▶ sync
 //!                                                └─ too much garbage: copy what is in use into a new
 //!                                                   file, sync, and give it the name ─▶ sync
 //! ```
+
+mod merging;
 
 use std::{collections::BTreeMap, io, ops::Range};
 
@@ -16,16 +19,16 @@ use super::{
     catalogue::Catalogue,
     disk::{Disk, NewDisk, failed, remove_leftovers},
     extent::{ReadError, read_extent},
-    format::{self, ALIGNMENT, BLOCK_BYTES, Root},
+    format::{self, ALIGNMENT, BLOCK_BYTES, FORMAT_VERSION, MAX_RUN_TOKENS, Root},
     index,
-    open::{Content, Sound, read_content, seconds_since_1970},
+    open::{Content, OTHER_PLANES, Sound, read_content, seconds_since_1970},
 };
 use crate::cache::{NodeId, Place, Tier};
 
 /// A file is compacted when more than this share of it, in percent, is no longer in use.
 const MAX_GARBAGE_PERCENT: u64 = 25;
 
-/// Below this a file is not worth compacting.
+/// Below this a file is not worth compacting, unless it may not even hold so much.
 const MIN_COMPACTED_BYTES: u64 = 4 << 20;
 
 /// What a save has done.
@@ -38,6 +41,8 @@ pub struct SaveReport {
     /// Tokens that the file holds now.
     pub num_tokens: usize,
     pub file_bytes: u64,
+    /// Tokens that went since an index can be only so long.
+    pub num_tokens_beyond_index: usize,
     pub is_compacted: bool,
 }
 
@@ -50,10 +55,11 @@ struct Appender<'a> {
 }
 
 impl Appender<'_> {
-    /// Writes at the next place; returns it.
-    fn append(&mut self, bytes: &[u8]) -> io::Result<u64> {
+    /// Writes at the next place, or right behind what was written last; returns where.
+    fn append(&mut self, bytes: &[u8], follows: bool) -> io::Result<u64> {
         let too_long = || io::Error::other("the file would be too long");
-        let offset = format::aligned(self.end.max(ALIGNMENT)).ok_or_else(too_long)?;
+        let next = if follows { Some(self.end) } else { format::aligned(self.end.max(ALIGNMENT)) };
+        let offset = next.ok_or_else(too_long)?;
         self.disk.write_at(bytes, offset)?;
         self.end = offset.checked_add(bytes.len() as u64).ok_or_else(too_long)?;
         Ok(offset)
@@ -61,7 +67,7 @@ impl Appender<'_> {
 
     /// Writes an index and has it be the content of the file.
     fn publish(&mut self, index: &[u8], generation: u64) -> io::Result<()> {
-        let index_offset = self.append(index)?;
+        let index_offset = self.append(index, false)?;
         self.disk.sync()?;
         let root = Root {
             generation,
@@ -90,6 +96,17 @@ impl Target {
     }
 }
 
+/// How many extents do not follow another, and so begin at an aligned place.
+fn num_aligned(extents: &BTreeMap<u64, Extent>) -> u64 {
+    let mut end = None;
+    let begins = |extent: &&Extent| end.replace(extent.offset + extent.num_bytes) != Some(extent.offset);
+    extents.values().filter(begins).count() as u64
+}
+
+fn number(num_tokens: usize) -> u32 {
+    u32::try_from(num_tokens).unwrap_or(u32::MAX)
+}
+
 /// A save under way; dropped before it is published, it has changed nothing.
 #[derive(Debug)]
 pub struct Saving<'a> {
@@ -99,6 +116,8 @@ pub struct Saving<'a> {
     end: u64,
     next_generation: u64,
     is_changed: bool,
+    /// The file is of an older format version: what changes is written anew.
+    is_outdated: bool,
     now: u64,
     bytes: Vec<u8>,
     report: SaveReport,
@@ -121,12 +140,19 @@ impl Snapshot {
         let now = seconds_since_1970();
         let end = locked.num_bytes().map_err(|source| failed("read", &self.path, source))?;
         let content = read_content(&locked, self.options.max_bytes)?;
+        let mut is_outdated = false;
         let (new, catalogue, end, next_generation) = match content {
             // What was damaged at the start may have been replaced since.
             Content::Sound(sound) if self.options.mode != CacheMode::Refresh => {
-                let Sound { root, index, next_generation, .. } = *sound;
+                let Sound { root, version, index, next_generation, .. } = *sound;
+                is_outdated = version < FORMAT_VERSION;
                 if let Some(difference) = self.identity.difference(&index.identity) {
                     return Err(self.other_model(difference));
+                }
+                if self.plane_widths.is_empty() {
+                    self.plane_widths = index.plane_widths;
+                } else if !index.plane_widths.is_empty() && index.plane_widths != self.plane_widths {
+                    return Err(self.other_model(OTHER_PLANES.to_owned()));
                 }
                 let is_known = root.generation == self.generation
                     && self.disk.as_ref().is_some_and(|known| known.is_same_file(&locked));
@@ -148,6 +174,7 @@ impl Snapshot {
             end,
             next_generation,
             is_changed,
+            is_outdated,
             now,
             bytes: Vec::new(),
             report: SaveReport::default(),
@@ -162,7 +189,8 @@ impl Snapshot {
     fn create(&self) -> Result<(), SnapshotError> {
         let new = new_file(&self.path)?;
         let catalogue = Catalogue::new(None, self.identity.needs_checkpoints);
-        let index = index::encode(&self.identity, &catalogue).map_err(SnapshotError::Export)?;
+        let index = index::encode(&self.identity, &self.plane_widths, &catalogue);
+        let index = index.map_err(SnapshotError::Export)?;
         let published = Appender { disk: &new.disk, end: ALIGNMENT }.publish(&index, 1);
         published.and_then(|()| new.put()).map(drop).map_err(|source| failed("create", &self.path, source))
     }
@@ -171,7 +199,7 @@ impl Snapshot {
     /// without what this run has found to be damaged.
     fn with_own_findings(&self, mut other: Catalogue) -> Result<Catalogue, SnapshotError> {
         for extent in &self.damaged {
-            other.drop_extent(extent)?;
+            other.drop_extents(|known| known == extent)?;
         }
         let tree = self.catalogue.cache().tree();
         let mut used: Vec<(u64, NodeId)> =
@@ -201,11 +229,11 @@ impl Saving<'_> {
     /// ends with them.
     ///
     /// `export` appends the bytes of the tokens in a range to a buffer; it is asked only for what
-    /// the file lacks.
+    /// the file lacks, one run of tokens after the other.
     pub fn add(
         &mut self,
         place: Place<'_>,
-        export: impl FnOnce(Range<usize>, &mut Vec<u8>) -> Result<(), String>,
+        mut export: impl FnMut(Range<usize>, &mut Vec<u8>) -> Result<(), String>,
     ) -> Result<Option<NodeId>, SnapshotError> {
         let Place { parent, tokens, tier } = place;
         let covered = self.catalogue.cover(parent, tokens)?;
@@ -214,10 +242,16 @@ impl Saving<'_> {
         }
         let rest = covered.num_tokens..tokens.len();
         let rest_tokens = &tokens[rest.clone()];
-        let extent = self.write(rest_tokens.len(), |bytes| export(rest, bytes))?;
+        let mut extents = Vec::with_capacity(rest.len().div_ceil(MAX_RUN_TOKENS));
+        for start in rest.clone().step_by(MAX_RUN_TOKENS) {
+            let run = start..rest.end.min(start + MAX_RUN_TOKENS);
+            extents.push(self.write(run.len(), !extents.is_empty(), |bytes| export(run, bytes))?);
+        }
+        // KV of no bytes has no place.
+        extents.retain(|extent| extent.num_bytes > 0);
         self.report.num_new_tokens += rest_tokens.len();
         let place = Place { parent: covered.node, tokens: rest_tokens, tier };
-        self.catalogue.hang(place, Piece::whole(extent, self.now), None)
+        self.catalogue.hang(place, Piece::of(&extents, number(rest.len()), self.now), None)
     }
 
     /// Makes sure that the file will hold a recurrent state at a node's end.
@@ -231,94 +265,37 @@ impl Saving<'_> {
         if has_one {
             return Ok(());
         }
-        let extent = self.write(0, export)?;
-        self.catalogue.set_checkpoint(node, Some(Piece::whole(extent, self.now)))
+        let extent = self.write(0, false, export)?;
+        self.catalogue.set_checkpoint(node, Some(Piece::state(extent, self.now)))
     }
 
     fn write(
         &mut self,
         num_tokens: usize,
+        follows: bool,
         export: impl FnOnce(&mut Vec<u8>) -> Result<(), String>,
     ) -> Result<Extent, SnapshotError> {
         self.bytes.clear();
         export(&mut self.bytes).map_err(SnapshotError::Export)?;
+        let token_bytes: u64 = self.snapshot.plane_widths.iter().map(|width| u64::from(*width)).sum();
+        let num_bytes = self.bytes.len() as u64;
+        if token_bytes > 0 && num_tokens > 0 && num_bytes != token_bytes.saturating_mul(num_tokens as u64) {
+            return Err(SnapshotError::Export(format!(
+                "{num_bytes} bytes for {num_tokens} tokens of {token_bytes} each"
+            )));
+        }
         let mut appender = Appender { disk: self.target.disk(), end: self.end };
-        let offset =
-            appender.append(&self.bytes).map_err(|source| failed("write to", &self.snapshot.path, source))?;
+        let appended = appender.append(&self.bytes, follows);
+        let offset = appended.map_err(|source| failed("write to", &self.snapshot.path, source))?;
         self.end = appender.end;
         self.is_changed = true;
         self.report.num_new_bytes += self.bytes.len() as u64;
         Ok(Extent {
             offset,
             num_bytes: self.bytes.len() as u64,
-            num_tokens: u32::try_from(num_tokens).unwrap_or(u32::MAX),
+            num_tokens: number(num_tokens),
             checksum: format::checksum(&self.bytes),
         })
-    }
-
-    /// Takes in all that another snapshot of the same model has and this one lacks.
-    pub(super) fn add_all(&mut self, other: &Snapshot) -> Result<(), SnapshotError> {
-        let Some(disk) = &other.disk else { return Ok(()) };
-        let tree = other.catalogue.cache().tree();
-        let mut places: BTreeMap<NodeId, NodeId> = BTreeMap::new();
-        let mut copied: BTreeMap<u64, Option<Extent>> = BTreeMap::new();
-        for id in tree.preorder() {
-            let Some((node, &piece)) = tree.node(id).and_then(|node| Some((node, node.segment()?))) else {
-                continue;
-            };
-            let parent = match node.parent() {
-                None => None,
-                Some(parent) => match places.get(&parent) {
-                    None => continue,
-                    known => known.copied(),
-                },
-            };
-            let tokens = node.tokens();
-            let covered = self.catalogue.cover(parent, tokens)?;
-            let mut end = covered.node;
-            if covered.num_tokens < tokens.len() {
-                let Some(extent) = self.copy(disk, &piece, &mut copied)? else { continue };
-                let rest = covered.num_tokens..tokens.len();
-                self.report.num_new_tokens += rest.len();
-                let piece = Piece { extent, ..piece.part(rest.clone()) };
-                let place = Place { parent: covered.node, tokens: &tokens[rest], tier: node.tier() };
-                end = self.catalogue.hang(place, piece, None)?;
-            }
-            let Some(end) = end else { continue };
-            places.insert(id, end);
-            let lacks_checkpoint =
-                self.catalogue.cache().tree().node(end).is_some_and(|node| node.checkpoint().is_none());
-            if let Some(checkpoint) = node.checkpoint().filter(|_| lacks_checkpoint)
-                && let Some(extent) = self.copy(disk, checkpoint, &mut copied)?
-            {
-                self.catalogue.set_checkpoint(end, Some(Piece { extent, ..*checkpoint }))?;
-            }
-            self.catalogue.mark_used(end, piece.used_at)?;
-        }
-        Ok(())
-    }
-
-    /// Copies an extent of another file, once; `None` where it is damaged.
-    fn copy(
-        &mut self,
-        from: &Disk,
-        piece: &Piece,
-        copied: &mut BTreeMap<u64, Option<Extent>>,
-    ) -> Result<Option<Extent>, SnapshotError> {
-        if let Some(known) = copied.get(&piece.extent.offset) {
-            return Ok(*known);
-        }
-        let mut bytes = Vec::new();
-        let extent = match read_extent(from, piece.extent, &mut bytes) {
-            Ok(()) => Some(self.write(piece.extent.num_tokens as usize, |out| {
-                out.append(&mut bytes);
-                Ok(())
-            })?),
-            Err(ReadError::Damaged) => None,
-            Err(ReadError::Io(source)) => return Err(failed("read", from.path(), source)),
-        };
-        copied.insert(piece.extent.offset, extent);
-        Ok(extent)
     }
 
     /// Drops every entry for which `is_unwanted` says so, as long as nothing else hangs below it.
@@ -352,18 +329,21 @@ impl Saving<'_> {
     /// Does what [`Saving::publish`] does and, if asked to, leaves no garbage.
     pub(super) fn publish_compacted(mut self, leaves_no_garbage: bool) -> Result<SaveReport, SnapshotError> {
         self.is_changed |= self.catalogue.keep_limit()? > 0;
+        // Before the extents that nobody needs are left behind.
+        let mut index = self.encode_index()?;
         let extents = self.catalogue.extents();
         let num_bytes_used: u64 = extents.values().map(|extent| extent.num_bytes).sum();
-        let garbage = self.end.saturating_sub(num_bytes_used + ALIGNMENT * (1 + extents.len() as u64));
-        let is_wasteful = self.end > MIN_COMPACTED_BYTES && garbage > self.end / 100 * MAX_GARBAGE_PERCENT;
+        let garbage = self.end.saturating_sub(num_bytes_used + ALIGNMENT * (1 + num_aligned(&extents)));
+        let least =
+            self.snapshot.options.max_bytes.map_or(MIN_COMPACTED_BYTES, |max| max.min(MIN_COMPACTED_BYTES));
+        let is_wasteful = self.end > least && garbage > self.end / 100 * MAX_GARBAGE_PERCENT;
         let path = self.snapshot.path.clone();
         let io_error = |source| failed("write to", &path, source);
-        if self.is_changed && (is_wasteful || leaves_no_garbage) {
+        if self.is_changed && (is_wasteful || leaves_no_garbage || self.is_outdated) {
             self.compact(&extents)?;
+            index = self.encode_index()?;
         }
         if self.is_changed {
-            let index =
-                index::encode(&self.snapshot.identity, &self.catalogue).map_err(SnapshotError::Export)?;
             let mut appender = Appender { disk: self.target.disk(), end: self.end };
             appender.publish(&index, self.next_generation).map_err(io_error)?;
             self.end = appender.end;
@@ -378,6 +358,7 @@ impl Saving<'_> {
         snapshot.disk = if is_unlocked { Some(disk) } else { Disk::open(&path).ok() };
         if self.is_changed {
             snapshot.generation = self.next_generation;
+            snapshot.version = FORMAT_VERSION;
         }
         snapshot.catalogue = self.catalogue;
         snapshot.used.clear();
@@ -391,21 +372,45 @@ impl Saving<'_> {
         Ok(self.report)
     }
 
+    /// The index as bytes. Where it would be longer than one that is read, what goes first is left out.
+    fn encode_index(&mut self) -> Result<Vec<u8>, SnapshotError> {
+        if !self.is_changed {
+            return Ok(Vec::new());
+        }
+        let Snapshot { identity, plane_widths, max_index_bytes, .. } = &*self.snapshot;
+        loop {
+            let index =
+                index::encode(identity, plane_widths, &self.catalogue).map_err(SnapshotError::Export)?;
+            let num_over = index.len().saturating_sub(*max_index_bytes) as u64;
+            if num_over == 0 {
+                return Ok(index);
+            }
+            // As many tokens of all as bytes are too many; again, should that not be enough.
+            let num_tokens = self.catalogue.num_tokens() as u128;
+            let num_to_drop = num_tokens * u128::from(num_over) / index.len() as u128;
+            let num_dropped = self.catalogue.drop_first(num_to_drop as u64);
+            let too_long = || SnapshotError::IndexTooLong { path: self.snapshot.path.clone() };
+            self.report.num_tokens_beyond_index += num_dropped.ok_or_else(too_long)?;
+        }
+    }
+
     /// Moves what is in use to a new file; what turns out to be damaged is left behind.
     fn compact(&mut self, extents: &BTreeMap<u64, Extent>) -> Result<(), SnapshotError> {
         let path = self.snapshot.path.clone();
         let new = new_file(&path)?;
         let mut appender = Appender { disk: &new.disk, end: ALIGNMENT };
         let mut moved = BTreeMap::new();
+        let mut end = None;
         for (&offset, &extent) in extents {
             match read_extent(self.target.disk(), extent, &mut self.bytes) {
                 Ok(()) => {}
-                Err(ReadError::Damaged) => continue,
+                Err(ReadError::Damaged(_)) => continue,
                 Err(ReadError::Io(source)) => return Err(failed("read", &path, source)),
             }
-            let new_offset =
-                appender.append(&self.bytes).map_err(|source| failed("compact", &path, source))?;
-            moved.insert(offset, Extent { offset: new_offset, ..extent });
+            // What one segment has stays together.
+            let new_offset = appender.append(&self.bytes, end == Some(offset));
+            moved.insert(offset, new_offset.map_err(|source| failed("compact", &path, source))?);
+            end = Some(offset + extent.num_bytes);
         }
         self.end = appender.end;
         self.catalogue.relocate(&moved)?;

@@ -57,7 +57,7 @@ fn inspect_json_adds_up() {
         let sum: u64 = tiers.values().filter_map(|tier| tier[part].as_u64()).sum();
         assert_eq!(count(whole), sum, "{contents}");
     }
-    assert_eq!((count("format_version"), count("num_damaged")), (1, 0));
+    assert_eq!((count("format_version"), count("num_damaged")), (2, 0));
     assert_eq!(count("file_bytes"), fs::metadata(desk.path("cache.bin")).expect("it is there").len());
     assert!(count("kv_bytes") > 0 && count("kv_bytes") < count("file_bytes"));
     assert_eq!(contents["identity"].as_object().map(serde_json::Map::len), Some(8), "{contents}");

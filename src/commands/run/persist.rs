@@ -113,6 +113,7 @@ pub(super) struct Totals {
     pub num_new_tokens: usize,
     pub num_new_bytes: u64,
     pub num_tokens: usize,
+    pub num_tokens_beyond_index: usize,
     pub file_bytes: u64,
     pub seconds: f64,
 }
@@ -135,7 +136,15 @@ impl Saver {
         }
         let started = Instant::now();
         match engine.save_snapshot() {
-            Ok(SaveReport { num_new_tokens, num_new_bytes, num_tokens, file_bytes, .. }) => {
+            Ok(SaveReport {
+                num_new_tokens,
+                num_new_bytes,
+                num_tokens,
+                num_tokens_beyond_index,
+                file_bytes,
+                ..
+            }) => {
+                self.saved.num_tokens_beyond_index += num_tokens_beyond_index;
                 self.failure = None;
                 self.saved.num_saves += 1;
                 self.saved.num_new_tokens += num_new_tokens;
@@ -161,6 +170,13 @@ impl Saver {
         if let Some(failure) = &self.failure {
             warnings.push(format!(
                 "{failure}; the results are not touched by that, but the next run starts colder"
+            ));
+        }
+        if self.saved.num_tokens_beyond_index > 0 {
+            warnings.push(format!(
+                "{path} holds as many tokens as one file can: {} that were used longest ago are not kept; name another \
+                 file for other prompts",
+                number_text(self.saved.num_tokens_beyond_index as u64)
             ));
         }
         if engine.stats().num_without_token > 0 {

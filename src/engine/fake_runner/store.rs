@@ -10,6 +10,8 @@ use super::{Exported, SegmentId, StoredSegment, TokenId};
 
 /// Bytes of one token's fake KV.
 pub(crate) const BYTES_PER_TOKEN: u64 = 10;
+/// Bytes of one token's fake KV in a cache file: position, token, and a hash of all tokens before it.
+pub(crate) const EXPORTED_BYTES_PER_TOKEN: u32 = 4 + 4 + 8;
 /// Bytes of a fake recurrent state.
 const BYTES_PER_CHECKPOINT: u64 = 15;
 
@@ -21,8 +23,10 @@ pub(super) struct Store {
 
 #[derive(Debug)]
 pub(super) struct Held {
-    /// All tokens from position 0 up to its end.
+    /// Its own tokens; all from position 0 on for a checkpoint.
     pub(super) tokens: Vec<TokenId>,
+    /// Of all tokens before its own.
+    before: u64,
     /// Where a segment begins; `None` for a checkpoint.
     first: Option<usize>,
     /// The pass that it was computed in or after.
@@ -32,8 +36,16 @@ pub(super) struct Held {
 
 impl Held {
     fn num_bytes(&self) -> u64 {
-        self.first.map_or(BYTES_PER_CHECKPOINT, |first| (self.tokens.len() - first) as u64 * BYTES_PER_TOKEN)
+        self.first.map_or(BYTES_PER_CHECKPOINT, |_| self.tokens.len() as u64 * BYTES_PER_TOKEN)
     }
+}
+
+/// A hash of all tokens up to the last of these, given that of those before.
+fn hash_of(before: u64, tokens: &[TokenId]) -> u64 {
+    let mix = |hash: u64, token: &TokenId| {
+        (hash ^ (u64::from(*token) + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+    };
+    tokens.iter().fold(before, mix)
 }
 
 impl Store {
@@ -45,17 +57,20 @@ impl Store {
         StoredSegment { id, num_bytes }
     }
 
+    /// Stores the tokens from `first` on.
     pub(super) fn insert_segment(
         &mut self,
-        tokens: Vec<TokenId>,
+        mut tokens: Vec<TokenId>,
         first: usize,
         pass: Option<usize>,
     ) -> StoredSegment {
-        self.insert(Held { tokens, first: Some(first), pass, is_lost: false })
+        let own = tokens.split_off(first);
+        let before = hash_of(0, &tokens);
+        self.insert(Held { tokens: own, before, first: Some(first), pass, is_lost: false })
     }
 
     pub(super) fn insert_checkpoint(&mut self, tokens: Vec<TokenId>, pass: Option<usize>) -> StoredSegment {
-        self.insert(Held { tokens, first: None, pass, is_lost: false })
+        self.insert(Held { tokens, before: 0, first: None, pass, is_lost: false })
     }
 
     fn get(&self, id: SegmentId) -> &Held {
@@ -77,8 +92,8 @@ impl Store {
         for id in path {
             let segment = self.get(*id);
             assert_eq!(segment.first, Some(tokens.len()), "segments follow each other");
-            assert!(segment.tokens.starts_with(&tokens), "a segment lies on one path only");
-            tokens.clone_from(&segment.tokens);
+            assert_eq!(segment.before, hash_of(0, &tokens), "a segment lies on one path only");
+            tokens.extend(&segment.tokens);
         }
         tokens
     }
@@ -91,15 +106,17 @@ impl Store {
     }
 
     pub(super) fn split(&mut self, id: SegmentId, at: usize) -> (StoredSegment, StoredSegment) {
-        let Held { tokens, first, pass, is_lost } = self.held.remove(&id).expect("what is split is stored");
+        let Held { mut tokens, before, first, pass, is_lost } =
+            self.held.remove(&id).expect("what is split is stored");
         let first = first.expect("a segment is split, not a checkpoint");
-        assert!(at > 0 && first + at < tokens.len(), "a split leaves two halves");
-        let upper = Held { tokens: tokens[..first + at].to_vec(), first: Some(first), pass, is_lost };
-        let upper = self.insert(upper);
-        (upper, self.insert(Held { tokens, first: Some(first + at), pass, is_lost }))
+        assert!(at > 0 && at < tokens.len(), "a split leaves two halves");
+        let own = tokens.split_off(at);
+        let middle = hash_of(before, &tokens);
+        let upper = self.insert(Held { tokens, before, first: Some(first), pass, is_lost });
+        (upper, self.insert(Held { tokens: own, before: middle, first: Some(first + at), pass, is_lost }))
     }
 
-    /// What comes before an export's first token, and then all tokens up to its last.
+    /// Each of some tokens with its position and what comes before it.
     pub(super) fn export(
         &self,
         id: SegmentId,
@@ -109,9 +126,11 @@ impl Store {
     ) {
         let held = self.computed(id, num_collected);
         let first = held.first.expect("a segment is exported, not a checkpoint");
-        let before = TokenId::try_from(first + tokens.start).expect("few tokens");
-        let tokens = &held.tokens[..first + tokens.end];
-        bytes.extend([before].iter().chain(tokens).flat_map(|number| number.to_le_bytes()));
+        for place in tokens {
+            bytes.extend(u32::try_from(first + place).expect("few tokens").to_le_bytes());
+            bytes.extend(held.tokens[place].to_le_bytes());
+            bytes.extend(hash_of(held.before, &held.tokens[..place]).to_le_bytes());
+        }
     }
 
     pub(super) fn export_checkpoint(&self, id: SegmentId, num_collected: usize, bytes: &mut Vec<u8>) {
@@ -121,14 +140,22 @@ impl Store {
 
     /// Takes in what [`Store::export`] gave; `None` where the bytes cannot be that.
     pub(super) fn import(&mut self, exported: Exported<'_>) -> Option<StoredSegment> {
-        let Exported { num_tokens, skip, num_wanted, position, .. } = exported;
-        let numbers = numbers_of(exported.bytes)?;
-        let (&before, tokens) = numbers.split_first()?;
-        let before = before as usize;
-        if before + num_tokens != tokens.len() || before + skip != position {
+        let Exported { bytes, num_run_tokens, skip, num_wanted, position, .. } = exported;
+        let numbers = numbers_of(bytes)?;
+        let (exported, rest) = numbers.as_chunks::<4>();
+        if !rest.is_empty() || exported.len() != num_run_tokens.iter().sum::<usize>() {
             return None;
         }
-        Some(self.insert_segment(tokens.get(..position + num_wanted)?.to_vec(), position, None))
+        let before_of = |[_, _, low, high]: &[u32; 4]| u64::from(*low) | u64::from(*high) << 32;
+        let is_in_place = |(place, token): (usize, &[u32; 4])| token[0] as usize + skip == position + place;
+        let follows = |pair: &[[u32; 4]]| before_of(&pair[1]) == hash_of(before_of(&pair[0]), &pair[0][1..2]);
+        if !exported.iter().enumerate().all(is_in_place) || !exported.windows(2).all(follows) {
+            return None;
+        }
+        let wanted = exported.get(skip..skip + num_wanted)?;
+        let tokens = wanted.iter().map(|token| token[1]).collect();
+        let before = before_of(wanted.first()?);
+        Some(self.insert(Held { tokens, before, first: Some(position), pass: None, is_lost: false }))
     }
 
     pub(super) fn import_checkpoint(

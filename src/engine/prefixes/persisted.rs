@@ -16,7 +16,7 @@ use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId, reusable
 use crate::engine::{
     Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, SegmentId, StoredSegment,
 };
-use crate::snapshot::{Extent, Found, Piece, ReadError, SaveReport, Snapshot, SnapshotError};
+use crate::snapshot::{Extent, Found, Piece, ReadError, RunBuffer, SaveReport, Snapshot, SnapshotError};
 
 /// What is new is saved before it takes this share of the cache's limit: what is evicted, the oldest,
 /// has then been saved.
@@ -38,6 +38,8 @@ pub(super) struct Persisted {
 pub struct PersistStats {
     pub num_restored_tokens: usize,
     pub num_restored_bytes: u64,
+    /// Bytes read from the file for them.
+    pub num_read_bytes: u64,
 }
 
 /// Prompt tokens that need not be computed.
@@ -56,8 +58,8 @@ enum BroughtIn {
     Yes,
     /// Not this time; the file may be as good as ever.
     Unreadable,
-    /// Its bytes are not what was saved.
-    Damaged,
+    /// The bytes of this extent are not what was saved.
+    Damaged(Extent),
 }
 
 /// What became of all pieces of a prompt.
@@ -154,20 +156,22 @@ impl Prefixes {
             true => Claim::Needed,
             false => Claim::Spare,
         };
+        let mut buffer = RunBuffer::default();
         for found in pieces {
-            match self.bring_in_segment(runner, &tokens[..found.end], found, claim_of(found))? {
+            let tokens = &tokens[..found.end];
+            match self.bring_in_segment(runner, tokens, found, claim_of(found), &mut buffer)? {
                 BroughtIn::Yes => {}
                 BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
-                BroughtIn::Damaged => return Ok(Prompted::Damaged(found.piece.extent)),
+                BroughtIn::Damaged(extent) => return Ok(Prompted::Damaged(extent)),
             }
         }
         if self.rule == ResumeRule::Checkpoints
-            && let Some(checkpoint) = last.checkpoint
+            && let Some(checkpoint) = &last.checkpoint
         {
-            match self.bring_in_checkpoint(runner, &tokens[..last.end], &checkpoint, claim_of(last))? {
+            match self.bring_in_checkpoint(runner, &tokens[..last.end], checkpoint, claim_of(last))? {
                 BroughtIn::Yes => {}
                 BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
-                BroughtIn::Damaged => return Ok(Prompted::Damaged(checkpoint.extent)),
+                BroughtIn::Damaged(extent) => return Ok(Prompted::Damaged(extent)),
             }
         }
         Ok(Prompted::To(last.node))
@@ -180,6 +184,7 @@ impl Prefixes {
         tokens: &[TokenId],
         found: &Found,
         claim: Claim,
+        buffer: &mut RunBuffer,
     ) -> Result<BroughtIn, RunnerError> {
         let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
         let here = cache.find(tokens);
@@ -193,16 +198,19 @@ impl Prefixes {
         }
         // Before there is anything that could be left behind: a cut may fail.
         let parent = self.end_of(runner, tokens)?;
-        let extent = found.piece.extent;
-        let num_wanted = found.end - start;
-        let bytes_per_token = extent.num_bytes / u64::from(extent.num_tokens.max(1));
+        let piece = found.piece.part(start - found.start..found.end - found.start);
+        let num_wanted = piece.tokens().len();
+        let bytes_per_token = piece.num_extent_bytes() / piece.num_extent_tokens().max(1) as u64;
         self.make_room_at(runner, parent, bytes_per_token.saturating_mul(num_wanted as u64), claim)?;
-        let segment = self.read(runner, &found.piece, |runner, bytes| {
+        let runs = piece.extents().iter().map(|extent| extent.num_tokens as usize);
+        let num_run_tokens: Vec<usize> =
+            if piece.extents().is_empty() { vec![num_wanted] } else { runs.collect() };
+        let segment = self.read(runner, &piece, buffer, |runner, bytes| {
             runner.import(Exported {
                 bytes,
-                num_bytes: extent.num_bytes,
-                num_tokens: extent.num_tokens as usize,
-                skip: found.piece.tokens().start + (start - found.start),
+                num_bytes: piece.num_extent_bytes(),
+                num_run_tokens: &num_run_tokens,
+                skip: piece.tokens().start,
                 num_wanted,
                 position: start,
             })
@@ -232,9 +240,11 @@ impl Prefixes {
         claim: Claim,
     ) -> Result<BroughtIn, RunnerError> {
         let node = self.end_of(runner, tokens)?;
-        self.make_room_at(runner, node, checkpoint.extent.num_bytes, claim)?;
-        let state =
-            self.read(runner, checkpoint, |runner, bytes| runner.import_checkpoint(tokens.len(), bytes));
+        self.make_room_at(runner, node, checkpoint.num_extent_bytes(), claim)?;
+        let mut buffer = RunBuffer::default();
+        let state = self.read(runner, checkpoint, &mut buffer, |runner, bytes| {
+            runner.import_checkpoint(tokens.len(), bytes)
+        });
         let state = match state {
             Ok(state) => state,
             Err(why_not) => return Ok(why_not),
@@ -264,26 +274,35 @@ impl Prefixes {
 
     /// Has the runner take in the bytes of a piece, and drops that again where they are not sound.
     fn read<R: Runner>(
-        &self,
+        &mut self,
         runner: &mut R,
         piece: &Piece,
+        buffer: &mut RunBuffer,
         import: impl FnOnce(&mut R, &mut (dyn Read + Send)) -> Result<StoredSegment, ImportError>,
     ) -> Result<StoredSegment, BroughtIn> {
         let snapshot = self.persisted.snapshot.as_ref().ok_or(BroughtIn::Unreadable)?;
-        let mut reader = snapshot.reader(piece).map_err(|_| BroughtIn::Unreadable)?;
+        let mut reader = snapshot.reader(piece, buffer).map_err(|_| BroughtIn::Unreadable)?;
         let imported = import(runner, &mut reader);
-        match (imported, reader.finish()) {
-            (Ok(segment), Ok(())) => Ok(segment),
-            (Ok(segment), Err(error)) => {
-                runner.discard(segment.id);
-                Err(match error {
-                    ReadError::Damaged => BroughtIn::Damaged,
-                    ReadError::Io(_) => BroughtIn::Unreadable,
-                })
-            }
+        let finished = reader.finish();
+        self.persisted.stats.num_read_bytes += finished.as_ref().copied().unwrap_or(0);
+        match (imported, finished) {
+            (Ok(segment), Ok(_)) => Ok(segment),
             // The file's entry is none the worse for it.
             (Err(ImportError::Runner(_)), _) | (Err(_), Err(ReadError::Io(_))) => Err(BroughtIn::Unreadable),
-            (Err(ImportError::WrongBytes(_)), _) => Err(BroughtIn::Damaged),
+            (imported, Err(ReadError::Damaged(extent))) => {
+                if let Ok(segment) = imported {
+                    runner.discard(segment.id);
+                }
+                Err(BroughtIn::Damaged(extent))
+            }
+            (Ok(segment), Err(ReadError::Io(_))) => {
+                runner.discard(segment.id);
+                Err(BroughtIn::Unreadable)
+            }
+            (Err(ImportError::WrongBytes(_)), _) => Err(piece
+                .extents()
+                .first()
+                .map_or(BroughtIn::Unreadable, |extent| BroughtIn::Damaged(*extent))),
         }
     }
 

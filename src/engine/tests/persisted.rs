@@ -7,7 +7,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::super::fake_runner::BYTES_PER_TOKEN;
+use super::super::fake_runner::{BYTES_PER_TOKEN, EXPORTED_BYTES_PER_TOKEN};
 use super::cached_stories::{
     RULES, answered, cached_engine, next_turn, uninterrupted, with_a_shared_prefix, words,
 };
@@ -41,7 +41,8 @@ impl CacheFile {
     /// Places of the extents that a prompt's pieces are in, first to last.
     pub fn extents(&self, rule: ResumeRule, prompt: &[TokenId]) -> Vec<u64> {
         let found = open(&self.path, rule).find(prompt);
-        found.iter().map(|found| found.piece.extent.offset).collect()
+        let extents = found.iter().flat_map(|found| found.piece.extents());
+        extents.map(|extent| extent.offset).collect()
     }
 
     /// Extents whose bytes are not what was saved.
@@ -314,4 +315,23 @@ fn what_the_next_pass_may_push_out_is_saved_before() {
         assert_eq!(second.engine.runner().num_prefilled(), 0, "{rule:?}");
         saved(second);
     }
+}
+
+#[test]
+fn a_prompt_that_others_have_cut_is_read_once() {
+    // Each piece read the whole of what the prompt was saved in: 30 times as much as there was.
+    let file = CacheFile::new();
+    let long = request(0, words(0, 1501), 1, &[]);
+    let cut = |id: u64| request(id, [words(0, 50 * id as u32), words(5000, 3)].concat(), 1, &[]);
+    let rule = ResumeRule::AnyToken;
+    saved(answered(file.engine(limits(1, 2048, false), rule), std::slice::from_ref(&long)));
+    for id in 1..30 {
+        saved(answered(file.engine(limits(1, 2048, false), rule), &[cut(id)]));
+    }
+    assert_eq!(open(&file.path, rule).find(&long.prompt[..1500]).len(), 30);
+    let run = answered(file.engine(limits(1, 2048, false), rule), std::slice::from_ref(&long));
+    assert_eq!(num_restored(&run.engine), 1500);
+    let num_bytes = u64::from(EXPORTED_BYTES_PER_TOKEN) * 1500;
+    assert_eq!(run.engine.persist_stats().num_read_bytes, num_bytes);
+    saved(run);
 }

@@ -40,8 +40,8 @@ fn a_damaged_state_costs_its_prefix_and_is_counted() {
     let (file, rule) = (CacheFile::new(), ResumeRule::Checkpoints);
     saved(answered(file.engine(limits(4, 64, true), rule), &requests));
     let found = open(&file.path, rule).find(&requests[1].prompt[..29]);
-    let state = found.last().and_then(|found| found.checkpoint).expect("a state at the end");
-    file.damage(state.extent.offset);
+    let state = found.last().and_then(|found| found.checkpoint.as_ref()).expect("a state at the end");
+    file.damage(state.extents()[0].offset);
     let run = answered(file.engine(limits(4, 64, true), rule), &requests);
     assert_eq!(run.engine.runner().num_prefilled(), 9);
     assert_eq!(run.engine.snapshot().map(Snapshot::num_damaged), Some(1));

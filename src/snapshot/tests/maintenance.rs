@@ -45,7 +45,8 @@ fn contents_name_every_prefix_with_what_continues_it() -> Done {
 fn verification_names_the_damaged_extent() -> Done {
     let file = written()?;
     assert!(verify(&file.path, |_| {})?.damaged.is_empty());
-    let offset = open(&file.path)?.find(&prompt(2, 10)).last().expect("it is there").piece.extent.offset;
+    let found = open(&file.path)?.find(&prompt(2, 10));
+    let offset = found.last().expect("it is there").piece.extents()[0].offset;
     let mut bytes = std::fs::read(&file.path).expect("the file is there");
     bytes[offset as usize + 5] ^= 1;
     std::fs::write(&file.path, bytes).expect("the file can be written");

@@ -6,6 +6,7 @@
 mod damage;
 mod faults;
 mod maintenance;
+mod runs;
 mod saving;
 mod sharing;
 
@@ -121,11 +122,15 @@ pub(super) fn restore(snapshot: &mut Snapshot, tokens: &[TokenId]) -> usize {
     let mut bytes = Vec::new();
     let mut num_restored = 0;
     for found in snapshot.find(tokens) {
-        if snapshot.read(&found.piece, &mut bytes).is_err() {
-            snapshot.drop_damaged(found.piece.extent).expect("what was found can be dropped");
-            break;
+        match snapshot.read(&found.piece, &mut bytes) {
+            Ok(()) => {}
+            Err(ReadError::Damaged(extent)) => {
+                snapshot.drop_damaged(extent).expect("what was found can be dropped");
+                break;
+            }
+            Err(error) => panic!("{error}"),
         }
-        assert_eq!(bytes.len(), found.piece.extent.num_tokens as usize * BYTES_PER_TOKEN);
+        assert_eq!(bytes.len(), found.piece.num_extent_tokens() * BYTES_PER_TOKEN);
         let wanted = found.piece.tokens();
         assert_eq!(wanted.len(), found.tokens().len(), "a piece has as many tokens as it stands for");
         for (place, position) in wanted.zip(found.tokens()) {
@@ -133,8 +138,8 @@ pub(super) fn restore(snapshot: &mut Snapshot, tokens: &[TokenId]) -> usize {
             assert_eq!(kv, kv_of(&tokens[..=position]), "the KV of token {position} of {tokens:?}");
         }
         num_restored = found.end;
-        if let Some(checkpoint) = found.checkpoint
-            && snapshot.read(&checkpoint, &mut bytes).is_ok()
+        if let Some(checkpoint) = &found.checkpoint
+            && snapshot.read(checkpoint, &mut bytes).is_ok()
         {
             assert_eq!(bytes, state_of(&tokens[..found.end]), "the state after {:?}", &tokens[..found.end]);
         }
