@@ -15,7 +15,8 @@ const MAX_PROMPT_TOKENS: usize = 1600;
 
 /// Whole prompts by parts, of which others are made.
 struct Parts {
-    systems: Vec<Vec<u32>>,
+    /// What most prompts of the batch begin with, or nothing.
+    system: Vec<u32>,
     documents: Vec<Vec<u32>>,
     /// Instructions and few-shot examples.
     blocks: Vec<Vec<u32>>,
@@ -38,11 +39,14 @@ impl Parts {
             let lengths: Vec<usize> = (0..count).map(|_| numbers.within(lengths.clone())).collect();
             lengths.into_iter().map(|length| numbers.words(length)).collect()
         };
+        let num_words = if is_lucky(numbers, 60) { numbers.within(5..=150) } else { 0 };
+        let system = numbers.words(num_words);
+        let most = if is_lucky(numbers, 60) { 1 } else { 3 };
         let longest = if is_lucky(numbers, 25) { 900 } else { 450 };
         Self {
-            systems: several(numbers, 2, 5..=150),
-            documents: several(numbers, 2, 250..=longest),
-            blocks: several(numbers, 4, 10..=200),
+            system,
+            documents: several(numbers, most, 250..=longest),
+            blocks: several(numbers, 3, 20..=200),
         }
     }
 
@@ -50,20 +54,19 @@ impl Parts {
     fn question(&self, numbers: &mut Numbers) -> Prompt {
         let mut prompt =
             Prompt { tokens: Vec::new(), spans: Vec::new(), max_new_tokens: 1, stopped_after: None };
-        if is_lucky(numbers, 50) {
-            let system = one_of(numbers, &self.systems);
-            prompt.extend(system, Tier::System);
+        if !self.system.is_empty() && is_lucky(numbers, 90) {
+            prompt.extend(&self.system, Tier::System);
         }
         let mut parts: Vec<&[u32]> = Vec::new();
         if is_lucky(numbers, 90) {
             let document = one_of(numbers, &self.documents);
-            let end = if is_lucky(numbers, 35) { numbers.within(1..=document.len()) } else { document.len() };
+            let end = if is_lucky(numbers, 30) { numbers.within(1..=document.len()) } else { document.len() };
             parts.push(&document[..end]);
         }
-        let num_blocks = numbers.within(0..=2);
+        let num_blocks = *one_of(numbers, &[0, 1, 1, 1, 2, 2]);
         for _ in 0..num_blocks {
             let block = one_of(numbers, &self.blocks).as_slice();
-            if is_lucky(numbers, 80) { parts.push(block) } else { parts.insert(0, block) }
+            if is_lucky(numbers, 90) { parts.push(block) } else { parts.insert(0, block) }
         }
         let mut turn = parts.concat();
         let num_words = numbers.within(1..=60);
@@ -97,21 +100,21 @@ pub fn conversations(
     let parts = Parts::random(numbers);
     let end_ids: Arc<[u32]> = if is_lucky(numbers, 50) { numbers.words(6).into() } else { Arc::from([]) };
     let (mut prompts, mut answers) = (Vec::<Prompt>::new(), Vec::<Vec<u32>>::new());
-    let most = if is_lucky(numbers, 10) { 40 } else { 22 };
-    let num_prompts = numbers.within(10..=most);
+    let most = if is_lucky(numbers, 25) { 40 } else { 24 };
+    let num_prompts = numbers.within(12..=most);
     while prompts.len() < num_prompts {
         let earlier = numbers.within(0..=prompts.len().max(1) - 1);
         let kind = if prompts.is_empty() { 0 } else { numbers.within(0..=99) };
         let mut prompt = match kind {
-            0..60 => parts.question(numbers),
+            0..74 => parts.question(numbers),
             // The same again, or its beginning.
-            60..68 => prompts[earlier].cut_short(prompts[earlier].tokens.len()),
-            68..76 => {
+            74..78 => prompts[earlier].cut_short(prompts[earlier].tokens.len()),
+            78..82 => {
                 let end = numbers.within(1..=prompts[earlier].tokens.len());
                 prompts[earlier].cut_short(end)
             }
             // The next turn: after the answer, or after what a template leaves of it.
-            76..95 => {
+            82..97 => {
                 let (before, answered) = (&prompts[earlier], &answers[earlier]);
                 let mut prompt = before.cut_short(before.tokens.len());
                 let is_whole = is_lucky(numbers, 70);
@@ -134,7 +137,7 @@ pub fn conversations(
         }
         // Few, or so many that the tail is moved meanwhile.
         prompt.max_new_tokens =
-            if is_lucky(numbers, 94) { numbers.within(1..=12) } else { numbers.within(66..=80) };
+            if is_lucky(numbers, 94) { numbers.within(1..=9) } else { numbers.within(66..=80) };
         let stop = numbers.within(1..=8);
         prompt.stopped_after = is_lucky(numbers, 10).then_some(stop);
         let alone = Batch { prompts: vec![prompt], end_ids: Arc::clone(&end_ids), has_checkpoints };

@@ -72,7 +72,7 @@ impl Life {
         let runs = (1..=num_runs).map(|number| {
             let mut order: Vec<usize> = (0..num_prompts).collect();
             if number < num_runs {
-                let percent = numbers.within(10..=60);
+                let percent = numbers.within(10..=50);
                 order.retain(|_| is_lucky(numbers, percent));
             }
             if is_lucky(numbers, 50) {
@@ -81,7 +81,7 @@ impl Life {
             let other_size = numbers.within(2..=40);
             let setting = Setting {
                 device,
-                batch_size: *one_of(numbers, &[1, 4, 8, 8, 8, 16, other_size]),
+                batch_size: *one_of(numbers, &[1, 8, 8, 16, 32, 32, other_size]),
                 lookahead: is_lucky(numbers, 50),
                 prefill_chunk: *one_of(numbers, &[2048, 2048, 2048, 512, 512, 300, 150, 90]),
                 max_copied_bytes: *one_of(numbers, &[u64::MAX, u64::MAX, little, 40_000]),
