@@ -8,7 +8,7 @@ MODEL ?= .mlx/models/smollm2/SmolLM2-135M-Instruct.gguf
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model build run test lint docs fuzz bench check-smollm2 clean
+.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench check-smollm2 clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -43,6 +43,10 @@ fuzz: setup ## Fuzz for FUZZ_SECONDS a target (needs cargo install cargo-fuzz an
 	    RUSTFLAGS="$$flags" cargo +nightly fuzz run --fuzz-dir tests/fuzz "$${target%:*}" "tests/fuzz/corpus/$${target%:*}" \
 	        "fixtures/corpus/$${target#*:}" -- -max_total_time=$(FUZZ_SECONDS) -max_len=12000 || exit 1; \
 	done
+
+# NUM_TRIALS and SEED in the environment say how many trials instead, and from which seed on.
+fuzz-answers: setup ## Hold random conversations to each prompt by itself, for FUZZ_SECONDS a kind of model
+	$(if $(NUM_TRIALS),,FUZZ_SECONDS=$(FUZZ_SECONDS)) cargo test --locked --test fuzz_answers -- --nocapture --test-threads 1
 
 bench: build ## Compare with mlx-lm on the same conversations (BENCH_ARGS: see benches/compare.py --help)
 	@scripts/setup.sh build model reference

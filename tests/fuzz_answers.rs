@@ -35,7 +35,7 @@ const MAX_NEAR_TIE: f32 = 1e-3;
 const NUM_LIVES: usize = 3;
 
 /// Trials of each test unless the environment says otherwise.
-const NUM_TRIALS: u64 = 24;
+const NUM_TRIALS: u64 = 12;
 
 /// Failed trials after which no more are made.
 const MAX_FAILED: usize = 20;

@@ -18,8 +18,6 @@ mod block;
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
-use mlx_rs::ops;
-
 use self::block::{Block, Row, groups, padded_bytes};
 use super::{
     attention::RowsKv,
@@ -358,24 +356,11 @@ fn join(segments: &[&Rc<Segment>], known: &mut HashMap<Vec<SegmentId>, Piece>) -
     }
     let num_layers = segments.first().map_or(0, |segment| segment.layers.len());
     let layers = (0..num_layers)
-        .map(|layer| joined(segments.iter().map(|segment| &segment.layers[layer])))
+        .map(|layer| LayerKv::joined(segments.iter().map(|segment| &segment.layers[layer])))
         .collect::<Result<Vec<_>>>()?;
     let piece = Piece { ids: ids.clone(), layers: Rc::new(layers) };
     known.insert(ids, piece.clone());
     Ok(piece)
-}
-
-/// Neighbouring pieces as one; a single one is not copied.
-fn joined<'a>(pieces: impl Iterator<Item = &'a LayerKv>) -> Result<LayerKv> {
-    let pieces: Vec<&LayerKv> = pieces.collect();
-    let [first, _, ..] = pieces.as_slice() else { return Ok(pieces[0].clone()) };
-    let keys: Vec<_> = pieces.iter().map(|kv| &kv.keys).collect();
-    let values: Vec<_> = pieces.iter().map(|kv| &kv.values).collect();
-    Ok(LayerKv {
-        first: first.first,
-        keys: ops::concatenate(&keys, 2)?,
-        values: ops::concatenate(&values, 2)?,
-    })
 }
 
 /// Joins short pieces at the end of `pieces` with each other, for a chunk that is to see them.
@@ -383,13 +368,15 @@ pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
     let num_short = pieces.iter().rev().take_while(|kv| is_short(kv.num_tokens())).count();
     if num_short > 1 {
         let short = pieces.split_off(pieces.len() - num_short);
-        pieces.push(joined(short.iter())?);
+        pieces.push(LayerKv::joined(short.iter())?);
     }
     Ok(pieces)
 }
 
 #[cfg(test)]
 mod tests {
+    use mlx_rs::ops;
+
     use super::*;
     use crate::mlx::segment::SegmentStore;
 

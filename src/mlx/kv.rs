@@ -59,6 +59,19 @@ impl LayerKv {
         })
     }
 
+    /// Neighbouring pieces, at least one, as one; a single one is not copied.
+    pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a Self>) -> Result<Self> {
+        let pieces: Vec<&Self> = pieces.collect();
+        let [first, _, ..] = pieces.as_slice() else { return Ok(pieces[0].clone()) };
+        let keys: Vec<_> = pieces.iter().map(|kv| &kv.keys).collect();
+        let values: Vec<_> = pieces.iter().map(|kv| &kv.values).collect();
+        Ok(Self {
+            first: first.first,
+            keys: ops::concatenate(&keys, 2)?,
+            values: ops::concatenate(&values, 2)?,
+        })
+    }
+
     /// The tokens that positions from `position` on can still see through `window`, as a view.
     pub(super) fn visible_from(&self, position: usize, window: Option<usize>) -> Result<Self> {
         let Some(window) = window else { return Ok(self.clone()) };

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use mlx_rs::{Array, fast, ops};
+use mlx_rs::{Array, fast};
 
 use super::{Attention, LayerKv, Result, partial::Partial, rows_of};
 use crate::mlx::ops::total;
@@ -69,14 +69,7 @@ impl Attention<'_> {
                 seen.push(piece);
             }
         }
-        let keys: Vec<&Array> = seen.iter().map(|piece| &piece.keys).collect();
-        let values: Vec<&Array> = seen.iter().map(|piece| &piece.values).collect();
-        let kv = LayerKv {
-            // A window may have moved past whole pieces, and into its own.
-            first: seen.first().map_or(start, |piece| piece.first),
-            keys: ops::concatenate(&keys, 2)?,
-            values: ops::concatenate(&values, 2)?,
-        };
+        let kv = LayerKv::joined(seen.iter())?;
         let queries = queries.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?;
         let mask;
         let mask_argument = if self.spec.window.is_none() {

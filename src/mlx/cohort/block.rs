@@ -7,7 +7,7 @@ use std::{collections::HashMap, ops::Range};
 
 use mlx_rs::Array;
 
-use super::{MAX_JOINED_TOKENS, joined};
+use super::MAX_JOINED_TOKENS;
 use crate::mlx::{
     arrays::{concatenated, padded},
     attention::RowsKv,
@@ -83,7 +83,7 @@ impl Block {
             let mut keys = Vec::with_capacity(rows.len());
             let mut values = Vec::with_capacity(rows.len());
             for row in pieces_of(layer, own) {
-                let kv = joined(row.iter())?;
+                let kv = LayerKv::joined(row.iter())?;
                 keys.push(padded(&kv.keys, 2, width, 0.0)?);
                 values.push(padded(&kv.values, 2, width, 0.0)?);
             }
