@@ -12,33 +12,61 @@ use super::bytes::char_of;
 /// mathematical letters.
 const MAX_SHRINKING: usize = 4;
 
-/// The most bytes of text that one token can stand for; `None` where there is no such number.
-pub(super) fn max_bytes_per_token(tokenizer: &tokenizers::Tokenizer) -> Option<usize> {
-    let normalizer = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
-    let pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
-    let (ModelWrapper::BPE(bpe), true) = (tokenizer.get_model(), keeps_all(&pre_tokenizer)) else {
-        return None;
-    };
-    if bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some() {
-        return None;
+/// What is known of a tokenizer's tokens.
+pub(super) struct Bound {
+    /// The most bytes of text that one token can stand for.
+    max_bytes_per_token: usize,
+    /// Bytes that no text loses: a byte without a token may be dropped.
+    is_kept: [bool; 256],
+}
+
+impl Bound {
+    /// Looks at a tokenizer; `None` where texts of any length may have few tokens.
+    pub(super) fn of(tokenizer: &tokenizers::Tokenizer) -> Option<Self> {
+        let normalizer = serde_json::to_value(tokenizer.get_normalizer()).ok()?;
+        let pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
+        let (ModelWrapper::BPE(bpe), true) = (tokenizer.get_model(), keeps_all(&pre_tokenizer)) else {
+            return None;
+        };
+        let shrinking = shrinking(&normalizer)?;
+        let added = tokenizer.get_added_tokens_decoder();
+        // Such a token takes in all white space beside it.
+        if added.values().any(|token| token.lstrip || token.rstrip)
+            || bpe.continuing_subword_prefix.is_some()
+            || bpe.end_of_word_suffix.is_some()
+        {
+            return None;
+        }
+        let is_byte_level = has_step(&pre_tokenizer, "ByteLevel") || has_step(&normalizer, "ByteLevel");
+        let is_kept = std::array::from_fn(|byte| {
+            let byte = byte as u8;
+            match is_byte_level {
+                true => bpe.token_to_id(char_of(byte).encode_utf8(&mut [0; 4])).is_some(),
+                false => bpe.byte_fallback && bpe.token_to_id(&format!("<0x{byte:02X}>")).is_some(),
+            }
+        });
+        // What a normalizer changes, and what is a token only with the bytes beside it, needs them all.
+        let is_whole = (0..=u8::MAX).all(|byte| is_kept[usize::from(byte)] || is_in_no_text(byte));
+        if !is_whole && (shrinking > 1 || !is_byte_level) {
+            return None;
+        }
+        let length = |token: &String| if is_byte_level { token.chars().count() } else { token.len() };
+        let vocab = bpe.get_vocab();
+        let longest =
+            vocab.keys().map(length).chain(added.values().map(|token| token.content.len())).max()?;
+        Some(Self { max_bytes_per_token: longest.checked_mul(shrinking)?.max(1), is_kept })
     }
-    // What has no token may be dropped, or be one unknown token however long it is.
-    let is_byte_level = has_step(&pre_tokenizer, "ByteLevel") || has_step(&normalizer, "ByteLevel");
-    let mut bytes = 0..=u8::MAX;
-    let has_token = |token: &str| bpe.token_to_id(token).is_some();
-    let is_covered = match is_byte_level {
-        true => bytes.all(|byte| has_token(char_of(byte).encode_utf8(&mut [0; 4]))),
-        false => bpe.byte_fallback && bytes.all(|byte| has_token(&format!("<0x{byte:02X}>"))),
-    };
-    let added = tokenizer.get_added_tokens_decoder();
-    // Such a token takes in all white space beside it.
-    if !is_covered || added.values().any(|token| token.lstrip || token.rstrip) {
-        return None;
+
+    /// Tokens that a text has at least.
+    pub(super) fn min_tokens(&self, text: &str) -> usize {
+        let num_kept = text.bytes().filter(|byte| self.is_kept[usize::from(*byte)]).count();
+        num_kept.div_ceil(self.max_bytes_per_token)
     }
-    let vocab = bpe.get_vocab();
-    let length = |token: &String| if is_byte_level { token.chars().count() } else { token.len() };
-    let longest = vocab.keys().map(length).chain(added.values().map(|token| token.content.len())).max()?;
-    longest.checked_mul(shrinking(&normalizer)?)
+}
+
+/// Whether UTF-8 has no such byte.
+fn is_in_no_text(byte: u8) -> bool {
+    matches!(byte, 0xc0 | 0xc1 | 0xf5..)
 }
 
 /// The steps of a normalizer or pre-tokenizer, as `tokenizer.json` has them.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
 use super::tokenizer_config::TokenizerConfig;
-use super::{TextError, bounds, gguf_tokenizer};
+use super::{TextError, bounds::Bound, gguf_tokenizer};
 use crate::models::GgufHeader;
 
 /// Oniguruma gives up after ten million steps within one match, and the splitting patterns in
@@ -31,7 +31,7 @@ struct Inner {
     special_ids: HashSet<u32>,
     num_vocab: usize,
     is_byte_level: bool,
-    max_bytes_per_token: Option<usize>,
+    bound: Option<Bound>,
     /// The token that begins a text, if the model has one.
     bos: Option<(String, u32)>,
     warnings: Vec<String>,
@@ -91,16 +91,8 @@ impl Tokenizer {
             _ => false,
         };
         let bos = bos.and_then(|text| Some((text.to_owned(), tokenizer.token_to_id(text)?)));
-        let max_bytes_per_token = bounds::max_bytes_per_token(&tokenizer);
-        Tokenizer(Arc::new(Inner {
-            tokenizer,
-            special_ids,
-            num_vocab,
-            is_byte_level,
-            max_bytes_per_token,
-            bos,
-            warnings,
-        }))
+        let bound = Bound::of(&tokenizer);
+        Tokenizer(Arc::new(Inner { tokenizer, special_ids, num_vocab, is_byte_level, bound, bos, warnings }))
     }
 
     /// Turns text into token ids.
@@ -126,7 +118,7 @@ impl Tokenizer {
 
     /// Returns how many tokens a text has at least, told from its length; 0 where that is not known.
     pub fn min_tokens(&self, text: &str) -> usize {
-        self.0.max_bytes_per_token.map_or(0, |max_bytes| text.len().div_ceil(max_bytes.max(1)))
+        self.0.bound.as_ref().map_or(0, |bound| bound.min_tokens(text))
     }
 
     fn encoding(

@@ -221,7 +221,8 @@ fn weights_that_are_no_numbers() {
         assert!(message.contains(&format!("in.jsonl:{number}")), "{message}");
         assert!(message.contains("no numbers") && message.contains("--dtype"), "{message}");
     }
-    assert_eq!(desk.report()["cache_file"]["num_saves"], 0);
+    // The KV before the final norm are numbers, and may be saved.
+    desk.bare().args(["cache", "verify", "cache.bin"]).assert().code(0);
 }
 
 /// Keys that nobody had looked at were passed over: answers could be wrong, and nothing was said.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Desk, MODEL, fixture_path, id_of, message_of, text_of};
 
-/// Puts numbers that are none into the embedding of the token "~"; its logits stay as they are.
+/// Puts numbers that are none into the embedding of the token "~"; no answer has it.
 fn poison(desk: &Desk) {
     let bytes = fs::read(fixture_path(MODEL).join("model.safetensors")).expect("the fixture is there");
     let tensors = SafeTensors::deserialize(&bytes).expect("the fixture is sound");
@@ -19,8 +19,10 @@ fn poison(desk: &Desk) {
     let token = tokenizer["model"]["vocab"]["~"].as_u64().expect("the token is there") as usize;
     let embeddings = tensors.tensor("model.embed_tokens.weight").expect("it is there");
     let (shape, width) = (embeddings.shape().to_vec(), embeddings.shape()[1] * 4);
-    let head = embeddings.data().to_vec();
+    let mut head = embeddings.data().to_vec();
     let mut poisoned = head.clone();
+    // Nobody answers with it.
+    head[token * width..(token + 1) * width].fill(0);
     for number in poisoned[token * width..(token + 1) * width].chunks_exact_mut(4) {
         number.copy_from_slice(&f32::NAN.to_le_bytes());
     }

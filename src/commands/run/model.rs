@@ -97,6 +97,9 @@ impl DescribedModel {
             manifest.digest(&part.name, blake3::Hash::from(part.digest).to_hex().as_str());
         }
         manifest.say("--dtype", self.dtype.name());
+        manifest.say("device", self.device.backend());
+        let ends: Vec<String> = preparer.end_ids.iter().map(ToString::to_string).collect();
+        manifest.say("end tokens", ends.join(", "));
         for (flag, value) in preparer.fallback.as_flags() {
             manifest.say(flag, value);
         }

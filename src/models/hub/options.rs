@@ -62,7 +62,7 @@ impl HubOptions {
         let var =
             |name: &str| var(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty());
         let home = var("HOME").map(PathBuf::from);
-        let path = |name: &str| Some(PathBuf::from(expanded(&var(name)?, home.as_deref(), &var)));
+        let path = |name: &str| Some(PathBuf::from(expanded(&var(name)?, home.as_deref(), var)));
         let hf_home = path("HF_HOME").unwrap_or_else(|| {
             let cache = path("XDG_CACHE_HOME").or_else(|| home.as_ref().map(|home| home.join(".cache")));
             cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
