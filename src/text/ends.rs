@@ -236,9 +236,12 @@ mod tests {
 
     #[test]
     fn what_each_published_template_writes_after_an_answer_ends_it() {
-        let cases: [(&str, &[&str]); 20] = [
+        let cases: [(&str, &[&str]); 24] = [
+            ("deepseek_r1_distill_llama", &["<｜end▁of▁sentence｜>"]),
             ("deepseek_r1_distill_qwen", &["<｜end▁of▁sentence｜>"]),
             ("deepseek_v3", &["<｜end▁of▁sentence｜>"]),
+            ("deepseek_v3_1", &["<｜end▁of▁sentence｜>"]),
+            ("devstral_small", &["</s>"]),
             ("gemma2", &["<end_of_turn>"]),
             ("gemma3", &["<end_of_turn>"]),
             // It has no end of its own: the next turn's beginning is in the publisher's list of ends.
@@ -248,6 +251,7 @@ mod tests {
             ("granite_3_3", &["<|end_of_text|>"]),
             ("granite_4", &["<|end_of_text|>"]),
             ("kimi_k2", &["<|im_end|>"]),
+            ("lfm2", &["<|im_end|>"]),
             ("llama3_1", &["<|eot_id|>"]),
             ("llama3_2", &["<|eot_id|>"]),
             ("mistral_nemo", &["</s>"]),

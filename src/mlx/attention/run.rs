@@ -157,9 +157,11 @@ mod tests {
                     };
                     let alone = numbers(ComputeDevice::Cpu, &apart);
                     for device in ComputeDevice::KINDS {
+                        // Meant for a GPU, all keys are summed up at once, in float32.
+                        let limit = if device == ComputeDevice::Gpu { 5e-6 } else { 2e-6 };
                         for (found, alone) in numbers(device, &together).into_iter().zip(&alone) {
                             assert!(
-                                (found - alone).abs() < 2e-6,
+                                (found - alone).abs() < limit,
                                 "{device:?}, {num_prefix}, {window:?}, {rows:?}: {found} {alone}"
                             );
                         }

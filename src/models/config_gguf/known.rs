@@ -89,6 +89,7 @@ pub(super) const GENERAL: &[KeyRule] = &[
     rule("tokenizer.ggml.bos_token_id", TOKENIZER),
     rule("tokenizer.ggml.unknown_token_id", TOKENIZER),
     rule("tokenizer.ggml.add_bos_token", TOKENIZER),
+    rule("tokenizer.ggml.add_eos_token", TOKENIZER),
     rule("tokenizer.ggml.add_space_prefix", TOKENIZER),
     rule("tokenizer.ggml.eos_token_id", ENDS),
     rule("tokenizer.ggml.eot_token_id", ENDS),
@@ -102,7 +103,6 @@ pub(super) const GENERAL: &[KeyRule] = &[
     rule("tokenizer.chat_template.tool_use", TEMPLATE),
     rule("tokenizer.chat_template.*", Nothing("a template that nobody has asked for by its name")),
     rule("tokenizer.chat_templates", Nothing("it lists the templates")),
-    rule("tokenizer.ggml.add_eos_token", WarningUnless(&[Bool(false)], "it puts an end behind raw prompts")),
     rule("tokenizer.ggml.add_sep_token", WarningUnless(&[Bool(false)], "it puts a token behind raw prompts")),
     rule(
         "tokenizer.ggml.remove_extra_whitespaces",
