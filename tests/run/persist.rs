@@ -14,7 +14,7 @@ use predicates::str::{contains, is_empty};
 use serde_json::{Value, json};
 
 use crate::gguf::tiny_gguf;
-use crate::support::{Desk, MODEL, fixture_path, id_of, text_of, wait_until};
+use crate::support::{Desk, MODEL, fixture_path, id_of, json_lines, text_of, wait_until};
 
 /// Two groups that share a system part each, turns, and a raw prompt.
 pub fn conversations() -> String {
@@ -228,7 +228,8 @@ fn ctrl_c_saves_what_was_computed() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("cache.bin: cold start, ") && stderr.contains("new ones saved"), "{stderr}");
-    let done: Vec<usize> = desk.output().iter().map(|line| id_of(line).parse().expect("a number")).collect();
+    let lines = json_lines(&desk.read("out.jsonl.partial"));
+    let done: Vec<usize> = lines.iter().map(|line| id_of(line).parse().expect("a number")).collect();
     assert!(done.len() >= 5);
     desk.write("in.jsonl", done.into_iter().map(line).collect::<String>());
     run_on(&desk, &fixture_path(MODEL), "cache.bin", &["--require-cache"]);
