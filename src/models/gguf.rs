@@ -4,6 +4,7 @@
 //! a truncated or hostile file ends in a clear error. The tensors' data are loaded by MLX's own
 //! reader, in `mlx/`, after this check; what the keys mean is their readers' business.
 
+mod decode;
 mod reader;
 mod types;
 mod value;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use decode::{Decode, decoder};
 use reader::Reader;
 pub use types::GgmlType;
 pub use value::{GgufNumbers, GgufValue};
