@@ -5,6 +5,10 @@
 //! the bytes and making tensors of the numbers is for the loader.
 
 mod classic;
+mod codebook;
+mod grids;
+mod iq;
+mod k;
 #[cfg(test)]
 mod tests;
 
@@ -26,8 +30,27 @@ pub fn decoder(type_code: u32) -> Option<Decode> {
         6 => |bytes, values| each_block(bytes, values, classic::q5_0),
         7 => |bytes, values| each_block(bytes, values, classic::q5_1),
         8 => |bytes, values| each_block(bytes, values, classic::q8_0),
+        10 => |bytes, values| each_block(bytes, values, k::q2_k),
+        11 => |bytes, values| each_block(bytes, values, k::q3_k),
+        12 => |bytes, values| each_block(bytes, values, k::q4_k),
+        13 => |bytes, values| each_block(bytes, values, k::q5_k),
+        14 => |bytes, values| each_block(bytes, values, k::q6_k),
+        15 => |bytes, values| each_block(bytes, values, k::q8_k),
+        16 => |bytes, values| each_block(bytes, values, iq::iq2_xxs),
+        17 => |bytes, values| each_block(bytes, values, iq::iq2_xs),
+        18 => |bytes, values| each_block(bytes, values, iq::iq3_xxs),
+        19 => |bytes, values| each_block(bytes, values, iq::iq1_s),
+        20 => |bytes, values| each_block(bytes, values, codebook::iq4_nl),
+        21 => |bytes, values| each_block(bytes, values, iq::iq3_s),
+        22 => |bytes, values| each_block(bytes, values, iq::iq2_s),
+        23 => |bytes, values| each_block(bytes, values, codebook::iq4_xs),
         28 => |bytes, values| each_block(bytes, values, classic::f64),
+        29 => |bytes, values| each_block(bytes, values, iq::iq1_m),
         30 => |bytes, values| each_block(bytes, values, classic::bf16),
+        34 => |bytes, values| each_block(bytes, values, k::tq1_0),
+        35 => |bytes, values| each_block(bytes, values, k::tq2_0),
+        39 => |bytes, values| each_block(bytes, values, codebook::mxfp4),
+        40 => |bytes, values| each_block(bytes, values, codebook::nvfp4),
         _ => return None,
     };
     Some(decode)

@@ -1,11 +1,76 @@
-//! Tests of the decoders: numbers worked out by hand.
+//! Tests of the decoders: against gguf-py's numbers, against any bytes, and by hand.
+//!
+//! `fixtures/gguf_blocks.json` is written by `scripts/make_gguf_fixture.py`.
 
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::super::GgmlType;
 use super::*;
 
 fn decode(code: u32, bytes: &[u8], num_values: usize) -> Vec<f32> {
     let mut values = vec![f32::NAN; num_values];
     decoder(code).expect("the type has a decoder")(bytes, &mut values);
     values
+}
+
+fn from_hex(hex: &Value) -> Vec<u8> {
+    let hex = hex.as_str().expect("a string");
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+/// Every type that has a decoder, with the bytes of `num_blocks` blocks and how many numbers these hold.
+fn types_with_sizes(num_blocks: usize) -> Vec<(GgmlType, usize, usize)> {
+    let decodable = (0..64).filter(|&code| decoder(code).is_some());
+    decodable
+        .map(|code| {
+            let ggml_type = GgmlType::from_code(code).expect("what can be decoded is a known type");
+            let (num_block_values, block_bytes) = (1..=256)
+                .find_map(|n| ggml_type.tensor_bytes(&[n]).map(|bytes| (n as usize, bytes as usize)))
+                .expect("blocks have at most 256 numbers");
+            (ggml_type, num_blocks * block_bytes, num_blocks * num_block_values)
+        })
+        .collect()
+}
+
+#[test]
+fn every_type_decodes_to_the_bits_that_gguf_py_decodes_it_to() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gguf_blocks.json");
+    let rows: Vec<Value> = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let mut codes = Vec::new();
+    for row in &rows {
+        let code = row["code"].as_u64().unwrap() as u32;
+        let expected: Vec<u32> =
+            from_hex(&row["values"]).as_chunks().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        let values = decode(code, &from_hex(&row["bytes"]), expected.len());
+        for (i, (value, &bits)) in values.iter().zip(&expected).enumerate() {
+            let expected = f32::from_bits(bits);
+            assert_eq!(value.to_bits(), bits, "{} at {i}: {value} for {expected}", row["name"]);
+        }
+        codes.push(code);
+    }
+    let decodable: Vec<u32> = types_with_sizes(1).iter().map(|(ggml_type, ..)| ggml_type.code()).collect();
+    assert_eq!(codes, decodable, "the fixture has every type");
+}
+
+#[test]
+fn any_bytes_of_whole_blocks_decode() {
+    let mut state = 1u64;
+    let mut random_byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    for (ggml_type, num_bytes, num_values) in types_with_sizes(2000) {
+        let random: Vec<u8> = (0..num_bytes).map(|_| random_byte()).collect();
+        for bytes in [random, vec![0; num_bytes], vec![0xff; num_bytes]] {
+            let values = decode(ggml_type.code(), &bytes, num_values);
+            // Blocks do not look at each other.
+            let last = decode(ggml_type.code(), &bytes[num_bytes / 2..], num_values / 2);
+            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&values[num_values / 2..]), bits(&last), "{}", ggml_type.name());
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,135 @@
+//! The K types, 256 numbers whose parts have scales of their own, and the ternary types.
+//!
+//! Codes lie in planes: a run of 32 bytes (64 in Q6_K) holds in its lowest bits the codes of as many
+//! neighbouring numbers, in its next bits those of the neighbours after them, and so on.
+
+use super::{f16_at, u32_at};
+
+/// 16 scales and minima of 4 bits; 2 bits each; scale of the scales, scale of the minima.
+pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
+    let (scales, codes) = (&block[..16], &block[16..80]);
+    let (scale, minimum) = (f16_at(block, 80), f16_at(block, 82));
+    for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let part_scale = scale * f32::from(scales[part] & 0x0f);
+        let part_minimum = minimum * f32::from(scales[part] >> 4);
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = part_scale * f32::from(two_bits(codes, part * 16 + i)) - part_minimum;
+        }
+    }
+}
+
+/// The third bits; 2 bits each; 16 scales of 6 bits, less 32; scale of the scales.
+pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
+    let (third, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let scale = f16_at(block, 108);
+    for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        // Four bits in the halves of the first eight bytes, two in the quarters of the last four.
+        let low = scales[part % 8] >> (part / 8 * 4) & 0x0f;
+        let high = scales[8 + part % 4] >> (part / 4 * 2) & 0x03;
+        let part_scale = scale * f32::from((low | high << 4) as i8 - 32);
+        for (i, value) in values.iter_mut().enumerate() {
+            let place = part * 16 + i;
+            // The third bit stands for "not less 4".
+            let offset = if third[place % 32] >> (place / 32) & 1 == 1 { 0 } else { 4 };
+            *value = part_scale * f32::from(two_bits(codes, place) as i8 - offset);
+        }
+    }
+}
+
+/// Scale of the scales, scale of the minima; 8 scales and minima of 6 bits; 4 bits each.
+pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
+    let codes = &block[16..];
+    for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (part_scale, part_minimum) = scale_and_minimum(&block[..16], part);
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = part_scale * f32::from(four_bits::<32>(codes, part * 32 + i)) - part_minimum;
+        }
+    }
+}
+
+/// As `q4_k`; the fifth bits lie before the other four.
+pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
+    let (fifth, codes) = (&block[16..48], &block[48..]);
+    for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (part_scale, part_minimum) = scale_and_minimum(&block[..16], part);
+        for (i, value) in values.iter_mut().enumerate() {
+            let code = four_bits::<32>(codes, part * 32 + i) | (fifth[i] >> part & 1) << 4;
+            *value = part_scale * f32::from(code) - part_minimum;
+        }
+    }
+}
+
+/// The lower 4 bits; the upper 2 bits; 16 signed scales of 8 bits; scale of the scales. Less 32.
+pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    let (lower, upper, scales) = (&block[..128], &block[128..192], &block[192..208]);
+    let scale = f16_at(block, 208);
+    for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let part_scale = scale * f32::from(scales[part] as i8);
+        for (i, value) in values.iter_mut().enumerate() {
+            let place = part * 16 + i;
+            let code = four_bits::<64>(lower, place) | two_bits(upper, place) << 4;
+            *value = part_scale * f32::from(code as i8 - 32);
+        }
+    }
+}
+
+/// Scale in f32; 8 bits each, signed; sums that only multiplication uses.
+pub(super) fn q8_k(block: &[u8; 292], out: &mut [f32; 256]) {
+    let scale = f32::from_bits(u32_at(block, 0));
+    for (value, &byte) in out.iter_mut().zip(&block[4..]) {
+        *value = scale * f32::from(byte as i8);
+    }
+}
+
+/// Five trits a byte in 32 and 16 bytes, four trits a byte in 4 bytes; scale.
+pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
+    let scale = f16_at(block, 52);
+    let mut values = out.iter_mut();
+    for (bytes, powers) in [
+        (&block[..32], &[1u8, 3, 9, 27, 81][..]),
+        (&block[32..48], &[1, 3, 9, 27, 81]),
+        (&block[48..52], &[1, 3, 9, 27]),
+    ] {
+        for &power in powers {
+            // A byte is a fraction of 256 in base 3: multiplied by a power of 3, modulo 256, it starts
+            // with the trit wanted.
+            for (&byte, value) in bytes.iter().zip(&mut values) {
+                let trit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                *value = scale * f32::from(trit as i8 - 1);
+            }
+        }
+    }
+}
+
+/// 2 bits each, less 1; scale.
+pub(super) fn tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
+    let scale = f16_at(block, 64);
+    for (place, value) in out.iter_mut().enumerate() {
+        *value = scale * f32::from(two_bits(&block[..64], place) as i8 - 1);
+    }
+}
+
+/// The code of number `place` in planes of 32 bytes with four codes a byte.
+fn two_bits(codes: &[u8], place: usize) -> u8 {
+    codes[place / 128 * 32 + place % 32] >> (place / 32 % 4 * 2) & 0x03
+}
+
+/// The code of number `place` in planes of so many bytes with two codes a byte.
+fn four_bits<const PLANE_BYTES: usize>(codes: &[u8], place: usize) -> u8 {
+    codes[place / (2 * PLANE_BYTES) * PLANE_BYTES + place % PLANE_BYTES] >> (place / PLANE_BYTES % 2 * 4)
+        & 0x0f
+}
+
+/// The scale and minimum of one of eight parts, from the head that Q4_K and Q5_K share.
+///
+/// Of the twelve bytes that hold them, the first four have the scales of parts 0 to 3 in their lower
+/// six bits, the next four the minima; the last four have the lower four bits of scale and minimum of
+/// parts 4 to 7, whose upper two lie in the upper bits of the others.
+fn scale_and_minimum(head: &[u8], part: usize) -> (f32, f32) {
+    let (scales, minima, mixed) = (&head[4..8], &head[8..12], &head[12..16]);
+    let (scale, minimum) = match part.checked_sub(4) {
+        None => (scales[part] & 0x3f, minima[part] & 0x3f),
+        Some(i) => (mixed[i] & 0x0f | scales[i] >> 2 & 0x30, mixed[i] >> 4 | minima[i] >> 2 & 0x30),
+    };
+    (f16_at(head, 0) * f32::from(scale), f16_at(head, 2) * f32::from(minimum))
+}
