@@ -7,54 +7,52 @@ use super::{f16_at, u32_at};
 
 /// 16 scales and minima of 4 bits; 2 bits each; scale of the scales, scale of the minima.
 pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
-    let (scales, codes) = (&block[..16], &block[16..80]);
+    let (scales, bytes) = (&block[..16], &block[16..80]);
     let (scale, minimum) = (f16_at(block, 80), f16_at(block, 82));
     for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let part_scale = scale * f32::from(scales[part] & 0x0f);
         let part_minimum = minimum * f32::from(scales[part] >> 4);
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = part_scale * f32::from(two_bits(codes, part * 16 + i)) - part_minimum;
+        for (value, code) in values.iter_mut().zip(codes::<2, 32>(bytes, part * 16)) {
+            *value = part_scale * f32::from(code) - part_minimum;
         }
     }
 }
 
-/// The third bits; 2 bits each; 16 scales of 6 bits, less 32; scale of the scales.
+/// The third bits; 2 bits each; 16 scales of 6 bits, less 32; scale of the scales. Less 4.
 pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
-    let (third, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
+    let (third, lower, scales) = (&block[..32], &block[32..96], &block[96..108]);
     let scale = f16_at(block, 108);
     for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         // Four bits in the halves of the first eight bytes, two in the quarters of the last four.
         let low = scales[part % 8] >> (part / 8 * 4) & 0x0f;
         let high = scales[8 + part % 4] >> (part / 4 * 2) & 0x03;
         let part_scale = scale * f32::from((low | high << 4) as i8 - 32);
-        for (i, value) in values.iter_mut().enumerate() {
-            let place = part * 16 + i;
-            // The third bit stands for "not less 4".
-            let offset = if third[place % 32] >> (place / 32) & 1 == 1 { 0 } else { 4 };
-            *value = part_scale * f32::from(two_bits(codes, place) as i8 - offset);
+        let codes = codes::<2, 32>(lower, part * 16).zip(codes::<1, 32>(third, part * 16));
+        for (value, (low, high)) in values.iter_mut().zip(codes) {
+            *value = part_scale * f32::from((low | high << 2) as i8 - 4);
         }
     }
 }
 
 /// Scale of the scales, scale of the minima; 8 scales and minima of 6 bits; 4 bits each.
 pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let codes = &block[16..];
+    let bytes = &block[16..];
     for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (part_scale, part_minimum) = scale_and_minimum(&block[..16], part);
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = part_scale * f32::from(four_bits::<32>(codes, part * 32 + i)) - part_minimum;
+        for (value, code) in values.iter_mut().zip(codes::<4, 32>(bytes, part * 32)) {
+            *value = part_scale * f32::from(code) - part_minimum;
         }
     }
 }
 
 /// As `q4_k`; the fifth bits lie before the other four.
 pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (fifth, codes) = (&block[16..48], &block[48..]);
+    let (fifth, lower) = (&block[16..48], &block[48..]);
     for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let (part_scale, part_minimum) = scale_and_minimum(&block[..16], part);
-        for (i, value) in values.iter_mut().enumerate() {
-            let code = four_bits::<32>(codes, part * 32 + i) | (fifth[i] >> part & 1) << 4;
-            *value = part_scale * f32::from(code) - part_minimum;
+        let codes = codes::<4, 32>(lower, part * 32).zip(codes::<1, 32>(fifth, part * 32));
+        for (value, (low, high)) in values.iter_mut().zip(codes) {
+            *value = part_scale * f32::from(low | high << 4) - part_minimum;
         }
     }
 }
@@ -65,10 +63,9 @@ pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let scale = f16_at(block, 208);
     for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let part_scale = scale * f32::from(scales[part] as i8);
-        for (i, value) in values.iter_mut().enumerate() {
-            let place = part * 16 + i;
-            let code = four_bits::<64>(lower, place) | two_bits(upper, place) << 4;
-            *value = part_scale * f32::from(code as i8 - 32);
+        let codes = codes::<4, 64>(lower, part * 16).zip(codes::<2, 32>(upper, part * 16));
+        for (value, (low, high)) in values.iter_mut().zip(codes) {
+            *value = part_scale * f32::from((low | high << 4) as i8 - 32);
         }
     }
 }
@@ -94,7 +91,7 @@ pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
             // A byte is a fraction of 256 in base 3: multiplied by a power of 3, modulo 256, it starts
             // with the trit wanted.
             for (&byte, value) in bytes.iter().zip(&mut values) {
-                let trit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                let trit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
                 *value = scale * f32::from(trit as i8 - 1);
             }
         }
@@ -104,20 +101,23 @@ pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
 /// 2 bits each, less 1; scale.
 pub(super) fn tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
     let scale = f16_at(block, 64);
-    for (place, value) in out.iter_mut().enumerate() {
-        *value = scale * f32::from(two_bits(&block[..64], place) as i8 - 1);
+    for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (value, code) in values.iter_mut().zip(codes::<2, 32>(&block[..64], part * 32)) {
+            *value = scale * f32::from(code as i8 - 1);
+        }
     }
 }
 
-/// The code of number `place` in planes of 32 bytes with four codes a byte.
-fn two_bits(codes: &[u8], place: usize) -> u8 {
-    codes[place / 128 * 32 + place % 32] >> (place / 32 % 4 * 2) & 0x03
-}
-
-/// The code of number `place` in planes of so many bytes with two codes a byte.
-fn four_bits<const PLANE_BYTES: usize>(codes: &[u8], place: usize) -> u8 {
-    codes[place / (2 * PLANE_BYTES) * PLANE_BYTES + place % PLANE_BYTES] >> (place / PLANE_BYTES % 2 * 4)
-        & 0x0f
+/// The codes of number `place` and of those after it in its plane.
+fn codes<const CODE_BITS: usize, const PLANE_BYTES: usize>(
+    bytes: &[u8],
+    place: usize,
+) -> impl Iterator<Item = u8> {
+    let (plane, in_plane) = (place / PLANE_BYTES, place % PLANE_BYTES);
+    let codes_per_byte = 8 / CODE_BITS;
+    let run = &bytes[plane / codes_per_byte * PLANE_BYTES..][..PLANE_BYTES];
+    let shift = plane % codes_per_byte * CODE_BITS;
+    run[in_plane..].iter().map(move |byte| byte >> shift & ((1 << CODE_BITS) - 1))
 }
 
 /// The scale and minimum of one of eight parts, from the head that Q4_K and Q5_K share.
