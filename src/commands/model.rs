@@ -86,8 +86,8 @@ impl Description {
                 let header = GgufHeader::read(&path)?;
                 let (config, generation) = (read_gguf_config(&header)?, read_gguf_generation(&header)?);
                 let description = Self {
-                    // All in one.
-                    files: DescribedFiles { weights: vec![path.clone()], ..DescribedFiles::default() },
+                    // All in one, or in the parts that it is split into.
+                    files: DescribedFiles { weights: header.files().to_vec(), ..DescribedFiles::default() },
                     name,
                     spec: config.spec,
                     text: Arc::new(TextModel::from_gguf(&header)?),

@@ -45,7 +45,7 @@ impl LoadedModel {
         device.keep_no_free_buffers();
         let weights = match source {
             WeightSource::Safetensors(files) => Weights::from_safetensors(files, &spec.names)?,
-            WeightSource::Gguf(path) => weights_gguf::load(path, spec)?,
+            WeightSource::Gguf(path) => weights_gguf::load(path, spec, precision)?,
         };
         Ok(Self { decoder: Decoder::load(spec, weights, precision, device)? })
     }

@@ -12,14 +12,11 @@ use serde_json::{Map, Value, json};
 
 use super::{
     config::{ConfigError, ModelConfig, parse_config},
-    gguf::{GgufHeader, GgufValue},
+    gguf::{GgufHeader, GgufValue, decoder},
     known_keys::Unread,
     rope::RopeScaling,
     spec::{MixerSpec, ModelSpec, NormWeight},
 };
-
-/// Tensor types that MLX's GGUF loader reads.
-const READABLE_TYPES: [&str; 9] = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q8_0", "Q2_K", "Q4_K", "Q6_K"];
 
 /// Turns a GGUF header into a layer description.
 pub fn read_gguf_config(header: &GgufHeader) -> Result<ModelConfig, ConfigError> {
@@ -34,15 +31,15 @@ pub fn read_gguf_config(header: &GgufHeader) -> Result<ModelConfig, ConfigError>
              use the model's safetensors folder"
         ))
     })?;
-    if let Some(tensor) =
-        header.tensors().iter().find(|tensor| !READABLE_TYPES.contains(&tensor.ggml_type.name()))
-    {
-        return Err(invalid(format!(
-            "tensor '{}' is of type {}, which MLX cannot read (it reads {}); use another quantisation of this model",
-            tensor.name,
-            tensor.ggml_type.name(),
-            READABLE_TYPES.join(", ")
-        )));
+    if let Some(tensor) = header.tensors().iter().find(|tensor| decoder(tensor.ggml_type.code()).is_none()) {
+        return Err(ConfigError::Invalid {
+            path: header.files()[tensor.file].display().to_string(),
+            reason: format!(
+                "tensor '{}' is of type {}, which cannot be read; use another quantisation of this model",
+                tensor.name,
+                tensor.ggml_type.name(),
+            ),
+        });
     }
     let translator = Translator { header, architecture, asked: RefCell::default() };
     let config = translator.config().map_err(invalid)?;
@@ -51,7 +48,7 @@ pub fn read_gguf_config(header: &GgufHeader) -> Result<ModelConfig, ConfigError>
     // llama.cpp's converter has added the one already.
     spec.norm.weight = NormWeight::Factor;
     let warnings = translator.account().map_err(invalid)?.warnings(&path);
-    // The weights are made float16 as they are read; what they compute may be out of its range, as Gemma's
+    // The types say nothing of the range of what is computed, which may be out of float16's, as Gemma's
     // hidden states are.
     Ok(ModelConfig { spec, stored_dtype: None, warnings })
 }
@@ -326,8 +323,8 @@ impl Translator<'_> {
                 tensor.ggml_type.name()
             )));
         }
-        let mut file =
-            std::fs::File::open(self.header.path()).map_err(|error| unreadable(error.to_string()))?;
+        let mut file = std::fs::File::open(&self.header.files()[tensor.file])
+            .map_err(|error| unreadable(error.to_string()))?;
         let mut bytes = vec![0; tensor.num_bytes as usize];
         file.seek(SeekFrom::Start(tensor.offset_bytes))
             .and_then(|_| file.read_exact(&mut bytes))

@@ -1,11 +1,13 @@
-//! The header of a GGUF file: its metadata, where its tensors lie, and whether that can be true.
+//! The header of a GGUF model: its metadata, where its tensors lie, and whether that can be true.
 //!
 //! Owns reading and checking versions 2 and 3, in memory bounded by the file's own size, so that
-//! a truncated or hostile file ends in a clear error. The tensors' data are loaded by MLX's own
-//! reader, in `mlx/`, after this check; what the keys mean is their readers' business.
+//! a truncated or hostile file ends in a clear error; `split` joins the parts of a model in several
+//! files. Bringing the tensors to the device is `mlx/`'s, what the keys mean their readers' business.
 
+mod affine;
 mod decode;
 mod reader;
+mod split;
 mod types;
 mod value;
 
@@ -19,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+pub use affine::{Affine, GROUP_SIZE, affine};
 pub use decode::{Decode, decoder};
 use reader::Reader;
 pub use types::GgmlType;
@@ -44,12 +47,16 @@ pub enum GgufError {
     Version { path: PathBuf, version: u32 },
     #[error("{}: damaged at byte {offset}: {problem}: download the file again", path.display())]
     Damaged { path: PathBuf, offset: u64, problem: String },
+    #[error("{}: {problem}", path.display())]
+    Unusable { path: PathBuf, problem: String },
 }
 
 /// Where one tensor lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GgufTensor {
     pub name: String,
+    /// Which of the header's files it lies in.
+    pub file: usize,
     /// Row-major shape, slowest dimension first (the file stores it the other way round).
     pub shape: Vec<u64>,
     pub ggml_type: GgmlType,
@@ -58,10 +65,11 @@ pub struct GgufTensor {
     pub num_bytes: u64,
 }
 
-/// The checked header of a GGUF file.
+/// The checked header of a GGUF file, or of all the files that a model is split into.
 #[derive(Debug, Clone)]
 pub struct GgufHeader {
-    path: PathBuf,
+    /// In order of their parts; one at least.
+    files: Vec<PathBuf>,
     version: u32,
     alignment: u64,
     metadata: HashMap<String, GgufValue>,
@@ -69,8 +77,14 @@ pub struct GgufHeader {
 }
 
 impl GgufHeader {
-    /// Reads the header and checks that every tensor lies inside the file.
+    /// Reads the header and checks that every tensor lies inside its file. One part of several stands for
+    /// all of them.
     pub fn read(path: &Path) -> Result<GgufHeader, GgufError> {
+        split::joined(Self::read_file(path)?)
+    }
+
+    /// Reads one file, as if it were whole.
+    fn read_file(path: &Path) -> Result<GgufHeader, GgufError> {
         let mut reader = Reader::open(path, MAX_HEADER_BYTES)?;
         if reader.len_bytes() < 4 || &reader.array::<4>("the magic")? != b"GGUF" {
             return Err(GgufError::NotGguf { path: path.to_owned() });
@@ -107,12 +121,17 @@ impl GgufHeader {
             infos.push(TensorInfo::read(&mut reader)?);
         }
         let tensors = place(infos, &reader, alignment)?;
-        Ok(GgufHeader { path: path.to_owned(), version, alignment, metadata, tensors })
+        Ok(GgufHeader { files: vec![path.to_owned()], version, alignment, metadata, tensors })
     }
 
-    /// Returns the file that was read.
+    /// Returns the file that holds the metadata, which is the first.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.files[0]
+    }
+
+    /// Returns all files, in order of their parts.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// Returns the format's version, 2 or 3.
@@ -238,7 +257,9 @@ impl TensorInfo {
         let code = reader.u32("a tensor's type")?;
         let relative_bytes = reader.u64("a tensor's offset")?;
         let Some(ggml_type) = GgmlType::from_code(code) else {
-            return Err(reader.damaged(format!("tensor {name:?} has the unknown type {code}")));
+            return Err(reader.unusable(format!(
+                "tensor {name:?} is of the unknown type {code}; use another quantisation of this model"
+            )));
         };
         let Some(num_bytes) = ggml_type.tensor_bytes(&shape) else {
             return Err(reader.damaged(format!(
@@ -279,7 +300,7 @@ fn place(infos: Vec<TensorInfo>, reader: &Reader, alignment: u64) -> Result<Vec<
             }
         }
         let offset_bytes = offset_bytes.expect("the sum with the size was checked just above");
-        tensors.push(GgufTensor { name, shape, ggml_type, offset_bytes, num_bytes });
+        tensors.push(GgufTensor { name, file: 0, shape, ggml_type, offset_bytes, num_bytes });
     }
     Ok(tensors)
 }

@@ -14,11 +14,11 @@ pub enum GgufWeight {
     Ignored,
 }
 
-/// Says what the tensor `name` (with its `.weight`, `.scales`, `.biases` or `.bias`) is in a file
+/// Says what the tensor `name` (with its `.weight` or `.bias`) is in a file
 /// of this architecture; `None` if it is not known.
 pub fn gguf_weight(architecture: &str, name: &str) -> Option<GgufWeight> {
     let (stem, suffix) = name.rsplit_once('.')?;
-    if !matches!(suffix, "weight" | "scales" | "biases" | "bias") {
+    if !matches!(suffix, "weight" | "bias") {
         return None;
     }
     let named = |path: &str| Some(GgufWeight::Named(format!("{path}.{suffix}")));
@@ -75,14 +75,14 @@ mod tests {
             named("model.layers.3.pre_feedforward_layernorm.weight")
         );
         assert_eq!(
-            gguf_weight("llama", "blk.0.attn_k.scales"),
+            gguf_weight("llama", "blk.0.attn_k.bias"),
             Some(GgufWeight::Interleaved {
-                name: "model.layers.0.self_attn.k_proj.scales".to_owned(),
+                name: "model.layers.0.self_attn.k_proj.bias".to_owned(),
                 is_query: false
             })
         );
         assert_eq!(gguf_weight("qwen2", "blk.0.attn_k.bias"), named("model.layers.0.self_attn.k_proj.bias"));
-        for unknown in ["blk.x.attn_q.weight", "blk.0.other.weight", "weight", "blk.0.attn_q.other"] {
+        for unknown in ["blk.x.attn_q.weight", "blk.0.other.weight", "weight", "blk.0.attn_q.scales"] {
             assert_eq!(gguf_weight("llama", unknown), None, "{unknown}");
         }
     }

@@ -57,7 +57,7 @@ pub enum ModelFiles {
         /// The weight files, in order of name; at least one.
         weights: Vec<PathBuf>,
     },
-    /// A single file that holds configuration, tokenizer and weights.
+    /// A file that holds configuration, tokenizer and weights, or one of the parts of such a file.
     Gguf {
         path: PathBuf,
         /// What the output's `model` field says: the path as typed.

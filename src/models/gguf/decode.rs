@@ -84,7 +84,7 @@ fn u32_at(block: &[u8], at: usize) -> u32 {
 }
 
 /// The half-precision number at a place of a block.
-fn f16_at(block: &[u8], at: usize) -> f32 {
+pub(super) fn f16_at(block: &[u8], at: usize) -> f32 {
     f16_to_f32(u16_at(block, at))
 }
 

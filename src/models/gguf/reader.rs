@@ -54,6 +54,11 @@ impl Reader {
         GgufError::Damaged { path: self.path.clone(), offset: self.offset_bytes, problem }
     }
 
+    /// Makes the error for something that no other copy of the file would mend.
+    pub(super) fn unusable(&self, problem: String) -> GgufError {
+        GgufError::Unusable { path: self.path.clone(), problem }
+    }
+
     /// Fails unless `count` things of at least `min_bytes` each can still follow.
     pub(super) fn check_count(&self, count: u64, min_bytes: u64, what: &str) -> Result<(), GgufError> {
         let left = self.len_bytes.min(self.max_header_bytes).saturating_sub(self.offset_bytes);

@@ -80,7 +80,7 @@ fn refuses_what_cannot_be() {
         ("unknown type 77", small().raw("odd", 77, &[])),
         ("not UTF-8", small().raw("odd", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe])),
         ("twice", small().tensor("w", 0, &[1], &[0; 4])),
-        ("unknown type 99", small().tensor("x", 99, &[1], &[0; 4])),
+        ("of the unknown type 99; use another", small().tensor("x", 99, &[1], &[0; 4])),
         ("0 dimensions", small().tensor("x", 0, &[], &[0; 4])),
         ("5 dimensions", small().tensor("x", 0, &[1, 1, 1, 1, 1], &[0; 4])),
         ("cannot have", small().tensor("x", 0, &[0], &[0; 4])),

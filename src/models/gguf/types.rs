@@ -65,6 +65,16 @@ impl GgmlType {
         self.name
     }
 
+    /// Returns the number of elements that are stored together.
+    pub fn num_block_elements(self) -> usize {
+        self.num_block_elements as usize
+    }
+
+    /// Returns what a block takes in the file.
+    pub fn block_bytes(self) -> usize {
+        self.block_bytes as usize
+    }
+
     /// Computes a tensor's size from its dimensions, fastest first.
     ///
     /// `None` when a dimension is zero, when the fastest one is not made of whole blocks or when
