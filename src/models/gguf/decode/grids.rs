@@ -1,9 +1,9 @@
 //! The grids of the IQ types: rows of small numbers that a code chooses whole.
 //!
-//! Written by `scripts/make_gguf_fixture.py grids` from `quants.py` of gguf 0.19.0 (PyPI, MIT
-//! licence, ggml's authors), packed as there: a row is 16 bits in little-endian hexadecimal, its
-//! numbers from the lowest bits up, two bits each of eight or four bits each of four. What the bits
-//! stand for is the reader's, `iq.rs`.
+//! Written by `scripts/make_gguf_fixture.py grids` from `quants.py` of gguf 0.19.0 (PyPI; MIT
+//! licence, Copyright (c) 2023 Georgi Gerganov), packed as there: a row is 16 bits in little-endian
+//! hexadecimal, its numbers from the lowest bits up, two bits each of eight or four bits each of
+//! four. What the bits stand for is the reader's, `iq.rs`.
 
 /// Reads rows of four hexadecimal digits, while the program is compiled.
 const fn rows<const N: usize>(hex: &str) -> [u16; N] {
@@ -16,8 +16,9 @@ const fn rows<const N: usize>(hex: &str) -> [u16; N] {
     let mut i = 0;
     while i < N {
         let at = 4 * i;
-        rows[i] =
-            digit(hex[at]) << 4 | digit(hex[at + 1]) | digit(hex[at + 2]) << 12 | digit(hex[at + 3]) << 8;
+        let low = digit(hex[at]) << 4 | digit(hex[at + 1]);
+        let high = digit(hex[at + 2]) << 4 | digit(hex[at + 3]);
+        rows[i] = low | high << 8;
         i += 1;
     }
     rows
