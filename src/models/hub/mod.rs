@@ -122,7 +122,10 @@ fn check_needed(
         missing: needed.missing.join(", "),
         advice: match gguf {
             Some(name) => {
-                format!("it holds GGUF files: download one, such as {name}, and give its path as --model")
+                format!(
+                    "it holds GGUF files: download one, such as {name}, with all its parts if it has several, \
+                     and give its path as --model"
+                )
             }
             None => "take one in the MLX layout, such as those of mlx-community".to_string(),
         },
