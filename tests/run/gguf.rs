@@ -364,7 +364,7 @@ fn a_model_in_parts_answers_as_the_whole_from_the_name_of_each() {
         desk.write(&part_name(number + 1), bytes);
     }
     for number in 1..=3 {
-        desk.run_with(&part_name(number)).assert().code(0);
+        desk.run_with(part_name(number)).assert().code(0);
         assert_eq!(answers(&desk), expected, "from part {number}");
     }
 }

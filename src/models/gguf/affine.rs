@@ -4,6 +4,9 @@
 
 use super::decode::f16_at;
 
+/// Takes what follows scale and bias apart.
+type Codes = fn(&[u8]) -> [u8; GROUP_SIZE];
+
 /// How a type's blocks of 32 numbers become codes.
 #[derive(Clone, Copy)]
 pub struct Affine {
@@ -11,7 +14,7 @@ pub struct Affine {
     pub bits: usize,
     /// Whether a second float16 is the bias; else the codes are centred at 0.
     has_bias: bool,
-    codes: fn(&[u8]) -> [u8; GROUP_SIZE],
+    codes: Codes,
 }
 
 /// Numbers that share a scale.
@@ -19,7 +22,7 @@ pub const GROUP_SIZE: usize = 32;
 
 /// The affine form of a tensor type, if it has one.
 pub fn affine(type_code: u32) -> Option<Affine> {
-    let (bits, has_bias, codes): (_, _, fn(&[u8]) -> [u8; GROUP_SIZE]) = match type_code {
+    let (bits, has_bias, codes): (_, _, Codes) = match type_code {
         2 => (4, false, four_bits),
         3 => (4, true, four_bits),
         6 => (5, false, five_bits),
