@@ -105,7 +105,7 @@ impl Earlier {
             let Some(line) = serde_json::from_slice(&bytes).ok().and_then(|seen: Seen| seen.line()) else {
                 let is_last = reader.fill_buf().map_err(failed)?.is_empty();
                 // The blocks of a file that a crash has cut may be there without their content.
-                if is_last && bytes.iter().any(|&byte| byte == 0) {
+                if is_last && bytes.contains(&0) {
                     return Ok(earlier);
                 }
                 return Err(BatchError::NotResults { path: path.into(), line: number });
