@@ -216,8 +216,9 @@ pub struct RunArgs {
     /// Go on from what an interrupted, failed or killed run has left
     ///
     /// Finished results in FILE.partial are kept and only the others computed, also for lines that
-    /// were appended to INPUT since. Where there is no FILE.partial, FILE itself is gone on with if it
-    /// is there; where there is neither, the run starts as any other. Lines that have changed, or
+    /// were appended to INPUT since. Where there is no FILE.partial, FILE itself is gone on with if
+    /// FILE.manifest is beside it, as after a run with this flag or one with failed lines; where there is
+    /// neither FILE.partial nor FILE, the run starts as any other. Lines that have changed, or
     /// another model, setting or version of mlxbatch than in FILE.partial.manifest, are an error.
     #[arg(long)]
     pub resume: bool,

@@ -116,7 +116,10 @@ impl BatchError {
                 Some(kept_text(*num_kept, &format!("{}, in the order they finished", partial.display())))
             }
             Self::Hold { .. } => Some("point TMPDIR at a folder with free space".into()),
-            Self::NoManifest { .. } | Self::RunChanged { .. } => Some(FORCE_OR_ANEW.into()),
+            Self::NoManifest { .. } => Some(format!(
+                "it is kept with partial results, where some lines failed, and by runs with --resume; {FORCE_OR_ANEW}"
+            )),
+            Self::RunChanged { .. } => Some(FORCE_OR_ANEW.into()),
             Self::InputChanged { .. } => Some(format!("--force answers changed lines anew; {ANEW}")),
             Self::InputShrunk { .. } => Some(format!("--force leaves those results out; {ANEW}")),
             Self::NotResults { .. } => Some(ANEW.into()),

@@ -15,7 +15,7 @@ use super::ids::Ids;
 use super::line_error::FailedLine;
 use super::lines::{Content, check_start};
 use super::paths::InputPath;
-use super::request::{Place, Request, RequestHead, RequestParser, head};
+use super::request::{Place, Request, RequestParser};
 use super::source::{LineSource, NextLine};
 use super::warnings::Warnings;
 
@@ -143,28 +143,6 @@ impl RequestReader {
     /// input that is silent, such as a pipe.
     pub fn poll_request(&mut self, patience: Duration) -> Result<NextRequest, BatchError> {
         self.next(Some(patience))
-    }
-
-    /// Reads the next line that is not blank, but for what is in it; nothing at the end of the input.
-    ///
-    /// Its id is not known by that.
-    pub fn next_head(&mut self) -> Result<Option<RequestHead>, BatchError> {
-        loop {
-            let line = match self.lines.next_line(None) {
-                Ok(NextLine::Line(line)) => line,
-                Ok(NextLine::Pending) => continue,
-                Ok(NextLine::End) => return Ok(None),
-                Err(error) => return Err(BatchError::reading(&self.name, error.line, error.source)),
-            };
-            let place = Place { index: self.num_requests, line: line.number };
-            let head = match line.content {
-                Content::Bytes(bytes) => head(place, bytes),
-                Content::TooLong { num_bytes, .. } => head(place, &num_bytes.to_le_bytes()),
-                Content::Filler(_) => continue,
-            };
-            self.num_requests += 1;
-            return Ok(Some(head));
-        }
     }
 
     fn next(&mut self, patience: Option<Duration>) -> Result<NextRequest, BatchError> {

@@ -256,7 +256,7 @@ impl RequestParser {
 }
 
 /// A head without an id.
-pub(super) fn head(place: Place, bytes: &[u8]) -> RequestHead {
+fn head(place: Place, bytes: &[u8]) -> RequestHead {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&place.line.to_le_bytes());
     hasher.update(bytes);

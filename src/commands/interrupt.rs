@@ -74,9 +74,10 @@ impl Interrupt {
 
     fn remove_empty_results(&self) {
         let Some(path) = &self.state.results else { return };
-        if fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
+        // With a manifest it tells a later run that this one had begun.
+        let is_empty = fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0);
+        if is_empty && !manifest_path(path).exists() {
             let _ = fs::remove_file(path);
-            let _ = fs::remove_file(manifest_path(path));
         }
     }
 }

@@ -108,7 +108,9 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         warn(args, &[format!("{} holds no requests", reader.name())]);
     }
     if !args.quiet {
-        let mut lines = summary(&stats, ending, &published.place);
+        let is_nothing_there = stats.num_done() == 0 && matches!(ending, Ending::Interrupted { .. });
+        let place = if is_nothing_there { args.output.name() } else { published.place };
+        let mut lines = summary(&stats, ending, &place);
         lines.extend(saver.and_then(|saver| saver.summary(session.engine())));
         lines.iter().for_each(|line| eprint_line(line));
     }

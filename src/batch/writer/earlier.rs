@@ -69,6 +69,7 @@ pub(super) struct Earlier {
 #[derive(Deserialize)]
 struct Seen {
     id: String,
+    custom_id: String,
     response: Option<SeenResponse>,
 }
 
@@ -133,7 +134,11 @@ impl Earlier {
             |source| BatchError::ReadResults { path: "the results of the earlier run".into(), source };
         let mut kept = Kept::default();
         let mut num_seen = 0;
-        while let Some(head) = reader.next_head()? {
+        while let Some(read) = reader.next_request()? {
+            let head = match read {
+                Ok(request) => request.head,
+                Err(failed) => failed.head,
+            };
             kept.num_left += 1;
             let Some(extent) = self.by_line.get(head.line).map_err(failed)? else { continue };
             num_seen += 1;
@@ -144,6 +149,10 @@ impl Earlier {
                 if !resume.is_forced {
                     return Err(BatchError::InputChanged { name: reader.name().into(), line: head.line });
                 }
+                continue;
+            }
+            // A line without an id may have another one now that one with that id was appended.
+            if seen.custom_id != head.custom_id {
                 continue;
             }
             let is_ok = response.status_code == 200;

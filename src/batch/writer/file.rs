@@ -97,7 +97,8 @@ impl FileOutput {
         resume: Resume,
         reader: &mut RequestReader,
     ) -> Result<Kept, BatchError> {
-        let is_partial = has_content(&self.partial);
+        // One without results tells of a run that has begun all the same: what is in OUTPUT is older.
+        let is_partial = has_content(&self.partial) || manifest_path(&self.partial_path).exists();
         let left = if is_partial { self.partial_path.clone() } else { self.output.clone() };
         if fs::metadata(&left).is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0) {
             self.check_manifest(manifest, &left, resume)?;
@@ -236,9 +237,11 @@ impl FileOutput {
 }
 
 impl Drop for FileOutput {
-    /// Leaves no empty file behind a run that ended before its first result.
+    /// Leaves no empty file behind a run that ended before its first result, unless a later one would take an
+    /// older OUTPUT for what this one has left.
     fn drop(&mut self) {
-        if !self.is_published && !has_content(&self.partial) {
+        let is_needed = manifest_path(&self.partial_path).exists() && self.output.exists();
+        if !self.is_published && !has_content(&self.partial) && !is_needed {
             let _ = fs::remove_file(&self.partial_path);
             let _ = fs::remove_file(manifest_path(&self.partial_path));
         }

@@ -36,7 +36,9 @@ impl Desk {
 
     fn heads(&self) -> Vec<RequestHead> {
         let mut reader = RequestReader::open(&self.input, ReaderOptions::default()).unwrap();
-        std::iter::from_fn(|| reader.next_head().unwrap()).collect()
+        std::iter::from_fn(|| reader.next_request().unwrap())
+            .map(|read| read.map_or_else(|failed| failed.head, |request| request.head))
+            .collect()
     }
 
     fn record(&self, index: usize, is_ok: bool) -> Record {
@@ -225,6 +227,33 @@ fn where_nothing_is_left_a_run_begins_and_without_a_file_there_is_an_error() {
         let error = ResultWriter::create(&output, &input, true).err().expect("nothing to go on with");
         assert!(error.to_string().starts_with("--resume needs files to go on with"), "{error}");
     }
+}
+
+/// A line without an id is named by its number, until another has that name: the kept result and the new one
+/// had the same.
+#[test]
+fn a_result_whose_made_up_id_was_given_to_an_appended_line_is_made_anew() {
+    let desk = Desk::new(2);
+    desk.leave(&[(0, true), (1, true)]);
+    let lines = fs::read_to_string(desk.input_path()).unwrap();
+    fs::write(desk.input_path(), lines + "{\"id\": \"line-1\", \"prompt\": \"q\"}\n").unwrap();
+    let (_, found) = desk.resume(PLAIN).unwrap();
+    assert_eq!((kept(&found, 3), found.num_left), (vec![1], 2));
+}
+
+/// A run that was ended before its first result, over an older output, could not be gone on with: what is in
+/// the older one was taken for its own.
+#[test]
+fn a_run_that_had_no_result_yet_goes_on_beside_an_older_output() {
+    let desk = Desk::new(2);
+    fs::write(&desk.output, "older\n").unwrap();
+    desk.leave(&[]);
+    let (mut writer, found) = desk.resume(PLAIN).unwrap();
+    assert_eq!((found.num_kept(), found.num_left), (0, 2));
+    assert_eq!(fs::read_to_string(&desk.output).unwrap(), "older\n");
+    desk.write(&mut writer, &[(0, true), (1, true)]);
+    writer.finish(false).unwrap();
+    assert_eq!(names_of(desk.folder.path()), ["in.jsonl", "out.jsonl"]);
 }
 
 /// A partial file that was opened and then not gone on with, for want of a model perhaps, was removed.

@@ -130,11 +130,20 @@ fn key(own_seed: Option<u64>, seed: Option<u64>, head: &RequestHead) -> u64 {
     match own_seed {
         Some(seed) => sampling_key(seed, 0),
         None => {
-            let id = blake3::hash(head.custom_id.as_bytes());
+            let id = blake3::hash(own_id(head).as_bytes());
             let request_key = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
             sampling_key(seed.unwrap_or(0), request_key)
         }
     }
+}
+
+/// What tells a request from others whatever these are: a made-up id steps aside where another line has that
+/// id, and then ends in a number more.
+fn own_id(head: &RequestHead) -> String {
+    let made_up = format!("line-{}", head.line);
+    let number = head.custom_id.strip_prefix(&made_up).and_then(|rest| rest.strip_prefix('-'));
+    let is_made_up = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
+    if is_made_up { made_up } else { head.custom_id.clone() }
 }
 
 fn prompt_param(prompt: &Prompt) -> &'static str {
@@ -237,6 +246,25 @@ mod tests {
             fs::write(dir.path().join(name), content.to_string()).expect("written");
         }
         TextModel::from_folder(dir.path()).expect("loads")
+    }
+
+    /// A made-up id that stepped aside for another line's drew other tokens.
+    #[test]
+    fn what_is_drawn_does_not_depend_on_the_ids_of_other_lines() {
+        let key_of = |custom_id: &str| {
+            let head = RequestHead {
+                index: 2,
+                line: 3,
+                custom_id: custom_id.into(),
+                digest: [0; 16],
+                form: crate::batch::Form::Text,
+                metadata: None,
+            };
+            key(None, None, &head)
+        };
+        assert_eq!(key_of("line-3"), key_of("line-3-2"));
+        assert_ne!(key_of("line-3"), key_of("line-30"));
+        assert_ne!(key_of("line-3"), key_of("line-3-b"));
     }
 
     /// The field was ignored as unknown, and every raw prompt began with BOS.
