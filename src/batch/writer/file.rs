@@ -33,7 +33,8 @@ pub(super) struct FileOutput {
     num_results: u64,
     /// One past the index written last, while all came in ascending order and nothing else is in the file.
     next_in_order: Option<u64>,
-    is_published: bool,
+    /// What is to become of the partial file is done.
+    is_settled: bool,
 }
 
 impl FileOutput {
@@ -77,7 +78,7 @@ impl FileOutput {
             index,
             num_results: 0,
             next_in_order: Some(0),
-            is_published: false,
+            is_settled: false,
         };
         Ok((file, warnings))
     }
@@ -180,7 +181,7 @@ impl FileOutput {
             num_kept: self.num_results,
             source,
         })?;
-        self.is_published = true;
+        self.is_settled = true;
         // The results are safe: what becomes of the manifest is not worth an error.
         let (from, to) = (manifest_path(&self.partial_path), manifest_path(&self.output));
         let _ = if keeps_manifest { fs::rename(&from, &to) } else { fs::remove_file(&to) };
@@ -188,8 +189,10 @@ impl FileOutput {
         Ok(self.published_at(&self.output))
     }
 
-    /// Leaves the results where they are.
-    pub fn keep_partial(self) -> Result<Published, BatchError> {
+    /// Leaves the results where they are. Where there are none, the empty file tells a later run that this one
+    /// had begun, lest it takes an older OUTPUT for what this one has left.
+    pub fn keep_partial(mut self) -> Result<Published, BatchError> {
+        self.is_settled = manifest_path(&self.partial_path).exists() && self.output.exists();
         Ok(self.published_at(&self.partial_path))
     }
 
@@ -237,11 +240,9 @@ impl FileOutput {
 }
 
 impl Drop for FileOutput {
-    /// Leaves no empty file behind a run that ended before its first result, unless a later one would take an
-    /// older OUTPUT for what this one has left.
+    /// Leaves no empty file behind a run that failed before its first result.
     fn drop(&mut self) {
-        let is_needed = manifest_path(&self.partial_path).exists() && self.output.exists();
-        if !self.is_published && !has_content(&self.partial) && !is_needed {
+        if !self.is_settled && !has_content(&self.partial) {
             let _ = fs::remove_file(&self.partial_path);
             let _ = fs::remove_file(manifest_path(&self.partial_path));
         }
