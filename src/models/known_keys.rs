@@ -21,6 +21,11 @@ pub struct KeyRule {
     pub effect: Effect,
 }
 
+/// A row of a table.
+pub const fn rule(key: &'static str, effect: Effect) -> KeyRule {
+    KeyRule { key, effect }
+}
+
 /// What a key that is not read would do.
 #[derive(Debug, Clone, Copy)]
 pub enum Effect {

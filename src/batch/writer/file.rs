@@ -108,25 +108,33 @@ impl FileOutput {
                 copied.map_err(|source| self.not_written(source))?;
             }
         }
-        let earlier = Earlier::read(&self.partial, &left, folder_of(&self.output))?;
-        let (index, mut num_kept) = (&mut self.index, 0);
-        let kept = earlier.keep(&self.partial, reader, resume, |line, extent| {
-            num_kept += 1;
-            index.set(line, extent)
-        });
+        let kept = self.keep(&left, resume, reader);
         if kept.is_err() && !is_partial {
             // OUTPUT still has it all.
             self.partial.set_len(0).map_err(|source| self.not_written(source))?;
         }
-        let kept = kept?;
+        let (kept, end) = kept?;
         // A line that a kill has cut off.
-        self.partial.set_len(earlier.end).map_err(|source| self.not_written(source))?;
-        self.end = earlier.end;
-        self.num_results = num_kept;
+        self.partial.set_len(end).map_err(|source| self.not_written(source))?;
+        self.end = end;
+        self.num_results = kept.num_kept();
         // What is not kept is in the file all the same, so publishing takes a copy.
-        self.next_in_order = (earlier.end == 0).then_some(0);
+        self.next_in_order = (end == 0).then_some(0);
         self.begin(manifest)?;
         Ok(kept)
+    }
+
+    /// Finds which results of the partial file, which come from `left`, are kept; and where the last of all ends.
+    fn keep(
+        &mut self,
+        left: &Path,
+        resume: Resume,
+        reader: &mut RequestReader,
+    ) -> Result<(Kept, u64), BatchError> {
+        let earlier = Earlier::read(&self.partial, left, folder_of(&self.output))?;
+        let index = &mut self.index;
+        let kept = earlier.keep(&self.partial, reader, resume, |line, extent| index.set(line, extent))?;
+        Ok((kept, earlier.end))
     }
 
     fn check_manifest(&self, manifest: &Manifest, left: &Path, resume: Resume) -> Result<(), BatchError> {

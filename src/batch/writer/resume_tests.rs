@@ -256,6 +256,16 @@ fn a_run_that_had_no_result_yet_goes_on_beside_an_older_output() {
     assert_eq!(names_of(desk.folder.path()), ["in.jsonl", "out.jsonl"]);
 }
 
+/// What was copied from a file of something else stayed behind as partial results.
+#[test]
+fn an_output_of_something_else_leaves_no_partial_file() {
+    let desk = Desk::new(1);
+    fs::write(&desk.output, "{\"other\": 1}\n{}\n").unwrap();
+    let error = desk.resume(FORCED).err().expect("it is refused");
+    assert!(error.to_string().ends_with("out.jsonl:1 is no result of mlxbatch"), "{error}");
+    assert_eq!(names_of(desk.folder.path()), ["in.jsonl", "out.jsonl"]);
+}
+
 /// A partial file that was opened and then not gone on with, for want of a model perhaps, was removed.
 #[test]
 fn what_is_left_stays_when_nothing_comes_of_going_on() {

@@ -7,11 +7,8 @@ use crate::models::known_keys::{
     Effect::{self, ErrorUnless, Nothing, ReadBy, WarningUnless},
     KeyRule,
     Plain::{Bool, Empty, Number, Text},
+    rule,
 };
-
-const fn rule(key: &'static str, effect: Effect) -> KeyRule {
-    KeyRule { key, effect }
-}
 
 const TRAINING: Effect = Nothing("it counts in training only");
 const HISTORY: Effect = Nothing("it tells how the file was made");

@@ -7,11 +7,8 @@ use crate::models::known_keys::{
     Effect::{self, ErrorUnless, Nothing, ReadBy, WarningUnless},
     KeyRule,
     Plain::{Bool, Empty, Number, Text},
+    rule,
 };
-
-const fn rule(key: &'static str, effect: Effect) -> KeyRule {
-    KeyRule { key, effect }
-}
 
 const EXPERTS: Effect = ErrorUnless(&[Number(0.0)], "mixtures of experts are not supported");
 const MULTIPLIER: Effect =

@@ -7,11 +7,8 @@ use crate::models::known_keys::{
     Effect::{self, Nothing, ReadBy, WarningUnless},
     KeyRule,
     Plain::{Bool, Empty, Number, Text},
+    rule,
 };
-
-const fn rule(key: &'static str, effect: Effect) -> KeyRule {
-    KeyRule { key, effect }
-}
 
 const GREEDY: Effect = Nothing("it counts with 'do_sample' only");
 const BEAMS: Effect = Nothing("it counts with several beams only");

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::models::known_keys::{Effect, KeyRule, Plain, Unread};
+use crate::models::known_keys::{Effect, KeyRule, Plain, Unread, rule};
 use crate::text::TextError;
 use crate::text::files::token_text;
 
@@ -101,10 +101,6 @@ pub(super) const RULES: &[KeyRule] = &[
         Effect::ErrorUnless(&[], "mlx-lm's own Python code would write the prompt, not the chat template"),
     ),
 ];
-
-const fn rule(key: &'static str, effect: Effect) -> KeyRule {
-    KeyRule { key, effect }
-}
 
 /// Looks at all keys; returns what is to be said of those that would change something.
 pub(super) fn account(entries: &Map<String, Value>, path: &Path) -> Result<Vec<String>, TextError> {
