@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, Dtype, error::Exception, ops};
 
 use super::{error::Result, sys};
 
@@ -38,16 +38,15 @@ pub(super) fn rows_of_parts(parts: &[Array], rows: &Range<usize>) -> Result<Vec<
     Ok(found)
 }
 
-/// Fills an axis up to a size with one value; an array of that size is not copied.
-pub(super) fn padded(array: &Array, axis: usize, size: usize, fill: f32) -> Result<Array> {
-    let missing = size as i32 - array.dim(axis as i32);
-    if missing == 0 {
-        return Ok(array.clone());
-    }
-    let mut pads = vec![(0, 0); array.ndim()];
-    pads[axis].1 = missing;
-    let fill = Array::from_f32(fill).as_dtype(array.dtype())?;
-    Ok(ops::pad(array, pads.as_slice(), fill, None)?)
+/// Adds `num_rows` rows of zeros at the end of the first axis of `(S, H, C, D)`, and columns of zeros before and
+/// after the third.
+pub(super) fn padded_around(
+    array: &Array,
+    num_rows: usize,
+    (before, after): (usize, usize),
+) -> std::result::Result<Array, Exception> {
+    let pads = [(0, num_rows as i32), (0, 0), (before as i32, after as i32), (0, 0)];
+    ops::pad(array, &pads[..], Array::from_int(0).as_dtype(array.dtype())?, None)
 }
 
 /// A copy in row-major order that owns just its elements.

@@ -11,6 +11,7 @@ mod decode;
 mod partial;
 mod run;
 mod shared;
+mod strips;
 
 use std::{cell::RefCell, collections::HashMap, ops::Range};
 
@@ -26,7 +27,7 @@ use super::{
 use crate::models::AttentionSpec;
 
 pub(super) use chunk::ChunkKv;
-pub(super) use decode::{CohortRows, DecodeKv, RowsKv};
+pub(super) use decode::{DecodeKv, PieceKv, SlabKv};
 pub(super) use run::RunKv;
 
 use partial::Partial;

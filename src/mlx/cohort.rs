@@ -1,376 +1,322 @@
-//! Cohorts: which decode rows run on the same stored segments, and what each has to itself.
+//! Cohorts: which decode rows see the same stored tokens together, and which tokens each sees by itself.
 //!
-//! Owns that division, which follows from the rows' paths alone. Rows side by side are `block`'s
-//! business, attending over all of it `attention`'s, the rows' order in the tail `live`'s.
+//! Owns that division, which follows from the rows' paths, the costs of the device and a limit on copies.
+//! What rows have to themselves lies in the `slab`; attending over all of it is `attention`'s.
 //!
 //! ```text
-//! row 0   |------ a ------|-b-|c|--- d ---|     shared:  a, by rows 0 to 2
-//! row 1   |------ a ------|-b-|--- e ---|       private: (bcd); (be); (bf)
-//! row 2   |------ a ------|-b-|-f-|             block:   all three, once rows stay as they are
+//! row 0   |------ a ------|-b-|====d====|          pieces: (ab), by rows 0 to 2
+//! row 1   |------ a ------|-b-|==========e=|               c, by row 3 alone: copies of it would be too many
+//! row 2   |------ a ------|-b-|=f=|               slab (=): d, e, f, g: stored or not, each row's own
+//! row 3   |--------- c -------------|==g==|
 //! ```
 //!
-//! Every piece costs operations in each layer, however short it is. So only long segments are
-//! attended once for all rows on them, and a row joins what it has to itself into as few pieces as
-//! it can without copying much; long ones stay where they are. Rows that step together for a while
-//! are put side by side, so that one operation serves all of them.
-
-mod block;
+//! Every piece costs operations in each layer, however short it is: one that is short, or that few rows
+//! share, is copied into the slab for each of them. What a row sees is then some pieces from position 0 on,
+//! and its last tokens in the slab.
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
-use self::block::{Block, Row, groups, padded_bytes};
 use super::{
-    attention::RowsKv,
+    costs::Costs,
     error::{MlxError, Result},
     kv::LayerKv,
     segment::Segment,
 };
 use crate::engine::{SegmentId, SequenceId};
 
-/// Tokens from which on a segment is attended once for all rows that run on it, and what it adds to
-/// their softmax merged with the rest (Hydragen, arXiv 2402.05099). SmolLM2 on two CPU cores decodes 16
-/// rows on a prefix of 795 tokens at 101 tokens/s so, and at 80 where each row attends by itself.
-const MIN_SHARED_TOKENS: usize = 64;
-
-/// Tokens that need not be copied from which on a shorter segment after those is attended so too: the words
-/// with which all questions after a system prompt begin are often few.
-const MIN_SPARED_TOKENS: usize = 128;
-
-/// Tokens that a row copies at most to make one piece of several.
-const MAX_JOINED_TOKENS: usize = 512;
-
-/// Passes that rows have to stay as they are before they are put side by side: that copies all that
-/// they have to themselves.
-const MIN_SAME_PASSES: usize = 4;
-
-/// Consecutive rows that run on the same segments.
-#[derive(Debug)]
-pub(super) struct SharedRows {
-    pub rows: Range<usize>,
-    pub segments: Vec<Rc<Segment>>,
+/// A decoding sequence and what it runs on: its path, then tokens that are not stored, then the slab.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    pub sequence: SequenceId,
+    pub path: &'a [Rc<Segment>],
+    /// What follows the path and is neither stored nor in the slab; one entry a layer or none.
+    pub own: &'a [LayerKv],
+    pub num_own_tokens: usize,
+    /// Of all of it, the slab included.
+    pub num_tokens: usize,
+    /// How many of its last tokens are in the slab, which may be stored too; `None` where it has no slot.
+    pub num_in_slab: Option<usize>,
 }
 
-/// Neighbouring segments as one piece of a row; one entry a layer.
+impl Row<'_> {
+    fn path_end(&self) -> usize {
+        self.path.last().map_or(0, |segment| segment.first + segment.num_tokens)
+    }
+
+    /// Bytes that stored tokens from a position on take once more in the slab.
+    fn copied_bytes(&self, first: usize) -> f64 {
+        let of_token = self.path.first().map_or(0.0, |segment| token_bytes(segment).0);
+        self.path_end().saturating_sub(first) as f64 * of_token
+    }
+
+    /// Position of the first token that is in the slab.
+    fn slab_first(&self) -> usize {
+        self.num_tokens - self.num_in_slab.unwrap_or(0)
+    }
+}
+
+/// Where a row sees its tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Position from which on it sees them in the slab; before, in pieces.
+    pub from: usize,
+    /// It has much more in the slab than the others: it is to leave, and join with what it sees there alone.
+    pub leaves_slab: bool,
+}
+
+/// Tokens that consecutive rows see together.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
+    pub rows: Range<usize>,
+    /// The segments it is made of; none where it is a row's own.
     ids: Vec<SegmentId>,
+    /// One entry a layer.
     pub layers: Rc<Vec<LayerKv>>,
+    first: usize,
+    num_tokens: usize,
 }
 
-/// What the decode rows share and what they do not.
+/// How decode rows are divided.
 #[derive(Debug)]
 pub(super) struct Cohorts {
-    pub shared: Vec<SharedRows>,
-    /// Bytes that joined pieces and blocks may take together.
+    costs: Costs,
+    /// Bytes that copies of stored tokens may take, in the slab and in joined pieces.
     max_copied_bytes: u64,
-    /// Bytes that joined pieces would take if each row had its own.
-    num_joined_bytes: u64,
-    /// Pieces of each row, in order of position.
-    private: Vec<Vec<Piece>>,
-    /// Rows whose pieces, and what they have not stored, lie side by side.
-    blocks: Vec<Block>,
-    /// Passes since the rows last changed; the rows are put side by side in the one that makes it
-    /// [`MIN_SAME_PASSES`].
-    num_same_passes: usize,
+    /// The rows, those that see the same pieces side by side, and where each sees its tokens in the slab.
+    pub rows: Vec<(SequenceId, Place)>,
+    /// In order of rows, and for each row of position.
+    pub pieces: Vec<Piece>,
     /// Rows run on other segments than when this was formed.
     pub is_outdated: bool,
 }
 
-/// Whether so few tokens are not worth attending once for all rows on them.
-pub(super) fn is_short(num_tokens: usize) -> bool {
-    num_tokens < MIN_SHARED_TOKENS
+/// Neighbouring segments of a path on which the same rows run.
+struct Run<'a> {
+    segments: &'a [Rc<Segment>],
+    num_rows: usize,
 }
 
-/// Segments that are worth attending once for all rows on them.
-pub(super) fn long_segments(path: &[Rc<Segment>]) -> impl Iterator<Item = &Rc<Segment>> {
-    path.iter().filter(|segment| !is_short(segment.num_tokens))
-}
-
-/// A decode row and its path, divided.
-struct DividedRow<'a> {
-    sequence: SequenceId,
-    path: &'a [Rc<Segment>],
-    /// Of each segment of the path, whether it is attended once for all rows on it.
-    is_shared: Vec<bool>,
-}
-
-impl<'a> DividedRow<'a> {
-    /// Shares long segments, and after those short ones too where many rows would copy them. To merge a short
-    /// one alone with the rest would cost more than it spares.
-    fn new(
-        sequence: SequenceId,
-        path: &'a [Rc<Segment>],
-        num_users: &HashMap<SegmentId, usize>,
-    ) -> DividedRow<'a> {
-        let mut is_after_shared = false;
-        let is_shared = |segment: &Rc<Segment>| {
-            let num_rows = num_users[&segment.id];
-            let num_spared_tokens = segment.num_tokens * num_rows.saturating_sub(1);
-            let is_shared = num_rows > 1 && !is_short(segment.num_tokens)
-                || is_after_shared && num_spared_tokens >= MIN_SPARED_TOKENS;
-            is_after_shared |= is_shared;
-            is_shared
-        };
-        Self { sequence, path, is_shared: path.iter().map(is_shared).collect() }
+impl Run<'_> {
+    fn num_tokens(&self) -> usize {
+        self.segments.iter().map(|segment| segment.num_tokens).sum()
     }
 
-    fn segments(&self) -> impl Iterator<Item = (&'a Rc<Segment>, bool)> {
-        self.path.iter().zip(self.is_shared.iter().copied())
-    }
-
-    /// Brings rows that share a segment side by side, and among them those that have about as much to
-    /// themselves.
-    fn sort_key(&self) -> (Vec<SegmentId>, usize, SequenceId) {
-        let shared = self.segments().filter(|(_, is_shared)| *is_shared).map(|(segment, _)| segment.id);
-        let private = self.segments().filter(|(_, is_shared)| !is_shared);
-        let num_private_tokens = private.map(|(segment, _)| segment.num_tokens).sum();
-        (shared.collect(), num_private_tokens, self.sequence)
+    fn end(&self) -> usize {
+        self.segments.last().map_or(0, |segment| segment.first + segment.num_tokens)
     }
 }
 
-/// How many of these paths each segment is in.
-fn num_users<'a>(paths: impl Iterator<Item = &'a [Rc<Segment>]>) -> HashMap<SegmentId, usize> {
-    let mut num_users: HashMap<SegmentId, usize> = HashMap::new();
-    for segment in paths.flatten() {
-        *num_users.entry(segment.id).or_default() += 1;
-    }
-    num_users
+/// Divides a path where rows part. Paths are a tree: who runs on a segment runs on all above it.
+fn runs<'a>(path: &'a [Rc<Segment>], num_users: &HashMap<SegmentId, usize>) -> Vec<Run<'a>> {
+    let same = |left: &Rc<Segment>, right: &Rc<Segment>| num_users[&left.id] == num_users[&right.id];
+    path.chunk_by(same).map(|segments| Run { segments, num_rows: num_users[&segments[0].id] }).collect()
+}
+
+/// Bytes of a stored token in all layers and in one.
+fn token_bytes(segment: &Segment) -> (f64, f64) {
+    let of_all = segment.num_bytes() as f64 / segment.num_tokens.max(1) as f64;
+    (of_all, of_all / segment.layers.len().max(1) as f64)
 }
 
 impl Cohorts {
-    /// No rows yet; copies made for speed may take so many bytes.
-    pub(super) fn new(max_copied_bytes: u64) -> Self {
-        Self {
-            shared: Vec::new(),
-            max_copied_bytes,
-            num_joined_bytes: 0,
-            private: Vec::new(),
-            blocks: Vec::new(),
-            num_same_passes: 0,
-            is_outdated: false,
-        }
+    /// No rows yet.
+    pub(super) fn new(costs: Costs, max_copied_bytes: u64) -> Self {
+        Self { costs, max_copied_bytes, rows: Vec::new(), pieces: Vec::new(), is_outdated: false }
     }
 
     /// No rows again.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.max_copied_bytes);
+        *self = Self::new(self.costs, self.max_copied_bytes);
     }
 
-    /// Drops what was made of a segment that is there no more, so that its memory is free. What is left only
-    /// spares the next [`Cohorts::form`] some joining: it must come before the next step.
+    /// Drops what was made of a segment that is there no more, so that its memory is free. Cohorts must be
+    /// formed anew before the next step.
     pub(super) fn forget(&mut self, segment: SegmentId) {
-        let known = std::mem::take(&mut self.private);
-        self.clear();
-        let is_left = |piece: &Piece| !piece.ids.contains(&segment);
-        self.private.extend(known.into_iter().map(|mut row| {
-            row.retain(is_left);
-            row
-        }));
+        self.pieces.retain(|piece| !piece.ids.contains(&segment));
         self.is_outdated = true;
     }
 
-    /// Puts decode rows in an order and divides what they run on: what stands side by side is attended once,
-    /// all else is each row's own. What `self` has joined already is not joined again.
-    pub(super) fn form(
-        &self,
-        paths: &HashMap<SequenceId, &[Rc<Segment>]>,
-    ) -> Result<(Vec<SequenceId>, Self)> {
-        let num_users = num_users(paths.values().copied());
-        let mut rows: Vec<DividedRow<'_>> =
-            paths.iter().map(|(&sequence, path)| DividedRow::new(sequence, path, &num_users)).collect();
-        rows.sort_by_cached_key(DividedRow::sort_key);
-        let mut known: HashMap<Vec<SegmentId>, Piece> =
-            self.private.iter().flatten().map(|piece| (piece.ids.clone(), piece.clone())).collect();
-        let mut formed = Self::new(self.max_copied_bytes);
-        formed.shared = shared_by(&rows);
-        for row in &rows {
-            let mut pieces: Vec<Vec<&Rc<Segment>>> = Vec::new();
-            let mut num_joined_tokens = usize::MAX;
-            for (segment, is_shared) in row.segments() {
-                if is_shared {
-                    num_joined_tokens = usize::MAX;
-                    continue;
-                }
-                num_joined_tokens = num_joined_tokens.saturating_add(segment.num_tokens);
-                match pieces.last_mut() {
-                    Some(piece)
-                        if num_joined_tokens <= MAX_JOINED_TOKENS && formed.can_join(piece, segment) =>
-                    {
-                        piece.push(segment);
-                    }
-                    _ => {
-                        pieces.push(vec![segment]);
-                        num_joined_tokens = segment.num_tokens;
-                    }
-                }
-            }
-            formed.private.push(pieces.iter().map(|piece| join(piece, &mut known)).collect::<Result<_>>()?);
+    /// Decides where each row sees its tokens, in the order given.
+    pub(super) fn places(&self, rows: &[Row<'_>]) -> Vec<Place> {
+        let mut num_users: HashMap<SegmentId, usize> = HashMap::new();
+        for segment in rows.iter().flat_map(|row| row.path) {
+            *num_users.entry(segment.id).or_default() += 1;
         }
-        formed.check(&rows)?;
-        Ok((rows.iter().map(|row| row.sequence).collect(), formed))
+        let mut num_copied_bytes = 0.0;
+        let mut places: Vec<Place> = Vec::with_capacity(rows.len());
+        for row in rows {
+            let is_shared = |run: &Run<'_>| {
+                let (_, token_bytes) = token_bytes(&run.segments[0]);
+                self.costs.are_shared(run.num_rows, run.num_tokens(), token_bytes)
+            };
+            let runs = runs(row.path, &num_users);
+            let shared_end = runs.iter().rev().find(|run| is_shared(run)).map_or(0, Run::end);
+            let mut from = shared_end;
+            if row.num_in_slab.is_some() {
+                from = from.max(row.slab_first());
+                num_copied_bytes += row.copied_bytes(row.slab_first());
+            } else if num_copied_bytes + row.copied_bytes(from) <= self.max_copied_bytes as f64 {
+                num_copied_bytes += row.copied_bytes(from);
+            } else {
+                from = row.path_end();
+            }
+            places.push(Place { from, leaves_slab: false });
+        }
+        Self::even_out(rows, &mut places);
+        places
     }
 
-    /// Holds the division to what it is for: shared and private pieces of a row are exactly its path.
-    fn check(&self, rows: &[DividedRow<'_>]) -> Result<()> {
-        for (index, row) in rows.iter().enumerate() {
-            let shared = self.shared.iter().filter(|shared| shared.rows.contains(&index));
-            let shared = shared.flat_map(|shared| &shared.segments).map(|segment| segment.id);
-            let private = self.private[index].iter().flat_map(|piece| piece.ids.iter().copied());
-            let mut seen: Vec<SegmentId> = shared.chain(private).collect();
-            let mut path: Vec<SegmentId> = row.path.iter().map(|segment| segment.id).collect();
-            seen.sort_unstable();
-            path.sort_unstable();
-            if seen != path {
+    /// Has the rows that would widen the slab far beyond what the others need take less of it: what they see
+    /// elsewhere does not stay there, and if that is not enough they see all their tokens in pieces.
+    fn even_out(rows: &[Row<'_>], places: &mut [Place]) {
+        let mut widths: Vec<usize> = rows
+            .iter()
+            .zip(&*places)
+            .map(|(row, place)| row.num_in_slab.unwrap_or(row.num_tokens - place.from))
+            .collect();
+        while !Costs::are_even(&widths) {
+            let Some(widest) = (0..rows.len()).max_by_key(|&index| widths[index]) else { return };
+            let (row, place) = (&rows[widest], &mut places[widest]);
+            let needed = row.num_tokens - place.from;
+            if needed == widths[widest] {
+                place.from = row.num_tokens;
+            }
+            place.leaves_slab = row.num_in_slab.is_some();
+            widths[widest] = row.num_tokens - place.from;
+        }
+    }
+
+    /// Puts rows that have taken their places, one for each, in an order and makes the pieces that they see. `slot_of`
+    /// breaks ties. What `self` has joined already is not joined again.
+    pub(super) fn form(
+        &self,
+        rows: &[Row<'_>],
+        places: &[Place],
+        slot_of: impl Fn(SequenceId) -> Option<usize>,
+    ) -> Result<Self> {
+        let mut order: Vec<(&Row<'_>, &Place)> = rows.iter().zip(places).collect();
+        let in_pieces = |row: &Row<'_>, place: &Place| -> usize {
+            row.path.partition_point(|segment| segment.first < place.from)
+        };
+        order.sort_by_cached_key(|(row, place)| {
+            let seen = row.path[..in_pieces(row, place)].iter().map(|segment| segment.id);
+            (seen.collect::<Vec<_>>(), slot_of(row.sequence))
+        });
+        // Consecutive rows that see a segment: in this order all that do.
+        let mut seers: HashMap<SegmentId, Range<usize>> = HashMap::new();
+        for (index, (row, place)) in order.iter().enumerate() {
+            for segment in &row.path[..in_pieces(row, place)] {
+                let rows = seers.entry(segment.id).or_insert(index..index);
+                if rows.end != index {
+                    return Err(MlxError::Unsupported("paths are no tree".to_owned()));
+                }
+                rows.end = index + 1;
+            }
+        }
+        let known: HashMap<&[SegmentId], &Piece> = self
+            .pieces
+            .iter()
+            .filter(|piece| piece.ids.len() > 1)
+            .map(|piece| (piece.ids.as_slice(), piece))
+            .collect();
+        let mut formed = Self::new(self.costs, self.max_copied_bytes);
+        let in_slab: f64 = rows.iter().map(|row| row.copied_bytes(row.slab_first())).sum();
+        let mut num_copied_bytes = in_slab as u64;
+        for (index, (row, place)) in order.iter().enumerate() {
+            let seen = &row.path[..in_pieces(row, place)];
+            for run in seen.chunk_by(|left, right| seers[&left.id] == seers[&right.id]) {
+                if seers[&run[0].id].start != index {
+                    continue;
+                }
+                for segments in self.joined_runs(run, &mut num_copied_bytes) {
+                    formed.pieces.push(Piece::new(segments, seers[&run[0].id].clone(), &known)?);
+                }
+            }
+            if place.from > row.path_end() {
+                formed.pieces.push(Piece {
+                    rows: index..index + 1,
+                    ids: Vec::new(),
+                    layers: Rc::new(row.own.to_vec()),
+                    first: row.path_end(),
+                    num_tokens: row.num_own_tokens,
+                });
+            }
+        }
+        formed.rows = order.iter().map(|(row, place)| (row.sequence, **place)).collect();
+        formed.check(&order)?;
+        Ok(formed)
+    }
+
+    /// Divides segments that the same rows see into those that are joined to one piece each, as far as the
+    /// copies are within the limit.
+    fn joined_runs<'a>(&self, run: &'a [Rc<Segment>], num_copied_bytes: &mut u64) -> Vec<&'a [Rc<Segment>]> {
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        while start < run.len() {
+            let mut end = start + 1;
+            let mut num_tokens = run[start].num_tokens;
+            let mut num_bytes = run[start].num_bytes();
+            while let Some(next) = run.get(end) {
+                let joined = num_bytes.saturating_add(next.num_bytes());
+                let fits = num_copied_bytes.saturating_add(joined) <= self.max_copied_bytes;
+                if !fits || !self.costs.are_joined(num_tokens + next.num_tokens) {
+                    break;
+                }
+                num_tokens += next.num_tokens;
+                num_bytes = joined;
+                end += 1;
+            }
+            if end > start + 1 {
+                *num_copied_bytes = num_copied_bytes.saturating_add(num_bytes);
+            }
+            pieces.push(&run[start..end]);
+            start = end;
+        }
+        pieces
+    }
+
+    /// Holds the division to what it is for: the pieces of a row and its part of the slab are exactly its
+    /// tokens.
+    fn check(&self, order: &[(&Row<'_>, &Place)]) -> Result<()> {
+        for (index, (row, place)) in order.iter().enumerate() {
+            let mut end = 0;
+            let mut path = row.path.iter().map(|segment| segment.id);
+            let mut is_path = true;
+            for piece in self.pieces.iter().filter(|piece| piece.rows.contains(&index)) {
+                is_path &= piece.first == end && piece.ids.iter().all(|&id| path.next() == Some(id));
+                end += piece.num_tokens;
+            }
+            if !is_path || end != place.from || row.slab_first() > place.from {
                 return Err(MlxError::Unsupported(format!(
-                    "sequence {} would see the segments {seen:?} instead of {path:?}",
-                    row.sequence.0
+                    "sequence {} would see {end} tokens in pieces and the rest from {} on, of {}",
+                    row.sequence.0, place.from, row.num_tokens
                 )));
             }
         }
         Ok(())
     }
+}
 
-    /// Whether the copy that makes one piece of these is within the limit; counts it where it is.
-    fn can_join(&mut self, piece: &[&Rc<Segment>], next: &Segment) -> bool {
-        // A single segment is not copied until it is joined.
-        let first = if let [single] = piece { single.num_bytes() } else { 0 };
-        let num_bytes = self.num_joined_bytes.saturating_add(first).saturating_add(next.num_bytes());
-        let can_join = num_bytes <= self.max_copied_bytes;
-        if can_join {
-            self.num_joined_bytes = num_bytes;
-        }
-        can_join
-    }
-
-    /// Notes that the rows step once more as they are; `own` is what each has computed and not
-    /// stored, one entry a layer or none. Once rows are put side by side, theirs become views.
-    pub(super) fn step(&mut self, own: &mut [Vec<LayerKv>]) -> Result<()> {
-        self.num_same_passes += 1;
-        if self.num_same_passes != MIN_SAME_PASSES {
-            return Ok(());
-        }
-        let stored: Vec<Vec<Row<'_>>> = self
-            .private
-            .iter()
-            .map(|pieces| pieces.iter().map(|piece| piece.layers.as_slice()).collect())
-            .collect();
-        let num_tokens = |row: usize| {
-            let pieces = stored[row].iter().copied().chain([own[row].as_slice()]);
-            pieces.filter_map(|layers| layers.first()).map(LayerKv::num_tokens).sum()
+impl Piece {
+    /// Neighbouring segments, at least one, as rows see them; a single one is not copied.
+    fn new(
+        segments: &[Rc<Segment>],
+        rows: Range<usize>,
+        known: &HashMap<&[SegmentId], &Self>,
+    ) -> Result<Self> {
+        let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
+        let first = segments[0].first;
+        let num_tokens = segments.iter().map(|segment| segment.num_tokens).sum();
+        let layers = match known.get(ids.as_slice()) {
+            Some(piece) => Rc::clone(&piece.layers),
+            None => {
+                let joined =
+                    |layer: usize| LayerKv::joined(segments.iter().map(|segment| &segment.layers[layer]));
+                Rc::new((0..segments[0].layers.len()).map(joined).collect::<Result<Vec<_>>>()?)
+            }
         };
-        let lengths: Vec<usize> = (0..stored.len()).map(num_tokens).collect();
-        let mut num_copied_bytes = self.num_joined_bytes;
-        for group in groups(&lengths) {
-            let like = stored[group.start].first().copied().unwrap_or(&own[group.start]);
-            num_copied_bytes = num_copied_bytes.saturating_add(padded_bytes(&lengths[group.clone()], like));
-            if num_copied_bytes > self.max_copied_bytes {
-                break;
-            }
-            self.blocks.push(Block::new(group.clone(), &stored[group.clone()], &mut own[group])?);
-        }
-        Ok(())
+        Ok(Self { rows, ids, layers, first, num_tokens })
     }
-
-    /// Whether a row is side by side with others.
-    pub(super) fn has_block_of(&self, row: usize) -> bool {
-        self.blocks.iter().any(|block| block.rows.contains(&row))
-    }
-
-    /// Takes the rows apart until the next step: what they have not stored has changed.
-    pub(super) fn take_apart(&mut self) {
-        self.blocks.clear();
-        self.num_same_passes = self.num_same_passes.min(MIN_SAME_PASSES - 1);
-    }
-
-    /// What the rows at these positions have to themselves in one layer, for attention; `own` is what
-    /// each has computed and not stored.
-    pub(super) fn private(
-        &mut self,
-        layer: usize,
-        own: &[Option<&LayerKv>],
-        positions: &[usize],
-        window: Option<usize>,
-    ) -> Result<Vec<Vec<RowsKv>>> {
-        let mut lists: Vec<Vec<RowsKv>> = Vec::new();
-        let mut put = |place: usize, kv: RowsKv| match lists.get_mut(place) {
-            Some(list) => list.push(kv),
-            None => lists.push(vec![kv]),
-        };
-        let mut blocks = self.blocks.iter_mut().peekable();
-        let mut row = 0;
-        while row < self.private.len() {
-            if let Some(block) = blocks.next_if(|block| block.rows.start == row) {
-                put(0, block.kv(layer, positions, window));
-                row = block.rows.end;
-                continue;
-            }
-            let pieces = self.private[row].iter().map(|piece| &piece.layers[layer]).chain(own[row]);
-            let mut place = 0;
-            for kv in pieces {
-                let LayerKv { keys, values, .. } = kv.visible_from(positions[row], window)?;
-                if keys.dim(2) > 0 {
-                    put(place, RowsKv { rows: row..row + 1, keys, values, mask: None });
-                    place += 1;
-                }
-            }
-            row += 1;
-        }
-        Ok(lists)
-    }
-}
-
-/// Consecutive rows of which each shares a segment, for all segments that rows share; those with the same
-/// rows together, in order of position.
-///
-/// A row is among a segment's only by its own path, never by where it stands: whatever the paths are, none is
-/// shown what it does not run on.
-fn shared_by(rows: &[DividedRow<'_>]) -> Vec<SharedRows> {
-    let mut runs: Vec<(&Rc<Segment>, Range<usize>)> = Vec::new();
-    let mut last_run: HashMap<SegmentId, usize> = HashMap::new();
-    for (index, row) in rows.iter().enumerate() {
-        for (segment, _) in row.segments().filter(|(_, is_shared)| *is_shared) {
-            match last_run.get(&segment.id).map(|&run| &mut runs[run].1) {
-                Some(run) if run.end == index => run.end = index + 1,
-                _ => {
-                    last_run.insert(segment.id, runs.len());
-                    runs.push((segment, index..index + 1));
-                }
-            }
-        }
-    }
-    let mut shared: Vec<SharedRows> = Vec::new();
-    for (segment, rows) in runs {
-        match shared.iter_mut().find(|shared| shared.rows == rows) {
-            Some(shared) => shared.segments.push(Rc::clone(segment)),
-            None => shared.push(SharedRows { rows, segments: vec![Rc::clone(segment)] }),
-        }
-    }
-    shared
-}
-
-/// Makes one piece of neighbouring segments, the same one for all rows on them.
-fn join(segments: &[&Rc<Segment>], known: &mut HashMap<Vec<SegmentId>, Piece>) -> Result<Piece> {
-    let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
-    if let Some(piece) = known.get(&ids) {
-        return Ok(piece.clone());
-    }
-    let num_layers = segments.first().map_or(0, |segment| segment.layers.len());
-    let layers = (0..num_layers)
-        .map(|layer| LayerKv::joined(segments.iter().map(|segment| &segment.layers[layer])))
-        .collect::<Result<Vec<_>>>()?;
-    let piece = Piece { ids: ids.clone(), layers: Rc::new(layers) };
-    known.insert(ids, piece.clone());
-    Ok(piece)
-}
-
-/// Joins short pieces at the end of `pieces` with each other, for a chunk that is to see them.
-pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
-    let num_short = pieces.iter().rev().take_while(|kv| is_short(kv.num_tokens())).count();
-    if num_short > 1 {
-        let short = pieces.split_off(pieces.len() - num_short);
-        pieces.push(LayerKv::joined(short.iter())?);
-    }
-    Ok(pieces)
 }
 
 #[cfg(test)]

@@ -38,6 +38,12 @@ fn exp2_in_range(x: f32) -> f32 {
     sum * f32::from_bits(shifted.to_bits() << 23)
 }
 
+/// e^(x - max) where x does not lie above it.
+#[inline(always)]
+pub(super) fn exp_below(x: f32, max: f32) -> f32 {
+    exp2_in_range(larger(MIN_EXPONENT, (x - max) * std::f32::consts::LOG2_E))
+}
+
 /// The larger of two; where one is no number, `right`. So what may be none, and is to be told of, stands
 /// on the right.
 #[inline(always)]
@@ -68,8 +74,9 @@ pub(super) fn weigh_rows(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32
     (maxima, sums)
 }
 
+/// The largest of some scores, or [`NOTHING_SEEN`].
 #[inline(always)]
-fn max_of(scores: &[f32]) -> f32 {
+pub(super) fn max_of(scores: &[f32]) -> f32 {
     let (chunks, rest) = scores.as_chunks::<NUM_LANES>();
     let mut lanes = [NOTHING_SEEN; NUM_LANES];
     for chunk in chunks {
@@ -80,10 +87,10 @@ fn max_of(scores: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(NOTHING_SEEN, larger)
 }
 
+/// Puts e^(score - max) in place of each score and returns their sum.
 #[inline(always)]
-fn weigh(scores: &mut [f32], max: f32) -> f32 {
-    let weight_of =
-        |score: f32| exp2_in_range(larger(MIN_EXPONENT, (score - max) * std::f32::consts::LOG2_E));
+pub(super) fn weigh(scores: &mut [f32], max: f32) -> f32 {
+    let weight_of = |score: f32| exp_below(score, max);
     let (chunks, rest) = scores.as_chunks_mut::<NUM_LANES>();
     let mut lanes = [0.0; NUM_LANES];
     for chunk in chunks {

@@ -1,12 +1,13 @@
 //! Whose packed rows are whose: the KV of all running sequences during a forward pass.
 //!
-//! Owns what each sequence runs on and what a pass does to it layer by layer. The arrays' layout
-//! is `kv`'s, the arithmetic `attention`'s, what is kept beyond a sequence `segment`'s.
+//! Owns what each sequence runs on and what a pass does to it layer by layer. Which decode rows see what
+//! together is `cohort`'s decision, the arrays' layout `kv`'s and `slab`'s, the arithmetic `attention`'s, what is
+//! kept beyond a sequence `segment`'s.
 //!
 //! ```text
-//! sequence 1   |--- segment a ---|--- segment b ---|-- own --|tail|
-//! sequence 2   |--- segment a ---|--- segment c --|-- own --|tail|   one copy of a;
-//! sequence 3   |--- segment a ---|- segment d -|- own -|tail|        1, 2 and 3 are a cohort
+//! sequence 1, prefills   |--- segment a ---|--- segment b ---|-- own --|
+//! sequence 2, decodes    |--- segment a ---|--- segment c --|====slab====|   one copy of a
+//! sequence 3, decodes    |--- segment a ---|- segment d -|===slab==|
 //! ```
 
 mod pass;
@@ -17,12 +18,15 @@ use mlx_rs::Array;
 
 use super::{
     arrays::{overlap, rows_of, rows_of_parts},
-    attention::{ChunkKv, CohortRows, DecodeKv, PassKv, RunKv},
-    cohort::{Cohorts, is_short, join_short_end, long_segments},
+    attention::{ChunkKv, DecodeKv, PassKv, PieceKv, RunKv, SlabKv},
+    cohort::{Cohorts, Piece, Row},
+    costs::Costs,
+    device::ComputeDevice,
     error::{MlxError, Result},
-    kv::{LayerKv, MAX_TAIL, Tail, TailRow},
+    kv::{LayerKv, is_short, join_short_end},
     recurrent::{LiveStates, RecurrentState},
-    segment::{Checkpoint, Segment, SegmentStore},
+    segment::{Checkpoint, Segment, SegmentStore, long_segments},
+    slab::{Joining, Slab},
 };
 use crate::engine::{SegmentId, SequenceId, StoredSegment};
 
@@ -34,11 +38,13 @@ pub(super) use pass::{LivePass, PassChunk};
 struct Sequence {
     /// Stored segments from position 0 on.
     path: Vec<Rc<Segment>>,
-    /// Tokens after the path that are not stored, tail aside; one entry a layer or none.
+    /// Tokens after the path that are neither stored nor in the slab; one entry a layer or none.
     own: Vec<LayerKv>,
-    /// Whether they may be views of more than they are, as rows side by side are.
+    /// Whether they may be views of more than they are.
     is_own_shared: bool,
     num_own_tokens: usize,
+    /// Of all of it, the slab included.
+    num_tokens: usize,
 }
 
 impl Sequence {
@@ -46,8 +52,15 @@ impl Sequence {
         self.path.last().map_or(0, |segment| segment.first + segment.num_tokens)
     }
 
-    fn num_tokens(&self) -> usize {
+    /// Position after the path and what follows it outside the slab.
+    fn own_end(&self) -> usize {
         self.num_path_tokens() + self.num_own_tokens
+    }
+
+    fn forget_own(&mut self) {
+        self.own.clear();
+        self.num_own_tokens = 0;
+        self.is_own_shared = false;
     }
 }
 
@@ -55,8 +68,8 @@ impl Sequence {
 #[derive(Debug)]
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
-    tail: Tail,
-    /// Follow from the tail's rows.
+    slab: Slab,
+    /// The decode rows; they follow from what these run on.
     cohorts: Cohorts,
     pub states: LiveStates,
 }
@@ -64,11 +77,15 @@ pub(super) struct LiveKv {
 impl LiveKv {
     /// No sequences yet; each will start with these states of the recurrent layers. Copies made for
     /// speed may take `max_copied_bytes`.
-    pub(super) fn new(initial_states: Vec<RecurrentState>, max_copied_bytes: u64) -> Self {
+    pub(super) fn new(
+        initial_states: Vec<RecurrentState>,
+        device: ComputeDevice,
+        max_copied_bytes: u64,
+    ) -> Self {
         Self {
             sequences: HashMap::new(),
-            tail: Tail::default(),
-            cohorts: Cohorts::new(max_copied_bytes),
+            slab: Slab::default(),
+            cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
             states: LiveStates::new(initial_states),
         }
     }
@@ -103,7 +120,7 @@ impl LiveKv {
                 )));
             }
         }
-        self.sequences.insert(sequence, Sequence { path, ..Sequence::default() });
+        self.sequences.insert(sequence, Sequence { path, num_tokens: end, ..Sequence::default() });
         Ok(())
     }
 
@@ -112,37 +129,35 @@ impl LiveKv {
         self.sequences.entry(sequence).or_default();
     }
 
-    /// Drops a sequence. Its tail row goes with the next pass; there may be none after the last one.
+    /// Drops a sequence.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
+        self.slab.leave(sequence);
         self.states.release(sequence);
         if self.sequences.is_empty() {
-            self.tail = Tail::default();
             self.cohorts.clear();
         }
     }
 
-    /// Moves the first `num_tokens` tokens after a sequence's path into a stored segment, which
-    /// becomes the end of the path.
+    /// Moves the first `num_tokens` tokens after a sequence's path into a stored segment. Where these are all
+    /// that a sequence which prefills has computed, the segment becomes the end of its path.
     pub(super) fn store(
         &mut self,
         sequence: SequenceId,
         num_tokens: usize,
         store: &mut SegmentStore,
     ) -> Result<Rc<Segment>> {
-        let row = self.tail.row_of(sequence);
-        let in_tail = row.map_or(0, |row| self.tail.num_tokens(row));
         let state = self.sequences.get_mut(&sequence);
         let state =
             state.ok_or_else(|| MlxError::Unsupported(format!("sequence {} is not running", sequence.0)))?;
-        if num_tokens == 0 || num_tokens > state.num_own_tokens + in_tail {
+        let first = state.num_path_tokens();
+        let num_there = state.num_tokens - first;
+        if num_tokens == 0 || num_tokens > num_there {
             return Err(MlxError::Unsupported(format!(
-                "sequence {} has {} tokens to store, not {num_tokens}",
-                sequence.0,
-                state.num_own_tokens + in_tail
+                "sequence {} has {num_there} tokens to store, not {num_tokens}",
+                sequence.0
             )));
         }
-        let first = state.num_path_tokens();
         let layers = if num_tokens == state.num_own_tokens && !state.is_own_shared {
             // A prefill stores all it has: the arrays themselves.
             std::mem::take(&mut state.own)
@@ -150,22 +165,17 @@ impl LiveKv {
             let stored = |kv: &LayerKv| kv.slice(first..first + num_tokens)?.compact();
             state.own.iter().map(stored).collect::<Result<Vec<_>>>()?
         } else {
-            let row = row.expect("what is not its own is in the tail");
-            let from_tail = num_tokens - state.num_own_tokens;
-            (0..self.tail.layers.len())
-                .map(|layer| {
-                    let (keys, values) = self.tail.row_kv(layer, row, from_tail)?;
-                    LayerKv::after(state.own.get(layer), first, vec![keys], vec![values])
-                })
-                .collect::<Result<Vec<_>>>()?
+            let in_slab = self.slab.num_tokens(sequence).unwrap_or(0);
+            let start = state.own_end();
+            let skip = in_slab - (state.num_tokens - start);
+            let rest = self.slab.copy_out(sequence, skip, first + num_tokens - start, start)?;
+            after(&state.own, rest)?
         };
         mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
         let segment = store.insert(first, num_tokens, layers);
-        // What came from the tail is still in it: only a sequence that ends stores so much.
+        // What came from the slab is still in it: only a sequence that ends stores so much.
         if num_tokens == state.num_own_tokens {
-            state.own.clear();
-            state.num_own_tokens = 0;
-            state.is_own_shared = false;
+            state.forget_own();
             state.path.push(Rc::clone(&segment));
         }
         Ok(segment)
@@ -205,93 +215,100 @@ impl LiveKv {
 
     /// Sequences in the order of their decode rows.
     pub(super) fn decode_order(&self) -> impl Iterator<Item = SequenceId> + '_ {
-        self.tail.rows.iter().map(|row| row.sequence)
+        self.cohorts.rows.iter().map(|(sequence, _)| *sequence)
     }
 
     /// Number of tokens of a sequence, 0 if it is not known.
     pub(super) fn num_tokens(&self, sequence: SequenceId) -> usize {
-        let tail = self.tail.row_of(sequence).map_or(0, |row| self.tail.num_tokens(row));
-        self.sequences.get(&sequence).map_or(0, |state| state.num_tokens() + tail)
+        self.sequences.get(&sequence).map_or(0, |state| state.num_tokens)
     }
 
-    /// Brings the tail's rows in line with the sequences that decode in the next pass, cohorts
-    /// side by side, and makes room for one more slot.
+    /// Makes these sequences the decode rows of the next pass, cohorts side by side.
     pub(super) fn prepare_decode(&mut self, decoding: &[SequenceId]) -> Result<()> {
         if let Some(unknown) = decoding.iter().find(|sequence| !self.sequences.contains_key(sequence)) {
             return Err(MlxError::Unsupported(format!("sequence {} is not running", unknown.0)));
         }
-        let is_same = decoding.len() == self.tail.rows.len()
-            && decoding.iter().all(|&sequence| self.tail.row_of(sequence).is_some());
+        let is_same = decoding.len() == self.cohorts.rows.len()
+            && decoding.iter().all(|&sequence| self.decode_order().any(|row| row == sequence));
         if !is_same || self.cohorts.is_outdated {
-            let path = |sequence: &SequenceId| (*sequence, self.sequences[sequence].path.as_slice());
-            let (order, cohorts) = self.cohorts.form(&decoding.iter().map(path).collect())?;
-            self.tail.arrange(&order)?;
-            self.cohorts = cohorts;
-        }
-        let is_tail_full = self.tail.num_slots >= MAX_TAIL;
-        if is_tail_full {
-            self.move_tail_into_sequences()?;
-            self.cohorts.take_apart();
-        }
-        self.step_cohorts()?;
-        if is_tail_full {
-            self.compute_own_of_rows()?;
+            self.form_cohorts(decoding)?;
         }
         let order: Vec<SequenceId> = self.decode_order().collect();
         self.states.align_decode(&order)
     }
 
-    fn step_cohorts(&mut self) -> Result<()> {
-        let own_of = |sequences: &mut HashMap<SequenceId, Sequence>, row: &TailRow| {
-            sequences.get_mut(&row.sequence).map(|state| std::mem::take(&mut state.own)).unwrap_or_default()
-        };
-        let mut own: Vec<_> = self.tail.rows.iter().map(|row| own_of(&mut self.sequences, row)).collect();
-        let stepped = self.cohorts.step(&mut own);
-        for (row, own) in own.into_iter().enumerate() {
-            if let Some(state) = self.sequences.get_mut(&self.tail.rows[row].sequence) {
-                state.is_own_shared |= self.cohorts.has_block_of(row);
-                state.own = own;
+    fn form_cohorts(&mut self, decoding: &[SequenceId]) -> Result<()> {
+        // All rows of the slab step together: who does not, waits outside.
+        let waiting: Vec<SequenceId> =
+            self.slab.sequences().filter(|sequence| !decoding.contains(sequence)).collect();
+        for sequence in waiting {
+            self.leave_slab(sequence)?;
+        }
+        let places = self.cohorts.places(&rows_of_cohorts(&self.sequences, &self.slab, decoding));
+        for (&sequence, _) in decoding.iter().zip(&places).filter(|(_, place)| place.leaves_slab) {
+            self.leave_slab(sequence)?;
+        }
+        let rows = rows_of_cohorts(&self.sequences, &self.slab, decoding);
+        let joining: Vec<Joining<'_>> = rows
+            .iter()
+            .zip(&places)
+            .filter(|(row, _)| row.num_in_slab.is_none())
+            .map(|(row, place)| {
+                let stored = row.path.iter().filter(|segment| segment.first >= place.from);
+                let mut pieces: Vec<&[LayerKv]> = stored.map(|segment| segment.layers.as_slice()).collect();
+                if place.from < row.num_tokens {
+                    pieces.extend((!row.own.is_empty()).then_some(row.own));
+                }
+                Joining { sequence: row.sequence, pieces, num_tokens: row.num_tokens - place.from }
+            })
+            .collect();
+        self.slab.join(&joining)?;
+        let moved: Vec<SequenceId> =
+            joining.iter().filter(|row| row.num_tokens > 0).map(|row| row.sequence).collect();
+        for sequence in moved {
+            // What it had to itself is in the slab now, and there alone.
+            if let Some(state) = self.sequences.get_mut(&sequence) {
+                state.forget_own();
             }
         }
-        stepped
-    }
-
-    fn move_tail_into_sequences(&mut self) -> Result<()> {
-        for (row, tail_row) in self.tail.rows.iter().enumerate() {
-            let num_tokens = self.tail.num_tokens(row);
-            let Some(state) = self.sequences.get_mut(&tail_row.sequence).filter(|_| num_tokens > 0) else {
-                continue;
-            };
-            let first = state.num_path_tokens();
-            for layer in 0..self.tail.layers.len() {
-                let (keys, values) = self.tail.row_kv(layer, row, num_tokens)?;
-                let kv = LayerKv::after(state.own.get(layer), first, vec![keys], vec![values])?;
-                put(&mut state.own, layer, kv);
-            }
-            state.num_own_tokens += num_tokens;
-        }
-        self.tail.clear_slots();
+        self.cohorts = self.cohorts.form(
+            &rows_of_cohorts(&self.sequences, &self.slab, decoding),
+            &places,
+            |sequence| self.slab.slot_of(sequence),
+        )?;
         Ok(())
     }
 
-    /// Has what the decode rows have to themselves computed, layer by layer: what it is made of is there
-    /// until then.
-    fn compute_own_of_rows(&self) -> Result<()> {
-        let own: Vec<&[LayerKv]> =
-            self.tail.rows.iter().map(|row| self.sequences[&row.sequence].own.as_slice()).collect();
-        for layer in 0..own.iter().map(|own| own.len()).max().unwrap_or(0) {
-            let layer = own.iter().filter_map(|own| own.get(layer));
-            mlx_rs::transforms::async_eval(layer.flat_map(|kv| [&kv.keys, &kv.values]))?;
+    /// Moves what a sequence has in the slab, and is not stored, out of it.
+    fn leave_slab(&mut self, sequence: SequenceId) -> Result<()> {
+        let in_slab = self.slab.num_tokens(sequence).unwrap_or(0);
+        if let Some(state) = self.sequences.get_mut(&sequence) {
+            let start = state.own_end();
+            let num_tokens = state.num_tokens - start;
+            if num_tokens > 0 {
+                let rest = self.slab.copy_out(sequence, in_slab - num_tokens, num_tokens, start)?;
+                mlx_rs::transforms::async_eval(rest.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
+                state.own = after(&state.own, rest)?;
+                state.num_own_tokens += num_tokens;
+            }
         }
+        self.slab.leave(sequence);
         Ok(())
     }
 
-    /// Starts a pass: one decode row for each of the tail's rows, then the chunks.
-    pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>, windows: &[Option<usize>]) -> LivePass {
+    /// Starts a pass: one decode row for each of the sequences that were made such, then the chunks.
+    pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>) -> Result<LivePass> {
         let mut pass = LivePass { runs: self.runs_of(&chunks), chunks, ..LivePass::default() };
-        for (row, tail_row) in self.tail.rows.iter().enumerate() {
-            let before = self.sequences.get(&tail_row.sequence).map_or(0, Sequence::num_tokens);
-            pass.decode_positions.push(before + self.tail.num_tokens(row));
+        if !self.cohorts.rows.is_empty() {
+            self.slab.step()?;
+            let mut rows = Vec::with_capacity(self.cohorts.rows.len());
+            for &(sequence, place) in &self.cohorts.rows {
+                let Some(state) = self.sequences.get_mut(&sequence) else { continue };
+                pass.decode_positions.push(state.num_tokens);
+                state.num_tokens += 1;
+                rows.push((sequence, state.num_tokens - place.from));
+            }
+            pass.slab_rows = Rc::new(self.slab.rows(&rows));
         }
         let mut first = pass.decode_positions.len();
         for chunk in &pass.chunks {
@@ -299,13 +316,7 @@ impl LiveKv {
             first += chunk.num_tokens;
             self.sequences.entry(chunk.sequence).or_default();
         }
-        if !self.tail.rows.is_empty() {
-            self.tail.num_slots += 1;
-            for &window in windows {
-                pass.tail_masks.entry(window).or_insert_with(|| self.tail_mask(window));
-            }
-        }
-        pass
+        Ok(pass)
     }
 
     /// Long segments that a sequence runs on; chunks on the same ones are to be next to each other.
@@ -338,27 +349,9 @@ impl LiveKv {
         for chunk in &pass.chunks {
             if let Some(state) = self.sequences.get_mut(&chunk.sequence) {
                 state.num_own_tokens += chunk.num_tokens;
+                state.num_tokens += chunk.num_tokens;
             }
         }
-    }
-
-    /// Hides slots before a row's start or outside the window, `(B, 1, 1, W)`; float32.
-    fn tail_mask(&self, window: Option<usize>) -> Option<Array> {
-        let num_slots = self.tail.num_slots;
-        let outside = window.map_or(0, |window| num_slots.saturating_sub(window));
-        if self.tail.rows.iter().all(|row| row.start.max(outside) == 0) {
-            return None;
-        }
-        let mask: Vec<f32> = self
-            .tail
-            .rows
-            .iter()
-            .flat_map(|row| {
-                let first = row.start.max(outside);
-                (0..num_slots).map(move |slot| if slot < first { f32::NEG_INFINITY } else { 0.0 })
-            })
-            .collect();
-        Some(Array::from_slice(&mask, &[self.tail.rows.len() as i32, 1, 1, num_slots as i32]))
     }
 
     /// Appends the packed rows' keys and values of one layer, which come in parts of `(n, H_kv, D)`
@@ -366,7 +359,6 @@ impl LiveKv {
     pub(super) fn append(
         &mut self,
         layer: usize,
-        window: Option<usize>,
         keys: &[Array],
         values: &[Array],
         pass: &LivePass,
@@ -376,9 +368,9 @@ impl LiveKv {
             None
         } else {
             let step = |rows: &[Array]| -> Result<Array> {
-                Ok(rows_of(&rows[0], &(0..num_decode), rows[0].dim(0) as usize)?.expand_dims(2)?)
+                rows_of(&rows[0], &(0..num_decode), rows[0].dim(0) as usize)
             };
-            Some(self.append_step(layer, window, step(keys)?, step(values)?, pass)?)
+            Some(self.append_step(layer, &step(keys)?, &step(values)?, pass)?)
         };
         let as_views = self.chunks_as_views(keys, pass);
         let mut runs = Vec::with_capacity(pass.runs.len());
@@ -445,38 +437,21 @@ impl LiveKv {
         as_views
     }
 
-    /// Fills the tail's new slot in one layer, `(B, H_kv, 1, D)`.
+    /// Fills the slab's new column in one layer with `(B, H_kv, D)`, and returns the layer as the rows see it.
     fn append_step(
         &mut self,
         layer: usize,
-        window: Option<usize>,
-        keys: Array,
-        values: Array,
+        keys: &Array,
+        values: &Array,
         pass: &LivePass,
     ) -> Result<DecodeKv> {
-        let tail = self.tail.fill_slot(layer, keys, values)?;
-        let cohorts = self
-            .cohorts
-            .shared
-            .iter()
-            .map(|shared| CohortRows {
-                rows: shared.rows.clone(),
-                pieces: shared.segments.iter().map(|segment| segment.layers[layer].clone()).collect(),
-            })
-            .collect();
-        let own: Vec<Option<&LayerKv>> = self
-            .tail
-            .rows
-            .iter()
-            .map(|row| self.sequences.get(&row.sequence).and_then(|state| state.own.get(layer)))
-            .collect();
-        let tail_mask = pass.tail_masks.get(&window).and_then(Option::as_ref);
+        let column = |rows: &Array| -> Result<Array> { Ok(pass.slab_rows.by_slot(rows)?.expand_dims(2)?) };
+        let (keys, values) = self.slab.fill(layer, &column(keys)?, &column(values)?)?;
+        let piece = |piece: &Piece| PieceKv { rows: piece.rows.clone(), kv: piece.layers[layer].clone() };
         Ok(DecodeKv {
             positions: pass.decode_positions.clone(),
-            cohorts,
-            private: self.cohorts.private(layer, &own, &pass.decode_positions, window)?,
-            tail_mask: tail_mask.map(|mask| mask.as_dtype(tail.0.dtype())).transpose()?,
-            tail,
+            pieces: self.cohorts.pieces.iter().map(piece).collect(),
+            slab: SlabKv { keys, values, rows: Rc::clone(&pass.slab_rows) },
         })
     }
 
@@ -488,6 +463,36 @@ impl LiveKv {
             .flat_map(|state| state.own.iter().flat_map(|kv| [&kv.keys, &kv.values]))
             .chain(self.states.arrays(sequence))
     }
+}
+
+/// What sequences run on, in this order.
+fn rows_of_cohorts<'a>(
+    sequences: &'a HashMap<SequenceId, Sequence>,
+    slab: &Slab,
+    order: &[SequenceId],
+) -> Vec<Row<'a>> {
+    let row = |&sequence: &SequenceId| {
+        sequences.get(&sequence).map(|state| Row {
+            sequence,
+            path: &state.path,
+            own: &state.own,
+            num_own_tokens: state.num_own_tokens,
+            num_tokens: state.num_tokens,
+            num_in_slab: slab.num_tokens(sequence),
+        })
+    };
+    order.iter().filter_map(row).collect()
+}
+
+/// KV of every layer, and that of the tokens after it.
+fn after(own: &[LayerKv], rest: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
+    if own.is_empty() {
+        return Ok(rest);
+    }
+    let joined = |(own, rest): (&LayerKv, LayerKv)| {
+        LayerKv::after(Some(own), own.first, vec![rest.keys], vec![rest.values])
+    };
+    own.iter().zip(rest).map(joined).collect()
 }
 
 /// Sets the entry of a layer; layers come in order.

@@ -31,7 +31,6 @@ pub struct MlxRunner {
     decoder: Decoder,
     live: LiveKv,
     segments: SegmentStore,
-    windows: Vec<Option<usize>>,
     /// The token that each sequence sampled last, maybe not computed yet.
     last_sampled: HashMap<SequenceId, SampledToken>,
     /// Passes not collected yet, oldest first.
@@ -64,12 +63,10 @@ impl MlxRunner {
     /// `max_copied_bytes`.
     pub fn new(model: LoadedModel, max_copied_bytes: u64) -> Self {
         let decoder = model.into_decoder();
-        let windows = decoder.spec.attention_layers().map(|attention| attention.window).collect();
         Self {
-            live: LiveKv::new(decoder.initial_states().to_vec(), max_copied_bytes),
+            live: LiveKv::new(decoder.initial_states().to_vec(), decoder.device(), max_copied_bytes),
             decoder,
             segments: SegmentStore::default(),
-            windows,
             last_sampled: HashMap::new(),
             launched: VecDeque::new(),
             num_passes: 0,
@@ -92,7 +89,7 @@ impl MlxRunner {
         }
         self.live.prepare_decode(&sequences)?;
 
-        // Packed rows: the decode rows in the tail's order, then the chunks, those on the same long
+        // Packed rows: the decode rows in the cohorts' order, then the chunks, those on the same long
         // segments next to each other.
         let order: Vec<&Group> = self.live.decode_order().map(|sequence| decoding[&sequence]).collect();
         let mut prompt_tokens: Vec<TokenId> = Vec::new();
@@ -120,7 +117,7 @@ impl MlxRunner {
         let tokens = concatenated(inputs, 0)?;
 
         let chunk_sequences: Vec<SequenceId> = chunks.iter().map(|chunk| chunk.sequence).collect();
-        let pass = self.live.begin_pass(chunks, &self.windows);
+        let pass = self.live.begin_pass(chunks)?;
         let hidden = self.decoder.forward(&tokens, &pass, &mut self.live)?;
         let sampled = self.sample(groups, &last_row, &hidden)?;
 
@@ -286,9 +283,9 @@ impl MlxRunner {
 
     /// Log-probabilities of the token after `prompt`, computed on its own.
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
-        let mut live = LiveKv::new(self.decoder.initial_states().to_vec(), 0);
+        let mut live = LiveKv::new(self.decoder.initial_states().to_vec(), self.decoder.device(), 0);
         let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
-        let pass = live.begin_pass(vec![chunk], &self.windows);
+        let pass = live.begin_pass(vec![chunk])?;
         let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);
         let hidden = self.decoder.forward(&tokens, &pass, &mut live)?;
         let logits = self.decoder.logits(&hidden, &[prompt.len() as i32 - 1])?;

@@ -11,7 +11,7 @@ use mlx_rs::{Array, Dtype};
 use super::{
     arrays::{all_finite, compact, concatenated, overlap},
     error::{MlxError, Result},
-    kv::LayerKv,
+    kv::{LayerKv, is_short},
     read_shared::read_shared,
     recurrent::RecurrentState,
     sys,
@@ -32,6 +32,11 @@ impl Segment {
     pub(super) fn num_bytes(&self) -> u64 {
         self.layers.iter().map(LayerKv::num_bytes).sum()
     }
+}
+
+/// Segments that are worth attending to once for all chunks on them.
+pub(super) fn long_segments(path: &[Rc<Segment>]) -> impl Iterator<Item = &Rc<Segment>> {
+    path.iter().filter(|segment| !is_short(segment.num_tokens))
 }
 
 /// States of all recurrent layers after the tokens before `position`; cannot be split or trimmed.

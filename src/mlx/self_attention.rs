@@ -81,7 +81,7 @@ impl SelfAttention {
             keys.push(new_keys);
             values.push(new_values);
         }
-        pass.live.append(self.place.kv_index, self.spec.window, &keys, &values, pass.rows)
+        pass.live.append(self.place.kv_index, &keys, &values, pass.rows)
     }
 
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.

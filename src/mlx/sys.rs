@@ -127,11 +127,19 @@ pub(super) fn slice_axis(array: &Array, axis: usize, start: usize, stop: usize) 
     })
 }
 
-/// An array with elements `start..` along `axis` replaced by all of `update`. Nothing is copied but
-/// those where nobody else holds the array when it is computed: it takes it for that.
-pub(super) fn set_axis(array: Array, axis: usize, start: usize, update: &Array) -> Result<Array, Exception> {
-    let stop = start + update.shape().get(axis).map_or(0, |&size| size as usize);
-    let AxisRange { starts, stops, strides } = AxisRange::new(&array, axis, start, stop)?;
+/// An array with elements from `starts` on, along each axis, replaced by all of `update`. Nothing is copied
+/// but those where nobody else holds the array when it is computed: it takes it for that.
+pub(super) fn set_at(array: Array, starts: &[usize], update: &Array) -> Result<Array, Exception> {
+    if starts.len() != array.ndim() || starts.len() != update.ndim() {
+        return Err(Exception::custom(format!("{} starts for {} axes", starts.len(), array.ndim())));
+    }
+    let stops: Vec<i32> =
+        starts.iter().zip(update.shape()).map(|(&start, &size)| start as i32 + size).collect();
+    let starts: Vec<i32> = starts.iter().map(|&start| start as i32).collect();
+    if stops.iter().zip(array.shape()).any(|(stop, size)| stop > size) {
+        return Err(Exception::custom(format!("{:?} do not fit into {:?}", update.shape(), array.shape())));
+    }
+    let strides = vec![1; starts.len()];
     let stream = Stream::thread_local_or_default();
     array_from("slice update", |result| {
         // SAFETY: both handles are alive, and all pointers valid for their lengths, during the call.

@@ -1,171 +1,280 @@
 //! One decode step: many sequences, one query row each.
 //!
-//! Owns what rows see, shared or their own, and how its parts make one softmax. Prefill chunks and
-//! what both have in common are the parent's.
+//! Owns how what a row sees, in pieces and in the slab, makes one softmax: in as few operations as can be
+//! for a device that pays for each (`one_softmax`), in as few passes over memory for one that does not
+//! (`by_strips`). What rows see is decided elsewhere; prefill chunks and what both have in common are the
+//! parent's.
 
-use std::ops::Range;
+use std::{ops::Range, rc::Rc};
 
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Array, Dtype, fast, ops};
 
-use super::{Attention, ComputeDevice, LayerKv, Result, partial::Partial};
+use super::{
+    Attention, ComputeDevice, LayerKv, Result,
+    partial::Partial,
+    strips::{self, HeadShape, Part, Strip, StripRow},
+};
 use crate::mlx::{
-    arrays::{concatenated, padded, rows_of},
+    arrays::{concatenated, rows_of},
+    error::MlxError,
     ops::total,
+    slab::SlabRows,
     sys,
 };
 
-/// Consecutive decode rows that run on the same stored segments.
+/// What consecutive decode rows see together, of tokens before those in the slab.
 #[derive(Debug, Clone)]
-pub(in crate::mlx) struct CohortRows {
+pub(in crate::mlx) struct PieceKv {
     pub rows: Range<usize>,
-    /// The segments' KV of this layer, in order of position.
-    pub pieces: Vec<LayerKv>,
+    pub kv: LayerKv,
 }
 
-/// KV of consecutive decode rows side by side, each row's its own.
+/// What decode rows have to themselves, this step's token the last.
 #[derive(Debug, Clone)]
-pub(in crate::mlx) struct RowsKv {
-    pub rows: Range<usize>,
-    /// `(n, H_kv, L, D)`
+pub(in crate::mlx) struct SlabKv {
+    /// `(S, H_kv, C, D)`
     pub keys: Array,
     pub values: Array,
-    /// Hides what is not there or outside the window, `(n, 1, 1, L)`; float32.
-    pub mask: Option<Array>,
+    pub rows: Rc<SlabRows>,
 }
 
 /// KV of one layer as decode rows see it, one row of each of several sequences.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(in crate::mlx) struct DecodeKv {
     /// Position of each row.
     pub positions: Vec<usize>,
-    /// What rows share, in the order of rows; rows that share nothing are in none.
-    pub cohorts: Vec<CohortRows>,
-    /// What rows have to themselves before the tail: in each list every row is in one entry at most,
-    /// and entries are in the order of rows.
-    pub private: Vec<Vec<RowsKv>>,
-    /// The tail's keys and values with this step's, `(B, H_kv, W, D)`.
-    pub tail: (Array, Array),
-    /// Added to the tail's scores, `(B, 1, 1, W)`, float32; `None` when every slot is seen.
-    pub tail_mask: Option<Array>,
+    /// In order of rows. Paths are a tree: of two pieces that a row sees, the first has all rows of the second.
+    pub pieces: Vec<PieceKv>,
+    pub slab: SlabKv,
 }
 
-/// One of [`DecodeKv::private`], and its width.
-type PrivateList<'a> = (&'a [RowsKv], usize);
+impl DecodeKv {
+    /// Runs of rows that see the same pieces, and which; one piece may be in several.
+    fn groups(&self) -> Vec<(Range<usize>, Vec<usize>)> {
+        let num_rows = self.positions.len();
+        let mut bounds: Vec<usize> = self
+            .pieces
+            .iter()
+            .flat_map(|piece| [piece.rows.start, piece.rows.end])
+            .chain([0, num_rows])
+            .collect();
+        bounds.sort_unstable();
+        bounds.dedup();
+        let group = |rows: Range<usize>| {
+            let seen = (0..self.pieces.len()).filter(|&piece| self.pieces[piece].rows.contains(&rows.start));
+            (rows.clone(), seen.collect())
+        };
+        bounds.windows(2).map(|ends| group(ends[0]..ends[1])).collect()
+    }
+}
 
 impl Attention<'_> {
     /// Attends one decode step of all rows, `(B, H, D)`: `(B, H·D)`.
     pub(super) fn decode(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
-        let num_rows = kv.positions.len();
+        let kv = &self.seen(kv)?;
+        match self.device {
+            ComputeDevice::Cpu if queries.dtype() == Dtype::Float32 => self.by_strips(queries, kv),
+            _ if kv.pieces.is_empty() && self.spec.score_softcap.is_none() => self.fused(queries, &kv.slab),
+            _ => self.one_softmax(queries, kv),
+        }
+    }
+
+    /// Leaves out pieces that a window has left behind for all their rows.
+    fn seen(&self, kv: &DecodeKv) -> Result<DecodeKv> {
+        let mut seen = DecodeKv { pieces: Vec::with_capacity(kv.pieces.len()), ..kv.clone() };
+        for PieceKv { rows, kv: piece } in &kv.pieces {
+            let oldest_row = kv.positions[rows.clone()].iter().copied().min().unwrap_or(0);
+            let piece = piece.visible_from(oldest_row, self.spec.window)?;
+            if piece.num_tokens() > 0 {
+                seen.pieces.push(PieceKv { rows: rows.clone(), kv: piece });
+            }
+        }
+        Ok(seen)
+    }
+
+    /// All in one kernel.
+    fn fused(&self, queries: &Array, slab: &SlabKv) -> Result<Array> {
+        let (first, mask) = slab.rows.mask(self.spec.window, queries.dtype())?;
+        let (keys, values) = slab.columns(first)?;
+        let queries = slab.rows.by_slot(queries)?.expand_dims(2)?;
+        let mask = mask.as_ref().map(fast::ScaledDotProductAttentionMask::Array);
+        let attended =
+            fast::scaled_dot_product_attention(&queries, &keys, &values, self.spec.scale, mask, None)?;
         let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        let queries = self.scaled(queries)?;
-        let (scores, private) = self.own_scores(&queries, kv)?;
-        let weigh = |weights: &Array| self.weigh_own(weights, &private, &kv.tail.1);
-        if self.device == ComputeDevice::Gpu && kv.cohorts.is_empty() {
-            // There a whole softmax is one kernel.
-            let attended = weigh(&self.ops.softmax_last(&scores)?)?;
-            return Ok(attended.reshape(&[num_rows as i32, width])?);
-        }
-        let by_row = |array: &Array| Ok(array.clone());
-        let mut partials = vec![self.partial(vec![scores], |weights| weigh(&weights[0]), by_row)?];
-        for cohort in &kv.cohorts {
-            let of_cohort = rows_of(&queries, &cohort.rows, num_rows)?;
-            for partial in self.shared(&of_cohort, &kv.positions[cohort.rows.clone()], &cohort.pieces)? {
-                partials.push(partial.among(&cohort.rows, num_rows)?);
-            }
-        }
-        Ok(Partial::merged(&partials, self.ops)?.reshape(&[num_rows as i32, width])?)
+        slab.rows.by_row(&attended.reshape(&[slab.rows.num_slots as i32, width])?)
     }
 
-    /// Scores of scaled queries `(B, H_kv, G, D)` against what rows have to themselves, the tail last:
-    /// `(B, H_kv, G, L₁ + … + W)`. The lists come with their widths; rows that see less are padded.
-    fn own_scores<'a>(&self, queries: &Array, kv: &'a DecodeKv) -> Result<(Array, Vec<PrivateList<'a>>)> {
-        let mut private: Vec<PrivateList<'_>> = Vec::with_capacity(kv.private.len());
-        let mut own = Vec::with_capacity(kv.private.len() + 1);
-        for list in &kv.private {
-            let width = list.iter().map(|kv| kv.keys.dim(2) as usize).max().unwrap_or(0);
-            if width > 0 {
-                own.push(self.private_scores(queries, list, width)?);
-                private.push((list.as_slice(), width));
+    /// Each key of a piece against all its rows in one product, the slab's against their own rows; one softmax
+    /// over all that a row sees; and the same for the values. Scores and weights are float32.
+    fn one_softmax(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
+        let num_rows = kv.positions.len();
+        let rows = &kv.slab.rows;
+        let scaled = self.scaled(&queries.as_dtype(Dtype::Float32)?)?;
+        let (first, mask) = rows.mask(self.spec.window, Dtype::Float32)?;
+        let (keys, values) = kv.slab.columns(first)?;
+        let (keys, values) = (keys.as_dtype(Dtype::Float32)?, values.as_dtype(Dtype::Float32)?);
+        let slab_queries = rows.by_slot(&scaled)?;
+        let slab_scores = match (mask, self.spec.score_softcap) {
+            (Some(mask), None) => ops::addmm(&mask, &slab_queries, keys.swap_axes(2, 3)?, None, None)?,
+            (mask, _) => {
+                let scores = self.cap(slab_queries.matmul(keys.swap_axes(2, 3)?)?)?;
+                mask.map_or(Ok(scores.clone()), |mask| scores.add(mask))?
             }
+        };
+        let slab_scores = rows.by_row(&slab_scores)?;
+        let pieces = kv.pieces.iter().map(|piece| self.piece_scores(&scaled, piece, &kv.positions));
+        let pieces = pieces.collect::<Result<Vec<_>>>()?;
+
+        // Weights of each piece's rows, and of the slab's, in the order of rows.
+        let mut of_pieces: Vec<Vec<Array>> = vec![Vec::new(); kv.pieces.len()];
+        let mut of_slab = Vec::new();
+        let groups = kv.groups();
+        for (group, seen) in &groups {
+            let mut scores = Vec::with_capacity(seen.len() + 1);
+            for &piece in seen {
+                let of = &kv.pieces[piece].rows;
+                let within = group.start - of.start..group.end - of.start;
+                scores.push(rows_of(&pieces[piece], &within, of.len())?);
+            }
+            scores.push(rows_of(&slab_scores, group, num_rows)?);
+            let weights = ops::softmax_axis(concatenated(scores, 3)?, -1, true)?;
+            let mut start = 0;
+            for &piece in seen {
+                let end = start + kv.pieces[piece].kv.num_tokens();
+                of_pieces[piece].push(sys::slice_axis(&weights, 3, start, end)?);
+                start = end;
+            }
+            of_slab.push(sys::slice_axis(&weights, 3, start, weights.dim(3) as usize)?);
         }
-        let mut scores = self.cap(queries.matmul(kv.tail.0.swap_axes(2, 3)?)?)?;
-        if let Some(mask) = &kv.tail_mask {
-            scores = scores.add(mask.as_dtype(scores.dtype())?)?;
+
+        let mut weighed = Vec::with_capacity(kv.pieces.len());
+        for (piece, weights) in kv.pieces.iter().zip(of_pieces) {
+            let values = piece.kv.values.as_dtype(Dtype::Float32)?;
+            let of_rows = self.as_one_matrix(&concatenated(weights, 0)?)?.matmul(&values)?;
+            weighed.push(self.in_rows(&of_rows, piece.rows.len())?);
         }
-        own.push(scores);
-        Ok((concatenated(own, 3)?, private))
+        let weights = rows.by_slot(&concatenated(of_slab, 0)?)?;
+        let attended = if kv.pieces.is_empty() {
+            rows.by_row(&weights.matmul(&values)?)?
+        } else {
+            let of_pieces = groups
+                .iter()
+                .map(|(group, seen)| {
+                    let parts = seen.iter().map(|&piece| {
+                        let of = &kv.pieces[piece].rows;
+                        rows_of(&weighed[piece], &(group.start - of.start..group.end - of.start), of.len())
+                    });
+                    let parts = parts.collect::<Result<Vec<_>>>()?;
+                    if parts.is_empty() { self.nothing_weighed(group.len()) } else { Ok(total(&parts)?) }
+                })
+                .collect::<Result<Vec<_>>>()?;
+            let of_pieces = concatenated(of_pieces, 0)?;
+            match rows.order {
+                None => ops::addmm(&of_pieces, &weights, &values, None, None)?,
+                Some(_) => rows.by_row(&weights.matmul(&values)?)?.add(of_pieces)?,
+            }
+        };
+        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
+        Ok(attended.reshape(&[num_rows as i32, width])?.as_dtype(queries.dtype())?)
     }
 
-    /// Rows against their own keys, padded with -inf to the width: `(B, H_kv, G, width)`.
-    fn private_scores(&self, queries: &Array, list: &[RowsKv], width: usize) -> Result<Array> {
-        let num_rows = queries.dim(0) as usize;
-        let mut scores = Vec::with_capacity(list.len());
-        let mut next = 0;
-        for kv in list {
-            if next < kv.rows.start {
-                scores.push(self.nothing_seen(kv.rows.start - next, width, queries.dtype())?);
-            }
-            let queries = rows_of(queries, &kv.rows, num_rows)?;
-            let mut seen = self.cap(queries.matmul(kv.keys.swap_axes(2, 3)?)?)?;
-            if let Some(mask) = &kv.mask {
-                seen = seen.add(mask.as_dtype(seen.dtype())?)?;
-            }
-            scores.push(padded(&seen, 3, width, f32::NEG_INFINITY)?);
-            next = kv.rows.end;
+    /// Scores of a piece's rows among scaled queries `(B, H_kv, G, D)`: `(n, H_kv, G, L)`.
+    fn piece_scores(&self, scaled: &Array, piece: &PieceKv, positions: &[usize]) -> Result<Array> {
+        let queries = rows_of(scaled, &piece.rows, positions.len())?;
+        let keys = piece.kv.keys.as_dtype(Dtype::Float32)?;
+        let mut scores = self.cap(self.as_one_matrix(&queries)?.matmul(keys.swap_axes(2, 3)?)?)?;
+        if let Some(mask) = self.shared_mask(&positions[piece.rows.clone()], &piece.kv, Dtype::Float32)? {
+            scores = scores.add(mask)?;
         }
-        if next < num_rows {
-            scores.push(self.nothing_seen(num_rows - next, width, queries.dtype())?);
-        }
-        concatenated(scores, 0)
+        self.in_rows(&scores, piece.rows.len())
     }
 
-    /// Weights `(B, H_kv, G, L₁ + … + W)`, the tail's last, times the values that they are for: `(B, H_kv, G, D)`.
-    fn weigh_own(&self, weights: &Array, private: &[PrivateList<'_>], tail_values: &Array) -> Result<Array> {
-        let mut weighed = Vec::with_capacity(private.len() + 1);
-        let mut start = 0;
-        for &(list, width) in private {
-            let weights = sys::slice_axis(weights, 3, start, start + width)?;
-            weighed.push(self.weigh_private(&weights, list)?);
-            start += width;
-        }
-        if start == 0 {
-            return Ok(weights.matmul(tail_values)?);
-        }
-        let end = weights.dim(3) as usize;
-        weighed.push(sys::slice_axis(weights, 3, start, end)?.matmul(tail_values)?);
-        Ok(total(&weighed)?)
-    }
-
-    /// Padded weights `(B, H_kv, G, width)` times the rows' own values: `(B, H_kv, G, D)`.
-    fn weigh_private(&self, weights: &Array, list: &[RowsKv]) -> Result<Array> {
-        let num_rows = weights.dim(0) as usize;
-        let mut weighed = Vec::with_capacity(list.len());
-        let mut next = 0;
-        for kv in list {
-            if next < kv.rows.start {
-                weighed.push(self.nothing_weighed(kv.rows.start - next, weights.dtype())?);
-            }
-            let weights = rows_of(weights, &kv.rows, num_rows)?;
-            let weights = sys::slice_axis(&weights, 3, 0, kv.values.dim(2) as usize)?;
-            weighed.push(weights.matmul(&kv.values)?);
-            next = kv.rows.end;
-        }
-        if next < num_rows {
-            weighed.push(self.nothing_weighed(num_rows - next, weights.dtype())?);
-        }
-        concatenated(weighed, 0)
-    }
-
-    fn nothing_weighed(&self, num_rows: usize, dtype: Dtype) -> Result<Array> {
+    fn nothing_weighed(&self, num_rows: usize) -> Result<Array> {
         let (num_kv_heads, head_dim) = self.dims();
-        Ok(ops::zeros_dtype(&[num_rows as i32, num_kv_heads, self.num_groups(), head_dim], dtype)?)
+        let shape = [num_rows as i32, num_kv_heads, self.num_groups(), head_dim];
+        Ok(ops::zeros_dtype(&shape, Dtype::Float32)?)
     }
 
-    /// Scores of rows that see none of `num_keys` keys.
-    fn nothing_seen(&self, num_rows: usize, num_keys: usize, dtype: Dtype) -> Result<Array> {
-        let (num_kv_heads, _) = self.dims();
-        let shape = [num_rows as i32, num_kv_heads, self.num_groups(), num_keys as i32];
-        let masked = Array::from_f32(f32::NEG_INFINITY).as_dtype(dtype)?;
-        Ok(ops::broadcast_to(masked, &shape)?)
+    /// Pieces that several rows see by matrix products, all else of each row in one pass over it.
+    fn by_strips(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
+        let num_rows = kv.positions.len();
+        let scaled = self.scaled(queries)?.contiguous()?;
+        let mut shared: Vec<(Range<usize>, Partial)> = Vec::new();
+        let mut own: Vec<(usize, LayerKv)> = Vec::new();
+        for PieceKv { rows, kv: piece } in &kv.pieces {
+            if rows.len() == 1 {
+                let (keys, values) = (piece.keys.contiguous()?, piece.values.contiguous()?);
+                own.push((rows.start, LayerKv { first: piece.first, keys, values }));
+                continue;
+            }
+            let queries = rows_of(&scaled, rows, num_rows)?;
+            for part in self.shared(&queries, &kv.positions[rows.clone()], std::slice::from_ref(piece))? {
+                shared.push((rows.clone(), part.contiguous()?));
+            }
+        }
+        let slab = &kv.slab;
+        mlx_rs::transforms::eval(
+            [&scaled, &slab.keys, &slab.values]
+                .into_iter()
+                .chain(own.iter().flat_map(|(_, kv)| [&kv.keys, &kv.values]))
+                .chain(shared.iter().flat_map(|(_, part)| [&part.max, &part.sum, &part.weighed])),
+        )?;
+        let (num_kv_heads, head_dim) = (self.spec.num_kv_heads, self.spec.head_dim);
+        let shape = HeadShape { num_kv_heads, num_groups: self.num_groups() as usize, head_dim };
+        let capacity = slab.keys.dim(2) as usize;
+        let (keys, values) = (numbers(&slab.keys)?, numbers(&slab.values)?);
+        let seen = slab.rows.seen_through(self.spec.window);
+        let mut rows: Vec<StripRow<'_>> = Vec::with_capacity(num_rows);
+        for (row, &from) in seen.iter().enumerate() {
+            let strip = Strip {
+                keys,
+                values,
+                first: slab.rows.slots[row] * num_kv_heads * capacity * head_dim,
+                capacity,
+                tokens: from..slab.rows.end,
+            };
+            rows.push(StripRow { strips: vec![strip], parts: Vec::new() });
+        }
+        for (row, piece) in &own {
+            let visible = self.oldest_seen(kv.positions[*row]).clamp(piece.first, piece.end()) - piece.first;
+            rows[*row].strips.push(Strip {
+                keys: numbers(&piece.keys)?,
+                values: numbers(&piece.values)?,
+                first: 0,
+                capacity: piece.num_tokens(),
+                tokens: visible..piece.num_tokens(),
+            });
+        }
+        for (of, part) in &shared {
+            let (max, sum, weighed) = (numbers(&part.max)?, numbers(&part.sum)?, numbers(&part.weighed)?);
+            let num_heads = self.spec.num_heads;
+            for (index, row) in of.clone().enumerate() {
+                rows[row].parts.push(Part {
+                    max: &max[index * num_heads..][..num_heads],
+                    sum: &sum[index * num_heads..][..num_heads],
+                    weighed: &weighed[index * num_heads * head_dim..][..num_heads * head_dim],
+                });
+            }
+        }
+        let attended = strips::attend(numbers(&scaled)?, &rows, shape, self.spec.score_softcap);
+        Ok(Array::from_slice(&attended, &[num_rows as i32, (self.spec.num_heads * head_dim) as i32]))
+    }
+}
+
+/// The numbers of a computed array in row-major order.
+fn numbers(array: &Array) -> Result<&[f32]> {
+    array
+        .try_as_slice::<f32>()
+        .map_err(|error| MlxError::Unsupported(format!("KV cannot be read as numbers: {error}")))
+}
+
+impl SlabKv {
+    /// Keys and values from a column on to the end, of the slots that are read.
+    fn columns(&self, first: usize) -> Result<(Array, Array)> {
+        let pick = |plane: &Array| -> Result<Array> {
+            let plane = sys::slice_axis(plane, 2, first, self.rows.end)?;
+            rows_of(&plane, &(0..self.rows.num_slots), plane.dim(0) as usize)
+        };
+        Ok((pick(&self.keys)?, pick(&self.values)?))
     }
 }

@@ -3,14 +3,11 @@
 //! Owns that form and the merging by log-sum-exp (online softmax, Milakov and Gimelshein, arXiv
 //! 1805.02867; over a shared prefix, Hydragen, arXiv 2402.05099). What rows see is the callers' business.
 
-use std::ops::Range;
-
 use mlx_rs::{Array, ops};
 
 use super::Result;
 use crate::mlx::{
     arrays::concatenated,
-    fused::NOTHING_SEEN,
     ops::{Ops, total},
 };
 
@@ -61,19 +58,9 @@ impl Partial {
         Ok(total(&weighed)?.divide(total(&sums)?)?.as_dtype(dtype)?)
     }
 
-    /// The same among `num_rows` rows, of which these are consecutive ones and the others see nothing.
-    pub(super) fn among(self, rows: &Range<usize>, num_rows: usize) -> Result<Self> {
-        if rows.len() == num_rows {
-            return Ok(self);
-        }
-        let around = [(rows.start as i32, (num_rows - rows.end) as i32), (0, 0), (0, 0), (0, 0)];
-        let padded = |array: &Array, fill: f32| -> Result<Array> {
-            Ok(ops::pad(array, &around[..], Array::from_f32(fill).as_dtype(array.dtype())?, None)?)
-        };
-        Ok(Self {
-            max: padded(&self.max, NOTHING_SEEN)?,
-            sum: padded(&self.sum, 0.0)?,
-            weighed: padded(&self.weighed, 0.0)?,
-        })
+    /// The same with its numbers one behind the other.
+    pub(super) fn contiguous(&self) -> Result<Self> {
+        let Self { max, sum, weighed } = self;
+        Ok(Self { max: max.contiguous()?, sum: sum.contiguous()?, weighed: weighed.contiguous()? })
     }
 }

@@ -64,12 +64,14 @@ impl Attention<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use mlx_rs::{Dtype, ops};
 
-    use super::super::{ChunkKv, CohortRows, DecodeKv, MaskCache, PassKv};
+    use super::super::{ChunkKv, DecodeKv, MaskCache, PassKv, PieceKv, SlabKv};
     use super::*;
     use crate::{
-        mlx::ops::Ops,
+        mlx::{ops::Ops, slab::SlabRows},
         models::{AttentionSpec, RopeSpec},
     };
 
@@ -222,7 +224,8 @@ mod tests {
                     let pass = PassKv { decode: None, runs: vec![run] };
                     let chunked = attention.rows(&array(queries), &rows, &pass).unwrap();
                     assert_eq!(chunked.dtype(), dtype);
-                    // Decode rows: at the prefix's end, and where a window may have left all of it.
+                    // Decode rows: at the prefix's end, and where a window may have left all of it. The second
+                    // has one token of its own, the others all three.
                     let positions = vec![num_prefix + num_tail - 1, num_prefix + 40, num_prefix + 60];
                     let tail = kv(num_prefix, num_tail, 3.0);
                     let of_rows =
@@ -230,14 +233,18 @@ mod tests {
                     let tail = rounded(&tail);
                     let decode = DecodeKv {
                         positions,
-                        cohorts: vec![CohortRows { rows: 0..3, pieces: vec![prefix] }],
-                        private: Vec::new(),
-                        tail: (of_rows(&tail.keys), of_rows(&tail.values)),
-                        // The second row joined later.
-                        tail_mask: Some(Array::from_slice(
-                            &[0.0, 0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.0, 0.0, 0.0, 0.0],
-                            &[3, 1, 1, num_tail as i32],
-                        )),
+                        pieces: vec![PieceKv { rows: 0..3, kv: prefix }],
+                        slab: SlabKv {
+                            keys: of_rows(&tail.keys).contiguous().unwrap(),
+                            values: of_rows(&tail.values).contiguous().unwrap(),
+                            rows: Rc::new(SlabRows {
+                                slots: vec![0, 1, 2],
+                                seen_from: vec![0, 2, 0],
+                                end: num_tail,
+                                num_slots: 3,
+                                order: None,
+                            }),
+                        },
                     };
                     let decoded = attention.decode(&array(array_of_rows(3)), &decode).unwrap();
                     assert_eq!(decoded.dtype(), dtype);

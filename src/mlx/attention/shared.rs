@@ -48,17 +48,17 @@ impl Attention<'_> {
         if let Some(mask) = self.shared_mask(positions, piece, scores.dtype())? {
             scores = scores.add(mask)?;
         }
-        let by_row = |array: &Array| -> Result<Array> {
-            let (num_kv_heads, _) = self.dims();
-            Ok(array
-                .reshape(&[num_kv_heads, positions.len() as i32, self.num_groups(), array.dim(3)])?
-                .transpose_axes(&[1, 0, 2, 3])?)
-        };
+        let by_row = |array: &Array| self.in_rows(array, positions.len());
         self.partial(vec![scores], |weights| Ok(weights[0].matmul(&piece.values)?), by_row)
     }
 
     /// Hides what a window keeps from some rows but not from all: `(n·G, L)`.
-    fn shared_mask(&self, positions: &[usize], piece: &LayerKv, dtype: Dtype) -> Result<Option<Array>> {
+    pub(super) fn shared_mask(
+        &self,
+        positions: &[usize],
+        piece: &LayerKv,
+        dtype: Dtype,
+    ) -> Result<Option<Array>> {
         if positions.iter().all(|&position| self.oldest_seen(position) <= piece.first) {
             return Ok(None);
         }
@@ -68,11 +68,18 @@ impl Attention<'_> {
         Ok(Some(self.mask(rows, piece, dtype)?))
     }
 
-    /// `(n, H_kv, G, D)` → `(1, H_kv, n·G, D)`.
-    fn as_one_matrix(&self, queries: &Array) -> Result<Array> {
-        let (num_kv_heads, head_dim) = self.dims();
-        let num_rows = queries.dim(0) * self.num_groups();
-        Ok(queries.transpose_axes(&[1, 0, 2, 3])?.reshape(&[1, num_kv_heads, num_rows, head_dim])?)
+    /// `(n, H_kv, G, X)` → `(1, H_kv, n·G, X)`.
+    pub(super) fn as_one_matrix(&self, rows: &Array) -> Result<Array> {
+        let (num_kv_heads, _) = self.dims();
+        let shape = [1, num_kv_heads, rows.dim(0) * self.num_groups(), rows.dim(3)];
+        Ok(rows.transpose_axes(&[1, 0, 2, 3])?.reshape(&shape)?)
+    }
+
+    /// `(1, H_kv, n·G, X)` → `(n, H_kv, G, X)`.
+    pub(super) fn in_rows(&self, matrix: &Array, num_rows: usize) -> Result<Array> {
+        let (num_kv_heads, _) = self.dims();
+        let shape = [num_kv_heads, num_rows as i32, self.num_groups(), matrix.dim(3)];
+        Ok(matrix.reshape(&shape)?.transpose_axes(&[1, 0, 2, 3])?)
     }
 
     /// On the CPU MLX takes memory for about a hundred operations ahead of the one that computes, so

@@ -1,126 +1,185 @@
-//! What rows share and what they have to themselves, for paths of every kind.
+//! Who sees what, for paths of every kind.
 //!
 //! Owns no attention: that what is divided adds up to the same softmax is tested beside it.
 
 use mlx_rs::ops;
 
 use super::*;
-use crate::mlx::segment::SegmentStore;
+use crate::mlx::{device::ComputeDevice, segment::SegmentStore};
 
-/// Bytes of a token in one layer of one head of one dimension.
-const BYTES_PER_TOKEN: u64 = 8;
+/// Bytes of a token in one layer of one head of 32 dimensions.
+const TOKEN_BYTES: u64 = 256;
 
 fn segment(store: &mut SegmentStore, first: usize, num_tokens: usize) -> Rc<Segment> {
-    let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 1]).unwrap();
+    let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 32]).unwrap();
     store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
 }
 
-/// Forms the cohorts of sequences that run on these paths.
-fn formed(max_copied_bytes: u64, paths: &[Vec<Rc<Segment>>]) -> (Vec<SequenceId>, Cohorts) {
-    let paths = (0..).map(SequenceId).zip(paths.iter().map(Vec::as_slice)).collect();
-    Cohorts::new(max_copied_bytes).form(&paths).unwrap()
+/// A path and how many tokens follow it.
+type Given = (Vec<Rc<Segment>>, usize);
+
+fn row(sequence: usize, (path, num_own_tokens): &Given, num_in_slab: Option<usize>) -> Row<'_> {
+    let path_end = path.last().map_or(0, |segment| segment.first + segment.num_tokens);
+    Row {
+        sequence: SequenceId(sequence as u64),
+        path,
+        own: &[],
+        num_own_tokens: *num_own_tokens,
+        num_tokens: path_end + num_own_tokens,
+        num_in_slab,
+    }
+}
+
+/// Places sequences that all join, and forms them.
+fn formed(device: ComputeDevice, max_copied_tokens: u64, given: &[Given]) -> (Vec<Place>, Cohorts) {
+    let cohorts = Cohorts::new(Costs::of(device), max_copied_tokens.saturating_mul(TOKEN_BYTES));
+    let joining: Vec<Row<'_>> =
+        given.iter().enumerate().map(|(index, given)| row(index, given, None)).collect();
+    let places = cohorts.places(&joining);
+    let joined: Vec<Row<'_>> = joining
+        .iter()
+        .zip(&places)
+        .map(|(row, place)| Row { num_in_slab: Some(row.num_tokens - place.from), ..*row })
+        .collect();
+    let formed = cohorts.form(&joined, &places, |sequence| Some(sequence.0 as usize)).unwrap();
+    (places, formed)
+}
+
+/// Rows and tokens of each piece.
+fn pieces(cohorts: &Cohorts) -> Vec<(Range<usize>, usize)> {
+    cohorts.pieces.iter().map(|piece| (piece.rows.clone(), piece.layers[0].num_tokens())).collect()
+}
+
+#[test]
+fn what_many_rows_begin_with_is_one_piece_however_many_segments_it_is() {
+    let mut store = SegmentStore::default();
+    for device in ComputeDevice::KINDS {
+        let prefix: Vec<Rc<Segment>> = (0..10).map(|index| segment(&mut store, 60 * index, 60)).collect();
+        let mut path = |index: usize| {
+            let mut path = prefix[..8].to_vec();
+            // Half of them go on together for a while.
+            if index < 15 {
+                path.extend_from_slice(&prefix[8..]);
+            }
+            let first = path.last().map_or(0, |segment| segment.first + segment.num_tokens);
+            path.push(segment(&mut store, first, 5));
+            (path, 3)
+        };
+        let given: Vec<Given> = (0..30).map(&mut path).collect();
+        let (places, cohorts) = formed(device, u64::MAX, &given);
+        // On a GPU another piece costs more than to read 120 tokens for each of 15 rows.
+        let is_apart = device == ComputeDevice::Cpu;
+        let expected = if is_apart { vec![(0..30, 480), (15..30, 120)] } else { vec![(0..30, 480)] };
+        assert_eq!(pieces(&cohorts), expected, "{device:?}");
+        assert!(places[..15].iter().all(|place| place.from == if is_apart { 600 } else { 480 }));
+        assert!(places[15..].iter().all(|place| place.from == 480));
+    }
 }
 
 #[test]
 fn copies_stay_within_their_limit_and_all_is_seen_all_the_same() {
     let mut store = SegmentStore::default();
     // Two rows of two short segments each: 5 and 3 tokens, 6 and 2.
-    let paths: Vec<Vec<Rc<Segment>>> =
-        [5, 6].map(|at| vec![segment(&mut store, 0, at), segment(&mut store, at, 8 - at)]).into();
-    // Bytes for no copy, for the first row's, for both rows', and for the block of 16 tokens too.
-    for (max_tokens, num_pieces, num_lists) in [(7, 4, 2), (8, 3, 2), (16, 2, 1), (31, 2, 1), (32, 2, 1)] {
-        let mut cohorts = formed(max_tokens * BYTES_PER_TOKEN, &paths).1;
-        assert_eq!(cohorts.private.iter().map(Vec::len).sum::<usize>(), num_pieces, "{max_tokens}");
-        for _ in 0..MIN_SAME_PASSES {
-            cohorts.step(&mut [vec![], vec![]]).unwrap();
+    let given: Vec<Given> =
+        [5, 6].map(|at| (vec![segment(&mut store, 0, at), segment(&mut store, at, 8 - at)], 1)).into();
+    // Tokens for no copy, for the first row's, for both rows' in the slab.
+    for (max_tokens, expected) in [(7, vec![5, 3, 6, 2]), (8, vec![6, 2]), (15, vec![6, 2]), (16, vec![])] {
+        let (places, cohorts) = formed(ComputeDevice::Cpu, max_tokens, &given);
+        let from: Vec<usize> = places.iter().map(|place| place.from).collect();
+        match max_tokens {
+            16 => assert_eq!(from, [0, 0]),
+            7 => assert_eq!(from, [8, 8]),
+            // The first row's are in the slab, so only the second's are pieces.
+            _ => assert_eq!(from, [0, 8]),
         }
-        assert_eq!(cohorts.blocks.len(), usize::from(max_tokens == 32), "{max_tokens}");
-        let lists = cohorts.private(0, &[None, None], &[8, 8], None).unwrap();
-        assert_eq!(lists.len(), num_lists, "{max_tokens}");
-        let num_seen: i32 = lists.iter().flatten().map(|kv| kv.keys.dim(0) * kv.keys.dim(2)).sum();
-        assert_eq!(num_seen, 16, "{max_tokens}");
+        let found: Vec<usize> = pieces(&cohorts).iter().map(|(_, num_tokens)| *num_tokens).collect();
+        assert_eq!(found, expected, "{max_tokens}");
     }
 }
 
 #[test]
-fn rows_on_the_same_short_segments_have_one_joined_piece_and_share_what_many_would_copy() {
+fn a_row_with_much_more_to_itself_than_the_others_stays_out_of_the_slab() {
     let mut store = SegmentStore::default();
-    // Words that all begin with, then a few that the first two rows share, then each one's own.
-    let prefix = segment(&mut store, 0, MIN_SHARED_TOKENS);
-    let all = segment(&mut store, 64, 5);
-    let common = segment(&mut store, 69, 4);
-    let more = segment(&mut store, 73, 2);
-    let on_both = [&prefix, &all, &common, &more].map(Rc::clone).to_vec();
-    for (num_rows, is_shared) in [(MIN_SPARED_TOKENS / 5 + 1, false), (MIN_SPARED_TOKENS / 5 + 2, true)] {
-        let mut paths: Vec<Vec<Rc<Segment>>> = vec![on_both.clone(), on_both.clone()];
-        paths.resize_with(num_rows, || vec![Rc::clone(&prefix), Rc::clone(&all), segment(&mut store, 69, 3)]);
-        let (order, cohorts) = formed(u64::MAX, &paths);
-        let shared = cohorts.shared.iter().map(|shared| (shared.rows.clone(), shared.segments.len()));
-        assert_eq!(shared.collect::<Vec<_>>(), [(0..num_rows, 1 + usize::from(is_shared))], "{num_rows}");
-        let row_of = |sequence| order.iter().position(|&row| row == SequenceId(sequence)).unwrap();
-        let private = [0, 1].map(|sequence| cohorts.private[row_of(sequence)].as_slice());
-        let [[first], [second]] = private else { panic!("{num_rows}: {:?}", cohorts.private) };
-        assert_eq!(first.layers[0].num_tokens(), if is_shared { 6 } else { 11 }, "{num_rows}");
-        assert!(Rc::ptr_eq(&first.layers, &second.layers), "{num_rows}");
-    }
+    let mut given: Vec<Given> = vec![(vec![segment(&mut store, 0, 3000)], 100)];
+    given.extend((0..10).map(|_| (vec![], 90)));
+    let cohorts = Cohorts::new(Costs::of(ComputeDevice::Cpu), u64::MAX);
+    let joining: Vec<Row<'_>> =
+        given.iter().enumerate().map(|(index, given)| row(index, given, None)).collect();
+    let places = cohorts.places(&joining);
+    assert_eq!(places[0], Place { from: 3100, leaves_slab: false });
+    assert!(places[1..].iter().all(|place| *place == Place { from: 0, leaves_slab: false }));
+    // It was the first, and is in the slab: it leaves.
+    let mut rows: Vec<Row<'_>> = joining;
+    rows[0].num_in_slab = Some(3100);
+    assert_eq!(cohorts.places(&rows)[0], Place { from: 3100, leaves_slab: true });
+    // Among its like it stays.
+    let like: Vec<Given> = (0..6).map(|_| (vec![segment(&mut store, 0, 3000)], 100)).collect();
+    let rows: Vec<Row<'_>> = like.iter().enumerate().map(|(index, given)| row(index, given, None)).collect();
+    assert!(cohorts.places(&rows).iter().all(|place| place.from == 0));
 }
 
-/// Found by `same_answer`: how far apart the first and the last of them stand was taken for their number.
 #[test]
-fn rows_that_are_too_few_to_share_a_short_segment_do_not_share_it_with_those_between_them() {
+fn rows_that_hold_a_copy_see_the_segment_together_once_others_come() {
     let mut store = SegmentStore::default();
-    let prefix = segment(&mut store, 0, MIN_SHARED_TOKENS);
-    let common = segment(&mut store, 64, 33);
-    let with_end = |store: &mut SegmentStore, num_tokens| {
-        vec![Rc::clone(&prefix), Rc::clone(&common), segment(store, 97, num_tokens)]
+    let long = segment(&mut store, 0, 900);
+    let given: Vec<Given> = (0..3).map(|_| (vec![Rc::clone(&long)], 10)).collect();
+    let cohorts = Cohorts::new(Costs::of(ComputeDevice::Cpu), u64::MAX);
+    let rows = |in_slab: [Option<usize>; 3]| -> Vec<Row<'_>> {
+        in_slab
+            .iter()
+            .zip(&given)
+            .enumerate()
+            .map(|(index, (held, given))| row(index, given, *held))
+            .collect()
     };
-    let ends = [1, 5, 20, 30];
-    let mut all: Vec<Vec<Rc<Segment>>> = ends.map(|length| with_end(&mut store, length)).into();
-    all.extend([40; 4].map(|length| vec![Rc::clone(&prefix), segment(&mut store, 64, length)]));
-    let (order, cohorts) = formed(u64::MAX, &all);
-    let rows: Vec<&Vec<Rc<Segment>>> = order.iter().map(|sequence| &all[sequence.0 as usize]).collect();
-    assert!(rows[0].len() == 3 && rows[7].len() == 3, "others stand between them");
-    assert!(cohorts.shared.len() == 1 && cohorts.shared[0].segments.len() == 1, "{:?}", cohorts.shared);
-    for (pieces, path) in cohorts.private.iter().zip(rows) {
-        let num_tokens: usize = path[1..].iter().map(|segment| segment.num_tokens).sum();
-        assert_eq!(pieces.iter().map(|piece| piece.layers[0].num_tokens()).sum::<usize>(), num_tokens);
-    }
+    let place = |leaves_slab| Place { from: 900, leaves_slab };
+    assert_eq!(cohorts.places(&rows([Some(910), Some(910), None])), vec![place(false); 3]);
+    // A single copy among rows that have none only takes room.
+    let held = rows([Some(910), Some(10), None]);
+    assert_eq!(cohorts.places(&held), [place(true), place(false), place(false)]);
+    // The others have left: each sees what it has.
+    let alone = |index: usize| cohorts.places(&held[index..=index])[0].from;
+    assert_eq!([alone(0), alone(1), alone(2)], [0, 900, 0]);
 }
+
 /// A segment that was split lay whole on some paths and in halves on others, above the same segments below:
-/// rows between the first and the last that ran on those were shown them too. Paths are a tree now; what
-/// rows see does not rest on it.
+/// rows between the first and the last that ran on those were shown them too. Paths are a tree now, and every
+/// row is held to its own.
 #[test]
-fn every_row_sees_its_path_whatever_the_paths_are() {
-    let mut store = SegmentStore::default();
+fn every_row_sees_its_path_whatever_the_tree_is() {
     let mut random = 1_u64;
     let mut next = |below: usize| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as usize % below
     };
-    for _ in 0..200 {
-        // Segments of several lengths to choose from at each of a few places.
-        let places: Vec<Vec<Rc<Segment>>> = (0..4)
-            .map(|place| {
-                let num_segments = 1 + next(3);
-                (0..num_segments).map(|_| segment(&mut store, 1000 * place, 1 + next(200))).collect()
-            })
-            .collect();
-        let path = |next: &mut dyn FnMut(usize) -> usize| {
-            let chosen = places.iter().filter_map(|segments| segments.get(next(segments.len() + 1)));
-            chosen.map(Rc::clone).collect::<Vec<_>>()
-        };
-        let paths: Vec<Vec<Rc<Segment>>> = (0..1 + next(12)).map(|_| path(&mut next)).collect();
-        let (order, cohorts) = formed(u64::MAX, &paths);
-        for (row, sequence) in order.iter().enumerate() {
-            let shared = cohorts.shared.iter().filter(|shared| shared.rows.contains(&row));
-            let shared = shared.flat_map(|shared| &shared.segments).map(|segment| segment.id);
-            let private = cohorts.private[row].iter().flat_map(|piece| piece.ids.clone());
-            let mut seen: Vec<SegmentId> = shared.chain(private).collect();
-            seen.sort_unstable();
-            let mut path: Vec<SegmentId> =
-                paths[sequence.0 as usize].iter().map(|segment| segment.id).collect();
-            path.sort_unstable();
-            assert_eq!(seen, path);
+    for trial in 0..200 {
+        let mut store = SegmentStore::default();
+        let mut given: Vec<Given> = Vec::new();
+        for _ in 0..1 + next(12) {
+            // As another goes, then on by itself.
+            let from = given.get(next(given.len() + 1)).map(|(path, _)| path.clone()).unwrap_or_default();
+            let mut path = from[..next(from.len() + 1)].to_vec();
+            for _ in 0..next(4) {
+                let first = path.last().map_or(0, |segment| segment.first + segment.num_tokens);
+                path.push(segment(&mut store, first, 1 + next(400)));
+            }
+            given.push((path, next(3)));
+        }
+        let device = ComputeDevice::KINDS[trial % 2];
+        let max_tokens = [0, 300, 2000, u64::MAX][next(4)];
+        // That each row sees its tokens just once is held to where they are divided.
+        let (places, cohorts) = formed(device, max_tokens, &given);
+        for (index, (sequence, place)) in cohorts.rows.iter().enumerate() {
+            let (path, _) = &given[sequence.0 as usize];
+            assert_eq!(*place, places[sequence.0 as usize]);
+            let seen: Vec<SegmentId> = cohorts
+                .pieces
+                .iter()
+                .filter(|piece| piece.rows.contains(&index))
+                .flat_map(|piece| piece.ids.clone())
+                .collect();
+            let expected = path.iter().filter(|segment| segment.first < place.from);
+            assert!(seen.into_iter().eq(expected.map(|segment| segment.id)));
         }
     }
 }

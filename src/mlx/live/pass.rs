@@ -3,12 +3,10 @@
 //! Owns whose tokens the packed rows are and where they stand. What becomes of their KV is the parent's
 //! business.
 
-use std::{collections::HashMap, ops::Range, rc::Rc};
-
-use mlx_rs::Array;
+use std::{ops::Range, rc::Rc};
 
 use crate::engine::SequenceId;
-use crate::mlx::{attention::MaskCache, segment::Segment};
+use crate::mlx::{attention::MaskCache, segment::Segment, slab::SlabRows};
 
 /// A prefill chunk in a pass.
 #[derive(Debug, Clone, Copy)]
@@ -31,15 +29,15 @@ pub(super) struct PassRun {
 /// Whose tokens a pass computes: first one row per decoding sequence, then the chunks.
 #[derive(Debug, Default)]
 pub(in crate::mlx) struct LivePass {
-    /// Position of each decode row, in the order of the tail's rows.
+    /// Position of each decode row, in the order of the cohorts.
     pub decode_positions: Vec<usize>,
     pub chunks: Vec<PassChunk>,
     /// Packed rows of each chunk.
     pub(super) chunk_rows: Vec<Range<usize>>,
     /// The chunks once more, divided.
     pub(super) runs: Vec<PassRun>,
-    /// What each window hides of the tail, by window; `None` where nothing.
-    pub(super) tail_masks: HashMap<Option<usize>, Option<Array>>,
+    /// Where the decode rows are in the slab.
+    pub(super) slab_rows: Rc<SlabRows>,
     pub masks: MaskCache,
 }
 

@@ -19,12 +19,12 @@ fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
         (&[30, 20, 30], &[40, 40], &[true, false, true]),
     ];
     for (lengths, parts, expected) in cases {
-        let mut live = LiveKv::new(Vec::new(), u64::MAX);
+        let mut live = LiveKv::new(Vec::new(), ComputeDevice::Cpu, u64::MAX);
         let chunks = (0..).zip(lengths).map(|(sequence, &length)| chunk(sequence, length)).collect();
-        let pass = live.begin_pass(chunks, &[None]);
+        let pass = live.begin_pass(chunks).unwrap();
         let parts: Vec<Array> = parts.iter().map(|&num_rows| part(num_rows)).collect();
         assert_eq!(live.chunks_as_views(&parts, &pass), expected, "{lengths:?}");
-        live.append(0, None, &parts, &parts, &pass).unwrap();
+        live.append(0, &parts, &parts, &pass).unwrap();
         let own = |sequence| live.sequences[&SequenceId(sequence)].is_own_shared;
         assert_eq!((0..).map(own).take(lengths.len()).collect::<Vec<_>>(), expected, "{lengths:?}");
     }
@@ -35,13 +35,14 @@ fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
 fn a_segment_that_was_split_is_held_by_nobody() {
     let mut store = SegmentStore::default();
     let mut piece = |first: usize, num_tokens: usize| {
-        let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 1]).unwrap();
+        // As wide as makes the rows see it together.
+        let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 256]).unwrap();
         store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
     };
     let (long, short, below) = (piece(0, 90), piece(90, 9), piece(99, 3));
     let wholes = [Rc::downgrade(&long), Rc::downgrade(&short)];
     let ids = [long.id, short.id];
-    let mut live = LiveKv::new(Vec::new(), u64::MAX);
+    let mut live = LiveKv::new(Vec::new(), ComputeDevice::Cpu, u64::MAX);
     let sequences = [1, 2].map(SequenceId);
     for sequence in sequences {
         let path = vec![Rc::clone(&long), Rc::clone(&short), Rc::clone(&below)];
@@ -60,6 +61,7 @@ fn a_segment_that_was_split_is_held_by_nobody() {
         let path = live.sequences[&sequence].path.iter();
         assert_eq!(path.map(|segment| segment.first).collect::<Vec<_>>(), [0, 4, 90, 94, 99]);
     }
-    let [shared] = live.cohorts.shared.as_slice() else { panic!("{:?}", live.cohorts.shared) };
-    assert_eq!((shared.rows.clone(), shared.segments.len(), shared.segments[0].first), (0..2, 1, 4));
+    let seen: Vec<_> =
+        live.cohorts.pieces.iter().map(|piece| (piece.rows.clone(), piece.layers[0].num_tokens())).collect();
+    assert_eq!(seen, [(0..2, 102)]);
 }

@@ -1,0 +1,330 @@
+//! Attention of single query rows on the CPU: each row over its own keys, in one pass over memory.
+//!
+//! Owns these loops over slices, on as many threads as there are cores. A matrix product of one or a few
+//! rows reads keys and values no faster, copies them first, and runs on one core; its scores take another
+//! pass or two. The softmax is taken as it goes, with a running maximum (Milakov and Gimelshein, arXiv
+//! 1805.02867); what a row sees elsewhere comes in as a part of it.
+
+use std::{ops::Range, sync::Mutex};
+
+use crate::mlx::{
+    fused::{NOTHING_SEEN, exp_below, max_of, weigh},
+    sys::with_wide_vectors,
+};
+use crate::threads::on_threads;
+
+/// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
+const BLOCK_TOKENS: usize = 64;
+
+/// Numbers that are worked on side by side.
+const NUM_LANES: usize = 16;
+
+/// Bytes of keys and values that another thread is started for.
+const MIN_THREAD_BYTES: usize = 1 << 20;
+
+/// Heads of one layer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HeadShape {
+    pub num_kv_heads: usize,
+    /// Query heads of each KV head.
+    pub num_groups: usize,
+    pub head_dim: usize,
+}
+
+/// Keys and values of consecutive tokens that one row sees.
+#[derive(Debug, Clone)]
+pub(super) struct Strip<'a> {
+    pub keys: &'a [f32],
+    pub values: &'a [f32],
+    /// Where its first head begins in both.
+    pub first: usize,
+    /// Tokens from one head's beginning to the next one's.
+    pub capacity: usize,
+    /// Tokens that are seen.
+    pub tokens: Range<usize>,
+}
+
+/// What a row makes of other keys: for each head the largest score, the sum of e^(score - largest) and the
+/// values weighed so.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub max: &'a [f32],
+    pub sum: &'a [f32],
+    pub weighed: &'a [f32],
+}
+
+/// All that one row sees.
+#[derive(Debug)]
+pub(super) struct StripRow<'a> {
+    pub strips: Vec<Strip<'a>>,
+    pub parts: Vec<Part<'a>>,
+}
+
+/// Attends scaled queries `(B, H_kv, G, D)` to what their rows see: `(B, H_kv, G, D)`. Scores are capped first
+/// where there is a cap.
+pub(super) fn attend(queries: &[f32], rows: &[StripRow<'_>], shape: HeadShape, cap: Option<f32>) -> Vec<f32> {
+    let HeadShape { num_kv_heads, num_groups, head_dim } = shape;
+    let of_head = num_groups * head_dim;
+    let mut attended = vec![0.0; rows.len() * num_kv_heads * of_head];
+    let num_tokens: usize = rows.iter().flat_map(|row| &row.strips).map(|strip| strip.tokens.len()).sum();
+    let num_bytes = num_tokens * num_kv_heads * head_dim * 2 * size_of::<f32>();
+    let heads = Mutex::new(attended.chunks_mut(of_head).enumerate());
+    let work = || {
+        let mut head = Head::new(num_groups, head_dim, cap);
+        loop {
+            let next = heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+            let Some((index, weighed)) = next else { return };
+            let queries = &queries[index * of_head..][..of_head];
+            with_wide_vectors(|| {
+                head.attend(queries, &rows[index / num_kv_heads], index % num_kv_heads, weighed)
+            });
+        }
+    };
+    on_threads(1 + num_bytes / MIN_THREAD_BYTES, work);
+    attended
+}
+
+/// One KV head's queries of one row, on the way.
+struct Head {
+    num_groups: usize,
+    head_dim: usize,
+    cap: Option<f32>,
+    /// Scores, then weights, of a block of keys, query by query.
+    scores: Vec<f32>,
+    max: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+impl Head {
+    fn new(num_groups: usize, head_dim: usize, cap: Option<f32>) -> Self {
+        let scores = vec![0.0; num_groups * BLOCK_TOKENS];
+        Self { num_groups, head_dim, cap, scores, max: vec![0.0; num_groups], sum: vec![0.0; num_groups] }
+    }
+
+    /// Attends queries `(G, D)` to what the row sees with KV head `head`; `weighed` is `(G, D)`, zeros.
+    #[inline(always)]
+    fn attend(&mut self, queries: &[f32], row: &StripRow<'_>, head: usize, weighed: &mut [f32]) {
+        self.max.fill(NOTHING_SEEN);
+        self.sum.fill(0.0);
+        for part in &row.parts {
+            for group in 0..self.num_groups {
+                let of = head * self.num_groups + group;
+                let values = &part.weighed[of * self.head_dim..][..self.head_dim];
+                self.add_part(group, part.max[of], part.sum[of], values, weighed);
+            }
+        }
+        for strip in &row.strips {
+            let first = strip.first + head * strip.capacity * self.head_dim;
+            let mut start = strip.tokens.start;
+            while start < strip.tokens.end {
+                let num_tokens = (strip.tokens.end - start).min(BLOCK_TOKENS);
+                let from = first + start * self.head_dim;
+                let block = from..from + num_tokens * self.head_dim;
+                self.add_block(queries, &strip.keys[block.clone()], &strip.values[block], weighed);
+                start += num_tokens;
+            }
+        }
+        for (weighed, sum) in weighed.chunks_mut(self.head_dim).zip(&self.sum) {
+            weighed.iter_mut().for_each(|value| *value /= sum);
+        }
+    }
+
+    #[inline(always)]
+    fn add_block(&mut self, queries: &[f32], keys: &[f32], values: &[f32], weighed: &mut [f32]) {
+        let num_tokens = keys.len() / self.head_dim;
+        for (token, key) in keys.chunks_exact(self.head_dim).enumerate() {
+            for (group, query) in queries.chunks_exact(self.head_dim).enumerate() {
+                self.scores[group * BLOCK_TOKENS + token] = dot(query, key);
+            }
+        }
+        for group in 0..self.num_groups {
+            let scores = &mut self.scores[group * BLOCK_TOKENS..][..num_tokens];
+            if let Some(cap) = self.cap {
+                scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
+            }
+            let max = max_of(scores);
+            let sum = weigh(scores, if max > self.max[group] { max } else { self.max[group] });
+            let weighed = &mut weighed[group * self.head_dim..][..self.head_dim];
+            if max > self.max[group] {
+                let rescale = exp_below(self.max[group], max);
+                weighed.iter_mut().for_each(|value| *value *= rescale);
+                self.sum[group] *= rescale;
+                self.max[group] = max;
+            }
+            self.sum[group] += sum;
+            add_weighed(scores, values, weighed);
+        }
+    }
+
+    #[inline(always)]
+    fn add_part(&mut self, group: usize, max: f32, sum: f32, values: &[f32], weighed: &mut [f32]) {
+        let weighed = &mut weighed[group * self.head_dim..][..self.head_dim];
+        let largest = if max > self.max[group] { max } else { self.max[group] };
+        let (old, new) = (exp_below(self.max[group], largest), exp_below(max, largest));
+        for (weighed, value) in weighed.iter_mut().zip(values) {
+            *weighed = *weighed * old + value * new;
+        }
+        self.sum[group] = self.sum[group] * old + sum * new;
+        self.max[group] = largest;
+    }
+}
+
+#[inline(always)]
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let (left, left_rest) = left.as_chunks::<NUM_LANES>();
+    let (right, right_rest) = right.as_chunks::<NUM_LANES>();
+    let mut lanes = [0.0; NUM_LANES];
+    for (left, right) in left.iter().zip(right) {
+        for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
+            *lane += left * right;
+        }
+    }
+    let rest: f32 = left_rest.iter().zip(right_rest).map(|(left, right)| left * right).sum();
+    // In halves, as vectors are added up; one after the other they would wait for each other.
+    let mut width = NUM_LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0] + rest
+}
+
+/// Adds values `(L, D)` times their weights to `(D,)`.
+#[inline(always)]
+fn add_weighed(weights: &[f32], values: &[f32], weighed: &mut [f32]) {
+    let head_dim = weighed.len();
+    let (chunks, rest) = weighed.as_chunks_mut::<NUM_LANES>();
+    let num_whole = chunks.len() * NUM_LANES;
+    for (index, chunk) in chunks.iter_mut().enumerate() {
+        let mut lanes = *chunk;
+        for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            let value = &value[index * NUM_LANES..][..NUM_LANES];
+            for (lane, value) in lanes.iter_mut().zip(value) {
+                *lane += weight * value;
+            }
+        }
+        *chunk = lanes;
+    }
+    for (index, sum) in rest.iter_mut().enumerate() {
+        for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            *sum += weight * value[num_whole + index];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: f32) -> Vec<f32> {
+        (0..count).map(|index| ((index as f32 + seed) * 0.713).sin() * 2.0).collect()
+    }
+
+    /// Softmax attention in double precision of one query to keys and values `(L, D)`, and its largest score and sum.
+    fn reference(query: &[f32], keys: &[f32], values: &[f32], cap: Option<f32>) -> (Vec<f64>, f64, f64) {
+        let head_dim = query.len();
+        let scores: Vec<f64> = keys
+            .chunks(head_dim)
+            .map(|key| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum())
+            .map(|score: f64| cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()))
+            .collect();
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
+        let mut weighed = vec![0.0; head_dim];
+        for (score, value) in scores.iter().zip(values.chunks(head_dim)) {
+            for (weighed, value) in weighed.iter_mut().zip(value) {
+                *weighed += (score - max).exp() * f64::from(*value);
+            }
+        }
+        (weighed, max, sum)
+    }
+
+    #[test]
+    fn rows_over_several_strips_and_parts_are_one_softmax_in_double_precision() {
+        for (head_dim, num_groups, num_kv_heads, cap) in
+            [(64, 3, 3, None), (16, 1, 2, None), (80, 7, 2, None), (24, 4, 1, Some(3.0)), (5, 2, 2, None)]
+        {
+            let shape = HeadShape { num_kv_heads, num_groups, head_dim };
+            // A strip with room at both ends, a short one without, and a part.
+            let (capacity, tokens) = (300, 37..263);
+            let long = [
+                numbers(2 * num_kv_heads * capacity * head_dim, 1.0),
+                numbers(2 * num_kv_heads * capacity * head_dim, 9.0),
+            ];
+            let short =
+                [numbers(num_kv_heads * 3 * head_dim, 4.0), numbers(num_kv_heads * 3 * head_dim, 5.0)];
+            let known = [numbers(90 * head_dim, 6.0), numbers(90 * head_dim, 7.0)];
+            let num_heads = num_kv_heads * num_groups;
+            let queries = numbers(2 * num_heads * head_dim, 2.0);
+            let of_part: Vec<_> = queries
+                .chunks(head_dim)
+                .take(num_heads)
+                .map(|query| reference(query, &known[0], &known[1], cap))
+                .collect();
+            let max: Vec<f32> = of_part.iter().map(|(_, max, _)| *max as f32).collect();
+            let sum: Vec<f32> = of_part.iter().map(|(_, _, sum)| *sum as f32).collect();
+            let weighed: Vec<f32> =
+                of_part.iter().flat_map(|(weighed, ..)| weighed).map(|x| *x as f32).collect();
+            let strip = |slot: usize| Strip {
+                keys: &long[0],
+                values: &long[1],
+                first: slot * num_kv_heads * capacity * head_dim,
+                capacity,
+                tokens: tokens.clone(),
+            };
+            let whole = Strip { keys: &short[0], values: &short[1], first: 0, capacity: 3, tokens: 0..3 };
+            let part = Part { max: &max, sum: &sum, weighed: &weighed };
+            let rows = [
+                StripRow { strips: vec![strip(1), whole], parts: vec![part] },
+                StripRow { strips: vec![strip(0)], parts: Vec::new() },
+            ];
+            let found = attend(&queries, &rows, shape, cap);
+            for (index, (query, found)) in queries.chunks(head_dim).zip(found.chunks(head_dim)).enumerate() {
+                let (row, head) = (index / num_heads, index % num_heads / num_groups);
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                let from = ((1 - row) * num_kv_heads + head) * capacity;
+                let at = (from + tokens.start) * head_dim..(from + tokens.end) * head_dim;
+                keys.extend_from_slice(&long[0][at.clone()]);
+                values.extend_from_slice(&long[1][at]);
+                if row == 0 {
+                    let of_head = head * 3 * head_dim..(head + 1) * 3 * head_dim;
+                    keys.extend_from_slice(&short[0][of_head.clone()]);
+                    values.extend_from_slice(&short[1][of_head]);
+                    keys.extend_from_slice(&known[0]);
+                    values.extend_from_slice(&known[1]);
+                }
+                let (weighed, _, sum) = reference(query, &keys, &values, cap);
+                for (found, weighed) in found.iter().zip(weighed) {
+                    let expected = weighed / sum;
+                    assert!((f64::from(*found) - expected).abs() < 2e-5, "{shape:?}: {found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_whoever_is_beside_it_and_a_number_that_is_none_stays_none() {
+        let shape = HeadShape { num_kv_heads: 2, num_groups: 2, head_dim: 32 };
+        // Enough for several threads.
+        let capacity = 3000;
+        let mut keys = numbers(4 * 2 * capacity * 32, 1.0);
+        let values = numbers(keys.len(), 3.0);
+        keys[2 * capacity * 32 + 70 * 32] = f32::NAN;
+        let queries = numbers(4 * 4 * 32, 2.0);
+        let row = |slot: usize| {
+            let first = slot * 2 * capacity * 32;
+            let strip = Strip { keys: &keys, values: &values, first, capacity, tokens: slot..capacity };
+            StripRow { strips: vec![strip], parts: Vec::new() }
+        };
+        let together = attend(&queries, &[row(0), row(1), row(2), row(3)], shape, None);
+        for slot in 0..4 {
+            let of_row = slot * 4 * 32..(slot + 1) * 4 * 32;
+            let alone = attend(&queries[of_row.clone()], &[row(slot)], shape, None);
+            let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&alone), bits(&together[of_row]), "{slot}");
+            assert_eq!(alone.iter().any(|x| x.is_nan()), slot == 1);
+        }
+    }
+}

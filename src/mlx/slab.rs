@@ -1,0 +1,321 @@
+//! The slab: what decoding rows have to themselves, side by side, one array for the keys and one for the
+//! values of each layer.
+//!
+//! Owns its columns, slots and growth. Which tokens are in it and which a row sees elsewhere is `cohort`'s
+//! decision; a pass's rows as attention sees them are [`SlabRows`].
+//!
+//! ```text
+//!   slot 0  |....tttttttttttt|    |   all rows end at the same column, so that a step writes one column
+//!   slot 1  |..........tttttt|    |   of all rows in place, and there is room for the next few
+//!   slot 2  |                |    |   a hole: its row has left, the next to join is copied there
+//!   slot 3  |tttttttttttttttt|    |
+//!                            end  capacity
+//! ```
+
+use mlx_rs::{Array, Dtype, error::Exception, ops};
+
+use super::{
+    arrays::{compact, padded_around},
+    error::Result,
+    kv::LayerKv,
+    sys,
+};
+use crate::engine::SequenceId;
+
+/// Columns that are free after a move, at least; an eighth of those in use where that is more. A step in
+/// so many moves all rows, and as much memory is without use at most.
+const MIN_ROOM: usize = 16;
+
+/// A sequence that has tokens in the slab, or will with its next step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slot {
+    sequence: SequenceId,
+    /// Its last tokens, in as many columns before the end.
+    num_tokens: usize,
+}
+
+/// What decoding rows have to themselves.
+#[derive(Debug, Default)]
+pub(super) struct Slab {
+    slots: Vec<Option<Slot>>,
+    /// Columns in use, the same for all slots.
+    end: usize,
+    capacity: usize,
+    /// Keys and values `(S, H_kv, C, D)` of each layer; they come into being with the first tokens.
+    layers: Vec<(Array, Array)>,
+}
+
+/// A row that joins: pieces of its KV one behind the other, one entry a layer each.
+#[derive(Debug)]
+pub(super) struct Joining<'a> {
+    pub sequence: SequenceId,
+    pub pieces: Vec<&'a [LayerKv]>,
+    pub num_tokens: usize,
+}
+
+impl Slab {
+    /// Sequences that have a slot.
+    pub(super) fn sequences(&self) -> impl Iterator<Item = SequenceId> + '_ {
+        self.slots.iter().flatten().map(|slot| slot.sequence)
+    }
+
+    /// Slot of a sequence.
+    pub(super) fn slot_of(&self, sequence: SequenceId) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.is_some_and(|slot| slot.sequence == sequence))
+    }
+
+    /// How many of a sequence's last tokens are here; `None` where it has no slot.
+    pub(super) fn num_tokens(&self, sequence: SequenceId) -> Option<usize> {
+        self.slots.iter().flatten().find(|slot| slot.sequence == sequence).map(|slot| slot.num_tokens)
+    }
+
+    /// Slots that a pass of these sequences' rows reads: all up to the last of them.
+    fn num_read(&self) -> usize {
+        self.slots.iter().rposition(Option::is_some).map_or(0, |last| last + 1)
+    }
+
+    /// Makes a hole of a sequence's slot.
+    pub(super) fn leave(&mut self, sequence: SequenceId) {
+        if let Some(slot) = self.slot_of(sequence) {
+            self.slots[slot] = None;
+        }
+        if self.slots.iter().all(Option::is_none) {
+            *self = Self::default();
+        }
+    }
+
+    /// Takes rows in, which have no slot yet. Their tokens are copied.
+    pub(super) fn join(&mut self, joining: &[Joining<'_>]) -> Result<()> {
+        let Some(longest) = joining.iter().map(|row| row.num_tokens).max() else { return Ok(()) };
+        let num_rows = self.sequences().count() + joining.len();
+        if longest > self.end || num_rows > self.slots.len() {
+            // Some more than there are, unless all come at once: they will not have been the last.
+            let is_grown = num_rows > self.slots.len() && !self.slots.is_empty();
+            let num_slots = if is_grown { num_rows + num_rows / 4 } else { self.slots.len().max(num_rows) };
+            self.rebuild(num_slots, longest)?;
+        }
+        let mut holes: Vec<usize> =
+            (0..self.slots.len()).filter(|&slot| self.slots[slot].is_none()).collect();
+        holes.reverse();
+        for row in joining {
+            let slot = holes.pop().expect("there are as many slots as rows");
+            self.slots[slot] = Some(Slot { sequence: row.sequence, num_tokens: row.num_tokens });
+            self.copy_in(slot, row)?;
+        }
+        Ok(())
+    }
+
+    fn copy_in(&mut self, slot: usize, row: &Joining<'_>) -> Result<()> {
+        let num_layers = row.pieces.iter().map(|piece| piece.len()).max().unwrap_or(0);
+        for layer in 0..num_layers {
+            if self.layers.len() <= layer {
+                let like = &row.pieces.iter().find_map(|piece| piece.get(layer)).expect("one has this layer");
+                let new = (self.empty(&like.keys)?, self.empty(&like.values)?);
+                self.layers.push(new);
+            }
+            let mut column = self.end - row.num_tokens;
+            for kv in row.pieces.iter().map(|piece| &piece[layer]) {
+                let (keys, values) = &mut self.layers[layer];
+                for (plane, piece) in [(keys, &kv.keys), (values, &kv.values)] {
+                    put(plane, |plane| sys::set_at(plane, &[slot, 0, column, 0], piece))?;
+                }
+                column += kv.num_tokens();
+            }
+        }
+        Ok(())
+    }
+
+    /// A layer's plane without tokens; `like` is `(_, H_kv, _, D)`.
+    fn empty(&self, like: &Array) -> Result<Array> {
+        let shape = [self.slots.len() as i32, like.dim(1), self.capacity as i32, like.dim(3)];
+        Ok(ops::zeros_dtype(&shape, like.dtype())?)
+    }
+
+    /// Moves all rows to an array with so many slots, without holes between them, with room for
+    /// `num_tokens` before the end and for some steps after it.
+    fn rebuild(&mut self, num_slots: usize, num_tokens: usize) -> Result<()> {
+        let kept: Vec<usize> = (0..self.slots.len()).filter(|&slot| self.slots[slot].is_some()).collect();
+        let used =
+            kept.iter().filter_map(|&slot| self.slots[slot]).map(|slot| slot.num_tokens).max().unwrap_or(0);
+        let end = used.max(num_tokens);
+        let capacity = end + (end / 8).max(MIN_ROOM);
+        let in_order = kept.iter().copied().eq(0..kept.len());
+        let sources = Array::from_slice(
+            &kept.iter().map(|&slot| slot as i32).collect::<Vec<_>>(),
+            &[kept.len() as i32],
+        );
+        for (keys, values) in &mut self.layers {
+            for plane in [keys, values] {
+                put(plane, |plane| {
+                    let plane = sys::slice_axis(&plane, 2, self.end - used, self.end)?;
+                    let plane = if in_order {
+                        sys::slice_axis(&plane, 0, 0, kept.len())?
+                    } else {
+                        plane.take_axis(&sources, 0)?
+                    };
+                    padded_around(&plane, num_slots - kept.len(), (end - used, capacity - end))
+                })?;
+            }
+            // Layer by layer, so that no more than one is there twice.
+        }
+        self.slots = kept.iter().map(|&slot| self.slots[slot]).collect();
+        self.slots.resize(num_slots.max(kept.len()), None);
+        self.end = end;
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Begins a step of all rows: the column that it fills counts from now on.
+    pub(super) fn step(&mut self) -> Result<()> {
+        if self.end == self.capacity {
+            let num_rows = self.sequences().count();
+            // Where most have left, so does the memory.
+            let num_slots = if 2 * num_rows < self.slots.len() { num_rows } else { self.slots.len() };
+            self.rebuild(num_slots.max(num_rows), 0)?;
+        }
+        self.end += 1;
+        for slot in self.slots.iter_mut().flatten() {
+            slot.num_tokens += 1;
+        }
+        Ok(())
+    }
+
+    /// Fills the step's column of one layer, `(S', H_kv, 1, D)` with S' slots from the first on that are read. Layers come
+    /// in order.
+    pub(super) fn fill(&mut self, layer: usize, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+        if self.layers.len() <= layer {
+            let new = (self.empty(keys)?, self.empty(values)?);
+            self.layers.push(new);
+        }
+        let column = self.end - 1;
+        let (all_keys, all_values) = &mut self.layers[layer];
+        for (plane, new) in [(&mut *all_keys, keys), (&mut *all_values, values)] {
+            put(plane, |plane| sys::set_at(plane, &[0, 0, column, 0], new))?;
+        }
+        Ok((all_keys.clone(), all_values.clone()))
+    }
+
+    /// Some of a sequence's tokens, the first being the `skip`th it has here, as compact copies of every
+    /// layer; `first` is the position of that one.
+    pub(super) fn copy_out(
+        &self,
+        sequence: SequenceId,
+        skip: usize,
+        num_tokens: usize,
+        first: usize,
+    ) -> Result<Vec<LayerKv>> {
+        let Some(slot) = self.slot_of(sequence) else { return Ok(Vec::new()) };
+        let held = self.slots[slot].map_or(0, |slot| slot.num_tokens);
+        let start = self.end - held + skip;
+        let pick = |plane: &Array| -> Result<Array> {
+            compact(&sys::slice_axis(
+                &sys::slice_axis(plane, 0, slot, slot + 1)?,
+                2,
+                start,
+                start + num_tokens,
+            )?)
+        };
+        let layer = |(keys, values): &(Array, Array)| -> Result<LayerKv> {
+            Ok(LayerKv { first, keys: pick(keys)?, values: pick(values)? })
+        };
+        self.layers.iter().map(layer).collect()
+    }
+
+    /// The rows of a pass, in this order: each with how many of its last tokens it sees here.
+    pub(super) fn rows(&self, order: &[(SequenceId, usize)]) -> SlabRows {
+        let slots: Vec<usize> = order.iter().filter_map(|(sequence, _)| self.slot_of(*sequence)).collect();
+        let seen_from = order.iter().map(|(_, num_seen)| self.end - num_seen).collect();
+        SlabRows::new(slots, seen_from, self.end, self.num_read())
+    }
+}
+
+/// Replaces an array by one made of it. Not held here meanwhile: what nobody holds is written in place.
+fn put(plane: &mut Array, make: impl FnOnce(Array) -> std::result::Result<Array, Exception>) -> Result<()> {
+    let old = std::mem::replace(plane, Array::from_int(0));
+    *plane = make(old)?;
+    Ok(())
+}
+
+/// A pass's decode rows in the slab, in the order in which the pass has them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct SlabRows {
+    /// Slot of each row.
+    pub slots: Vec<usize>,
+    /// First column that each row sees, windows aside.
+    pub seen_from: Vec<usize>,
+    /// Columns in use, this step's the last.
+    pub end: usize,
+    /// Slots that are read, from the first on.
+    pub num_slots: usize,
+    /// How rows and slots are brought in each other's order; `None` where row n is in slot n.
+    pub order: Option<SlotOrder>,
+}
+
+/// Permutations between the rows of a pass and the slots.
+#[derive(Debug, Clone)]
+pub(super) struct SlotOrder {
+    /// Row of each slot, `(S',)`; of a hole any.
+    pub to_slots: Array,
+    /// Slot of each row, `(B,)`.
+    pub to_rows: Array,
+}
+
+impl SlabRows {
+    fn new(slots: Vec<usize>, seen_from: Vec<usize>, end: usize, num_slots: usize) -> Self {
+        let in_order = slots.iter().copied().eq(0..num_slots);
+        let order = (!in_order).then(|| {
+            let mut rows = vec![0; num_slots];
+            for (row, &slot) in slots.iter().enumerate() {
+                rows[slot] = row as i32;
+            }
+            let slots: Vec<i32> = slots.iter().map(|&slot| slot as i32).collect();
+            SlotOrder {
+                to_slots: Array::from_slice(&rows, &[rows.len() as i32]),
+                to_rows: Array::from_slice(&slots, &[slots.len() as i32]),
+            }
+        });
+        Self { slots, seen_from, end, num_slots, order }
+    }
+
+    /// Rows' elements, the first axis, in the order of slots.
+    pub(super) fn by_slot(&self, rows: &Array) -> Result<Array> {
+        Ok(match &self.order {
+            Some(order) => rows.take_axis(&order.to_slots, 0)?,
+            None => rows.clone(),
+        })
+    }
+
+    /// Slots' elements, the first axis, in the order of rows.
+    pub(super) fn by_row(&self, slots: &Array) -> Result<Array> {
+        Ok(match &self.order {
+            Some(order) => slots.take_axis(&order.to_rows, 0)?,
+            None => slots.clone(),
+        })
+    }
+
+    /// First column that each row sees through a window.
+    pub(super) fn seen_through(&self, window: Option<usize>) -> Vec<usize> {
+        let outside = window.map_or(0, |window| self.end.saturating_sub(window));
+        self.seen_from.iter().map(|&first| first.max(outside)).collect()
+    }
+
+    /// First column that any row sees through a window, and what hides the others' from there on to the end:
+    /// 0 or -inf, `(S', 1, 1, end - first)`; `None` where all see the same.
+    pub(super) fn mask(&self, window: Option<usize>, dtype: Dtype) -> Result<(usize, Option<Array>)> {
+        let seen = self.seen_through(window);
+        let first = seen.iter().copied().min().unwrap_or(0);
+        if seen.iter().all(|&from| from == first) {
+            return Ok((first, None));
+        }
+        let width = self.end - first;
+        let mut mask = vec![0.0_f32; self.num_slots * width];
+        for (&slot, &from) in self.slots.iter().zip(&seen) {
+            mask[slot * width..][..from - first].fill(f32::NEG_INFINITY);
+        }
+        let shape = [self.num_slots as i32, 1, 1, width as i32];
+        Ok((first, Some(Array::from_slice(&mask, &shape).as_dtype(dtype)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
