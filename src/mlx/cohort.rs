@@ -84,32 +84,44 @@ pub(super) struct Cohorts {
     max_copied_bytes: u64,
     /// The rows, those that see the same pieces side by side, and where each sees its tokens in the slab.
     pub rows: Vec<(SequenceId, Place)>,
-    /// In order of rows, and for each row of position.
+    /// In the order of their first rows.
     pub pieces: Vec<Piece>,
     /// Rows run on other segments than when this was formed.
     pub is_outdated: bool,
 }
 
-/// Neighbouring segments of a path on which the same rows run.
-struct Run<'a> {
-    segments: &'a [Rc<Segment>],
-    num_rows: usize,
-}
+/// The rows that run on each segment, ascending.
+///
+/// Most paths are a tree, where who runs on a segment runs on all above it. But a sequence that has computed
+/// anew what is stored already, to come by recurrent states, runs on its own copy of that.
+struct Users(HashMap<SegmentId, Vec<usize>>);
 
-impl Run<'_> {
-    fn num_tokens(&self) -> usize {
-        self.segments.iter().map(|segment| segment.num_tokens).sum()
+impl Users {
+    fn of<'a>(paths: impl Iterator<Item = &'a [Rc<Segment>]>) -> Self {
+        let mut users: HashMap<SegmentId, Vec<usize>> = HashMap::new();
+        for (row, path) in paths.enumerate() {
+            for segment in path {
+                users.entry(segment.id).or_default().push(row);
+            }
+        }
+        Self(users)
     }
 
-    fn end(&self) -> usize {
-        self.segments.last().map_or(0, |segment| segment.first + segment.num_tokens)
+    fn of_segment(&self, segment: &Segment) -> &[usize] {
+        self.0.get(&segment.id).map_or(&[], Vec::as_slice)
     }
-}
 
-/// Divides a path where rows part. Paths are a tree: who runs on a segment runs on all above it.
-fn runs<'a>(path: &'a [Rc<Segment>], num_users: &HashMap<SegmentId, usize>) -> Vec<Run<'a>> {
-    let same = |left: &Rc<Segment>, right: &Rc<Segment>| num_users[&left.id] == num_users[&right.id];
-    path.chunk_by(same).map(|segments| Run { segments, num_rows: num_users[&segments[0].id] }).collect()
+    /// Divides a path where the rows that run on it change.
+    fn runs<'a>(&self, path: &'a [Rc<Segment>]) -> Vec<&'a [Rc<Segment>]> {
+        path.chunk_by(|left, right| self.of_segment(left) == self.of_segment(right)).collect()
+    }
+
+    /// The consecutive rows on a segment that `row` is among.
+    fn around(&self, segment: &Segment, row: usize) -> Range<usize> {
+        let mut rows = self.of_segment(segment).chunk_by(|left, right| left + 1 == *right);
+        let found = rows.find(|rows| rows.contains(&row));
+        found.map_or(row..row + 1, |rows| rows[0]..rows[rows.len() - 1] + 1)
+    }
 }
 
 /// Bytes of a stored token in all layers and in one.
@@ -138,19 +150,17 @@ impl Cohorts {
 
     /// Decides where each row sees its tokens, in the order given.
     pub(super) fn places(&self, rows: &[Row<'_>]) -> Vec<Place> {
-        let mut num_users: HashMap<SegmentId, usize> = HashMap::new();
-        for segment in rows.iter().flat_map(|row| row.path) {
-            *num_users.entry(segment.id).or_default() += 1;
-        }
+        let users = Users::of(rows.iter().map(|row| row.path));
         let mut num_copied_bytes = 0.0;
         let mut places: Vec<Place> = Vec::with_capacity(rows.len());
         for row in rows {
-            let is_shared = |run: &Run<'_>| {
-                let (_, token_bytes) = token_bytes(&run.segments[0]);
-                self.costs.are_shared(run.num_rows, run.num_tokens(), token_bytes)
+            let is_shared = |run: &&[Rc<Segment>]| {
+                let num_rows = users.of_segment(&run[0]).len();
+                let num_tokens = run.iter().map(|segment| segment.num_tokens).sum();
+                self.costs.are_shared(num_rows, num_tokens, token_bytes(&run[0]).1)
             };
-            let runs = runs(row.path, &num_users);
-            let shared_end = runs.iter().rev().find(|run| is_shared(run)).map_or(0, Run::end);
+            let last_shared = users.runs(row.path).into_iter().rev().find(is_shared).and_then(<[_]>::last);
+            let shared_end = last_shared.map_or(0, |segment| segment.first + segment.num_tokens);
             let mut from = shared_end;
             if row.num_in_slab.is_some() {
                 from = from.max(row.slab_first());
@@ -195,24 +205,15 @@ impl Cohorts {
         slot_of: impl Fn(SequenceId) -> Option<usize>,
     ) -> Result<Self> {
         let mut order: Vec<(&Row<'_>, &Place)> = rows.iter().zip(places).collect();
-        let in_pieces = |row: &Row<'_>, place: &Place| -> usize {
+        let in_pieces = |(row, place): &(&Row<'_>, &Place)| -> usize {
             row.path.partition_point(|segment| segment.first < place.from)
         };
-        order.sort_by_cached_key(|(row, place)| {
-            let seen = row.path[..in_pieces(row, place)].iter().map(|segment| segment.id);
-            (seen.collect::<Vec<_>>(), slot_of(row.sequence))
+        order.sort_by_cached_key(|row| {
+            let seen = row.0.path[..in_pieces(row)].iter().map(|segment| segment.id);
+            (seen.collect::<Vec<_>>(), slot_of(row.0.sequence))
         });
-        // Consecutive rows that see a segment: in this order all that do.
-        let mut seers: HashMap<SegmentId, Range<usize>> = HashMap::new();
-        for (index, (row, place)) in order.iter().enumerate() {
-            for segment in &row.path[..in_pieces(row, place)] {
-                let rows = seers.entry(segment.id).or_insert(index..index);
-                if rows.end != index {
-                    return Err(MlxError::Unsupported("paths are no tree".to_owned()));
-                }
-                rows.end = index + 1;
-            }
-        }
+        let seen: Vec<&[Rc<Segment>]> = order.iter().map(|row| &row.0.path[..in_pieces(row)]).collect();
+        let seers = Users::of(seen.iter().copied());
         let known: HashMap<&[SegmentId], &Piece> = self
             .pieces
             .iter()
@@ -223,13 +224,14 @@ impl Cohorts {
         let in_slab: f64 = rows.iter().map(|row| row.copied_bytes(row.slab_first())).sum();
         let mut num_copied_bytes = in_slab as u64;
         for (index, (row, place)) in order.iter().enumerate() {
-            let seen = &row.path[..in_pieces(row, place)];
-            for run in seen.chunk_by(|left, right| seers[&left.id] == seers[&right.id]) {
-                if seers[&run[0].id].start != index {
+            let around = |segment: &Rc<Segment>| seers.around(segment, index);
+            for run in seen[index].chunk_by(|left, right| around(left) == around(right)) {
+                // The first of the rows makes it for all.
+                if around(&run[0]).start < index {
                     continue;
                 }
                 for segments in self.joined_runs(run, &mut num_copied_bytes) {
-                    formed.pieces.push(Piece::new(segments, seers[&run[0].id].clone(), &known)?);
+                    formed.pieces.push(Piece::new(segments, around(&run[0]), &known)?);
                 }
             }
             if place.from > row.path_end() {
@@ -282,7 +284,10 @@ impl Cohorts {
             let mut end = 0;
             let mut path = row.path.iter().map(|segment| segment.id);
             let mut is_path = true;
-            for piece in self.pieces.iter().filter(|piece| piece.rows.contains(&index)) {
+            let mut pieces: Vec<&Piece> =
+                self.pieces.iter().filter(|piece| piece.rows.contains(&index)).collect();
+            pieces.sort_by_key(|piece| piece.first);
+            for piece in pieces {
                 is_path &= piece.first == end && piece.ids.iter().all(|&id| path.next() == Some(id));
                 end += piece.num_tokens;
             }

@@ -43,7 +43,7 @@ pub(in crate::mlx) struct SlabKv {
 pub(in crate::mlx) struct DecodeKv {
     /// Position of each row.
     pub positions: Vec<usize>,
-    /// In order of rows. Paths are a tree: of two pieces that a row sees, the first has all rows of the second.
+    /// In any order; no two hold the same token of a row.
     pub pieces: Vec<PieceKv>,
     pub slab: SlabKv,
 }
