@@ -46,6 +46,7 @@ mod scheduler;
 mod sequence;
 mod stats;
 mod step;
+mod want;
 
 #[cfg(test)]
 pub(crate) mod fake_runner;
@@ -56,6 +57,7 @@ pub use crate::cache::TokenId;
 pub use prefixes::PersistStats;
 pub use request::{
     AnswerRecurs, Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError,
+    num_reusable,
 };
 pub use runner::{
     Exported, Group, ImportError, Input, NO_TOKEN, Runner, RunnerError, SamplingParams, SegmentId,
@@ -65,3 +67,4 @@ pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;
 pub use stats::{PassTotals, Stats};
 pub use step::Engine;
+pub use want::{MAX_TOP, Processors, Report, Score, TokenReport};

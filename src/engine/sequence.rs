@@ -205,6 +205,11 @@ impl Sequence {
         all.skip(range.start).take(range.len()).copied().collect()
     }
 
+    /// The end token that it has come to.
+    fn end_token(&self) -> Option<TokenId> {
+        self.new_tokens.last().copied().filter(|token| self.request.end_ids.contains(token))
+    }
+
     pub fn finished(&self, reason: FinishReason) -> Event {
         Event::Finished {
             id: self.request.id,
@@ -212,6 +217,7 @@ impl Sequence {
             num_prompt_tokens: self.request.prompt.len(),
             num_cached_tokens: self.num_cached_tokens,
             num_new_tokens: self.new_tokens.len(),
+            end_token: self.end_token(),
         }
     }
 }

@@ -240,7 +240,7 @@ impl<R: Runner> Engine<R> {
         let sequence = &mut self.running[index];
         let accepted = sequence.accept(token);
         let id = sequence.request_id();
-        self.events.extend(accepted.token.map(|token| Event::Token { id, token }));
+        self.events.extend(accepted.token.map(|token| Event::Token { id, token, report: None }));
         if let Some(reason) = accepted.reason {
             let sequence = self.remove_running(index, true);
             self.events.push(sequence.finished(reason));
