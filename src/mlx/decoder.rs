@@ -148,6 +148,11 @@ impl Decoder {
         &self.initial_states
     }
 
+    /// What computes.
+    pub(super) fn device(&self) -> ComputeDevice {
+        self.device
+    }
+
     /// The elementwise functions of this device.
     pub(super) fn ops(&self) -> &Ops {
         &self.ops

@@ -69,7 +69,7 @@ pub(super) fn weigh_rows(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32
 }
 
 #[inline(always)]
-fn max_of(scores: &[f32]) -> f32 {
+pub(super) fn max_of(scores: &[f32]) -> f32 {
     let (chunks, rest) = scores.as_chunks::<NUM_LANES>();
     let mut lanes = [NOTHING_SEEN; NUM_LANES];
     for chunk in chunks {
@@ -80,21 +80,38 @@ fn max_of(scores: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(NOTHING_SEEN, larger)
 }
 
+/// e^(score - max), where no score lies above `max`; far below it the result is tiny rather than 0.
+#[inline(always)]
+fn weight_of(score: f32, max: f32) -> f32 {
+    exp2_in_range(larger(MIN_EXPONENT, (score - max) * std::f32::consts::LOG2_E))
+}
+
+/// Sum of e^(score - max) over all scores.
+#[inline(always)]
+pub(super) fn sum_of_weights(scores: &[f32], max: f32) -> f32 {
+    let (chunks, rest) = scores.as_chunks::<NUM_LANES>();
+    let mut lanes = [0.0; NUM_LANES];
+    for chunk in chunks {
+        for (lane, score) in lanes.iter_mut().zip(chunk) {
+            *lane += weight_of(*score, max);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|score| weight_of(*score, max)).sum::<f32>()
+}
+
 #[inline(always)]
 fn weigh(scores: &mut [f32], max: f32) -> f32 {
-    let weight_of =
-        |score: f32| exp2_in_range(larger(MIN_EXPONENT, (score - max) * std::f32::consts::LOG2_E));
     let (chunks, rest) = scores.as_chunks_mut::<NUM_LANES>();
     let mut lanes = [0.0; NUM_LANES];
     for chunk in chunks {
         for (lane, score) in lanes.iter_mut().zip(chunk) {
-            *score = weight_of(*score);
+            *score = weight_of(*score, max);
             *lane += *score;
         }
     }
     let mut sum: f32 = lanes.iter().sum();
     for score in rest {
-        *score = weight_of(*score);
+        *score = weight_of(*score, max);
         sum += *score;
     }
     sum

@@ -28,7 +28,7 @@ fn walk(sequence: &mut Sequence) -> Vec<(usize, bool, Work)> {
     let mut seen = Vec::new();
     while let Some(work) = sequence.counts().next_work(4) {
         let group = sequence.group(&work);
-        seen.push((group.start, group.sample.is_some(), work.clone()));
+        seen.push((group.start, matches!(group.want, Want::Token(_)), work.clone()));
         sequence.advance(&work);
     }
     seen
