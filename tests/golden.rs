@@ -10,7 +10,10 @@ use std::{num::NonZeroUsize, sync::Arc};
 
 use common::{Golden, golden, load, on_both_kinds};
 use mlxbatch::{
-    engine::{AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, SamplingParams},
+    engine::{
+        AnswerRecurs, Engine, Event, GenerationRequest, Limits, Processors, PromptPlan, RequestId,
+        SamplingParams,
+    },
     mlx::ComputeDevice,
 };
 
@@ -67,6 +70,9 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
                     max_new_tokens: 40,
                     end_ids: Arc::from([]),
                     sampling: greedy.clone(),
+                    processors: Processors::default(),
+                    report: None,
+                    score: None,
                     plan: PromptPlan::default(),
                     answer_recurs: AnswerRecurs::default(),
                 })
@@ -76,7 +82,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
             return answers;
         }
         for event in engine.step().unwrap() {
-            if let Event::Token { id, token } = event {
+            if let Event::Token { id, token, .. } = event {
                 answers[id.0 as usize].push(token);
             }
         }

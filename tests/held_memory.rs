@@ -14,7 +14,8 @@ use std::{
 use mlxbatch::{
     cache::{CacheLimits, ResumeRule},
     engine::{
-        AnswerRecurs, Engine, Event, GenerationRequest, Limits, PromptPlan, RequestId, Runner, SamplingParams,
+        AnswerRecurs, Engine, Event, GenerationRequest, Limits, Processors, PromptPlan, RequestId, Runner,
+        SamplingParams,
     },
     mlx::{ComputeDevice, MlxRunner, active_memory_bytes},
 };
@@ -64,7 +65,19 @@ fn request(id: usize, prompt: Vec<u32>, max_new_tokens: usize) -> GenerationRequ
     // The run comes past each of them: what is kept for one that has ended may go.
     let plan = PromptPlan { order: id as u64, ..PromptPlan::default() };
     let (id, end_ids, answer_recurs) = (RequestId(id as u64), Arc::from([]), AnswerRecurs::default());
-    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan, answer_recurs }
+    let (processors, report, score) = (Processors::default(), None, None);
+    GenerationRequest {
+        id,
+        prompt,
+        max_new_tokens,
+        end_ids,
+        sampling,
+        processors,
+        report,
+        score,
+        plan,
+        answer_recurs,
+    }
 }
 
 /// Runs until nothing is left to do; returns how many tokens each request found in the cache.

@@ -18,6 +18,7 @@ use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestR
 use crate::cache::reusable;
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
 use crate::commands::identity::ComputedModel;
+use crate::engine::num_reusable;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
@@ -192,6 +193,7 @@ impl<'a> Totals<'a> {
             .iter()
             .map(|Planned { tokens, max_new_tokens }| PlanPrompt {
                 tokens,
+                num_reusable: num_reusable(tokens.len(), None),
                 boundaries: &[],
                 max_new_tokens: *max_new_tokens,
             })

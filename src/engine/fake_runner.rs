@@ -4,6 +4,7 @@
 //! position, twice or missing changes every later token. What is stored is kept by `store`. Which
 //! answers are right is for the tests to say, by way of [`next_token`].
 
+mod model;
 mod store;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -11,29 +12,18 @@ use std::io::Read;
 
 use crate::cache::ResumeRule;
 
+pub(crate) use model::{VOCAB_SIZE, best, logits, next_token, report};
 use store::Store;
 pub(crate) use store::{BYTES_PER_TOKEN, EXPORTED_BYTES_PER_TOKEN};
 
 use super::{
-    Exported, Group, ImportError, Input, Limits, NO_TOKEN, Runner, RunnerError, SamplingParams, SegmentId,
-    SequenceId, Stored, StoredSegment, TokenId,
+    Choice, Exported, Group, ImportError, Input, Limits, Outcome, Runner, RunnerError, SamplingParams,
+    SegmentId, SequenceId, Stored, StoredSegment, TokenId, Want,
 };
-
-/// Tokens that the fake model knows; few, so that end tokens come up.
-pub(crate) const VOCAB_SIZE: u32 = 13;
 
 /// Greedy parameters with a key, which the fake model puts into its hash.
 pub(crate) fn greedy(key: u64) -> SamplingParams {
     SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key }
-}
-
-/// The fake model's token after `tokens`.
-pub(crate) fn next_token(tokens: &[TokenId], sampling: &SamplingParams) -> TokenId {
-    let mix = |hash: u64, value: u64| (hash ^ value).wrapping_mul(0x0100_0000_01b3).rotate_left(23);
-    let hash = tokens
-        .iter()
-        .fold(mix(0xcbf2_9ce4_8422_2325, sampling.key), |hash, &token| mix(hash, u64::from(token) + 1));
-    u32::try_from((hash >> 7) % u64::from(VOCAB_SIZE)).expect("less than a u32")
 }
 
 /// Which calls of the runner fail, each counted from 0.
@@ -49,7 +39,7 @@ pub(crate) struct Failures {
     pub no_token: Option<usize>,
     /// Whatever was computed after this token are no numbers.
     pub poison: Option<TokenId>,
-    /// Every collection comes back a token short.
+    /// Every collection comes back an outcome short.
     pub loses_tokens: bool,
 }
 
@@ -63,7 +53,7 @@ pub(crate) struct FakeRunner {
     /// Bytes of segments that were discarded while sequences ran on them: alive until those are released.
     outlived: HashMap<SegmentId, u64>,
     released: HashSet<SequenceId>,
-    under_way: VecDeque<Vec<TokenId>>,
+    under_way: VecDeque<Vec<Outcome>>,
     num_launched: usize,
     num_collected: usize,
     num_cache_calls: usize,
@@ -156,7 +146,7 @@ impl FakeRunner {
         self.prefilled.values().sum()
     }
 
-    fn run_group(&mut self, group: &Group) -> Option<TokenId> {
+    fn run_group(&mut self, group: &Group) -> Outcome {
         assert!(!self.released.contains(&group.sequence), "a group of a released sequence: {group:?}");
         let live = self.live.entry(group.sequence).or_default();
         assert!(!live.is_lost, "a group of a sequence whose pass failed: {group:?}");
@@ -173,21 +163,37 @@ impl FakeRunner {
                 }
             }
             Input::Last(token) => {
-                assert!(group.sample.is_some(), "a decode row that does not sample: {group:?}");
+                assert!(matches!(group.want, Want::Token(_)), "a decode row that does not sample: {group:?}");
                 assert_eq!(live.sampled, None, "a last prompt token after a sampled one: {group:?}");
                 live.tokens.push(*token);
             }
             Input::Sampled => {
-                assert!(group.sample.is_some(), "a decode row that does not sample: {group:?}");
+                assert!(matches!(group.want, Want::Token(_)), "a decode row that does not sample: {group:?}");
                 live.tokens.push(live.sampled.expect("a decode row has a sampled token to feed"));
             }
         }
         let is_poisoned = self.failures.poison.is_some_and(|poison| live.tokens.contains(&poison));
-        live.sampled = group.sample.as_ref().map(|sampling| match is_poisoned {
-            true => NO_TOKEN,
-            false => next_token(&live.tokens, sampling),
-        });
-        live.sampled
+        let outcome = match &group.want {
+            Want::Nothing => Outcome::Nothing,
+            _ if is_poisoned => Outcome::NotNumbers,
+            Want::Token(choice) => choose(&live.tokens, choice),
+            Want::Scores(scoring) => {
+                let first = live.tokens.len() + 1 - scoring.targets.len();
+                let before = (first..).map(|end| &live.tokens[..end]);
+                let report = |(before, target): (&[TokenId], &TokenId)| {
+                    report(&logits(before, &greedy(0)), *target, scoring.num_top)
+                };
+                assert!(!scoring.targets.is_empty(), "nothing to score: {group:?}");
+                assert!(first > group.start, "scores after a position that it does not compute: {group:?}");
+                Outcome::Scores(before.zip(&scoring.targets).map(report).collect())
+            }
+        };
+        live.sampled = match (&group.want, &outcome) {
+            (Want::Token(_), Outcome::Token(token, _)) => Some(*token),
+            (Want::Token(_), _) => Some(0),
+            _ => None,
+        };
+        outcome
     }
 
     fn check_limits(&self, groups: &[Group]) {
@@ -233,18 +239,18 @@ impl Runner for FakeRunner {
         if self.failures.every_launch || self.failures.launch == Some(number) {
             return Err(RunnerError(format!("launch {number} is out of memory")));
         }
-        let tokens = groups.iter().filter_map(|group| self.run_group(group)).collect();
-        self.under_way.push_back(tokens);
+        let outcomes = groups.iter().map(|group| self.run_group(group)).collect();
+        self.under_way.push_back(outcomes);
         self.num_launched += 1;
         self.peak_under_way = self.peak_under_way.max(self.under_way.len());
         self.check_limits(groups);
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError> {
-        let mut tokens = self.under_way.pop_front().expect("a pass is under way");
+    fn collect(&mut self) -> Result<Vec<Outcome>, RunnerError> {
+        let mut outcomes = self.under_way.pop_front().expect("a pass is under way");
         if self.failures.loses_tokens {
-            tokens.pop();
+            outcomes.pop();
         }
         let number = self.num_collected;
         self.num_collected += 1;
@@ -253,11 +259,11 @@ impl Runner for FakeRunner {
             return Err(RunnerError(format!("pass {number} is out of memory")));
         }
         if self.failures.no_token == Some(number)
-            && let Some(token) = tokens.first_mut()
+            && let Some(outcome) = outcomes.iter_mut().find(|outcome| matches!(outcome, Outcome::Token(..)))
         {
-            *token = NO_TOKEN;
+            *outcome = Outcome::NotNumbers;
         }
-        Ok(tokens)
+        Ok(outcomes)
     }
 
     fn resume(
@@ -374,4 +380,15 @@ impl Runner for FakeRunner {
         self.live.remove(&sequence);
         self.outlived.retain(|id, _| self.live.values().any(|live| live.path.contains(id)));
     }
+}
+
+/// The token after these, as it is asked for.
+fn choose(tokens: &[TokenId], choice: &Choice) -> Outcome {
+    let raw = logits(tokens, &choice.sampling);
+    let mut edited = raw.clone();
+    if let Some(edits) = &choice.edits {
+        model::edit(&mut edited, edits, *tokens.last().expect("a step has an input"));
+    }
+    let token = best(&edited);
+    Outcome::Token(token, choice.report.map(|wanted| Box::new(report(&raw, token, wanted.num_top))))
 }

@@ -37,6 +37,8 @@
 //!
 //! Chunks end where the plan says and a fixed number of tokens after that, never where timing says.
 
+mod edits;
+mod group;
 mod pass;
 mod prefixes;
 mod request;
@@ -46,6 +48,7 @@ mod scheduler;
 mod sequence;
 mod stats;
 mod step;
+mod want;
 
 #[cfg(test)]
 pub(crate) mod fake_runner;
@@ -53,15 +56,18 @@ pub(crate) mod fake_runner;
 mod tests;
 
 pub use crate::cache::TokenId;
+pub use edits::{LogitEdits, Penalties, Seen};
+pub use group::{Choice, Group, Input, Outcome, Scoring, Want};
 pub use prefixes::PersistStats;
 pub use request::{
     AnswerRecurs, Cut, Event, FinishReason, GenerationRequest, PromptPlan, RequestId, SubmitError,
+    num_reusable,
 };
 pub use runner::{
-    Exported, Group, ImportError, Input, NO_TOKEN, Runner, RunnerError, SamplingParams, SegmentId,
-    SequenceId, Stored, StoredSegment,
+    Exported, ImportError, Runner, RunnerError, SamplingParams, SegmentId, SequenceId, Stored, StoredSegment,
 };
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;
 pub use stats::{PassTotals, Stats};
 pub use step::Engine;
+pub use want::{MAX_TOP, Processors, Report, Score, TokenReport};

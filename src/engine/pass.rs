@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::stats::PassTotals;
-use super::{Group, Input, SequenceId};
+use super::{Group, Input, Outcome, SequenceId, Want};
 
 /// A pass launched and not yet collected.
 pub(super) struct Pass {
@@ -19,8 +19,48 @@ pub(super) struct Pass {
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     pub sequence: SequenceId,
-    /// Whether a token of it will be collected.
-    samples: bool,
+    /// What will be collected of it.
+    pub awaits: Awaits,
+}
+
+/// What is to come of a sequence's part in a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaits {
+    Nothing,
+    Token,
+    /// Reports on so many prompt tokens from this position on.
+    Scores {
+        position: usize,
+        num_tokens: usize,
+    },
+}
+
+impl Awaits {
+    /// Whether this is what the runner was asked for.
+    pub fn is_met_by(self, outcome: &Outcome) -> bool {
+        match (self, outcome) {
+            (Self::Nothing, Outcome::Nothing) | (Self::Token, Outcome::Token(..)) => true,
+            (Self::Scores { num_tokens, .. }, Outcome::Scores(reports)) => reports.len() == num_tokens,
+            (_, Outcome::NotNumbers) => self != Self::Nothing,
+            _ => false,
+        }
+    }
+}
+
+impl Row {
+    fn new(group: &Group) -> Self {
+        let awaits = match (&group.want, &group.input) {
+            (Want::Nothing, _) => Awaits::Nothing,
+            (Want::Token(_), _) => Awaits::Token,
+            (Want::Scores(scoring), input) => {
+                let num_inputs = if let Input::Prompt(tokens) = input { tokens.len() } else { 1 };
+                let num_tokens = scoring.targets.len();
+                // The last target stands behind the last input.
+                Awaits::Scores { position: group.start + num_inputs + 1 - num_tokens, num_tokens }
+            }
+        };
+        Row { sequence: group.sequence, awaits }
+    }
 }
 
 impl Pass {
@@ -37,13 +77,7 @@ impl Pass {
                 Input::Sampled => totals.num_decode_rows += 1,
             }
         }
-        let row = |group: &Group| Row { sequence: group.sequence, samples: group.sample.is_some() };
-        Pass { rows: groups.iter().map(row).collect(), totals, launched: Instant::now() }
-    }
-
-    /// Sequences of the tokens to be collected, in their order.
-    pub fn sampling_rows(&self) -> impl Iterator<Item = SequenceId> + '_ {
-        self.rows.iter().filter(|row| row.samples).map(|row| row.sequence)
+        Pass { rows: groups.iter().map(Row::new).collect(), totals, launched: Instant::now() }
     }
 
     /// Takes the pass's time now that its tokens are there, and returns the moment.

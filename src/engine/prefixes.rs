@@ -31,7 +31,7 @@ use self::persisted::Persisted;
 use super::sequence::Sequence;
 use super::{PromptPlan, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId};
 use crate::cache::{
-    CacheError, CacheLimits, CacheUsage, Claim, NodeId, OwnerId, Payload, PromptCache, ResumeRule, reusable,
+    CacheError, CacheLimits, CacheUsage, Claim, NodeId, OwnerId, Payload, PromptCache, ResumeRule,
 };
 
 impl Payload for StoredSegment {
@@ -149,10 +149,10 @@ impl Prefixes {
         self.cache.as_mut()
     }
 
-    /// Tells the cache of a request's plan: what is stored already may be meant for it.
-    pub(super) fn expect(&mut self, prompt: &[TokenId], plan: &PromptPlan) -> Result<(), RunnerError> {
+    /// Tells the cache of a request's plan, given the tokens that may come from it: what is stored already may be meant for it.
+    pub(super) fn expect(&mut self, reusable: &[TokenId], plan: &PromptPlan) -> Result<(), RunnerError> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        let found = cache.find(reusable(prompt));
+        let found = cache.find(reusable);
         let whole = found.path.iter().map(|step| (step.node, step.end));
         let partial = found.partial.map(|partial| (partial.node, found.num_tokens));
         let mut cuts = plan.cuts.iter().peekable();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::{SamplingParams, TokenId};
+use super::{Processors, Report, SamplingParams, Score, TokenId, TokenReport};
 use crate::cache::Tier;
 
 /// Names a request to its caller, who chooses the number; unique among unfinished requests.
@@ -22,15 +22,40 @@ pub struct GenerationRequest {
     pub id: RequestId,
     /// The whole prompt, at least one token.
     pub prompt: Vec<TokenId>,
-    /// Tokens to generate at most, at least one; an end token counts.
+    /// Tokens to generate at most; an end token counts. At least one, unless the prompt is scored.
     pub max_new_tokens: usize,
     /// Tokens that end the answer; usually shared by all requests of a run.
     pub end_ids: Arc<[TokenId]>,
     pub sampling: SamplingParams,
+    /// Changes to the logits before a token is chosen.
+    pub processors: Processors,
+    /// Whether each new token comes with its log-probability.
+    pub report: Option<Report>,
+    /// Whether the log-probabilities of prompt tokens are wanted.
+    pub score: Option<Score>,
     /// Where the prompt is cut for storing, and who else will use the pieces.
     pub plan: PromptPlan,
     /// Whether the answer is worth keeping.
     pub answer_recurs: AnswerRecurs,
+}
+
+impl GenerationRequest {
+    /// How many of the prompt's tokens may come from the cache and go there. The last one never does: it is
+    /// the first decode step's input. Nor does what is needed anew to score the tokens behind it.
+    pub fn num_reusable(&self) -> usize {
+        num_reusable(self.prompt.len(), self.score.as_ref())
+    }
+
+    /// The tokens that may come from the cache and go there.
+    pub fn reusable(&self) -> &[TokenId] {
+        &self.prompt[..self.num_reusable()]
+    }
+}
+
+/// How many tokens of a prompt of so many may come from the cache and go there.
+pub fn num_reusable(num_prompt_tokens: usize, score: Option<&Score>) -> usize {
+    let before_last = num_prompt_tokens.saturating_sub(1);
+    score.map_or(before_last, |score| before_last.min(score.from.saturating_sub(1)))
 }
 
 /// Whether the tokens of an answer may come again as they are, in the prompt of a later turn. It is asked
@@ -111,10 +136,14 @@ pub enum FinishReason {
 }
 
 /// What happened to a request, in the order in which it happened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The next token of an answer; never an end token. A step gives a request at most one.
-    Token { id: RequestId, token: TokenId },
+    /// The next token of an answer; never an end token. A step gives a request at most one. It has a report
+    /// where the request asked for one.
+    Token { id: RequestId, token: TokenId, report: Option<Box<TokenReport>> },
+    /// The prompt's tokens from `position` on, one report each: several such events, ascending and without
+    /// gaps, before the request's first token.
+    Scored { id: RequestId, position: usize, reports: Vec<TokenReport> },
     /// The last event of a request.
     Finished {
         id: RequestId,
@@ -125,6 +154,8 @@ pub enum Event {
         /// Tokens the answer took. The end token counts though it is no [`Event::Token`], as in
         /// mlx-lm's generation counters: it was computed, and it used up one of `max_new_tokens`.
         num_new_tokens: usize,
+        /// The end token that ended it, where one did.
+        end_token: Option<TokenId>,
     },
 }
 

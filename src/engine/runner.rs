@@ -1,13 +1,15 @@
 //! The seam between the engine, which decides, and the tensors, which only `mlx/` holds.
 //!
-//! Owns the vocabulary of one forward pass. What runs when is the scheduler's business.
+//! Owns what the engine may ask of a runner. The words of one forward pass are in `group`; what runs when is
+//! the scheduler's business.
 
 use std::io::Read;
 use std::ops::Range;
 
 use thiserror::Error;
 
-use crate::cache::{ResumeRule, TokenId};
+use super::{Group, Outcome};
+use crate::cache::ResumeRule;
 
 /// Names a running sequence; never reused within a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,29 +66,6 @@ impl SamplingParams {
     }
 }
 
-/// Where a group's input tokens come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// A prefill chunk: these prompt tokens, at least one.
-    Prompt(Vec<TokenId>),
-    /// A sequence's first decode step: the last token of its prompt.
-    Last(TokenId),
-    /// A decode step: the one token that this sequence's previous group sampled. It may still be
-    /// on the device, not collected yet.
-    Sampled,
-}
-
-/// One sequence's share of a forward pass.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Group {
-    pub sequence: SequenceId,
-    pub input: Input,
-    /// Position of the first input token; equals the number of tokens already in the KV.
-    pub start: usize,
-    /// Samples a token after the group's last position when set.
-    pub sample: Option<SamplingParams>,
-}
-
 /// The KV of some tokens as bytes, of which a part is to be taken in. The bytes may turn out not to be
 /// sound when all are read; what was taken in is discarded then.
 pub struct Exported<'a> {
@@ -101,9 +80,6 @@ pub struct Exported<'a> {
     /// Position in the prompt of the first wanted token.
     pub position: usize,
 }
-
-/// What [`Runner::collect`] gives where a model's logits are no numbers, so that there is no token.
-pub const NO_TOKEN: TokenId = TokenId::MAX;
 
 /// Why a forward pass could not be computed.
 #[derive(Debug, Error)]
@@ -133,12 +109,11 @@ pub trait Runner {
     /// collect; the sequences in it are released next, whether or not they came into being.
     fn launch(&mut self, groups: &[Group]) -> Result<(), RunnerError>;
 
-    /// Waits for the oldest launched pass that is not collected yet and returns the tokens it
-    /// sampled, in the order of those of its groups that sample; [`NO_TOKEN`] where there is none. A
-    /// sequence without one is released next, as its KV is worth nothing.
+    /// Waits for the oldest launched pass that is not collected yet and returns what came of each of its
+    /// groups, in their order.
     ///
     /// A pass that fails here counts as collected; the sequences in it are released next.
-    fn collect(&mut self) -> Result<Vec<TokenId>, RunnerError>;
+    fn collect(&mut self) -> Result<Vec<Outcome>, RunnerError>;
 
     /// Begins a sequence on stored segments, which follow each other from position 0; nothing is
     /// copied, and nothing is freed while it runs. Models with recurrent layers take up the state

@@ -6,8 +6,12 @@
 
 use std::ops::Range;
 
+use super::edits::{Processing, Tokens};
 use super::prefixes::Hold;
-use super::{Event, FinishReason, GenerationRequest, Group, Input, RequestId, SequenceId, Stored, TokenId};
+use super::{
+    Choice, Event, FinishReason, GenerationRequest, Group, Input, RequestId, Scoring, SequenceId, Stored,
+    TokenId, Want,
+};
 
 /// How far a sequence's *launched* work is; what is collected lags behind by up to two passes.
 ///
@@ -89,12 +93,15 @@ pub(super) struct Sequence {
     /// Its KV after the path, taken out of the runner before its tokens are known: the KV and the
     /// position where it ends.
     pub rest: Option<(Stored, usize)>,
+    /// Its processors, if they change anything.
+    processing: Option<Box<Processing>>,
 }
 
 impl Sequence {
     pub fn new(id: SequenceId, request: GenerationRequest) -> Self {
         Sequence {
             id,
+            processing: Processing::of(&request.processors, &request.end_ids).map(Box::new),
             request,
             state: State::Waiting,
             hold: Hold::default(),
@@ -122,7 +129,8 @@ impl Sequence {
         let planned = cuts.get(num_passed).map(|cut| cut.position);
         let next_cut = planned.into_iter().chain(self.hold.next_end()).min();
         // The last new token is never fed back, so it needs no KV.
-        let max_kv_tokens = self.request.prompt.len().saturating_add(self.request.max_new_tokens - 1);
+        let max_kv_tokens =
+            self.request.prompt.len().saturating_add(self.request.max_new_tokens).saturating_sub(1);
         Counts {
             num_prefill_tokens: self.num_prefill_tokens(),
             next_cut: next_cut.unwrap_or(usize::MAX),
@@ -141,24 +149,67 @@ impl Sequence {
     fn after_prefill_of(&self, position: usize) -> State {
         if position < self.num_prefill_tokens() {
             State::Prefilling { position }
+        } else if self.request.max_new_tokens == 0 {
+            State::Draining
         } else {
             State::Decoding { num_sampled: 0 }
         }
     }
 
     /// Describes `work` to the runner.
-    pub fn group(&self, work: &Work) -> Group {
+    pub fn group(&mut self, work: &Work) -> Group {
         let prompt = &self.request.prompt;
-        let (input, start, sample) = match (work, self.state) {
-            (Work::Prefill(range), _) => (Input::Prompt(prompt[range.clone()].to_vec()), range.start, None),
+        let (input, start, want) = match (work, self.state) {
+            (Work::Prefill(range), _) => {
+                (Input::Prompt(prompt[range.clone()].to_vec()), range.start, self.scoring_of(range))
+            }
             (Work::Decode, State::Decoding { num_sampled }) => {
                 let start = self.num_prefill_tokens() + num_sampled;
                 let input = if num_sampled == 0 { Input::Last(prompt[start]) } else { Input::Sampled };
-                (input, start, Some(self.request.sampling.clone()))
+                (input, start, Want::Token(self.choice(start)))
             }
             (Work::Decode, state) => unreachable!("only a decoding sequence decodes, not {state:?}"),
         };
-        Group { sequence: self.id, input, start, sample }
+        Group { sequence: self.id, input, start, want }
+    }
+
+    /// Which tokens are scored with a chunk of the prompt: those that follow its positions.
+    fn scoring_of(&self, chunk: &Range<usize>) -> Want {
+        let Some(score) = &self.request.score else { return Want::Nothing };
+        let targets = &self.request.prompt[score.from.max(chunk.start + 1).min(chunk.end + 1)..=chunk.end];
+        if targets.is_empty() {
+            return Want::Nothing;
+        }
+        Want::Scores(Scoring { targets: targets.to_vec(), num_top: score.num_top })
+    }
+
+    /// How the token after position `input` is chosen. All tokens before that one are known.
+    fn choice(&mut self, input: usize) -> Choice {
+        let request = &self.request;
+        let num_prompt_tokens = request.prompt.len();
+        let edits = self.processing.as_mut().map(|processing| {
+            let (prompt, new) =
+                (&request.prompt[..input.min(num_prompt_tokens)], input.saturating_sub(num_prompt_tokens));
+            Box::new(processing.edits(num_prompt_tokens, Tokens { prompt, new: &self.new_tokens[..new] }))
+        });
+        Choice { sampling: request.sampling.clone(), edits, report: request.report }
+    }
+
+    /// Whether there is anything to compute.
+    pub fn has_work(&self) -> bool {
+        let num_prompt_tokens = self.request.prompt.len();
+        self.request.max_new_tokens > 0
+            || self.request.score.is_some_and(|score| score.from < num_prompt_tokens)
+    }
+
+    /// Whether the tokens up to this position are all that it was to compute.
+    pub fn is_whole_at(&self, position: usize) -> bool {
+        self.request.max_new_tokens == 0 && position == self.request.prompt.len()
+    }
+
+    /// Whether what it computes behind its prompt may be kept: not where it has not kept the prompt.
+    pub fn may_keep_answer(&self) -> bool {
+        self.request.num_reusable() == self.num_prefill_tokens()
     }
 
     /// Notes that `work` is launched.
@@ -205,6 +256,11 @@ impl Sequence {
         all.skip(range.start).take(range.len()).copied().collect()
     }
 
+    /// The end token that it has come to.
+    fn end_token(&self) -> Option<TokenId> {
+        self.new_tokens.last().copied().filter(|token| self.request.end_ids.contains(token))
+    }
+
     pub fn finished(&self, reason: FinishReason) -> Event {
         Event::Finished {
             id: self.request.id,
@@ -212,6 +268,7 @@ impl Sequence {
             num_prompt_tokens: self.request.prompt.len(),
             num_cached_tokens: self.num_cached_tokens,
             num_new_tokens: self.new_tokens.len(),
+            end_token: self.end_token(),
         }
     }
 }

@@ -77,7 +77,7 @@ impl<R: Runner> Engine<R> {
         if request.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
-        if request.max_new_tokens == 0 {
+        if request.max_new_tokens == 0 && request.score.is_none() {
             return Err(SubmitError::NoNewTokens);
         }
         if self.running.iter().chain(&self.waiting).any(|other| other.request_id() == request.id) {
@@ -99,6 +99,10 @@ impl<R: Runner> Engine<R> {
         if !self.has_room() {
             return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
         }
+        if !sequence.has_work() {
+            self.events.push(sequence.finished(FinishReason::Length));
+            return Ok(());
+        }
         // Of what was stored since it was planned, too.
         self.expect(&sequence.request);
         self.num_submitted += 1;
@@ -108,7 +112,7 @@ impl<R: Runner> Engine<R> {
 
     /// Tells of a request that will be submitted: what is stored already may be meant for it.
     pub fn expect(&mut self, request: &GenerationRequest) {
-        if let Err(error) = self.prefixes.expect(&request.prompt, &request.plan) {
+        if let Err(error) = self.prefixes.expect(request.reusable(), &request.plan) {
             self.note_failure(error, Vec::new());
         }
     }

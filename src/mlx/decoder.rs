@@ -148,7 +148,7 @@ impl Decoder {
         &self.initial_states
     }
 
-    /// What it computes on.
+    /// What computes.
     pub(super) fn device(&self) -> ComputeDevice {
         self.device
     }

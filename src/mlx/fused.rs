@@ -38,12 +38,6 @@ fn exp2_in_range(x: f32) -> f32 {
     sum * f32::from_bits(shifted.to_bits() << 23)
 }
 
-/// e^(x - max) where x does not lie above it.
-#[inline(always)]
-pub(super) fn exp_below(x: f32, max: f32) -> f32 {
-    exp2_in_range(larger(MIN_EXPONENT, (x - max) * std::f32::consts::LOG2_E))
-}
-
 /// The larger of two; where one is no number, `right`. So what may be none, and is to be told of, stands
 /// on the right.
 #[inline(always)]
@@ -87,21 +81,39 @@ pub(super) fn max_of(scores: &[f32]) -> f32 {
     lanes.iter().chain(rest).copied().fold(NOTHING_SEEN, larger)
 }
 
+/// e^(score - max), where no score lies above `max`; far below it the result is tiny rather than 0.
+#[inline(always)]
+pub(super) fn weight_of(score: f32, max: f32) -> f32 {
+    exp2_in_range(larger(MIN_EXPONENT, (score - max) * std::f32::consts::LOG2_E))
+}
+
+/// Sum of e^(score - max) over all scores.
+#[inline(always)]
+pub(super) fn sum_of_weights(scores: &[f32], max: f32) -> f32 {
+    let (chunks, rest) = scores.as_chunks::<NUM_LANES>();
+    let mut lanes = [0.0; NUM_LANES];
+    for chunk in chunks {
+        for (lane, score) in lanes.iter_mut().zip(chunk) {
+            *lane += weight_of(*score, max);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|score| weight_of(*score, max)).sum::<f32>()
+}
+
 /// Puts e^(score - max) in place of each score and returns their sum.
 #[inline(always)]
 pub(super) fn weigh(scores: &mut [f32], max: f32) -> f32 {
-    let weight_of = |score: f32| exp_below(score, max);
     let (chunks, rest) = scores.as_chunks_mut::<NUM_LANES>();
     let mut lanes = [0.0; NUM_LANES];
     for chunk in chunks {
         for (lane, score) in lanes.iter_mut().zip(chunk) {
-            *score = weight_of(*score);
+            *score = weight_of(*score, max);
             *lane += *score;
         }
     }
     let mut sum: f32 = lanes.iter().sum();
     for score in rest {
-        *score = weight_of(*score);
+        *score = weight_of(*score, max);
         sum += *score;
     }
     sum

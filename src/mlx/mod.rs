@@ -3,6 +3,7 @@
 //! Owns devices, weights, layers, attention, live KV and sampling, behind [`MlxRunner`].
 
 mod arrays;
+mod asked;
 mod attention;
 mod blas;
 mod block;
@@ -17,11 +18,13 @@ mod kv;
 mod linear;
 mod live;
 mod loader;
+mod logit_rows;
 mod model;
 mod norm;
 mod ops;
 mod read_shared;
 mod recurrent;
+mod reports;
 mod rope;
 mod runner;
 mod sampler;

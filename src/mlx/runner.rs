@@ -11,18 +11,18 @@ use mlx_rs::{Array, ops, transforms};
 
 use super::{
     arrays::concatenated,
+    asked::Asked,
     decoder::Decoder,
     error::{MlxError, Result},
     live::{LiveKv, PassChunk},
     model::LoadedModel,
-    sampler::{self, Choice, Chosen},
     segment::{Segment, SegmentStore},
     sys,
 };
 use crate::cache::ResumeRule;
 use crate::engine::{
-    Exported, Group, ImportError, Input, NO_TOKEN, Runner, RunnerError, SegmentId, SequenceId, Stored,
-    StoredSegment, TokenId,
+    Exported, Group, ImportError, Input, Outcome, Runner, RunnerError, SegmentId, SequenceId, Stored,
+    StoredSegment, TokenId, Want,
 };
 
 /// Runs one loaded model.
@@ -45,8 +45,8 @@ fn stored(segment: &Segment) -> StoredSegment {
 /// A pass that is not collected.
 #[derive(Debug)]
 struct Launched {
-    sampled: Option<Chosen>,
-    /// What to wait for where nothing is sampled.
+    asked: Asked,
+    /// What to wait for where nothing else is asked for.
     last_kv: Option<Array>,
 }
 
@@ -119,15 +119,18 @@ impl MlxRunner {
         let chunk_sequences: Vec<SequenceId> = chunks.iter().map(|chunk| chunk.sequence).collect();
         let pass = self.live.begin_pass(chunks)?;
         let hidden = self.decoder.forward(&tokens, &pass, &mut self.live)?;
-        let sampled = self.sample(groups, &last_row, &hidden)?;
+        let asked = Asked::new(&self.decoder, groups, &last_row, &hidden, &tokens)?;
+        if let Some(tokens) = asked.tokens().cloned() {
+            self.note_sampled(groups, &tokens);
+        }
 
-        // What no sampled token depends on has to be asked for.
+        // What nothing else depends on has to be asked for.
         let kv: Vec<Array> =
             chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence)).cloned().collect();
-        transforms::async_eval(sampled.iter().flat_map(Chosen::arrays).chain(&kv))?;
-        // A pass that samples nothing is over when its last KV is there.
-        let last_kv = if sampled.is_none() { kv.last().cloned() } else { None };
-        self.launched.push_back(Launched { sampled, last_kv });
+        transforms::async_eval(asked.arrays().chain(&kv))?;
+        // A pass that is asked for nothing else is over when its last KV is there.
+        let last_kv = if asked.arrays().next().is_none() { kv.last().cloned() } else { None };
+        self.launched.push_back(Launched { asked, last_kv });
         Ok(())
     }
 
@@ -187,39 +190,14 @@ impl MlxRunner {
         Ok(vec![all.take_axis(Array::from_slice(&sources, &[sources.len() as i32]), 0)?])
     }
 
-    fn sample(
-        &mut self,
-        groups: &[Group],
-        last_row: &HashMap<SequenceId, usize>,
-        hidden: &Array,
-    ) -> Result<Option<Chosen>> {
-        let sampling: Vec<(&Group, Choice<'_>)> = groups
-            .iter()
-            .filter_map(|group| {
-                let num_inputs = match &group.input {
-                    Input::Prompt(tokens) => tokens.len(),
-                    Input::Last(_) | Input::Sampled => 1,
-                };
-                let params = group.sample.as_ref()?;
-                Some((group, Choice { params, position: group.start + num_inputs }))
-            })
-            .collect();
-        if sampling.is_empty() {
-            return Ok(None);
-        }
-        let rows: Vec<i32> = sampling.iter().map(|(group, _)| last_row[&group.sequence] as i32).collect();
-        let choices: Vec<Choice<'_>> = sampling.iter().map(|(_, choice)| choice.clone()).collect();
-        let chosen = if choices.iter().all(|choice| choice.params.is_greedy()) {
-            self.decoder.most_probable(hidden, &rows)?
-        } else {
-            sampler::choose(self.decoder.ops(), &self.decoder.logits(hidden, &rows)?, &choices)?
-        };
+    /// Notes where the token is that each of these groups chooses.
+    fn note_sampled(&mut self, groups: &[Group], tokens: &Array) {
         self.num_passes += 1;
-        for (row, (group, _)) in sampling.iter().enumerate() {
-            let token = SampledToken { pass: self.num_passes, tokens: chosen.tokens.clone(), row };
+        let choosing = groups.iter().filter(|group| matches!(group.want, Want::Token(_)));
+        for (row, group) in choosing.enumerate() {
+            let token = SampledToken { pass: self.num_passes, tokens: tokens.clone(), row };
             self.last_sampled.insert(group.sequence, token);
         }
-        Ok(Some(chosen))
     }
 
     /// The tokens that these sequences sampled last, `(B,)`.
@@ -259,15 +237,14 @@ impl MlxRunner {
         }
     }
 
-    fn collect_pass(&mut self) -> Result<Vec<TokenId>> {
+    fn collect_pass(&mut self) -> Result<Vec<Outcome>> {
         let Some(pass) = self.launched.pop_front() else {
             return Err(MlxError::Unsupported("no pass to collect".to_owned()));
         };
         if let Some(kv) = pass.last_kv {
             kv.eval()?;
         }
-        let Some(chosen) = pass.sampled else { return Ok(Vec::new()) };
-        Ok(chosen.read()?.into_iter().map(|token| token.unwrap_or(NO_TOKEN)).collect())
+        pass.asked.read()
     }
 
     /// `(H_kv, D)` of every attention layer.
@@ -303,9 +280,7 @@ impl Drop for MlxRunner {
     fn drop(&mut self) {
         for pass in self.launched.drain(..) {
             // Nobody is left to hear of a failure.
-            if let Some(chosen) = &pass.sampled {
-                let _ = chosen.tokens.eval();
-            }
+            let _ = transforms::eval(pass.asked.arrays());
             if let Some(kv) = &pass.last_kv {
                 let _ = kv.eval();
             }
@@ -318,7 +293,7 @@ impl Runner for MlxRunner {
         Ok(self.launch_pass(groups)?)
     }
 
-    fn collect(&mut self) -> std::result::Result<Vec<TokenId>, RunnerError> {
+    fn collect(&mut self) -> std::result::Result<Vec<Outcome>, RunnerError> {
         Ok(self.collect_pass()?)
     }
 

@@ -11,14 +11,22 @@ use super::{
     ops::Ops,
     sys,
 };
-use crate::engine::{SamplingParams, uniform};
+use crate::engine::{self, SamplingParams, uniform};
 
 /// One row of logits to choose from.
 #[derive(Debug, Clone)]
 pub(super) struct Choice<'a> {
-    pub params: &'a SamplingParams,
+    pub choice: &'a engine::Choice,
     /// Position that the chosen token will have: the counter of its random number.
     pub position: usize,
+}
+
+impl Choice<'_> {
+    /// Whether nothing is needed of the row but its most probable token.
+    pub(super) fn needs_only_the_best(&self) -> bool {
+        let engine::Choice { sampling, edits, report } = self.choice;
+        sampling.is_greedy() && edits.is_none() && report.is_none()
+    }
 }
 
 /// A token for each of R rows, and the largest logit there: what is chosen among what is no number is no
@@ -55,7 +63,7 @@ impl Chosen {
 }
 
 /// Chooses a token for each row of `(R, vocabulary)` logits.
-pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>]) -> Result<Chosen> {
+pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>], _inputs: &Array) -> Result<Chosen> {
     let tokens = choices
         .iter()
         .enumerate()
@@ -66,7 +74,7 @@ pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>]) -> Resul
 
 /// Chooses from one row, `(1, vocabulary)`: `(1,)`.
 fn choose_one(ops: &Ops, logits: &Array, choice: &Choice<'_>) -> Result<Array> {
-    let params = choice.params;
+    let params = &choice.choice.sampling;
     if params.is_greedy() {
         return Ok(indexing::argmax_axis(logits, -1, false)?);
     }
@@ -131,11 +139,21 @@ mod tests {
         SamplingParams { temperature, top_p, top_k, min_p, key }
     }
 
+    fn choice(params: &SamplingParams) -> engine::Choice {
+        engine::Choice { sampling: params.clone(), edits: None, report: None }
+    }
+
+    fn inputs(num_rows: i32) -> Array {
+        Array::from_slice(&vec![0u32; num_rows as usize], &[num_rows])
+    }
+
     /// The token chosen, the same on both kinds of device.
     fn draw(logits: &[f32], params: &SamplingParams, position: usize) -> u32 {
         let row = Array::from_slice(logits, &[1, logits.len() as i32]);
         let [on_cpu, on_gpu] = ComputeDevice::KINDS.map(|device| {
-            let chosen = choose(&Ops::new(device), &row, &[Choice { params, position }]).unwrap();
+            let chosen =
+                choose(&Ops::new(device), &row, &[Choice { choice: &choice(params), position }], &inputs(1))
+                    .unwrap();
             chosen.read().unwrap()[0].expect("the logits are numbers")
         });
         assert_eq!(on_cpu, on_gpu, "{params:?}, {position}");
@@ -204,11 +222,12 @@ mod tests {
             params(1.0, 1.0, 10, 0.0, 3),
             params(1.3, 1.0, 0, 0.0, 4),
         ];
-        let choices: Vec<Choice> = all.iter().map(|params| Choice { params, position: 9 }).collect();
+        let own = all.clone().map(|params| choice(&params));
+        let choices: Vec<Choice> = own.iter().map(|choice| Choice { choice, position: 9 }).collect();
         let alone: Vec<Option<u32>> =
             (0..4).map(|row| Some(draw(&rows[row * 50..(row + 1) * 50], &all[row], 9))).collect();
         for ops in ComputeDevice::KINDS.map(Ops::new) {
-            let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices).unwrap();
+            let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices, &inputs(4)).unwrap();
             assert_eq!(batch.read().unwrap(), alone);
         }
     }
@@ -219,9 +238,10 @@ mod tests {
         let logits = Array::from_slice(rows.as_flattened(), &[4, 3]);
         for params in [params(0.0, 1.0, 0, 0.0, 1), params(1.0, 1.0, 0, 0.0, 1), params(1.0, 0.9, 2, 0.0, 1)]
         {
-            let choices = vec![Choice { params: &params, position: 2 }; 4];
+            let own = choice(&params);
+            let choices = vec![Choice { choice: &own, position: 2 }; 4];
             for ops in ComputeDevice::KINDS.map(Ops::new) {
-                let chosen = choose(&ops, &logits, &choices).unwrap().read().unwrap();
+                let chosen = choose(&ops, &logits, &choices, &inputs(4)).unwrap().read().unwrap();
                 let of_numbers: Vec<bool> = chosen.iter().map(Option::is_some).collect();
                 assert_eq!(of_numbers, [true, false, false, false], "{chosen:?} {params:?} {ops:?}");
             }

@@ -8,12 +8,11 @@ use super::{Cut, PlanPrompt};
 
 /// The cuts of the prompt at `index`, ascending.
 pub(super) fn of_prompt(tree: &PrefixTree, index: usize, prompt: &PlanPrompt, first_order: u64) -> Vec<Cut> {
-    let num_cacheable = prompt.tokens.len().saturating_sub(1);
     let mut path: Vec<&Node> = tree.path(index).collect();
     path.reverse();
     let mut positions: Vec<usize> =
         path.iter().filter(|node| node.is_cut()).map(|node| node.num_tokens).collect();
-    positions.extend(prompt.boundaries.iter().copied().filter(|end| (1..=num_cacheable).contains(end)));
+    positions.extend(prompt.boundaries.iter().copied().filter(|end| (1..=prompt.num_reusable).contains(end)));
     positions.sort_unstable();
     positions.dedup();
 

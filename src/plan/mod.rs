@@ -6,8 +6,9 @@
 //! time comes.
 //!
 //! A prompt's last token is never shared: it is fed as the sequence's first decode row, so that
-//! a prompt which is cached whole still has a token to run. What two prompts share is therefore a
-//! prefix of both prompts *less their last token*, and cuts lie at or before that token.
+//! a prompt which is cached whole still has a token to run. Nor are the tokens shared that are scored, and
+//! the one before them: their hidden rows are needed. What two prompts share is therefore a common prefix
+//! of their *reusable* tokens, and cuts lie at or before the end of these.
 //!
 //! ```text
 //!  order  prompt (last token in brackets)      tree           cuts
@@ -46,11 +47,19 @@ pub fn window_is_full(num_requests: usize, num_tokens: usize) -> bool {
 pub struct PlanPrompt<'a> {
     /// The whole prompt.
     pub tokens: &'a [u32],
+    /// How many of them, from the first, may be shared; less than there are.
+    pub num_reusable: usize,
     /// Positions where prefill is cut whatever the other prompts are, such as the ends of spans;
     /// in any order, and ignored where nothing is left to be cut.
     pub boundaries: &'a [usize],
     /// Most tokens of the answer.
     pub max_new_tokens: usize,
+}
+
+impl<'a> PlanPrompt<'a> {
+    fn reusable(&self) -> &'a [u32] {
+        &self.tokens[..self.num_reusable.min(self.tokens.len())]
+    }
 }
 
 /// What a plan depends on beside the prompts.
@@ -73,7 +82,7 @@ impl Default for PlanOptions {
 /// A position at which a request's prefill is cut: KV up to here may be stored and shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Tokens of the prompt before the cut; at least 1, less than the prompt has.
+    /// Tokens of the prompt before the cut; at least 1, at most as many as are reusable.
     pub position: usize,
     /// Place in the order of the last request that uses the prefix which ends here.
     pub last_user_order: u64,
@@ -92,7 +101,8 @@ pub struct WindowPlan {
     /// The cuts of each prompt, ascending; indexed as the prompts are.
     pub cuts: Vec<Vec<Cut>>,
     pub num_prompt_tokens: usize,
-    /// Distinct non-empty prefixes of the prompts: tokens that must be computed at least once.
+    /// Distinct non-empty prefixes of the prompts: tokens that must be computed at least once. Those that
+    /// several requests score are computed by each.
     pub num_unique_tokens: usize,
     /// The prefixes whose sharing saves most, those first.
     pub largest_shared: Vec<SharedPrefix>,

@@ -11,12 +11,18 @@ use super::*;
 #[derive(Debug, Clone)]
 struct Given {
     tokens: Vec<u32>,
+    num_reusable: usize,
     boundaries: Vec<usize>,
     max_new_tokens: usize,
 }
 
 fn given(tokens: &[u32], max_new_tokens: usize) -> Given {
-    Given { tokens: tokens.to_vec(), boundaries: Vec::new(), max_new_tokens }
+    Given {
+        tokens: tokens.to_vec(),
+        num_reusable: tokens.len().saturating_sub(1),
+        boundaries: Vec::new(),
+        max_new_tokens,
+    }
 }
 
 fn views(given: &[Given]) -> Vec<PlanPrompt<'_>> {
@@ -24,6 +30,7 @@ fn views(given: &[Given]) -> Vec<PlanPrompt<'_>> {
         .iter()
         .map(|given| PlanPrompt {
             tokens: &given.tokens,
+            num_reusable: given.num_reusable,
             boundaries: &given.boundaries,
             max_new_tokens: given.max_new_tokens,
         })
@@ -36,7 +43,7 @@ fn plan(given: &[Given]) -> WindowPlan {
 
 /// What may be shared of a prompt.
 fn body(given: &Given) -> &[u32] {
-    given.tokens.split_last().map_or(&[], |(_, rest)| rest)
+    &given.tokens[..given.num_reusable]
 }
 
 /// The prompts that can use the first `position` tokens of a prompt.
@@ -81,9 +88,14 @@ fn naive_live(all: &[Given], order: &[usize], batch_size: usize) -> usize {
 }
 
 fn windows() -> impl Strategy<Value = Vec<Given>> {
-    let one = (vec(0u32..2, 0..9), vec(0usize..10, 0..3), 0usize..3);
-    let one =
-        one.prop_map(|(tokens, boundaries, max_new_tokens)| Given { tokens, boundaries, max_new_tokens });
+    // Some are scored from some token on.
+    let one = (vec(0u32..2, 0..9), vec(0usize..10, 0..3), 0usize..3, 0usize..20);
+    let one = one.prop_map(|(tokens, boundaries, max_new_tokens, num_reusable)| Given {
+        num_reusable: num_reusable.min(tokens.len().saturating_sub(1)),
+        tokens,
+        boundaries,
+        max_new_tokens,
+    });
     vec(one, 0..14)
 }
 

@@ -68,23 +68,24 @@ pub(super) const ROOT: usize = 0;
 impl PrefixTree {
     pub(super) fn new(prompts: &[PlanPrompt], min_saved_tokens: usize) -> Self {
         let mut sorted: Vec<usize> = (0..prompts.len()).collect();
-        sorted.sort_by_key(|&index| (prompts[index].tokens, Reverse(prompts[index].max_new_tokens)));
+        // By what can be shared first: those who share a prefix stand side by side then.
+        sorted.sort_by_key(|&index| {
+            let prompt = &prompts[index];
+            (prompt.reusable(), prompt.tokens, Reverse(prompt.max_new_tokens))
+        });
 
         let mut builder = Builder::new(prompts.len());
-        let mut num_unique_tokens = 0;
         let mut shared_before = 0;
         for (place, &index) in sorted.iter().enumerate() {
-            let tokens = prompts[index].tokens;
-            let next = sorted.get(place + 1).map_or(&[][..], |&next| prompts[next].tokens);
-            let shared_after = common_prefix(without_last(tokens), without_last(next));
-            let work =
-                Work { max_new_tokens: prompts[index].max_new_tokens, num_prompt_tokens: tokens.len() };
+            let prompt = &prompts[index];
+            let next = sorted.get(place + 1).map_or(&[][..], |&next| prompts[next].reusable());
+            // Sorted, a prompt's longest common prefix with any later one is that with the next.
+            let shared_after = common_prefix(prompt.reusable(), next);
+            let work = Work { max_new_tokens: prompt.max_new_tokens, num_prompt_tokens: prompt.tokens.len() };
             builder.add(index, work, shared_before, shared_after);
             shared_before = shared_after;
-            // Sorted, a prompt's longest common prefix with any later one is that with the next.
-            num_unique_tokens += tokens.len() - common_prefix(tokens, next);
         }
-        builder.finish(prompts, num_unique_tokens, min_saved_tokens)
+        builder.finish(prompts, num_unique_tokens(prompts), min_saved_tokens)
     }
 
     /// The nodes on a prompt's path below the root, deepest first.
@@ -244,6 +245,10 @@ impl Builder {
     }
 }
 
-fn without_last(tokens: &[u32]) -> &[u32] {
-    tokens.split_last().map_or(&[], |(_, rest)| rest)
+/// Distinct non-empty prefixes of the prompts.
+fn num_unique_tokens(prompts: &[PlanPrompt]) -> usize {
+    let mut sorted: Vec<&[u32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
+    sorted.sort_unstable();
+    let shared_with_next: usize = sorted.windows(2).map(|pair| common_prefix(pair[0], pair[1])).sum();
+    sorted.iter().map(|tokens| tokens.len()).sum::<usize>() - shared_with_next
 }

@@ -7,7 +7,7 @@ use std::{collections::HashSet, sync::Arc};
 
 use mlxbatch::{
     cache::Tier,
-    engine::{Cut, PromptPlan},
+    engine::{Cut, PromptPlan, num_reusable},
     plan::{PlanOptions, PlanPrompt, WindowPlan},
 };
 
@@ -108,6 +108,7 @@ impl Batch {
             .zip(&boundaries)
             .map(|(&index, boundaries)| PlanPrompt {
                 tokens: &self.prompts[index].tokens,
+                num_reusable: num_reusable(self.prompts[index].tokens.len(), None),
                 boundaries,
                 max_new_tokens: self.prompts[index].max_new_tokens,
             })

@@ -7,7 +7,7 @@ use std::{num::NonZeroUsize, path::Path};
 use mlxbatch::{
     cache::{CacheLimits, ResumeRule},
     engine::{
-        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, RequestId, Runner,
+        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, Processors, RequestId, Runner,
         SamplingParams,
     },
     mlx::{ComputeDevice, MlxRunner},
@@ -99,6 +99,9 @@ pub fn run_steps(
             max_new_tokens: batch.prompts[index].max_new_tokens,
             end_ids: batch.end_ids.clone(),
             sampling: SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 },
+            processors: Processors::default(),
+            report: None,
+            score: None,
             plan,
             answer_recurs: AnswerRecurs::default(),
         })
@@ -118,13 +121,14 @@ pub fn run_steps(
         num_steps += 1;
         for event in engine.step().unwrap() {
             match event {
-                Event::Token { id, token } => {
+                Event::Token { id, token, .. } => {
                     let index = id.0 as usize;
                     answers[index].push(token);
                     if batch.prompts[index].stopped_after == Some(answers[index].len()) {
                         engine.stop(id);
                     }
                 }
+                Event::Scored { .. } => unreachable!("nothing is scored"),
                 Event::Finished { id, reason, num_cached_tokens, .. } => {
                     assert!(matches!(reason, FinishReason::Stop | FinishReason::Length), "{reason:?}");
                     is_whole[id.0 as usize] = true;

@@ -9,7 +9,10 @@ use serde_json::{Map, Value};
 
 use crate::{
     batch::{Prompt, RequestError, RequestHead, RequestParams},
-    engine::{AnswerRecurs, GenerationRequest, PromptPlan, RequestId, SamplingParams, TokenId, sampling_key},
+    engine::{
+        AnswerRecurs, GenerationRequest, Processors, PromptPlan, RequestId, SamplingParams, TokenId,
+        sampling_key,
+    },
     text::{ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, system_end},
 };
 
@@ -104,6 +107,9 @@ impl Preparer {
                 max_new_tokens: max_tokens.min(self.max_context - num_tokens),
                 end_ids: Arc::clone(&self.end_ids),
                 sampling,
+                processors: Processors::default(),
+                report: None,
+                score: None,
                 plan: PromptPlan::default(),
                 answer_recurs: AnswerRecurs::default(),
             },

@@ -276,7 +276,7 @@ impl<R: Runner> Session<R> {
     /// Takes one event of the engine; returns the record of a request that ended.
     fn handle(&mut self, event: Event) -> anyhow::Result<Option<Record>> {
         match event {
-            Event::Token { id, token } => {
+            Event::Token { id, token, .. } => {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
                 let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
@@ -295,7 +295,9 @@ impl<R: Runner> Session<R> {
                     }
                 }
             }
-            Event::Finished { id, reason, num_prompt_tokens, num_cached_tokens, num_new_tokens } => {
+            // No request asks for scores.
+            Event::Scored { .. } => Ok(None),
+            Event::Finished { id, reason, num_prompt_tokens, num_cached_tokens, num_new_tokens, .. } => {
                 let Some(mut active) = self.active.remove(&id) else { return Ok(None) };
                 let found_stop = match active.answer.finish() {
                     Ok(stopped) => stopped.is_some() || active.is_stopped,

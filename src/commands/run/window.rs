@@ -109,6 +109,7 @@ impl Windows {
             .iter()
             .map(|ready| PlanPrompt {
                 tokens: &ready.prepared.generation.prompt,
+                num_reusable: ready.prepared.generation.num_reusable(),
                 boundaries: &ready.prepared.boundaries,
                 max_new_tokens: ready.prepared.generation.max_new_tokens,
             })

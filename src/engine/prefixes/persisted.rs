@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{Prefixes, Unconfirmed, discard_all};
-use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId, reusable};
+use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId};
 use crate::engine::{
     Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, SegmentId, StoredSegment,
 };
@@ -100,10 +100,10 @@ impl Prefixes {
 
     /// Prompt tokens that a sequence could resume with if it entered now, in memory and once what the file
     /// has is brought in; `None` if another is computing more of them.
-    pub(in crate::engine) fn resumable_with_file(&self, prompt: &[TokenId]) -> Option<Resumable> {
-        let num_here = self.resumable(prompt)?;
+    pub(in crate::engine) fn resumable_with_file(&self, reusable: &[TokenId]) -> Option<Resumable> {
+        let num_here = self.resumable(reusable)?;
         let snapshot = self.persisted.snapshot.as_ref().filter(|_| self.cache.is_some());
-        let num_there = snapshot.map_or(0, |snapshot| snapshot.num_resumable(reusable(prompt)));
+        let num_there = snapshot.map_or(0, |snapshot| snapshot.num_resumable(reusable));
         Some(Resumable { num_here, num_with_file: num_here.max(num_there) })
     }
 
@@ -116,7 +116,7 @@ impl Prefixes {
         runner: &mut impl Runner,
         request: &GenerationRequest,
     ) -> Result<(), RunnerError> {
-        let tokens = reusable(&request.prompt);
+        let tokens = request.reusable();
         // Each round leaves out what is damaged, and what it continues may be of use by itself.
         while let (Some(cache), Some(snapshot)) = (&self.cache, &self.persisted.snapshot) {
             let here = cache.find(tokens);
@@ -137,7 +137,7 @@ impl Prefixes {
             {
                 snapshot.mark_used(node).map_err(told)?;
             }
-            self.expect(&request.prompt, &request.plan)?;
+            self.expect(tokens, &request.plan)?;
             return brought_in.map(drop);
         }
         Ok(())

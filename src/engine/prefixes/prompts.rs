@@ -11,16 +11,16 @@ use super::{
     Due, DueKind, Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for, make_room_for_leaf,
     segment_of,
 };
-use crate::cache::{Claim, Inserted, OwnerId, Place, PromptCache, Step, Tier, reusable};
+use crate::cache::{Claim, Inserted, OwnerId, Place, PromptCache, Step, Tier};
 use crate::engine::sequence::Sequence;
 use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
 
 impl Prefixes {
-    /// Prompt tokens that a sequence would resume with now; `None` if it should wait for another
+    /// Of the tokens that may come from the cache, those that a sequence would resume with now; `None` if it should wait for another
     /// that is computing more of them.
-    pub(in crate::engine) fn resumable(&self, prompt: &[TokenId]) -> Option<usize> {
+    pub(in crate::engine) fn resumable(&self, reusable: &[TokenId]) -> Option<usize> {
         let Some(cache) = &self.cache else { return Some(0) };
-        let found = cache.find(reusable(prompt));
+        let found = cache.find(reusable);
         if found.pending().is_some() {
             return None;
         }
@@ -54,7 +54,7 @@ impl Prefixes {
 
     fn begin(&mut self, runner: &mut impl Runner, sequence: &mut Sequence) -> Result<(), RunnerError> {
         let Some(cache) = &self.cache else { return Ok(()) };
-        let tokens = reusable(&sequence.request.prompt);
+        let tokens = sequence.request.reusable();
         let mut found = cache.find(tokens);
         if let Some(partial) = found.partial.filter(|partial| partial.has_segment) {
             self.split(runner, partial.node, partial.num_tokens)?;
@@ -218,7 +218,7 @@ fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> 
     if hold.is_detached {
         return Ok(());
     }
-    let (plan, tokens) = (&request.plan, reusable(&request.prompt));
+    let (plan, tokens) = (&request.plan, request.reusable());
     let whole = Cut { position: tokens.len(), tier: Tier::User, users: plan.order..=plan.order };
     let mut parent = hold.node;
     let mut start = parent.and_then(|node| cache.tree().node(node)).map_or(0, |node| node.end());

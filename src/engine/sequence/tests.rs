@@ -3,7 +3,7 @@
 //! Owns single sequences; many at once are in the engine's tests.
 
 use super::super::fake_runner::greedy;
-use super::super::{AnswerRecurs, Cut, PromptPlan};
+use super::super::{AnswerRecurs, Cut, Processors, PromptPlan};
 use super::*;
 use crate::cache::Tier;
 
@@ -15,6 +15,9 @@ fn sequence(num_prompt_tokens: u32, max_new_tokens: usize, cuts: &[usize]) -> Se
         max_new_tokens,
         end_ids: [99].into(),
         sampling: greedy(3),
+        processors: Processors::default(),
+        report: None,
+        score: None,
         plan: PromptPlan { cuts: cuts.iter().map(cut).collect(), ..PromptPlan::default() },
         answer_recurs: AnswerRecurs::default(),
     };
@@ -25,7 +28,7 @@ fn walk(sequence: &mut Sequence) -> Vec<(usize, bool, Work)> {
     let mut seen = Vec::new();
     while let Some(work) = sequence.counts().next_work(4) {
         let group = sequence.group(&work);
-        seen.push((group.start, group.sample.is_some(), work.clone()));
+        seen.push((group.start, matches!(group.want, Want::Token(_)), work.clone()));
         sequence.advance(&work);
     }
     seen

@@ -7,11 +7,11 @@
 use std::mem;
 
 use super::Engine;
-use crate::engine::pass::{Pass, Row};
+use crate::engine::pass::{Awaits, Pass, Row};
 use crate::engine::prefixes::{Prefixes, Resumable};
 use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
-use crate::engine::{Event, FinishReason, Group, NO_TOKEN, Runner, RunnerError, SequenceId, TokenId};
+use crate::engine::{Event, FinishReason, Group, Outcome, Runner, RunnerError, TokenId, TokenReport};
 
 /// Whether one that waits enters a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,14 +128,14 @@ impl<R: Runner> Engine<R> {
         not_brought_in: &mut Option<RunnerError>,
     ) -> Entry {
         let sequence = &mut self.waiting[index];
-        let resumable = self.prefixes.resumable_with_file(&sequence.request.prompt);
+        let resumable = self.prefixes.resumable_with_file(sequence.request.reusable());
         let mut entry = Entry::of(composer, sequence, resumable);
         if entry == Entry::Enters {
             if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
                 // Computed instead.
                 not_brought_in.get_or_insert(error);
             }
-            let resumable = self.prefixes.resumable(&sequence.request.prompt);
+            let resumable = self.prefixes.resumable(sequence.request.reusable());
             let resumable = resumable.map(|num_here| Resumable { num_here, num_with_file: num_here });
             entry = Entry::of(composer, sequence, resumable);
             if entry != Entry::Enters {
@@ -195,15 +195,8 @@ impl<R: Runner> Engine<R> {
     /// failed, and with it those launched on top of it.
     fn collect(&mut self) -> bool {
         let Some(mut pass) = self.passes.pop_front() else { return true };
-        let num_sampling = pass.sampling_rows().count();
-        let tokens = match self.runner.collect() {
-            Ok(tokens) if tokens.len() == num_sampling => tokens,
-            Ok(tokens) => {
-                let num_tokens = tokens.len();
-                let error = format!("a forward pass gave {num_tokens} tokens for {num_sampling} rows");
-                self.fail_under_way(RunnerError(error), pass.rows);
-                return false;
-            }
+        let outcomes = match self.runner.collect().and_then(|outcomes| as_asked(&pass, outcomes)) {
+            Ok(outcomes) => outcomes,
             Err(error) => {
                 self.fail_under_way(error, pass.rows);
                 return false;
@@ -213,9 +206,15 @@ impl<R: Runner> Engine<R> {
         self.prefixes.pass_collected();
         self.last_collected = Some(pass.note_collected(self.last_collected));
         let mut num_wasted = 0;
-        for (id, token) in pass.sampling_rows().zip(tokens) {
-            if !self.accept(id, token) {
-                num_wasted += 1;
+        for (row, outcome) in pass.rows.iter().zip(outcomes) {
+            let index = self.running.iter().position(|sequence| sequence.id == row.sequence);
+            match (index, outcome) {
+                (_, Outcome::Nothing) => {}
+                // It had ended before.
+                (None, _) => num_wasted += usize::from(row.awaits == Awaits::Token),
+                (Some(index), Outcome::Token(token, report)) => self.accept(index, token, report),
+                (Some(index), Outcome::Scores(reports)) => self.accept_scores(index, row.awaits, reports),
+                (Some(index), Outcome::NotNumbers) => self.end_without_numbers(index),
             }
         }
         pass.totals.num_wasted_rows = num_wasted;
@@ -223,29 +222,39 @@ impl<R: Runner> Engine<R> {
         true
     }
 
-    /// Takes in a sampled token. Returns false where its sequence had ended before.
-    fn accept(&mut self, id: SequenceId, token: TokenId) -> bool {
-        let Some(index) = self.running.iter().position(|sequence| sequence.id == id) else { return false };
-        if token == NO_TOKEN {
-            self.stats.num_without_token += 1;
-            // What it ran on may be to blame: nobody else is to begin with that.
-            if let Err(error) = self.prefixes.drop_unsound(&mut self.runner, &mut self.running, index) {
-                self.note_failure(error, Vec::new());
-            }
-            let finished = self.remove_running(index, false).finished(FinishReason::NotNumbers);
-            self.events.push(finished);
-            return true;
-        }
+    /// Takes in a sampled token.
+    fn accept(&mut self, index: usize, token: TokenId, report: Option<Box<TokenReport>>) {
         self.stats.num_generated_tokens += 1;
         let sequence = &mut self.running[index];
         let accepted = sequence.accept(token);
         let id = sequence.request_id();
-        self.events.extend(accepted.token.map(|token| Event::Token { id, token }));
+        self.events.extend(accepted.token.map(|token| Event::Token { id, token, report }));
         if let Some(reason) = accepted.reason {
             let sequence = self.remove_running(index, true);
             self.events.push(sequence.finished(reason));
         }
-        true
+    }
+
+    /// Takes in the scores of prompt tokens.
+    fn accept_scores(&mut self, index: usize, awaited: Awaits, reports: Vec<TokenReport>) {
+        let Awaits::Scores { position, num_tokens } = awaited else { return };
+        let sequence = &self.running[index];
+        self.events.push(Event::Scored { id: sequence.request_id(), position, reports });
+        if sequence.is_whole_at(position + num_tokens) {
+            let sequence = self.remove_running(index, false);
+            self.events.push(sequence.finished(FinishReason::Length));
+        }
+    }
+
+    /// Ends a sequence for which the model computed no numbers.
+    fn end_without_numbers(&mut self, index: usize) {
+        self.stats.num_without_token += 1;
+        // What it ran on may be to blame: nobody else is to begin with that.
+        if let Err(error) = self.prefixes.drop_unsound(&mut self.runner, &mut self.running, index) {
+            self.note_failure(error, Vec::new());
+        }
+        let finished = self.remove_running(index, false).finished(FinishReason::NotNumbers);
+        self.events.push(finished);
     }
 
     /// Ends the sequences of a pass that failed, and of those launched on top of it.
@@ -267,5 +276,22 @@ impl<R: Runner> Engine<R> {
             }
         }
         self.note_failure(error, events);
+    }
+}
+
+/// The outcomes of a pass, if they are what it was asked for.
+fn as_asked(pass: &Pass, outcomes: Vec<Outcome>) -> Result<Vec<Outcome>, RunnerError> {
+    let (num_outcomes, num_groups) = (outcomes.len(), pass.rows.len());
+    if num_outcomes != num_groups {
+        return Err(RunnerError(format!(
+            "a forward pass gave {num_outcomes} outcomes for {num_groups} groups"
+        )));
+    }
+    match pass.rows.iter().zip(&outcomes).find(|(row, outcome)| !row.awaits.is_met_by(outcome)) {
+        None => Ok(outcomes),
+        Some((row, outcome)) => Err(RunnerError(format!(
+            "a forward pass gave {outcome:?} where it was asked for {:?}",
+            row.awaits
+        ))),
     }
 }

@@ -142,7 +142,7 @@ impl Run {
         let mut with_token = Vec::new();
         for event in events {
             match *event {
-                Event::Token { id, token } => {
+                Event::Token { id, token, .. } => {
                     assert!(!with_token.contains(&id), "two tokens of {id:?} in a step");
                     with_token.push(id);
                     let outcome = self.outcomes.get_mut(&id).expect("submitted");
@@ -159,6 +159,7 @@ impl Run {
                         _ => {}
                     }
                 }
+                Event::Scored { .. } => unreachable!("nothing is scored"),
                 Event::Finished { id, reason, num_new_tokens, num_cached_tokens, .. } => {
                     self.num_cached.insert(id, num_cached_tokens);
                     let outcome = self.outcomes.get_mut(&id).expect("submitted");
@@ -184,7 +185,19 @@ impl Run {
 fn request(id: u64, prompt: Vec<TokenId>, max_new_tokens: usize, end_ids: &[TokenId]) -> GenerationRequest {
     let (id, end_ids, sampling) = (RequestId(id), end_ids.into(), greedy(id % 3));
     let (plan, answer_recurs) = (PromptPlan::default(), AnswerRecurs::default());
-    GenerationRequest { id, prompt, max_new_tokens, end_ids, sampling, plan, answer_recurs }
+    let (processors, report, score) = (Processors::default(), None, None);
+    GenerationRequest {
+        id,
+        prompt,
+        max_new_tokens,
+        end_ids,
+        sampling,
+        processors,
+        report,
+        score,
+        plan,
+        answer_recurs,
+    }
 }
 
 fn limits(max_batch_size: usize, prefill_chunk: usize, lookahead: bool) -> Limits {

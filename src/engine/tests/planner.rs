@@ -5,14 +5,14 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::cache::{Tier, reusable};
+use crate::cache::Tier;
 
 /// Puts requests in depth-first order and gives each its plan; positions that are multiples of
 /// `boundary` are cut as well, as if messages ended there.
 pub(super) fn plan(requests: &mut [(GenerationRequest, Interruption)], first_order: u64, boundary: usize) {
     requests.sort_by(|(a, _), (b, _)| a.prompt.cmp(&b.prompt));
     let prompts: Vec<Vec<TokenId>> =
-        requests.iter().map(|(request, _)| reusable(&request.prompt).to_vec()).collect();
+        requests.iter().map(|(request, _)| request.reusable().to_vec()).collect();
     for (index, (request, _)) in requests.iter_mut().enumerate() {
         let prompt = &prompts[index];
         let others = prompts.iter().enumerate().filter(|(other, _)| *other != index);
@@ -41,7 +41,7 @@ pub(super) fn plan(requests: &mut [(GenerationRequest, Interruption)], first_ord
 
 /// How many different prefixes the prompts have, their last tokens left out.
 pub(super) fn num_distinct_prefixes(requests: &[(GenerationRequest, Interruption)]) -> usize {
-    let prompts = requests.iter().map(|(request, _)| reusable(&request.prompt));
+    let prompts = requests.iter().map(|(request, _)| request.reusable());
     let prefixes = prompts.flat_map(|prompt| (1..=prompt.len()).map(|end| &prompt[..end]));
     prefixes.collect::<BTreeSet<_>>().len()
 }

@@ -92,7 +92,7 @@ proptest! {
             let first_row = [(Input::Last(*last), true)];
             let rows = std::iter::repeat_with(|| (Input::Sampled, true));
             let expected = chunks.chain(first_row).chain(rows).take(groups.len());
-            let inputs = groups.iter().map(|(_, group)| (group.input.clone(), group.sample.is_some()));
+            let inputs = groups.iter().map(|(_, group)| (group.input.clone(), matches!(group.want, Want::Token(_))));
             prop_assert_eq!(inputs.collect::<Vec<_>>(), expected.collect::<Vec<_>>());
             // Once its prompt is done, a sequence is in every pass until it ends.
             let decodes = groups.iter().skip(num_chunks.saturating_sub(1)).map(|(pass, _)| *pass);

@@ -71,6 +71,7 @@ fn an_answer_that_is_stopped_frees_its_row_before_the_next_pass() {
         num_prompt_tokens: 1,
         num_cached_tokens: 0,
         num_new_tokens: 1,
+        end_token: None,
     };
     assert_eq!(engine.step().unwrap(), [finished]);
     assert_eq!(engine.stats().num_wasted_rows(), 1);
@@ -176,7 +177,7 @@ fn a_runner_that_loses_a_token_is_an_error_not_a_shifted_answer() {
     engine.submit(request(0, vec![1], 2, &[])).unwrap();
     engine.submit(request(1, vec![2], 9, &[])).unwrap();
     let error = engine.step().unwrap_err();
-    assert_eq!(error.to_string(), "a forward pass gave 1 tokens for 2 rows");
+    assert_eq!(error.to_string(), "a forward pass gave 1 outcomes for 2 groups");
     assert_eq!(engine.step().unwrap().len(), 2, "both requests end, as errors");
     assert!(engine.is_idle());
 }

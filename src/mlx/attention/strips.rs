@@ -8,7 +8,7 @@
 use std::{ops::Range, sync::Mutex};
 
 use crate::mlx::{
-    fused::{NOTHING_SEEN, exp_below, max_of, weigh},
+    fused::{NOTHING_SEEN, max_of, weigh, weight_of},
     sys::with_wide_vectors,
 };
 use crate::threads::on_threads;
@@ -146,7 +146,7 @@ impl Head {
             let sum = weigh(scores, if max > self.max[group] { max } else { self.max[group] });
             let weighed = &mut weighed[group * self.head_dim..][..self.head_dim];
             if max > self.max[group] {
-                let rescale = exp_below(self.max[group], max);
+                let rescale = weight_of(self.max[group], max);
                 weighed.iter_mut().for_each(|value| *value *= rescale);
                 self.sum[group] *= rescale;
                 self.max[group] = max;
@@ -160,7 +160,7 @@ impl Head {
     fn add_part(&mut self, group: usize, max: f32, sum: f32, values: &[f32], weighed: &mut [f32]) {
         let weighed = &mut weighed[group * self.head_dim..][..self.head_dim];
         let largest = if max > self.max[group] { max } else { self.max[group] };
-        let (old, new) = (exp_below(self.max[group], largest), exp_below(max, largest));
+        let (old, new) = (weight_of(self.max[group], largest), weight_of(max, largest));
         for (weighed, value) in weighed.iter_mut().zip(values) {
             *weighed = *weighed * old + value * new;
         }

@@ -1,0 +1,186 @@
+//! What a pass was asked for beside KV: tokens, reports, scores.
+//!
+//! Owns asking the decoder for no more logits than that takes, and telling each group what came of it. How a
+//! token is chosen is `sampler`'s business, how probable it was `reports`'.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use mlx_rs::Array;
+
+use super::{
+    decoder::Decoder,
+    error::Result,
+    reports::Reports,
+    sampler::{self, Choice, Chosen},
+};
+use crate::engine::{Group, Input, Outcome, Scoring, SequenceId, TokenReport, Want};
+
+/// Logits of scored rows that are held at once.
+const MAX_SCORED_LOGITS: usize = 1 << 23;
+
+/// What will be read of a pass.
+#[derive(Debug)]
+pub(super) struct Asked {
+    groups: Vec<OfGroup>,
+    chosen: Option<Chosen>,
+    /// On those chosen tokens that want one, in their order.
+    reports: Option<Reports>,
+    /// On the scored tokens of all groups, in their order and in parts.
+    scores: Vec<Reports>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum OfGroup {
+    Nothing,
+    Token { num_top: Option<u32> },
+    Scores { num_tokens: usize, num_top: u32 },
+}
+
+impl Asked {
+    /// Computes what the groups want, given the hidden states of all packed rows, `(T, hidden)`, and the last
+    /// row of each group; `tokens` are the packed input tokens, `(T,)`.
+    pub(super) fn new(
+        decoder: &Decoder,
+        groups: &[Group],
+        last_row: &HashMap<SequenceId, usize>,
+        hidden: &Array,
+        tokens: &Array,
+    ) -> Result<Self> {
+        let mut asked = Self { groups: Vec::new(), chosen: None, reports: None, scores: Vec::new() };
+        let mut choices = Vec::new();
+        let mut choice_rows = Vec::new();
+        let mut scored = Vec::new();
+        for group in groups {
+            let row = last_row[&group.sequence];
+            asked.groups.push(match &group.want {
+                Want::Nothing => OfGroup::Nothing,
+                Want::Token(choice) => {
+                    choices.push(Choice { choice, position: group.start + num_inputs(group) });
+                    choice_rows.push(row as i32);
+                    OfGroup::Token { num_top: choice.report.map(|report| report.num_top) }
+                }
+                Want::Scores(scoring) => {
+                    scored.push((row, scoring));
+                    OfGroup::Scores { num_tokens: scoring.targets.len(), num_top: scoring.num_top }
+                }
+            });
+        }
+        if !choices.is_empty() {
+            asked.choose(decoder, &choices, &choice_rows, hidden, tokens)?;
+        }
+        if !scored.is_empty() {
+            asked.score(decoder, &scored, hidden)?;
+        }
+        Ok(asked)
+    }
+
+    fn choose(
+        &mut self,
+        decoder: &Decoder,
+        choices: &[Choice<'_>],
+        rows: &[i32],
+        hidden: &Array,
+        tokens: &Array,
+    ) -> Result<()> {
+        if choices.iter().all(Choice::needs_only_the_best) {
+            self.chosen = Some(decoder.most_probable(hidden, rows)?);
+            return Ok(());
+        }
+        let logits = decoder.logits(hidden, rows)?;
+        let inputs = tokens.take_axis(Array::from_slice(rows, &[rows.len() as i32]), 0)?;
+        let chosen = sampler::choose(decoder.ops(), &logits, choices, &inputs)?;
+        let num_top_of = |choice: &Choice<'_>| choice.choice.report.map(|report| report.num_top);
+        let reporting: Vec<u32> = (0..)
+            .zip(choices)
+            .filter(|(_, choice)| num_top_of(choice).is_some())
+            .map(|(row, _)| row)
+            .collect();
+        if let Some(num_top) = choices.iter().filter_map(num_top_of).max() {
+            let of_rows = |array: &Array| -> Result<Array> {
+                if reporting.len() == choices.len() {
+                    return Ok(array.clone());
+                }
+                Ok(array.take_axis(Array::from_slice(&reporting, &[reporting.len() as i32]), 0)?)
+            };
+            let (logits, tokens) = (of_rows(&logits)?, of_rows(&chosen.tokens)?);
+            self.reports = Some(Reports::new(decoder.device(), &logits, &tokens, num_top as usize)?);
+        }
+        self.chosen = Some(chosen);
+        Ok(())
+    }
+
+    /// Scores tokens after the last rows of groups, so many rows at a time as may be held at once.
+    fn score(&mut self, decoder: &Decoder, scored: &[(usize, &Scoring)], hidden: &Array) -> Result<()> {
+        let rows: Vec<i32> = scored.iter().flat_map(|(row, scoring)| rows_of(*row, scoring)).collect();
+        let targets: Vec<u32> = scored.iter().flat_map(|(_, scoring)| &scoring.targets).copied().collect();
+        let num_top = scored.iter().map(|(_, scoring)| scoring.num_top).max().unwrap_or_default();
+        let num_rows = (MAX_SCORED_LOGITS / decoder.spec.vocab_size.max(1)).max(1);
+        let is_in_parts = rows.len() > num_rows;
+        for (rows, targets) in rows.chunks(num_rows).zip(targets.chunks(num_rows)) {
+            let targets = Array::from_slice(targets, &[targets.len() as i32]);
+            let logits = decoder.logits(hidden, rows)?;
+            let reports = Reports::new(decoder.device(), &logits, &targets, num_top as usize)?;
+            if is_in_parts {
+                mlx_rs::transforms::eval(reports.arrays())?;
+            }
+            self.scores.push(reports);
+        }
+        Ok(())
+    }
+
+    /// The tokens chosen, `(B,)`, one for each group that wants one.
+    pub(super) fn tokens(&self) -> Option<&Array> {
+        self.chosen.as_ref().map(|chosen| &chosen.tokens)
+    }
+
+    /// What has to be computed.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let chosen = self.chosen.iter().flat_map(Chosen::arrays);
+        chosen.chain(self.reports.iter().chain(&self.scores).flat_map(Reports::arrays))
+    }
+
+    /// What came of each group.
+    pub(super) fn read(self) -> Result<Vec<Outcome>> {
+        let tokens = self.chosen.as_ref().map(Chosen::read).transpose()?.unwrap_or_default();
+        let mut tokens = tokens.into_iter();
+        let mut reports = self.reports.map(Reports::read).transpose()?.unwrap_or_default().into_iter();
+        let scores = self.scores.into_iter().map(Reports::read).collect::<Result<Vec<_>>>()?;
+        let mut scores = scores.into_iter().flatten();
+        let cut = |mut report: TokenReport, num_top: u32| {
+            report.top.truncate(num_top as usize);
+            report
+        };
+        let outcome = |group: OfGroup| match group {
+            OfGroup::Nothing => Outcome::Nothing,
+            OfGroup::Token { num_top } => {
+                let report = num_top.map(|num_top| Some(cut(reports.next()??, num_top)));
+                match (tokens.next().flatten(), report) {
+                    (Some(token), None) => Outcome::Token(token, None),
+                    (Some(token), Some(Some(report))) => Outcome::Token(token, Some(Box::new(report))),
+                    (None, _) | (_, Some(None)) => Outcome::NotNumbers,
+                }
+            }
+            OfGroup::Scores { num_tokens, num_top } => {
+                // All of them are taken, whatever they are.
+                let of_group: Vec<Option<TokenReport>> = scores.by_ref().take(num_tokens).collect();
+                let of_group = of_group.into_iter().map(|report| Some(cut(report?, num_top)));
+                of_group.collect::<Option<Vec<_>>>().map_or(Outcome::NotNumbers, Outcome::Scores)
+            }
+        };
+        Ok(self.groups.into_iter().map(outcome).collect())
+    }
+}
+
+/// The packed rows after which a group's targets stand.
+fn rows_of(last_row: usize, scoring: &Scoring) -> Range<i32> {
+    let end = last_row as i32 + 1;
+    end - scoring.targets.len() as i32..end
+}
+
+fn num_inputs(group: &Group) -> usize {
+    match &group.input {
+        Input::Prompt(tokens) => tokens.len(),
+        Input::Last(_) | Input::Sampled => 1,
+    }
+}
