@@ -71,6 +71,8 @@ pub(super) struct LiveKv {
     slab: Slab,
     /// The decode rows; they follow from what these run on.
     cohorts: Cohorts,
+    /// Whether they are in the next pass: a pass of chunks alone leaves them as they are.
+    are_decoding: bool,
     pub states: LiveStates,
 }
 
@@ -86,6 +88,7 @@ impl LiveKv {
             sequences: HashMap::new(),
             slab: Slab::default(),
             cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
+            are_decoding: false,
             states: LiveStates::new(initial_states),
         }
     }
@@ -127,6 +130,21 @@ impl LiveKv {
     /// Begins a sequence without stored segments, unless it runs already.
     pub(super) fn begin(&mut self, sequence: SequenceId) {
         self.sequences.entry(sequence).or_default();
+    }
+
+    /// How many pieces the decode rows see beside the slab, and whether some see less of it than others.
+    #[cfg(test)]
+    pub(super) fn decode_rows(&self) -> DecodeRows {
+        let widths: Vec<usize> = self
+            .cohorts
+            .rows
+            .iter()
+            .map(|(row, place)| self.sequences[row].num_tokens - place.from)
+            .collect();
+        DecodeRows {
+            pieces: self.cohorts.pieces.len(),
+            is_masked: widths.windows(2).any(|pair| pair[0] != pair[1]),
+        }
     }
 
     /// Drops a sequence.
@@ -213,9 +231,9 @@ impl LiveKv {
         Ok(Some(store.insert_checkpoint(checkpoint)))
     }
 
-    /// Sequences in the order of their decode rows.
+    /// Sequences in the order of their decode rows in the next pass.
     pub(super) fn decode_order(&self) -> impl Iterator<Item = SequenceId> + '_ {
-        self.cohorts.rows.iter().map(|(sequence, _)| *sequence)
+        self.cohorts.rows.iter().filter(|_| self.are_decoding).map(|(sequence, _)| *sequence)
     }
 
     /// Number of tokens of a sequence, 0 if it is not known.
@@ -227,6 +245,10 @@ impl LiveKv {
     pub(super) fn prepare_decode(&mut self, decoding: &[SequenceId]) -> Result<()> {
         if let Some(unknown) = decoding.iter().find(|sequence| !self.sequences.contains_key(sequence)) {
             return Err(MlxError::Unsupported(format!("sequence {} is not running", unknown.0)));
+        }
+        self.are_decoding = !decoding.is_empty();
+        if !self.are_decoding {
+            return Ok(());
         }
         let is_same = decoding.len() == self.cohorts.rows.len()
             && decoding.iter().all(|&sequence| self.decode_order().any(|row| row == sequence));
@@ -299,7 +321,7 @@ impl LiveKv {
     /// Starts a pass: one decode row for each of the sequences that were made such, then the chunks.
     pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>) -> Result<LivePass> {
         let mut pass = LivePass { runs: self.runs_of(&chunks), chunks, ..LivePass::default() };
-        if !self.cohorts.rows.is_empty() {
+        if self.are_decoding {
             self.slab.step()?;
             let mut rows = Vec::with_capacity(self.cohorts.rows.len());
             for &(sequence, place) in &self.cohorts.rows {
@@ -463,6 +485,14 @@ impl LiveKv {
             .flat_map(|state| state.own.iter().flat_map(|kv| [&kv.keys, &kv.values]))
             .chain(self.states.arrays(sequence))
     }
+}
+
+/// How the decode rows are divided.
+#[cfg(test)]
+#[derive(Debug)]
+pub(super) struct DecodeRows {
+    pub pieces: usize,
+    pub is_masked: bool,
 }
 
 /// What sequences run on, in this order.

@@ -74,6 +74,16 @@ impl MlxRunner {
     }
 
     fn launch_pass(&mut self, groups: &[Group]) -> Result<()> {
+        let (asked, kv) = self.build_pass(groups)?;
+        transforms::async_eval(asked.arrays().chain(&kv))?;
+        // A pass that is asked for nothing else is over when its last KV is there.
+        let last_kv = if asked.arrays().next().is_none() { kv.last().cloned() } else { None };
+        self.launched.push_back(Launched { asked, last_kv });
+        Ok(())
+    }
+
+    /// Makes all operations of a pass: what is asked for, and the KV of chunks, which nothing else depends on.
+    fn build_pass(&mut self, groups: &[Group]) -> Result<(Asked, Vec<Array>)> {
         let decoding: HashMap<SequenceId, &Group> = groups
             .iter()
             .filter(|group| !matches!(group.input, Input::Prompt(_)))
@@ -124,14 +134,9 @@ impl MlxRunner {
             self.note_sampled(groups, &tokens);
         }
 
-        // What nothing else depends on has to be asked for.
-        let kv: Vec<Array> =
+        let kv =
             chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence)).cloned().collect();
-        transforms::async_eval(asked.arrays().chain(&kv))?;
-        // A pass that is asked for nothing else is over when its last KV is there.
-        let last_kv = if asked.arrays().next().is_none() { kv.last().cloned() } else { None };
-        self.launched.push_back(Launched { asked, last_kv });
-        Ok(())
+        Ok((asked, kv))
     }
 
     /// Holds a group to the contract, so that a wrong one is an error and not a wrong answer.
@@ -379,3 +384,7 @@ impl Runner for MlxRunner {
         self.last_sampled.remove(&sequence);
     }
 }
+
+#[cfg(test)]
+#[path = "runner/launch_tests.rs"]
+mod launch_tests;

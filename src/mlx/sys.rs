@@ -354,6 +354,29 @@ pub(super) fn openblas_kernels() -> Option<String> {
     }
 }
 
+/// The operations that these arrays, not computed yet, are made by: a graph in the DOT language, in which
+/// inputs point to operations and these to their outputs.
+#[cfg(test)]
+pub(super) fn graph_of(outputs: &[Array]) -> String {
+    use std::ffi::CString;
+    let file = tempfile::NamedTempFile::new().expect("there is room for a file");
+    let path = CString::new(file.path().to_str().expect("a path of text")).expect("without NUL");
+    // SAFETY: the file, the handles and the vector are made, used and freed here; the arrays are alive.
+    unsafe {
+        let stream = libc::fopen(path.as_ptr(), c"w".as_ptr());
+        assert!(!stream.is_null());
+        let handles: Vec<_> = outputs.iter().map(Array::as_ptr).collect();
+        let vector = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
+        let namer = mlx_sys::mlx_node_namer_new();
+        let status = mlx_sys::mlx_export_to_dot(stream.cast(), namer, vector);
+        mlx_sys::mlx_node_namer_free(namer);
+        mlx_sys::mlx_vector_array_free(vector);
+        libc::fclose(stream);
+        assert_eq!(status, 0);
+    }
+    std::fs::read_to_string(file.path()).expect("it was written just now")
+}
+
 /// Ends the process without any clean-up, which may be waiting for a computation under way.
 pub(super) fn exit_at_once(code: u8) -> ! {
     // SAFETY: `_exit` may be called at any time from any thread.

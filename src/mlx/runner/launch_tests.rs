@@ -1,0 +1,245 @@
+//! What a decode step launches on a GPU, counted in the graph of its pass.
+//!
+//! Owns the counting: operations that only make views cost nothing, a concatenation one launch an input, a
+//! padding two. MLX's fused operations fall back on several on a CPU, and count as one.
+
+use std::collections::{HashMap, HashSet};
+
+use mlx_rs::fast;
+
+use super::*;
+use crate::engine::{Choice, SamplingParams};
+use crate::mlx::{ComputeDevice, ComputeDtype, WeightSource};
+use crate::models::read_config;
+
+const NUM_LAYERS: usize = 4;
+
+/// mlx-lm's batch generator, whatever the width.
+const REFERENCE: usize = 83;
+
+const VIEWS: [&str; 13] = [
+    "Reshape",
+    "Transpose",
+    "Slice",
+    "ExpandDims",
+    "Squeeze",
+    "Broadcast",
+    "View",
+    "Flatten",
+    "Unflatten",
+    "StopGradient",
+    "AsStrided",
+    "BroadcastAxes",
+    "Split",
+];
+
+/// Launches of what is not computed yet, and how many arrays it begins with.
+fn launches(outputs: &[Array]) -> (usize, usize) {
+    let graph = sys::graph_of(outputs);
+    let mut names: HashMap<&str, &str> = HashMap::new();
+    let mut num_inputs: HashMap<&str, usize> = HashMap::new();
+    let mut sources = HashSet::new();
+    for line in graph.lines() {
+        if let Some((node, rest)) = line.trim_start_matches("{ ").split_once(" [label =\"") {
+            names.insert(node, rest.split('"').next().unwrap_or_default());
+        } else if let Some((_, node)) = line.split_once("\" -> ") {
+            *num_inputs.entry(node).or_default() += 1;
+        } else if let Some(source) = line.strip_prefix("{ rank=source; ") {
+            sources.insert(source);
+        }
+    }
+    let launches_of = |(node, name): (&&str, &&str)| match *name {
+        name if VIEWS.contains(&name) => 0,
+        "Concatenate" => num_inputs[node],
+        "Pad" => 2,
+        _ => 1,
+    };
+    (names.iter().map(launches_of).sum(), sources.len())
+}
+
+/// Launches beyond one that each of MLX's fused operations falls back on here: of a norm, a rotation and an
+/// attention without and with a mask.
+fn fallbacks() -> (usize, usize, [usize; 2]) {
+    let array = |shape: &[i32]| mlx_rs::ops::zeros::<f32>(shape).unwrap();
+    let computed = |shape: &[i32]| {
+        let array = array(shape);
+        array.eval().unwrap();
+        array
+    };
+    let beyond_one = |array: Array| launches(&[array]).0 - 1;
+    let norm = fast::rms_norm(computed(&[3, 16]), Some(&computed(&[16])), 1e-5).unwrap();
+    let (frequencies, positions) = (computed(&[8]), Array::from_slice(&[1, 2, 3], &[3]));
+    let rope = fast::rope_dynamic(computed(&[3, 2, 1, 16]), 16, false, None, 1.0, &positions, &frequencies);
+    let attention = |mask: Option<&Array>| {
+        let mask = mask.map(fast::ScaledDotProductAttentionMask::Array);
+        let (queries, keys) = (computed(&[3, 4, 1, 16]), computed(&[3, 2, 9, 16]));
+        let values = computed(&[3, 2, 9, 16]);
+        beyond_one(fast::scaled_dot_product_attention(queries, keys, values, 0.25, mask, None).unwrap())
+    };
+    let mask = computed(&[3, 1, 1, 9]);
+    (beyond_one(norm), beyond_one(rope.unwrap()), [attention(None), attention(Some(&mask))])
+}
+
+/// A model on the GPU branches, its sequences, and what their steps launch.
+struct Steps {
+    runner: MlxRunner,
+    /// Sequences that decode, and how many tokens each has.
+    rows: Vec<(SequenceId, usize)>,
+    num_sequences: u64,
+    prefix: Vec<SegmentId>,
+    prefix_end: usize,
+}
+
+impl Steps {
+    fn new() -> Self {
+        let folder = std::path::Path::new("fixtures/tiny-llama");
+        let spec = read_config(&folder.join("config.json")).unwrap();
+        assert_eq!(spec.layers.len(), NUM_LAYERS);
+        let weights = WeightSource::Safetensors(vec![folder.join("model.safetensors")]);
+        let model = LoadedModel::load(&spec, &weights, ComputeDevice::Gpu, ComputeDtype::Float32).unwrap();
+        let runner = MlxRunner::new(model, u64::MAX);
+        Self { runner, rows: Vec::new(), num_sequences: 0, prefix: Vec::new(), prefix_end: 0 }
+    }
+
+    fn prefill(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) {
+        let tokens = (0..num_tokens).map(|at| ((start + at) * 7 % 300) as u32 + sequence.0 as u32 % 3);
+        let input = Input::Prompt(tokens.collect());
+        self.runner.launch(&[Group { sequence, input, start, want: Want::Nothing }]).unwrap();
+        self.runner.collect().unwrap();
+    }
+
+    /// Stores a prefix of pieces of so many tokens; sequences that are added from now on begin with it.
+    fn store_prefix(&mut self, lengths: &[usize]) {
+        let sequence = SequenceId(1000 + self.num_sequences);
+        self.num_sequences += 1;
+        self.prefix.clear();
+        self.prefix_end = 0;
+        for &length in lengths {
+            self.prefill(sequence, self.prefix_end, length);
+            self.prefix.push(self.runner.store(sequence, length).unwrap().segment.id);
+            self.prefix_end += length;
+        }
+        self.runner.release(sequence);
+    }
+
+    /// Adds a row with so many tokens to itself.
+    fn add(&mut self, num_tokens: usize) {
+        let sequence = SequenceId(self.num_sequences);
+        self.num_sequences += 1;
+        if !self.prefix.is_empty() {
+            self.runner.resume(sequence, &self.prefix.clone(), None).unwrap();
+        }
+        self.prefill(sequence, self.prefix_end, num_tokens);
+        self.rows.push((sequence, self.prefix_end + num_tokens));
+    }
+
+    fn leave(&mut self, row: usize) {
+        let (sequence, _) = self.rows.remove(row);
+        self.runner.release(sequence);
+    }
+
+    /// One step of all rows: launches, each fused operation as one, and the arrays that it begins with.
+    fn step(&mut self, sampling: impl Fn(usize) -> SamplingParams) -> (usize, usize) {
+        let groups: Vec<Group> = self
+            .rows
+            .iter()
+            .enumerate()
+            .map(|(row, &(sequence, start))| {
+                let is_first = !self.runner.last_sampled.contains_key(&sequence);
+                let input = if is_first { Input::Last(5) } else { Input::Sampled };
+                let choice = Choice { sampling: sampling(row), edits: None, report: None };
+                Group { sequence, input, start, want: Want::Token(choice) }
+            })
+            .collect();
+        let (asked, _) = self.runner.build_pass(&groups).unwrap();
+        let outputs: Vec<Array> = asked.arrays().cloned().collect();
+        let (num_launches, num_sources) = launches(&outputs);
+        let (norm, rope, attention) = fallbacks();
+        let rows = self.runner.live.decode_rows();
+        let is_fused = rows.pieces == 0;
+        let attention = if is_fused { attention[usize::from(rows.is_masked)] } else { 0 };
+        let fused = (2 * NUM_LAYERS + 1) * norm + NUM_LAYERS * (2 * rope + attention);
+        transforms::async_eval(&outputs).unwrap();
+        self.runner.launched.push_back(Launched { asked, last_kv: None });
+        self.runner.collect().unwrap();
+        for row in &mut self.rows {
+            row.1 += 1;
+        }
+        (num_launches - fused, num_sources)
+    }
+
+    fn greedy_step(&mut self) -> (usize, usize) {
+        self.step(|_| sampling(0.0, 0))
+    }
+
+    /// Launches of a step once rows stay as they are.
+    fn steady(&mut self) -> usize {
+        (0..3).for_each(|_| {
+            self.greedy_step();
+        });
+        self.greedy_step().0
+    }
+}
+
+fn sampling(temperature: f32, top_k: u32) -> SamplingParams {
+    SamplingParams { temperature, top_p: if top_k % 2 == 1 { 0.9 } else { 1.0 }, top_k, min_p: 0.0, key: 7 }
+}
+
+#[test]
+fn a_step_of_rows_that_share_nothing_launches_as_much_whatever_their_number_and_length() {
+    let mut num_sources = HashSet::new();
+    for (num_rows, lengths) in [(1, [200, 200]), (32, [200, 200]), (32, [900, 900]), (32, [120, 260])] {
+        let mut steps = Steps::new();
+        (0..num_rows).for_each(|row| steps.add(lengths[row % 2]));
+        let num_launches = steps.steady();
+        println!("{num_rows} rows of {lengths:?} tokens: {num_launches}");
+        assert!(num_launches <= 95, "{num_rows} rows, {lengths:?}: {num_launches}");
+        if lengths[0] == lengths[1] {
+            num_sources.insert(steps.greedy_step().1);
+        }
+    }
+    // What a step uploads does not grow with its width.
+    assert_eq!(num_sources.len(), 1, "{num_sources:?}");
+}
+
+#[test]
+fn rows_that_come_and_go_cost_a_step_little() {
+    for length in [200, 900] {
+        let mut steps = Steps::new();
+        (0..32).for_each(|row| steps.add(length - row));
+        steps.greedy_step();
+        let mut num_launches = 0;
+        for round in 0..40 {
+            // One leaves at every second step; the next joins a step later.
+            if round % 2 == 0 {
+                steps.leave(round * 5 % 31);
+            } else {
+                steps.add(length - round);
+            }
+            num_launches += steps.greedy_step().0;
+        }
+        println!("{length} tokens, coming and going: {}", num_launches as f64 / 40.0);
+        assert!(num_launches <= 115 * 40, "{length}: {}", num_launches as f64 / 40.0);
+    }
+}
+
+#[test]
+fn a_prefix_that_rows_share_costs_a_layer_some_launches_however_many_segments_it_is() {
+    for lengths in [vec![900], vec![90; 10]] {
+        let mut steps = Steps::new();
+        steps.store_prefix(&lengths);
+        (0..32).for_each(|_| steps.add(100));
+        let num_launches = steps.steady();
+        println!("32 rows on {} segments: {num_launches}", lengths.len());
+        assert!(num_launches <= REFERENCE + 8 * NUM_LAYERS, "{}: {num_launches}", lengths.len());
+    }
+    let mut steps = Steps::new();
+    for _ in 0..4 {
+        steps.store_prefix(&[2000]);
+        (0..8).for_each(|_| steps.add(100));
+    }
+    let num_launches = steps.steady();
+    println!("four cohorts of 8 rows: {num_launches}");
+    assert_eq!(steps.runner.live.decode_rows().pieces, 4);
+    assert!(num_launches <= REFERENCE + 32 * NUM_LAYERS, "{num_launches}");
+}
