@@ -3,72 +3,21 @@
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention` and `recurrent`; all else works on each packed row by itself.
 
-use std::ops::Range;
-
 use mlx_rs::Array;
 
 use super::{
     arrays::{concatenated, rows_of},
-    device::ComputeDevice,
+    block_pass::BlockPass,
     error::Result,
     linear::Linear,
-    live::{LiveKv, LivePass},
     loader::Loader,
     norm::{Norm, normed_by},
     ops::Ops,
-    recurrent::{RecurrentMixer, RecurrentState},
-    rope::{Rope, RopeTable},
+    recurrent::RecurrentMixer,
     self_attention::{AttentionPlace, SelfAttention},
+    states::RecurrentState,
 };
 use crate::models::{Activation, AttentionSpec, LayerSpec, MixerSpec, RopeSpec};
-
-/// Rows of a pass that go through the model's blocks together on the CPU; fewer make matrix products
-/// slow, and more only take more memory.
-const MAX_ROWS_AT_ONCE: usize = 256;
-
-/// What a pass carries from block to block.
-pub(super) struct BlockPass<'a> {
-    pub ops: &'a Ops,
-    pub device: ComputeDevice,
-    /// The packed rows in runs that are computed one after the other; decode rows are in the first.
-    pub row_blocks: Vec<Range<usize>>,
-    /// The model's distinct rotations, prepared for the positions of each row block.
-    pub rotations: Vec<(&'a Rope, Vec<RopeTable>)>,
-    pub rows: &'a LivePass,
-    pub live: &'a mut LiveKv,
-}
-
-/// Divides the rows of a pass, of which the decode rows come first.
-pub(super) fn row_blocks(device: ComputeDevice, num_rows: usize, num_decode: usize) -> Vec<Range<usize>> {
-    let max_rows = if device == ComputeDevice::Cpu { MAX_ROWS_AT_ONCE } else { num_rows.max(1) };
-    let num_blocks = num_rows.div_ceil(max_rows);
-    let mut blocks: Vec<Range<usize>> = Vec::with_capacity(num_blocks);
-    for index in 0..num_blocks {
-        let first = blocks.last().map_or(0, |block| block.end);
-        let end = (num_rows * (index + 1) / num_blocks).max(num_decode);
-        if first < end {
-            blocks.push(first..end);
-        }
-    }
-    blocks
-}
-
-impl BlockPass<'_> {
-    /// Rotates the heads of one row block, `(n, H, D)`.
-    pub(super) fn rotate(&self, rope: usize, row_block: usize, heads: &Array) -> Result<Array> {
-        let (rope, tables) = &self.rotations[rope];
-        rope.rotate(heads, &tables[row_block])
-    }
-
-    /// Has arrays of one row block of several computed before further operations are made: on the CPU
-    /// MLX takes memory for about a hundred operations ahead of the one that computes.
-    pub(super) fn settle(&self, arrays: &[&Array]) -> Result<()> {
-        if self.row_blocks.len() > 1 {
-            mlx_rs::transforms::eval(arrays.iter().copied())?;
-        }
-        Ok(())
-    }
-}
 
 /// What is shared between blocks while they load, and how many of each kind there are.
 #[derive(Debug, Default)]
@@ -208,24 +157,5 @@ impl Mlp {
     fn forward(&self, normed: &Array, ops: &Ops) -> Result<Array> {
         let gated = ops.gated(self.activation, self.gate.forward(normed)?, self.up.forward(normed)?)?;
         self.down.forward(&gated)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn row_blocks_follow_each_other_and_decode_rows_stay_together() {
-        for num_rows in [1, 2, 255, 256, 257, 600, 2048] {
-            for num_decode in [0, 1, 100, 300, 512].into_iter().filter(|&rows| rows <= num_rows) {
-                let blocks = row_blocks(ComputeDevice::Cpu, num_rows, num_decode);
-                assert!(blocks.iter().flat_map(Clone::clone).eq(0..num_rows), "{num_rows}: {blocks:?}");
-                assert!(blocks[0].end >= num_decode, "{num_rows}, {num_decode}: {blocks:?}");
-                let max_rows = MAX_ROWS_AT_ONCE.max(num_decode);
-                assert!(blocks.iter().all(|rows| !rows.is_empty() && rows.len() <= max_rows), "{blocks:?}");
-                assert_eq!(row_blocks(ComputeDevice::Gpu, num_rows, num_decode).len(), 1);
-            }
-        }
     }
 }

@@ -9,7 +9,8 @@ use mlx_rs::{Array, ops::indexing};
 
 use super::{
     arrays::{concatenated, rows_of},
-    block::{Block, BlockPass, Places, row_blocks},
+    block::{Block, Places},
+    block_pass::{BlockPass, row_blocks},
     device::ComputeDevice,
     error::{MlxError, Result},
     linear::{Embedding, Linear, Precision},
@@ -17,9 +18,9 @@ use super::{
     loader::Loader,
     norm::Norm,
     ops::Ops,
-    recurrent::RecurrentState,
     rope::Rope,
     sampler::Chosen,
+    states::RecurrentState,
     weights::Weights,
 };
 use crate::models::ModelSpec;

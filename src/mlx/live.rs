@@ -10,7 +10,7 @@
 //! sequence 3, decodes    |--- segment a ---|- segment d -|===slab==|
 //! ```
 
-mod pass;
+mod live_pass;
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -24,14 +24,15 @@ use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
     kv::{LayerKv, is_short, join_short_end},
-    recurrent::{LiveStates, RecurrentState},
+    packed::PassChunk,
     segment::{Checkpoint, Segment, SegmentStore, long_segments},
     slab::{Joining, Slab},
+    states::{LiveStates, RecurrentState},
 };
 use crate::engine::{SegmentId, SequenceId, StoredSegment};
 
-use pass::PassRun;
-pub(super) use pass::{LivePass, PassChunk};
+pub(super) use live_pass::LivePass;
+use live_pass::PassRun;
 
 /// What one sequence runs on.
 #[derive(Debug, Default)]

@@ -14,8 +14,9 @@ use super::{
     asked::Asked,
     decoder::Decoder,
     error::{MlxError, Result},
-    live::{LiveKv, PassChunk},
+    live::LiveKv,
     model::LoadedModel,
+    packed::PassChunk,
     segment::{Segment, SegmentStore},
     sys,
 };

@@ -13,7 +13,7 @@ use super::{
     error::{MlxError, Result},
     kv::{LayerKv, is_short},
     read_shared::read_shared,
-    recurrent::RecurrentState,
+    states::RecurrentState,
     sys,
 };
 use crate::engine::{Exported, SegmentId, StoredSegment};

@@ -7,7 +7,7 @@ use mlx_rs::Array;
 
 use super::{
     attention::{Attention, PassKv},
-    block::BlockPass,
+    block_pass::BlockPass,
     error::Result,
     linear::Linear,
     loader::Loader,

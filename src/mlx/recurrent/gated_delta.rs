@@ -9,11 +9,18 @@ use mlx_rs::{Array, Dtype, fast, ops};
 use super::{
     causal_conv::CausalConv,
     delta_rule::{self, DeltaRows},
-    live_states::{Mixed, RowGroup},
-    state::RecurrentState,
 };
 use crate::{
-    mlx::{device::ComputeDtype, error::Result, linear::Linear, loader::Loader, norm::Norm, ops::Ops, sys},
+    mlx::{
+        device::ComputeDtype,
+        error::Result,
+        linear::Linear,
+        loader::Loader,
+        norm::Norm,
+        ops::Ops,
+        states::{Mixed, RecurrentState, RowGroup},
+        sys,
+    },
     models::GatedDeltaSpec,
 };
 

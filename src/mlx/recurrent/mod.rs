@@ -1,21 +1,21 @@
 //! Recurrent layers: mixers that keep a state of fixed size instead of keys and values.
 //!
-//! Owns their arithmetic and the states of all running sequences. A state is valid at exactly one
-//! position and is a handle to immutable arrays, so a checkpoint is a clone. Which sequence runs
-//! when is decided above.
+//! Owns their arithmetic. What a state is, and whose are whose, is the business of `states`.
 
 mod causal_conv;
 mod delta_rule;
 mod gated_delta;
-mod live_states;
 mod short_conv;
-mod state;
 
 use mlx_rs::Array;
 
-use self::{gated_delta::GatedDelta, live_states::RowOwners, short_conv::ShortConv};
-pub(super) use self::{live_states::LiveStates, state::RecurrentState};
-use super::{block::BlockPass, error::Result, loader::Loader};
+use self::{gated_delta::GatedDelta, short_conv::ShortConv};
+use super::{
+    block_pass::BlockPass,
+    error::Result,
+    loader::Loader,
+    states::{RecurrentState, RowOwners},
+};
 use crate::models::RecurrentSpec;
 
 /// The mixer of one recurrent layer.

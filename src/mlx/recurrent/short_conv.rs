@@ -5,13 +5,16 @@
 
 use mlx_rs::Array;
 
-use super::{
-    causal_conv::CausalConv,
-    live_states::{Mixed, RowGroup},
-    state::RecurrentState,
-};
+use super::causal_conv::CausalConv;
 use crate::{
-    mlx::{device::ComputeDtype, error::Result, linear::Linear, loader::Loader, sys},
+    mlx::{
+        device::ComputeDtype,
+        error::Result,
+        linear::Linear,
+        loader::Loader,
+        states::{Mixed, RecurrentState, RowGroup},
+        sys,
+    },
     models::ShortConvSpec,
 };
 

@@ -14,14 +14,14 @@ use crate::{
     mlx::{
         arrays::concatenated,
         error::{MlxError, Result},
-        live::PassChunk,
+        packed::PassChunk,
         sys,
     },
 };
 
 /// Packed rows that a layer mixes together: one row of each decoding sequence, or a chunk of one.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RowGroup {
+pub(in crate::mlx) struct RowGroup {
     first: usize,
     pub num_sequences: usize,
     /// Rows of each sequence.
@@ -30,14 +30,14 @@ pub(super) struct RowGroup {
 
 impl RowGroup {
     /// This group's rows of a packed `(T, W)`, by sequence: `(B, n, W)`.
-    pub(super) fn of(&self, packed: &Array) -> Result<Array> {
+    pub(in crate::mlx) fn of(&self, packed: &Array) -> Result<Array> {
         let last = self.first + self.num_sequences * self.num_tokens;
         let shape = [self.num_sequences as i32, self.num_tokens as i32, packed.dim(1)];
         Ok(sys::slice_axis(packed, 0, self.first, last)?.reshape(&shape)?)
     }
 
     /// Back to packed rows: `(B, n, …)` → `(B·n, W)`.
-    pub(super) fn pack(&self, by_sequence: &Array) -> Result<Array> {
+    pub(in crate::mlx) fn pack(&self, by_sequence: &Array) -> Result<Array> {
         Ok(by_sequence.reshape(&[(self.num_sequences * self.num_tokens) as i32, -1])?)
     }
 }
@@ -45,13 +45,13 @@ impl RowGroup {
 /// Whose a pass's packed rows are: one for each decoding sequence, in the order of the last
 /// `align_decode`, then the chunks.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RowOwners<'a> {
+pub(in crate::mlx) struct RowOwners<'a> {
     pub num_decode: usize,
     pub chunks: &'a [PassChunk],
 }
 
 /// What a layer does with one group: its packed output rows and the state after them.
-pub(super) type Mixed = (Array, RecurrentState);
+pub(in crate::mlx) type Mixed = (Array, RecurrentState);
 
 /// States of all running sequences.
 #[derive(Debug, Default)]
@@ -149,7 +149,7 @@ impl LiveStates {
 
     /// Runs one layer over a pass's rows, group by group, and keeps the states after them.
     /// Returns the packed output rows, `(T, W)`.
-    pub(super) fn advance(
+    pub(in crate::mlx) fn advance(
         &mut self,
         layer: usize,
         RowOwners { num_decode, chunks }: RowOwners<'_>,

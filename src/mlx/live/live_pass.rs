@@ -5,17 +5,7 @@
 
 use std::{ops::Range, rc::Rc};
 
-use crate::engine::SequenceId;
-use crate::mlx::{attention::MaskCache, segment::Segment, slab::SlabRows};
-
-/// A prefill chunk in a pass.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::mlx) struct PassChunk {
-    pub sequence: SequenceId,
-    pub num_tokens: usize,
-    /// Position of its first token.
-    pub start: usize,
-}
+use crate::mlx::{attention::MaskCache, packed::PassChunk, segment::Segment, slab::SlabRows};
 
 /// Chunks next to each other that run on the same long segments.
 #[derive(Debug)]
