@@ -12,7 +12,7 @@ use std::io::Read;
 
 use crate::cache::ResumeRule;
 
-pub(crate) use model::{VOCAB_SIZE, best, logits, next_token, report};
+pub(crate) use model::{VOCAB_SIZE, best, logits, report};
 use store::Store;
 pub(crate) use store::{BYTES_PER_TOKEN, EXPORTED_BYTES_PER_TOKEN};
 

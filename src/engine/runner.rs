@@ -49,9 +49,10 @@ impl Stored {
 pub struct SamplingParams {
     /// 0 means greedy: the most probable token, the filters unused.
     pub temperature: f32,
-    /// Keeps the most probable tokens up to this total probability; 1 keeps all.
+    /// Keeps the most probable tokens up to this total probability, and those as probable as the last of them;
+    /// 1 keeps all.
     pub top_p: f32,
-    /// Keeps this many most probable tokens; 0 keeps all.
+    /// Keeps this many most probable tokens, and those as probable as the last of them; 0 keeps all.
     pub top_k: u32,
     /// Drops tokens below this share of the most probable token's probability; 0 keeps all.
     pub min_p: f32,

@@ -100,6 +100,7 @@ impl<R: Runner> Engine<R> {
             return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
         }
         if !sequence.has_work() {
+            self.num_submitted += 1;
             self.events.push(sequence.finished(FinishReason::Length));
             return Ok(());
         }

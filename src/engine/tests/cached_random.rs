@@ -82,6 +82,11 @@ pub(super) fn any_case() -> impl Strategy<Value = Case> {
     )
 }
 
+/// The same case, in which some requests want more than tokens.
+pub(super) fn with_wants(case: Case) -> impl Strategy<Value = Case> {
+    wants::with_wants(case.requests.clone()).prop_map(move |requests| Case { requests, ..case.clone() })
+}
+
 pub(super) fn uninterrupted(mut case: Case) -> Case {
     for (_, interruption) in &mut case.requests {
         *interruption = Interruption::None;
@@ -163,7 +168,7 @@ proptest! {
 
     #[test]
     fn under_any_limits_and_interruptions_every_answer_is_the_one_alone(
-        case in any_case(),
+        case in any_case().prop_flat_map(with_wants),
         cache in any_cache(),
     ) {
         let mut engine = case.engine(cache, Failures::default());
@@ -194,7 +199,7 @@ proptest! {
 
     #[test]
     fn a_failure_ends_some_requests_and_leaves_the_cache_sound(
-        case in any_case(),
+        case in any_case().prop_flat_map(with_wants),
         cache in any_cache(),
         launch in prop::option::of(0usize..30),
         collect in prop::option::of(0usize..30),

@@ -13,11 +13,12 @@ mod persisted_random;
 mod planner;
 mod random;
 mod stories;
+mod wants;
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 
-use super::fake_runner::{FakeRunner, greedy, next_token};
+use super::fake_runner::{self, FakeRunner, greedy};
 use super::*;
 
 /// What the caller does to a request on the way.
@@ -36,6 +37,10 @@ enum Interruption {
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Outcome {
     tokens: Vec<TokenId>,
+    /// On each token, where they are asked for.
+    reports: Vec<TokenReport>,
+    /// On the prompt's tokens, those that are asked for.
+    scores: Vec<TokenReport>,
     /// Reason and number of new tokens; one entry for each time it finished.
     finishes: Vec<(FinishReason, usize)>,
     is_aborted: bool,
@@ -43,20 +48,24 @@ struct Outcome {
 
 /// The whole answer, worked out alone and one token at a time.
 fn answer_alone(request: &GenerationRequest) -> Outcome {
-    let mut context = request.prompt.clone();
-    let mut tokens = Vec::new();
+    let mut outcome = Outcome { scores: wants::scores(request), ..Outcome::default() };
     loop {
-        let token = next_token(&context, &request.sampling);
+        if outcome.tokens.len() == request.max_new_tokens {
+            outcome.finishes.push((FinishReason::Length, outcome.tokens.len()));
+            return outcome;
+        }
+        let token = fake_runner::best(&wants::processed(request, &outcome.tokens));
         if request.end_ids.contains(&token) {
-            let finishes = vec![(FinishReason::Stop, tokens.len() + 1)];
-            return Outcome { tokens, finishes, is_aborted: false };
+            outcome.finishes.push((FinishReason::Stop, outcome.tokens.len() + 1));
+            return outcome;
         }
-        context.push(token);
-        tokens.push(token);
-        if tokens.len() == request.max_new_tokens {
-            let finishes = vec![(FinishReason::Length, tokens.len())];
-            return Outcome { tokens, finishes, is_aborted: false };
-        }
+        let context: Vec<TokenId> = request.prompt.iter().chain(&outcome.tokens).copied().collect();
+        let report = |report: Report| {
+            let logits = fake_runner::logits(&context, &request.sampling);
+            fake_runner::report(&logits, token, report.num_top)
+        };
+        outcome.reports.extend(request.report.map(report));
+        outcome.tokens.push(token);
     }
 }
 
@@ -70,10 +79,12 @@ fn expected(request: &GenerationRequest, interruption: Interruption) -> Outcome 
     match interruption {
         Interruption::StopAfterTokens(count) if is_cut(count) => {
             outcome.tokens.truncate(count);
+            outcome.reports.truncate(count);
             outcome.finishes = vec![(FinishReason::Stop, count)];
         }
         Interruption::AbortAfterTokens(count) if is_cut(count) => {
             outcome.tokens.truncate(count);
+            outcome.reports.truncate(count);
             outcome.finishes.clear();
             outcome.is_aborted = true;
         }
@@ -85,6 +96,7 @@ fn expected(request: &GenerationRequest, interruption: Interruption) -> Outcome 
 /// A run of all requests, streamed in as there is room.
 struct Run {
     engine: Engine<FakeRunner>,
+    requests: HashMap<RequestId, GenerationRequest>,
     outcomes: HashMap<RequestId, Outcome>,
     errors: Vec<RunnerError>,
     /// Cached tokens of each request that finished.
@@ -101,7 +113,13 @@ fn run_with(
     requests: &[(GenerationRequest, Interruption)],
     mut after_step: impl FnMut(&mut Engine<FakeRunner>),
 ) -> Run {
-    let mut run = Run { engine, outcomes: HashMap::new(), errors: Vec::new(), num_cached: HashMap::new() };
+    let mut run = Run {
+        engine,
+        requests: requests.iter().map(|(request, _)| (request.id, request.clone())).collect(),
+        outcomes: HashMap::new(),
+        errors: Vec::new(),
+        num_cached: HashMap::new(),
+    };
     let interruptions: HashMap<RequestId, Interruption> =
         requests.iter().map(|(request, interruption)| (request.id, *interruption)).collect();
     // Each step collects a pass, and a pass brings on every running sequence and the first prompt.
@@ -141,13 +159,14 @@ impl Run {
     fn take_in(&mut self, events: &[Event], interruptions: &HashMap<RequestId, Interruption>) {
         let mut with_token = Vec::new();
         for event in events {
-            match *event {
-                Event::Token { id, token, .. } => {
+            match event {
+                &Event::Token { id, token, ref report } => {
                     assert!(!with_token.contains(&id), "two tokens of {id:?} in a step");
                     with_token.push(id);
                     let outcome = self.outcomes.get_mut(&id).expect("submitted");
                     assert!(outcome.finishes.is_empty() && !outcome.is_aborted, "a token after the end");
                     outcome.tokens.push(token);
+                    outcome.reports.extend(report.as_deref().cloned());
                     let count = outcome.tokens.len();
                     match interruptions[&id] {
                         Interruption::StopAfterTokens(number) if number == count => {
@@ -159,8 +178,15 @@ impl Run {
                         _ => {}
                     }
                 }
-                Event::Scored { .. } => unreachable!("nothing is scored"),
-                Event::Finished { id, reason, num_new_tokens, num_cached_tokens, .. } => {
+                Event::Scored { id, position, reports } => {
+                    let request = self.requests.get(id).expect("submitted");
+                    let outcome = self.outcomes.get_mut(id).expect("submitted");
+                    let from = request.score.expect("it asked for scores").from;
+                    assert_eq!(*position, from + outcome.scores.len(), "scores come in order");
+                    assert!(outcome.tokens.is_empty() && outcome.finishes.is_empty(), "scores come first");
+                    outcome.scores.extend(reports.iter().cloned());
+                }
+                &Event::Finished { id, reason, num_new_tokens, num_cached_tokens, .. } => {
                     self.num_cached.insert(id, num_cached_tokens);
                     let outcome = self.outcomes.get_mut(&id).expect("submitted");
                     assert!(!outcome.is_aborted, "an event of an aborted request");

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::super::fake_runner::Failures;
 use super::cached_random::{
     Case, MAX_PROMPT_TOKENS, UNLIMITED, any_cache, any_case, any_rule, uninterrupted,
-    with_a_last_token_of_its_own,
+    with_a_last_token_of_its_own, with_wants,
 };
 use super::persisted::CacheFile;
 use super::*;
@@ -40,7 +40,13 @@ fn any_failures() -> impl Strategy<Value = Failures> {
 }
 
 fn any_generation() -> impl Strategy<Value = Generation> {
-    (any_case(), any_cache(), any_failures(), prop::option::of(1usize..6), prop::bool::weighted(0.2))
+    (
+        any_case().prop_flat_map(with_wants),
+        any_cache(),
+        any_failures(),
+        prop::option::of(1usize..6),
+        prop::bool::weighted(0.2),
+    )
         .prop_map(|(case, cache, failures, save_every, is_killed)| Generation {
             case,
             cache,

@@ -10,7 +10,7 @@ use crate::cache::Tier;
 /// Puts requests in depth-first order and gives each its plan; positions that are multiples of
 /// `boundary` are cut as well, as if messages ended there.
 pub(super) fn plan(requests: &mut [(GenerationRequest, Interruption)], first_order: u64, boundary: usize) {
-    requests.sort_by(|(a, _), (b, _)| a.prompt.cmp(&b.prompt));
+    requests.sort_by(|(a, _), (b, _)| (a.reusable(), &a.prompt).cmp(&(b.reusable(), &b.prompt)));
     let prompts: Vec<Vec<TokenId>> =
         requests.iter().map(|(request, _)| request.reusable().to_vec()).collect();
     for (index, (request, _)) in requests.iter_mut().enumerate() {

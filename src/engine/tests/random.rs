@@ -43,7 +43,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn every_request_gets_the_answer_it_would_get_alone(limits in any_limits(), requests in any_requests()) {
+    fn every_request_gets_the_answer_it_would_get_alone(limits in any_limits(), requests in any_requests().prop_flat_map(wants::with_wants)) {
         let chunk = limits.prefill_chunk.get();
         let lookahead = limits.lookahead;
         let run = run(engine(limits), &requests);
@@ -104,7 +104,7 @@ proptest! {
     #[test]
     fn a_failing_pass_ends_its_own_requests_and_no_others(
         limits in any_limits(),
-        requests in any_requests(),
+        requests in any_requests().prop_flat_map(wants::with_wants),
         failing_launch in prop::option::of(0usize..40),
         failing_collect in prop::option::of(0usize..40),
     ) {
