@@ -315,6 +315,10 @@ pub struct GenerationArgs {
     /// End an answer before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = values::stop, allow_hyphen_values = true)]
     pub stop: Vec<String>,
+
+    /// Go on where the model would end an answer, up to the longest answer or a stop
+    #[arg(long)]
+    pub ignore_eos: bool,
 }
 
 impl GenerationArgs {
@@ -329,6 +333,7 @@ impl GenerationArgs {
             seed: self.seed,
             stop: (!self.stop.is_empty()).then(|| self.stop.clone()),
             add_special_tokens: None,
+            ignore_eos: self.ignore_eos.then_some(true),
         }
     }
 }

@@ -10,17 +10,27 @@ use super::{StopMatcher, Stopped, StreamDecoder, TextError, Tokenizer};
 pub struct Answer {
     decoder: StreamDecoder,
     matcher: StopMatcher,
+    includes_stop: bool,
     text: String,
     num_tokens: usize,
     is_stopped: bool,
 }
 
+/// What is part of an answer's text; by default neither stops nor special tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerText {
+    /// Whether the stop string that ends an answer is part of it.
+    pub includes_stop: bool,
+    pub shows_special_tokens: bool,
+}
+
 impl Answer {
     /// Begins an answer that ends at the first of the stop strings.
-    pub fn new(tokenizer: &Tokenizer, stops: &[String]) -> Answer {
+    pub fn new(tokenizer: &Tokenizer, stops: &[String], shown: AnswerText) -> Answer {
         Answer {
-            decoder: StreamDecoder::new(tokenizer),
+            decoder: StreamDecoder::new(tokenizer, shown.shows_special_tokens),
             matcher: StopMatcher::new(stops),
+            includes_stop: shown.includes_stop,
             text: String::new(),
             num_tokens: 0,
             is_stopped: false,
@@ -72,6 +82,9 @@ impl Answer {
         let (released, stopped) = self.matcher.push(text);
         self.text.push_str(&released);
         self.is_stopped = stopped.is_some();
+        if let Some(stopped) = stopped.as_ref().filter(|_| self.includes_stop) {
+            self.text.push_str(&stopped.stop);
+        }
         stopped
     }
 }
@@ -85,7 +98,7 @@ mod tests {
     fn an_answer_without_stops_is_the_decode_of_its_tokens() {
         let tokenizer = byte_level();
         let ids = tokenizer.encode("the 🦀 <|end|>the", false).expect("encodes");
-        let mut answer = Answer::new(&tokenizer, &[]);
+        let mut answer = Answer::new(&tokenizer, &[], AnswerText::default());
         for id in &ids {
             assert_eq!(answer.push(*id).expect("decodes"), None);
         }
@@ -96,7 +109,7 @@ mod tests {
     #[test]
     fn a_stop_across_tokens_ends_it_and_later_tokens_are_ignored() {
         let tokenizer = byte_level();
-        let mut answer = Answer::new(&tokenizer, &["🦀.".to_owned()]);
+        let mut answer = Answer::new(&tokenizer, &["🦀.".to_owned()], AnswerText::default());
         let ids = tokenizer.encode("a🦀b🦀.c", false).expect("encodes");
         let stops: Vec<bool> = ids.iter().map(|id| answer.push(*id).expect("decodes").is_some()).collect();
         assert_eq!(stops.iter().position(|stopped| *stopped), Some(10));
@@ -110,11 +123,25 @@ mod tests {
     #[test]
     fn a_stop_in_the_last_held_text_is_found_at_the_end() {
         let tokenizer = byte_fallback();
-        let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()]);
+        let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()], AnswerText::default());
         for id in tokenizer.encode("ab🦀", false).expect("encodes") {
             assert_eq!(answer.push(id).expect("decodes"), None);
         }
         let stopped = answer.finish().expect("decodes").expect("the stop string is there");
         assert_eq!((stopped.stop.as_str(), answer.text()), ("🦀", "ab"));
+    }
+
+    #[test]
+    fn stops_and_special_tokens_are_shown_where_that_is_asked_for() {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("a<|end|>b🦀.c", false).expect("encodes");
+        let text = |includes_stop, shows_special_tokens| {
+            let shown = AnswerText { includes_stop, shows_special_tokens };
+            let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()], shown);
+            ids.iter().for_each(|id| drop(answer.push(*id).expect("decodes")));
+            answer.into_text()
+        };
+        assert_eq!([text(false, false), text(true, false)], ["ab", "ab🦀"]);
+        assert_eq!([text(false, true), text(true, true)], ["a<|end|>b", "a<|end|>b🦀"]);
     }
 }

@@ -150,7 +150,12 @@ impl Tokenizer {
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        contained(|| self.0.tokenizer.decode(ids, true)).map_err(TextError::Decode)
+        self.decode_with(ids, false)
+    }
+
+    /// Does the same, with or without special tokens.
+    pub fn decode_with(&self, ids: &[u32], shows_special_tokens: bool) -> Result<String, TextError> {
+        contained(|| self.0.tokenizer.decode(ids, !shows_special_tokens)).map_err(TextError::Decode)
     }
 
     /// Returns what is to be said about settings of the model's files that are not acted on.

@@ -25,6 +25,8 @@ pub struct RequestParams {
     pub stop: Option<Vec<String>>,
     /// Whether the tokenizer adds its own tokens, such as BOS; absent: to raw prompts only.
     pub add_special_tokens: Option<bool>,
+    /// Whether an answer goes on where the model would end it.
+    pub ignore_eos: Option<bool>,
 }
 
 impl RequestParams {
@@ -39,6 +41,7 @@ impl RequestParams {
             seed: self.seed.or(fallback.seed),
             stop: self.stop.or_else(|| fallback.stop.clone()),
             add_special_tokens: self.add_special_tokens.or(fallback.add_special_tokens),
+            ignore_eos: self.ignore_eos.or(fallback.ignore_eos),
         }
     }
 
@@ -56,6 +59,7 @@ impl RequestParams {
             told("--min-p", self.min_p),
             told("--seed", self.seed),
             told("--stop", stop),
+            told("--ignore-eos", self.ignore_eos.filter(|ignores| *ignores)),
         ]
         .into_iter()
         .flatten()
@@ -72,6 +76,7 @@ impl RequestParams {
             seed: take_seed(fields)?,
             stop: take_stop(fields)?,
             add_special_tokens: fields.take_bool("add_special_tokens")?,
+            ignore_eos: fields.take_bool("ignore_eos")?,
         };
         // The limit of a small top_p is the most probable token alone: greedy.
         if params.top_p == Some(0.0) {
