@@ -40,6 +40,8 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
                     },
                     finish_reason: FinishReason::Stop,
                     stop_reason: None,
+                    logprobs: None,
+                    prompt_logprobs: None,
                 };
                 let completion = Completion {
                     choices: request.prompts.iter().map(answer).collect(),

@@ -3,8 +3,12 @@
 //! Owns that shape and the ids in it, which follow from the input line alone so that a run can be
 //! repeated. Where the line goes is the writer's business.
 
+mod logprobs;
+
 use serde::Serialize;
 use serde_json::Value;
+
+pub use self::logprobs::{Scored, Token, TokenLogprob};
 
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
@@ -43,6 +47,10 @@ pub struct Choice {
     pub text: String,
     pub finish_reason: FinishReason,
     pub stop_reason: Option<StopReason>,
+    /// Of the tokens of the text, where that was asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+    /// Of the prompt's tokens.
+    pub prompt_logprobs: Option<Vec<TokenLogprob>>,
 }
 
 /// All that a line's record tells.
@@ -97,6 +105,13 @@ impl Record {
             model: &served.model,
             choices: choices.map(|(choice, index)| ChoiceFields::new(head.form, index, choice)).collect(),
             usage,
+            // A conversation has one prompt: it is told beside the choices, as vLLM does.
+            prompt_logprobs: match (head.form, completion.choices.first()) {
+                (Form::Chat, Some(choice)) => {
+                    choice.prompt_logprobs.as_deref().map(logprobs::prompt_logprobs)
+                }
+                _ => None,
+            },
         };
         Self::new(head, Some((200, Body::Answer(answer))), None)
     }
@@ -192,6 +207,8 @@ struct Answer<'a> {
     model: &'a str,
     choices: Vec<ChoiceFields<'a>>,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -202,21 +219,31 @@ struct ChoiceFields<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     /// Readers of the API's answers expect the key, also where it is null.
-    logprobs: Option<()>,
+    logprobs: Option<Value>,
     finish_reason: FinishReason,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<&'a StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
 }
 
 impl<'a> ChoiceFields<'a> {
     fn new(form: Form, index: u32, choice: &'a Choice) -> Self {
-        let Choice { text, finish_reason, stop_reason } = choice;
+        let message = Message { role: "assistant", content: &choice.text };
         let (message, text) = match form {
-            Form::Chat => (Some(Message { role: "assistant", content: text }), None),
-            Form::Text => (None, Some(text.as_str())),
+            Form::Chat => (Some(message), None),
+            Form::Text => (None, Some(choice.text.as_str())),
         };
-        let stop_reason = stop_reason.as_ref();
-        Self { index, message, text, logprobs: None, finish_reason: *finish_reason, stop_reason }
+        let of_prompt = choice.prompt_logprobs.as_deref().filter(|_| form == Form::Text);
+        Self {
+            index,
+            message,
+            text,
+            logprobs: choice.logprobs.as_deref().map(|tokens| logprobs::logprobs(form, &choice.text, tokens)),
+            finish_reason: choice.finish_reason,
+            stop_reason: choice.stop_reason.as_ref(),
+            prompt_logprobs: of_prompt.map(logprobs::prompt_logprobs),
+        }
     }
 }
 
@@ -290,6 +317,8 @@ mod tests {
             text: (*text).to_owned(),
             finish_reason: FinishReason::Length,
             stop_reason: None,
+            logprobs: None,
+            prompt_logprobs: None,
         };
         Completion {
             choices: texts.iter().map(choice).collect(),

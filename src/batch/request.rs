@@ -25,8 +25,9 @@ use super::partial_json::find_id;
 use super::warnings::Warnings;
 use crate::json::{self, Parsed};
 
+pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, refused_fields};
 pub use self::options::AnswerOptions;
-pub use self::params::RequestParams;
+pub use self::params::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, RequestParams};
 
 /// Most answers that one line may ask for: a window of requests holds them all.
 pub const MAX_CHOICES: usize = 4096;

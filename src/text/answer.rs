@@ -10,7 +10,7 @@ use super::{StopMatcher, Stopped, StreamDecoder, TextError, Tokenizer};
 pub struct Answer {
     decoder: StreamDecoder,
     matcher: StopMatcher,
-    includes_stop: bool,
+    shown: AnswerText,
     text: String,
     num_tokens: usize,
     is_stopped: bool,
@@ -22,6 +22,8 @@ pub struct AnswerText {
     /// Whether the stop string that ends an answer is part of it.
     pub includes_stop: bool,
     pub shows_special_tokens: bool,
+    /// Stop strings are looked for only in what comes behind so many tokens.
+    pub min_tokens: usize,
 }
 
 impl Answer {
@@ -30,7 +32,7 @@ impl Answer {
         Answer {
             decoder: StreamDecoder::new(tokenizer, shown.shows_special_tokens),
             matcher: StopMatcher::new(stops),
-            includes_stop: shown.includes_stop,
+            shown,
             text: String::new(),
             num_tokens: 0,
             is_stopped: false,
@@ -45,6 +47,10 @@ impl Answer {
         }
         self.num_tokens += 1;
         let text = self.decoder.push(id)?;
+        if self.num_tokens <= self.shown.min_tokens {
+            self.text.push_str(&text);
+            return Ok(None);
+        }
         Ok(self.take(&text))
     }
 
@@ -82,7 +88,7 @@ impl Answer {
         let (released, stopped) = self.matcher.push(text);
         self.text.push_str(&released);
         self.is_stopped = stopped.is_some();
-        if let Some(stopped) = stopped.as_ref().filter(|_| self.includes_stop) {
+        if let Some(stopped) = stopped.as_ref().filter(|_| self.shown.includes_stop) {
             self.text.push_str(&stopped.stop);
         }
         stopped
@@ -136,12 +142,26 @@ mod tests {
         let tokenizer = byte_level();
         let ids = tokenizer.encode("a<|end|>b🦀.c", false).expect("encodes");
         let text = |includes_stop, shows_special_tokens| {
-            let shown = AnswerText { includes_stop, shows_special_tokens };
+            let shown = AnswerText { includes_stop, shows_special_tokens, min_tokens: 0 };
             let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()], shown);
             ids.iter().for_each(|id| drop(answer.push(*id).expect("decodes")));
             answer.into_text()
         };
         assert_eq!([text(false, false), text(true, false)], ["ab", "ab🦀"]);
         assert_eq!([text(false, true), text(true, true)], ["a<|end|>b", "a<|end|>b🦀"]);
+    }
+
+    #[test]
+    fn a_stop_among_the_least_tokens_is_none() {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("abcabc", false).expect("encodes");
+        let text = |min_tokens| {
+            let shown = AnswerText { min_tokens, ..AnswerText::default() };
+            let mut answer = Answer::new(&tokenizer, &["bc".to_owned()], shown);
+            ids.iter().for_each(|id| drop(answer.push(*id).expect("decodes")));
+            answer.finish().expect("decodes");
+            answer.into_text()
+        };
+        assert_eq!([0, 1, 2, 4, 6].map(text), ["a", "a", "abca", "abca", "abcabc"]);
     }
 }

@@ -88,7 +88,7 @@ fn the_plain_form() {
             seed: Some(7),
             stop: Some(vec!["\n\n".into(), "END".into()]),
             add_special_tokens: Some(false),
-            ignore_eos: None,
+            ..RequestParams::default()
         }
     );
     let Conversation { messages, tools, template_kwargs, .. } = chat_of(request);
@@ -354,7 +354,6 @@ fn tools_and_template_variables_reach_the_template() {
 #[test]
 fn parameters_are_checked() {
     for (name, value, code) in [
-        ("max_tokens", json!(0), "invalid_value"),
         ("max_tokens", json!("8"), "invalid_type"),
         ("max_tokens", json!(8.5), "invalid_type"),
         ("max_tokens", json!(5_000_000_000_u64), "invalid_value"),
@@ -433,25 +432,106 @@ fn prompts_are_texts_or_token_ids_one_or_many() {
 #[test]
 fn options_of_answers_are_checked() {
     let options = |fields: Value| parse_fields(fields).map(|request| request.options);
-    let all = json!({"n": 3.0, "stop_token_ids": [5], "include_stop_str_in_output": true, "skip_special_tokens": false});
+    let all = json!({"n": 3.0, "stop_token_ids": [5], "include_stop_str_in_output": true, "skip_special_tokens": false,
+                     "logit_bias": {"7": -100, "8": 0.5}, "bad_words": ["no"], "logprobs": true, "top_logprobs": 5,
+                     "prompt_logprobs": 0, "logprob_start_len": 3});
     let expected = AnswerOptions {
         num_choices: 3,
         stop_token_ids: vec![5],
         includes_stop: true,
         shows_special_tokens: true,
+        logit_bias: vec![(7, -100.0), (8, 0.5)],
+        bad_words: vec!["no".into()],
+        logprobs: Some(5),
+        prompt_logprobs: Some(0),
+        logprob_start: 3,
+        echo: false,
     };
     assert_eq!(options(all).expect("sound"), expected);
-    let neutral = json!({"n": null, "stop_token_ids": [], "include_stop_str_in_output": false, "skip_special_tokens": true});
-    assert_eq!(options(neutral).expect("sound"), AnswerOptions::default());
-    for (name, value, code, param) in [
-        ("n", json!(0), "invalid_value", "n"),
-        ("n", json!(129), "invalid_value", "n"),
-        ("n", json!("2"), "invalid_type", "n"),
-        ("stop_token_ids", json!(5), "invalid_type", "stop_token_ids"),
-        ("stop_token_ids", json!([-5]), "invalid_value", "stop_token_ids[0]"),
-        ("skip_special_tokens", json!(1), "invalid_type", "skip_special_tokens"),
+    let raw =
+        parse(json!({"prompt": "x", "logprobs": 0, "echo": true, "max_tokens": 0})).expect("sound").options;
+    assert_eq!(raw, AnswerOptions { logprobs: Some(0), echo: true, ..AnswerOptions::default() });
+}
+
+/// As clients write them that send all they have.
+#[test]
+fn nulls_and_zeros_ask_for_nothing() {
+    for neutral in [
+        json!({"n": null, "stop_token_ids": [], "include_stop_str_in_output": false, "skip_special_tokens": true}),
+        json!({"logprobs": false, "top_logprobs": 0, "echo": false, "prompt_logprobs": false, "logprob_start_len": -1}),
+        json!({"logprobs": 0, "top_logprobs": null, "logit_bias": {}, "bad_words": [], "n": 1}),
+        json!({"logprobs": null, "logit_bias": null, "bad_words": null, "echo": null, "prompt_logprobs": null}),
+        json!({"presence_context_size": 20, "presence_penalty": 0, "frequency_context_size": 20}),
     ] {
-        assert_eq!(refused(options(json!({name: value}))), (code, param.to_owned()), "{name}: {value}");
+        let request = parse_fields(neutral.clone()).expect("sound");
+        assert_eq!(request.options, AnswerOptions::default(), "{neutral}");
+    }
+    let raw = parse(json!({"prompt": "x", "logprobs": false, "top_logprobs": 0})).expect("sound");
+    assert_eq!(raw.options, AnswerOptions::default());
+}
+
+/// A value out of range is an error that names the parameter and the range.
+#[test]
+fn what_is_out_of_range_is_refused_with_the_range() {
+    for (name, value, code, param, range) in [
+        ("n", json!(0), "invalid_value", "n", "from 1 to 128"),
+        ("n", json!(129), "invalid_value", "n", "from 1 to 128"),
+        ("n", json!("2"), "invalid_type", "n", "a whole number"),
+        ("stop_token_ids", json!(5), "invalid_type", "stop_token_ids", "a list of token ids"),
+        ("stop_token_ids", json!([-5]), "invalid_value", "stop_token_ids[0]", "from 0 to"),
+        ("skip_special_tokens", json!(1), "invalid_type", "skip_special_tokens", "true or false"),
+        ("ignore_eos", json!("no"), "invalid_type", "ignore_eos", "true or false"),
+        ("min_tokens", json!(-1), "invalid_value", "min_tokens", "from 0 to"),
+        ("repetition_penalty", json!(0), "invalid_value", "repetition_penalty", "from 0.01 to 100"),
+        ("repetition_context_size", json!(0), "invalid_value", "repetition_context_size", "from 1 to"),
+        ("presence_penalty", json!(2.5), "invalid_value", "presence_penalty", "from -2 to 2"),
+        ("frequency_penalty", json!(-3), "invalid_value", "frequency_penalty", "from -2 to 2"),
+        ("logit_bias", json!({"5": 101}), "invalid_value", "logit_bias.5", "from -100 to 100"),
+        ("logit_bias", json!({"x": 1}), "invalid_value", "logit_bias.x", "token id"),
+        ("logit_bias", json!({"5": "1"}), "invalid_type", "logit_bias.5", "a number"),
+        ("bad_words", json!(["a", " "]), "invalid_value", "bad_words[1]", "empty"),
+        ("bad_words", json!("a"), "invalid_type", "bad_words", "a list of strings"),
+        ("logprobs", json!(5), "invalid_type", "logprobs", "true or false"),
+        ("top_logprobs", json!(3), "invalid_value", "top_logprobs", "`logprobs` is true"),
+        ("top_logprobs", json!(21), "invalid_value", "top_logprobs", "from 0 to 20"),
+        ("prompt_logprobs", json!(-1), "invalid_value", "prompt_logprobs", "from 0 to 20"),
+        ("logprob_start_len", json!(-2), "invalid_value", "logprob_start_len", "from -1 to"),
+        ("max_tokens", json!(0), "invalid_value", "max_tokens", "1 or more"),
+        ("echo", json!(true), "unsupported_value", "echo", "only a text"),
+        ("chat_template", json!(5), "invalid_type", "chat_template", "a string"),
+        ("enable_thinking", json!("no"), "invalid_type", "enable_thinking", "true or false"),
+    ] {
+        let failed = parse_fields(json!({name: value})).expect_err("must be refused");
+        assert!(failed.error.message().contains(range), "{}", failed.error.message());
+        assert_eq!(refused::<()>(Err(failed)), (code, param.to_owned()), "{name}: {value}");
+    }
+    let raw = |fields: Value| {
+        let mut line = json!({"prompt": "x"});
+        line.as_object_mut().expect("built as one").extend(fields.as_object().expect("an object").clone());
+        refused(parse(line))
+    };
+    assert_eq!(raw(json!({"logprobs": 21})), ("invalid_value", "logprobs".into()));
+    assert_eq!(raw(json!({"logprobs": true})), ("invalid_type", "logprobs".into()));
+    assert_eq!(raw(json!({"top_logprobs": 2})), ("unsupported_value", "top_logprobs".into()));
+    assert_eq!(raw(json!({"min_tokens": 9, "max_tokens": 8})), ("invalid_value", "min_tokens".into()));
+    let windowed = json!({"presence_penalty": 1, "presence_context_size": 20});
+    assert_eq!(raw(windowed), ("unsupported_value", "presence_context_size".into()));
+}
+
+/// The table of man mlxbatch-input(5) is that of the fields that are read.
+#[test]
+fn every_field_of_the_table_is_read() {
+    for field in SERVED.iter().flat_map(|group| group.fields) {
+        let mut lines = Lines::new();
+        // No field takes this; metadata alone takes anything.
+        let odd = json!({"messages": [{"role": "user", "content": "Hi"}], field.name: [[{}], -3.5]});
+        let outcome = lines.parse(odd.to_string());
+        if field.name == "metadata" {
+            assert!(outcome.expect("it is passed through").head.metadata.is_some());
+            continue;
+        }
+        let param = refused(outcome).1;
+        assert!(param.starts_with(field.name), "{}: {param}", field.name);
     }
 }
 
@@ -489,12 +569,9 @@ fn what_would_change_the_answer_is_refused() {
     for (name, value) in [
         ("best_of", json!(2)),
         ("stream", json!(true)),
-        ("logprobs", json!(true)),
-        ("top_logprobs", json!(3)),
+        ("allowed_token_ids", json!([3])),
         ("response_format", json!({"type": "json_object"})),
-        ("logit_bias", json!({"50": 1})),
-        ("presence_penalty", json!(0.5)),
-        ("frequency_penalty", json!(-0.5)),
+        ("repeat_penalty", json!(1.1)),
         ("tool_choice", json!("required")),
         ("tool_choice", json!({"type": "function"})),
     ] {

@@ -46,8 +46,13 @@ impl Desk {
         if !is_ok {
             return Record::request_error(head, &RequestError::internal("no memory"));
         }
-        let choice =
-            Choice { text: format!("answer {index}"), finish_reason: FinishReason::Stop, stop_reason: None };
+        let choice = Choice {
+            text: format!("answer {index}"),
+            finish_reason: FinishReason::Stop,
+            stop_reason: None,
+            logprobs: None,
+            prompt_logprobs: None,
+        };
         let completion = Completion {
             choices: vec![choice],
             num_prompt_tokens: 1,

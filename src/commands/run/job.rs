@@ -3,10 +3,12 @@
 //! Owns a job's choices from their first token to the record's fields. The engine knows the requests
 //! alone; which of them is which choice is the session's to remember.
 
-use super::prepare::AnswerFormat;
+use super::prepare::{AnswerFormat, PromptShown};
 use crate::{
-    batch::{Choice, Completion, FinishReason, RequestError, RequestHead, StopReason},
-    engine::{RequestId, TokenId},
+    batch::{
+        Choice, Completion, FinishReason, RequestError, RequestHead, Scored, StopReason, Token, TokenLogprob,
+    },
+    engine::{RequestId, TokenId, TokenReport},
     text::{Answer, Stopped, TextError, Tokenizer},
 };
 
@@ -30,11 +32,17 @@ struct Running {
     answer: Answer,
     /// A stop string has been found.
     stopped: Option<Stopped>,
+    /// Of the answer's tokens, where they are asked for.
+    reports: Vec<TokenReport>,
+    /// Of the prompt's tokens, from the first that is scored.
+    scores: Vec<TokenReport>,
 }
 
 struct Finished {
     choice: Choice,
     counts: Counts,
+    scores: Vec<TokenReport>,
+    reports: Vec<TokenReport>,
 }
 
 /// What the engine says of a request that ended.
@@ -55,7 +63,13 @@ impl Job {
     pub(super) fn begin(&mut self, choice: usize, id: RequestId, tokenizer: &Tokenizer) {
         let answer = Answer::new(tokenizer, &self.format.stops, self.format.shown);
         if let Some(state) = self.choices.get_mut(choice) {
-            *state = ChoiceState::Running(Box::new(Running { id, answer, stopped: None }));
+            *state = ChoiceState::Running(Box::new(Running {
+                id,
+                answer,
+                stopped: None,
+                reports: Vec::new(),
+                scores: Vec::new(),
+            }));
         }
     }
 
@@ -67,9 +81,25 @@ impl Job {
         })
     }
 
+    /// Takes what is known of a prompt's tokens, the next ones.
+    pub(super) fn score(&mut self, choice: usize, reports: Vec<TokenReport>) {
+        if let Some(ChoiceState::Running(running)) = self.choices.get_mut(choice) {
+            running.scores.extend(reports);
+        }
+    }
+
     /// Takes the next token of a choice; returns whether a stop string is complete with it.
-    pub(super) fn push(&mut self, choice: usize, token: TokenId) -> Result<bool, RequestError> {
+    pub(super) fn push(
+        &mut self,
+        choice: usize,
+        token: TokenId,
+        report: Option<TokenReport>,
+    ) -> Result<bool, RequestError> {
         let Some(ChoiceState::Running(running)) = self.choices.get_mut(choice) else { return Ok(false) };
+        // Tokens may be under way behind a stop.
+        if running.stopped.is_none() {
+            running.reports.extend(report);
+        }
         match running.answer.push(token) {
             Ok(stopped) => {
                 let is_stopped = stopped.is_some();
@@ -90,18 +120,20 @@ impl Job {
         ending: Result<FinishReason, RequestError>,
         end_token: Option<TokenId>,
         counts: Counts,
+        tokenizer: &Tokenizer,
     ) -> Result<Option<Completion>, RequestError> {
         let Some(state) = self.choices.get_mut(choice) else { return Ok(None) };
         let ChoiceState::Running(running) = std::mem::replace(state, ChoiceState::Waiting) else {
             return Ok(None);
         };
-        let Running { mut answer, stopped, .. } = *running;
+        let Running { mut answer, stopped, reports, scores, .. } = *running;
         let internal = |error: TextError| RequestError::internal(error.to_string());
-        if let Some(token) = end_token.filter(|_| self.format.shown.includes_stop) {
-            answer.push(token).map_err(internal)?;
-        }
+        let by_end = match end_token.filter(|_| self.format.shown.includes_stop) {
+            Some(token) => answer.push(token).map_err(internal)?,
+            None => None,
+        };
         let last = answer.finish().map_err(internal)?;
-        let stopped = stopped.or(last);
+        let stopped = stopped.or(by_end).or(last);
         let stop_token = end_token.filter(|token| self.format.stop_token_ids.contains(token));
         let stop_reason = match &stopped {
             Some(stopped) => Some(StopReason::Text(stopped.stop.clone())),
@@ -111,20 +143,27 @@ impl Job {
             text: answer.into_text(),
             finish_reason: if stopped.is_some() { FinishReason::Stop } else { ending? },
             stop_reason,
+            logprobs: None,
+            prompt_logprobs: None,
         };
-        *state = ChoiceState::Finished(Box::new(Finished { choice, counts }));
+        *state = ChoiceState::Finished(Box::new(Finished { choice, counts, scores, reports }));
         self.num_unfinished -= 1;
-        Ok((self.num_unfinished == 0).then(|| self.completion()))
+        Ok((self.num_unfinished == 0).then(|| self.completion(tokenizer)))
     }
 
     /// Puts the finished choices together; a prompt's tokens count once, however many answers it has.
-    fn completion(&mut self) -> Completion {
+    fn completion(&mut self, tokenizer: &Tokenizer) -> Completion {
         let finished = std::mem::take(&mut self.choices).into_iter().filter_map(|state| match state {
             ChoiceState::Finished(finished) => Some(*finished),
             ChoiceState::Waiting | ChoiceState::Running(_) => None,
         });
-        let finished: Vec<Finished> = finished.collect();
-        let of_prompts = finished.chunks(self.format.num_choices.max(1));
+        let mut finished: Vec<Finished> = finished.collect();
+        let num_choices = self.format.num_choices.max(1);
+        let telling = Telling { format: &self.format, tokenizer };
+        for (position, choices) in finished.chunks_mut(num_choices).enumerate() {
+            telling.tell(self.format.prompts.get(position), choices);
+        }
+        let of_prompts = finished.chunks(num_choices);
         let (num_prompt_tokens, num_cached_tokens) = of_prompts
             .map(|choices| {
                 let counts = choices.iter().map(|finished| finished.counts);
@@ -140,5 +179,64 @@ impl Job {
             num_prompt_tokens,
             num_cached_tokens,
         }
+    }
+}
+
+/// What is told of tokens beside the text.
+struct Telling<'a> {
+    format: &'a AnswerFormat,
+    tokenizer: &'a Tokenizer,
+}
+
+impl Telling<'_> {
+    /// Puts what is known of tokens into the choices that answer one prompt. What is known of the prompt's own
+    /// is the first one's.
+    fn tell(&self, prompt: Option<&PromptShown>, choices: &mut [Finished]) {
+        let scores = choices.first_mut().map(|first| std::mem::take(&mut first.scores)).unwrap_or_default();
+        for Finished { choice, reports, .. } in choices {
+            let told = |reports: &[TokenReport], num_top: u32| -> Vec<TokenLogprob> {
+                reports.iter().map(|report| self.logprob_of(report, num_top)).collect()
+            };
+            choice.prompt_logprobs = self.format.prompt_logprobs.zip(prompt).map(|(num_top, prompt)| {
+                let unscored = self.unscored(prompt, scores.len());
+                unscored.chain(told(&scores, num_top)).collect()
+            });
+            choice.logprobs = self.format.logprobs.map(|num_top| {
+                let mut tokens: Vec<TokenLogprob> = Vec::new();
+                if let Some(prompt) = prompt.filter(|_| self.format.echo) {
+                    tokens.extend(self.unscored(prompt, scores.len()));
+                    tokens.extend(told(&scores, num_top));
+                }
+                tokens.extend(told(reports, num_top));
+                tokens
+            });
+            if let Some(prompt) = prompt.filter(|_| self.format.echo) {
+                choice.text.insert_str(0, &prompt.text);
+            }
+        }
+    }
+
+    /// The prompt's tokens before those that are scored, which are its last.
+    fn unscored<'a>(
+        &'a self,
+        prompt: &'a PromptShown,
+        num_scored: usize,
+    ) -> impl Iterator<Item = TokenLogprob> + 'a {
+        let unscored = &prompt.tokens[..prompt.tokens.len().saturating_sub(num_scored)];
+        unscored.iter().map(|id| TokenLogprob { token: self.token(*id), scored: None })
+    }
+
+    fn logprob_of(&self, report: &TokenReport, num_top: u32) -> TokenLogprob {
+        let top = report.top.iter().take(num_top as usize);
+        let scored = Scored {
+            log_probability: report.log_probability,
+            rank: report.rank,
+            top: top.map(|(id, number)| (self.token(*id), *number)).collect(),
+        };
+        TokenLogprob { token: self.token(report.token), scored: Some(scored) }
+    }
+
+    fn token(&self, id: TokenId) -> Token {
+        Token { id, bytes: self.tokenizer.token_bytes(id) }
     }
 }

@@ -12,11 +12,12 @@ use crate::{
         AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError, RequestHead, RequestParams,
     },
     engine::{
-        AnswerRecurs, GenerationRequest, Processors, PromptPlan, RequestId, SamplingParams, TokenId,
-        sampling_key,
+        AnswerRecurs, GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score,
+        TokenId, sampling_key,
     },
     text::{
-        AnswerText, ChatOptions, ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, system_end,
+        AnswerText, ChatOptions, ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, Tokenizer,
+        system_end,
     },
 };
 
@@ -60,7 +61,7 @@ pub(in crate::commands) struct PreparedRequest {
 }
 
 /// How tokens become the choices of a record.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::commands) struct AnswerFormat {
     pub stops: Vec<String>,
     pub shown: AnswerText,
@@ -68,6 +69,21 @@ pub(in crate::commands) struct AnswerFormat {
     pub stop_token_ids: Vec<TokenId>,
     /// Choices that answer one prompt.
     pub num_choices: usize,
+    /// Most probable tokens that are told with each token of the text.
+    pub logprobs: Option<u32>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<u32>,
+    pub echo: bool,
+    /// The prompts, where anything is told of them.
+    pub prompts: Vec<PromptShown>,
+}
+
+/// A prompt as its choices show it.
+#[derive(Debug)]
+pub(in crate::commands) struct PromptShown {
+    pub tokens: Vec<TokenId>,
+    /// Empty where it is not repeated.
+    pub text: String,
 }
 
 impl Preparer {
@@ -80,6 +96,8 @@ impl Preparer {
         let Request { head, prompts, params, options } = request;
         let own_seed = params.seed;
         let params = params.or(&self.fallback);
+        let processors = self.processors(text.tokenizer(), &params, &options)?;
+        self.check_known("stop_token_ids", &options.stop_token_ids, false)?;
         let mut job = PreparedJob {
             requests: Vec::with_capacity(prompts.len() * options.num_choices),
             format: AnswerFormat {
@@ -87,13 +105,19 @@ impl Preparer {
                 shown: AnswerText {
                     includes_stop: options.includes_stop,
                     shows_special_tokens: options.shows_special_tokens,
+                    min_tokens: processors.min_new_tokens,
                 },
                 stop_token_ids: options.stop_token_ids.clone(),
                 num_choices: options.num_choices,
+                logprobs: options.logprobs,
+                prompt_logprobs: options.prompt_logprobs,
+                echo: options.echo,
+                prompts: Vec::new(),
             },
             notices: Vec::new(),
             head,
         };
+        let wanted = Wanted { params: &params, options: &options, processors };
         let is_list = prompts.len() > 1;
         for (position, prompt) in prompts.into_iter().enumerate() {
             let param = match &prompt {
@@ -101,16 +125,29 @@ impl Preparer {
                 _ if is_list => format!("prompt[{position}]"),
                 _ => "prompt".to_owned(),
             };
-            let mut first = self.first_choice(text, &param, prompt, &params, &options, &mut job.notices)?;
+            let shown_text = match &prompt {
+                Prompt::Text(text) if options.echo => Some(text.clone()),
+                _ => None,
+            };
+            let first = self.first_choice(text, &param, prompt, &wanted, &mut job.notices)?;
+            if options.echo || options.prompt_logprobs.is_some() {
+                let tokens = first.generation.prompt.clone();
+                let text = match shown_text {
+                    Some(text) => text,
+                    None if options.echo => decoded(text, &param, &tokens)?,
+                    None => String::new(),
+                };
+                job.format.prompts.push(PromptShown { tokens, text });
+            }
             let keys = ChoiceKeys { own_seed, seed: params.seed, head: &job.head, position: position as u64 };
-            for choice in 1..options.num_choices {
+            for choice in 0..options.num_choices {
                 let mut generation = first.generation.clone();
                 generation.sampling.key = keys.of(choice as u64);
+                // What is told of the prompt is the same for all of them.
+                generation.score = generation.score.filter(|_| choice == 0 || generation.max_new_tokens == 0);
                 let (spans, boundaries) = (Arc::clone(&first.spans), Arc::clone(&first.boundaries));
                 job.requests.push(PreparedRequest { generation, spans, boundaries });
             }
-            first.generation.sampling.key = keys.of(0);
-            job.requests.insert(position * options.num_choices, first);
         }
         Ok(job)
     }
@@ -121,22 +158,26 @@ impl Preparer {
         text: &Arc<TextModel>,
         param: &str,
         prompt: Prompt,
-        params: &RequestParams,
-        options: &AnswerOptions,
+        wanted: &Wanted,
         notices: &mut Vec<Notice>,
     ) -> Result<PreparedRequest, RequestError> {
+        let Wanted { params, options, processors } = wanted;
+        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
+        // What is scored alone leaves the context whole.
+        let max_prompt_tokens = self.max_context - usize::from(max_tokens > 0);
         let too_long = |num_tokens: String| {
             RequestError::bad_request(
                 "context_length_exceeded",
                 param,
                 format!(
-                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for an answer",
-                    self.max_context
+                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for {}",
+                    self.max_context,
+                    if max_tokens > 0 { "an answer" } else { "them" }
                 ),
             )
         };
         let min_tokens = min_tokens(text, &prompt);
-        if min_tokens >= self.max_context {
+        if min_tokens > max_prompt_tokens {
             return Err(too_long(format!("at least {min_tokens}")));
         }
         let answer_recurs = recurs(text, &prompt);
@@ -149,11 +190,10 @@ impl Preparer {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
         }
         self.check_known(param, &tokens, is_text)?;
-        self.check_known("stop_token_ids", &options.stop_token_ids, false)?;
-        if num_tokens >= self.max_context {
+        if num_tokens > max_prompt_tokens {
             return Err(too_long(num_tokens.to_string()));
         }
-        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
+        let score = score_of(options, num_tokens)?;
         let sampling = SamplingParams {
             temperature: params.temperature.unwrap_or(0.0),
             top_p: params.top_p.unwrap_or(1.0),
@@ -168,9 +208,9 @@ impl Preparer {
                 max_new_tokens: max_tokens.min(self.max_context - num_tokens),
                 end_ids: self.end_ids(params, options),
                 sampling,
-                processors: Processors::default(),
-                report: None,
-                score: None,
+                processors: processors.clone(),
+                report: options.logprobs.map(|num_top| Report { num_top }),
+                score,
                 plan: PromptPlan::default(),
                 answer_recurs,
             },
@@ -181,6 +221,29 @@ impl Preparer {
                 system_end(&spans).into_iter().collect()
             },
             spans: Arc::from(spans),
+        })
+    }
+
+    /// What changes the logits before a token is chosen.
+    fn processors(
+        &self,
+        tokenizer: &Tokenizer,
+        params: &RequestParams,
+        options: &AnswerOptions,
+    ) -> Result<Processors, RequestError> {
+        for (token, _) in &options.logit_bias {
+            self.check_known(&format!("logit_bias.{token}"), &[*token], false)?;
+        }
+        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens);
+        Ok(Processors {
+            repetition_penalty: params.repetition_penalty.unwrap_or(1.0),
+            repetition_window: params.repetition_context_size.map(|size| size as usize),
+            presence_penalty: params.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: params.frequency_penalty.unwrap_or(0.0),
+            logit_bias: Arc::from(options.logit_bias.as_slice()),
+            min_new_tokens: params.min_tokens.unwrap_or(0).min(max_tokens) as usize,
+            bad_words: bad_words(tokenizer, &options.bad_words)?.into(),
+            never: Arc::default(),
         })
     }
 
@@ -207,6 +270,56 @@ impl Preparer {
         };
         Err(RequestError::invalid(param, reason))
     }
+}
+
+/// What all choices of a line want.
+struct Wanted<'a> {
+    params: &'a RequestParams,
+    options: &'a AnswerOptions,
+    processors: Processors,
+}
+
+/// Which tokens of a prompt are told of. Nothing comes before the first; what comes before the start may be
+/// cached.
+fn score_of(options: &AnswerOptions, num_tokens: usize) -> Result<Option<Score>, RequestError> {
+    let start = options.logprob_start;
+    if start > num_tokens {
+        let reason = format!("must be from 0 to the prompt's {num_tokens} tokens, not {start}");
+        return Err(RequestError::invalid("logprob_start_len", reason));
+    }
+    let from_echo = options.logprobs.filter(|_| options.echo);
+    // Where nothing is asked of a prompt that is not continued, either, it is scored all the same: that is what
+    // a request without new tokens is.
+    let is_unasked = !options.tells_prompt_logprobs() && options.echo;
+    let num_top = options.prompt_logprobs.max(from_echo).or(is_unasked.then_some(0));
+    let from = if is_unasked { num_tokens } else { start.max(1).min(num_tokens) };
+    Ok(num_top.map(|num_top| Score { from, num_top }))
+}
+
+/// The token sequences of texts that no answer may have, as vLLM makes them: with a space in front of them,
+/// too, where that is one more way to write the same tokens.
+fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, RequestError> {
+    let mut sequences = Vec::new();
+    for (position, word) in words.iter().enumerate() {
+        let encode = |text: &str| {
+            let param = format!("bad_words[{position}]");
+            tokenizer.encode(text, false).map_err(|error| RequestError::invalid(&param, error.to_string()))
+        };
+        let word = word.trim_start();
+        let (bare, spaced) = (encode(word)?, encode(&format!(" {word}"))?);
+        if spaced.len() == bare.len() && spaced.first() != bare.first() {
+            sequences.push(spaced);
+        }
+        sequences.push(bare);
+    }
+    sequences.retain(|tokens| !tokens.is_empty());
+    Ok(sequences)
+}
+
+/// A prompt of tokens as text.
+fn decoded(text: &TextModel, param: &str, tokens: &[TokenId]) -> Result<String, RequestError> {
+    let decoded = text.tokenizer().decode_with(tokens, true);
+    decoded.map_err(|error| RequestError::bad_request("text_error", param, error.to_string()))
 }
 
 /// What the random numbers of a prompt's choices follow from.

@@ -269,11 +269,11 @@ impl<R: Runner> Session<R> {
     /// Takes one event of the engine; returns the record of a line that is done with.
     fn handle(&mut self, event: Event) -> Option<Record> {
         match event {
-            Event::Token { id, token, .. } => {
+            Event::Token { id, token, report } => {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
                 let seat = *self.seats.get(&id)?;
-                match self.jobs.get_mut(&seat.job)?.push(seat.choice, token) {
+                match self.jobs.get_mut(&seat.job)?.push(seat.choice, token, report.map(|report| *report)) {
                     Ok(false) => None,
                     Ok(true) => {
                         self.engine.stop(id);
@@ -282,8 +282,11 @@ impl<R: Runner> Session<R> {
                     Err(error) => self.fail(seat.job, error),
                 }
             }
-            // No request asks for scores.
-            Event::Scored { .. } => None,
+            Event::Scored { id, reports, .. } => {
+                let seat = *self.seats.get(&id)?;
+                self.jobs.get_mut(&seat.job)?.score(seat.choice, reports);
+                None
+            }
             Event::Finished {
                 id,
                 reason,
@@ -304,7 +307,8 @@ impl<R: Runner> Session<R> {
                         Err(RequestError::internal(reason))
                     }
                 };
-                let finished = job.finish(seat.choice, ending, end_token, counts);
+                let tokenizer = self.intake.text().tokenizer();
+                let finished = job.finish(seat.choice, ending, end_token, counts, tokenizer);
                 match finished {
                     Ok(None) => None,
                     Ok(Some(completion)) => {

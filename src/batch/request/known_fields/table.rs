@@ -11,16 +11,16 @@ const fn refused(name: &'static str, is_neutral: fn(&Value) -> bool, reason: &'s
 
 const NO_CHOICE: &str = "the best of several answers is not looked for; `n` returns them all";
 const NO_BEAMS: &str = "answers are sampled token by token, there is no beam search; leave it out";
-const NO_LOGPROBS: &str = "log-probabilities are not returned";
-const NO_PENALTY: &str = "penalties are not applied; leave it out";
+const USE_LOGPROBS: &str = "is not read; use `logprobs`, `prompt_logprobs` or `echo`";
+const USE_PENALTY: &str = "is not read; `repetition_penalty`, `presence_penalty` and `frequency_penalty` are";
 const NO_GUIDE: &str = "answers cannot be constrained to a format; leave it out";
 const NO_SAMPLER: &str = "this sampler is not served; temperature, top_p, top_k and min_p are. Leave it out";
 const NO_BUDGET: &str = "the length of the thinking cannot be limited; leave it out";
 const NO_ADAPTER: &str = "one model answers the whole run; name another with --model";
-const NO_BIAS: &str = "tokens can be neither favoured nor forbidden; leave it out";
-const NO_MINIMUM: &str = "a minimum length is not enforced; leave it out";
+const USE_BIAS: &str = "is not read; `logit_bias` and `bad_words` are";
+const USE_MINIMUM: &str = "is not read; use `min_tokens`";
 const NO_CUT: &str = "prompts are never cut; shorten the prompt, or leave it out";
-const NO_IDS: &str = "a prompt is text, not token ids or embeddings";
+const NO_IDS: &str = "is not read; token ids are given in `prompt`, embeddings not at all";
 const NO_MEDIA: &str = "only text is read and written";
 const NO_TIME_LIMIT: &str = "an answer has no time limit; use `max_tokens`";
 const NO_SEARCH: &str = "nothing is looked up; leave it out";
@@ -28,7 +28,7 @@ const ONE_TURN: &str =
     "is not read; an answer goes on with the last message where the request says `continue_final_message`";
 const BESIDE: &str = "is not the template's; put it beside `chat_template_kwargs`";
 const USE_MAX_TOKENS: &str = "is not read; use `max_tokens`";
-const USE_STOP: &str = "is not read; give the stop as text in `stop`";
+const USE_STOP: &str = "is not read; use `stop` or `stop_token_ids`";
 const USE_KWARGS: &str =
     "templates differ in its name; put what this model's reads into `chat_template_kwargs`";
 const USE_MESSAGES: &str = "is not read; put it into `messages`";
@@ -47,17 +47,13 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("early_stopping", is_off, NO_BEAMS),
     refused("diversity_penalty", is_zero, NO_BEAMS),
     refused("stream", is_off, "answers are written whole, one line each; leave `stream` out"),
-    refused("logprobs", is_off, NO_LOGPROBS),
-    refused("top_logprobs", is_zero, NO_LOGPROBS),
-    refused("prompt_logprobs", is_off, NO_LOGPROBS),
-    refused("n_probs", is_zero, NO_LOGPROBS),
-    refused("top_n_tokens", is_zero, NO_LOGPROBS),
-    refused("return_logprob", is_off, NO_LOGPROBS),
-    refused("decoder_input_details", is_off, NO_LOGPROBS),
+    refused("n_probs", is_zero, USE_LOGPROBS),
+    refused("top_n_tokens", is_zero, USE_LOGPROBS),
+    refused("return_logprob", is_off, USE_LOGPROBS),
+    refused("decoder_input_details", is_off, USE_LOGPROBS),
     refused("return_hidden_states", is_off, "only text is returned"),
     refused("return_token_ids", is_off, "only text is returned"),
     refused("return_tokens_as_token_ids", is_off, "only text is returned"),
-    refused("echo", is_off, "the prompt is not repeated in the answer"),
     refused("return_full_text", is_off, "the prompt is not repeated in the answer"),
     refused("suffix", is_empty, "text can only be continued, not filled in"),
     refused("no_stop_trim", is_off, "a stop is not part of the answer; leave it out"),
@@ -76,24 +72,19 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("json_schema", is_empty, NO_GUIDE),
     refused("verbosity", is_medium, "the length of answers cannot be set in words; say it in the prompt"),
     // Which tokens may be chosen.
-    refused("logit_bias", is_empty, NO_BIAS),
-    refused("allowed_token_ids", is_empty, NO_BIAS),
-    refused("bad_words", is_empty, NO_BIAS),
-    refused("bad_words_ids", is_empty, NO_BIAS),
-    refused("banned_strings", is_empty, NO_BIAS),
-    refused("banned_tokens", is_empty, NO_BIAS),
-    refused("custom_token_bans", is_empty, NO_BIAS),
-    refused("suppress_tokens", is_empty, NO_BIAS),
-    refused("force_words_ids", is_empty, NO_BIAS),
-    refused("logits_processors", is_empty, NO_BIAS),
-    refused("custom_logit_processor", is_empty, NO_BIAS),
-    refused("presence_penalty", is_zero, NO_PENALTY),
-    refused("frequency_penalty", is_zero, NO_PENALTY),
-    refused("repetition_penalty", is_one, NO_PENALTY),
-    refused("repeat_penalty", is_one, NO_PENALTY),
-    refused("encoder_repetition_penalty", is_one, NO_PENALTY),
-    refused("no_repeat_ngram_size", is_zero, NO_PENALTY),
-    refused("dry_multiplier", is_zero, NO_PENALTY),
+    refused("allowed_token_ids", is_empty, USE_BIAS),
+    refused("bad_words_ids", is_empty, USE_BIAS),
+    refused("banned_strings", is_empty, USE_BIAS),
+    refused("banned_tokens", is_empty, USE_BIAS),
+    refused("custom_token_bans", is_empty, USE_BIAS),
+    refused("suppress_tokens", is_empty, USE_BIAS),
+    refused("force_words_ids", is_empty, USE_BIAS),
+    refused("logits_processors", is_empty, USE_BIAS),
+    refused("custom_logit_processor", is_empty, USE_BIAS),
+    refused("repeat_penalty", is_one, USE_PENALTY),
+    refused("encoder_repetition_penalty", is_one, USE_PENALTY),
+    refused("no_repeat_ngram_size", is_zero, USE_PENALTY),
+    refused("dry_multiplier", is_zero, USE_PENALTY),
     refused("penalty_alpha", is_zero, NO_SAMPLER),
     refused("do_sample", is_on, "greedy answers are asked for with `temperature` 0"),
     refused("xtc_probability", is_zero, NO_SAMPLER),
@@ -124,10 +115,9 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("max_length", never, USE_MAX_TOKENS),
     refused("n_predict", is_minus_one, USE_MAX_TOKENS),
     refused("num_predict", is_minus_one, USE_MAX_TOKENS),
-    refused("min_tokens", is_zero, NO_MINIMUM),
-    refused("min_new_tokens", is_zero, NO_MINIMUM),
-    refused("min_length", is_zero, NO_MINIMUM),
-    refused("ban_eos_token", is_off, "an answer ends at the model's end token"),
+    refused("min_new_tokens", is_zero, USE_MINIMUM),
+    refused("min_length", is_zero, USE_MINIMUM),
+    refused("ban_eos_token", is_off, "is not read; `ignore_eos` and `min_tokens` are"),
     refused("stop_sequences", is_empty, USE_STOP),
     refused("stop_strings", is_empty, USE_STOP),
     refused("stop_regex", is_empty, USE_STOP),
@@ -252,9 +242,6 @@ pub(super) const IGNORED: &[&str] = &[
     "smoothing_curve",
     "adaptive_decay",
     "repeat_last_n",
-    "repetition_context_size",
-    "presence_context_size",
-    "frequency_context_size",
     "penalty_range",
 ];
 
