@@ -15,10 +15,8 @@ use super::run::prepare::{PreparedJob, Preparer};
 use super::text_head::text_head;
 use super::{Outcome, written};
 use crate::batch::{ReaderOptions, RequestParams, RequestReader};
-use crate::cache::reusable;
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
 use crate::commands::identity::ComputedModel;
-use crate::engine::num_reusable;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
@@ -122,6 +120,8 @@ fn say(args: &PlanArgs, text: &str) {
 /// What is kept of a request until its window is planned.
 struct Planned {
     tokens: Vec<u32>,
+    /// Of them, how many may be shared.
+    num_reusable: usize,
     max_new_tokens: usize,
 }
 
@@ -136,7 +136,11 @@ impl Window {
     fn add(&mut self, job: PreparedJob) {
         let planned = job.requests.into_iter().map(|request| {
             let generation = request.generation;
-            Planned { tokens: generation.prompt, max_new_tokens: generation.max_new_tokens }
+            Planned {
+                num_reusable: generation.num_reusable(),
+                tokens: generation.prompt,
+                max_new_tokens: generation.max_new_tokens,
+            }
         });
         planned.for_each(|prompt| self.add_prompt(prompt));
     }
@@ -189,9 +193,9 @@ impl<'a> Totals<'a> {
         let prompts: Vec<PlanPrompt> = window
             .prompts
             .iter()
-            .map(|Planned { tokens, max_new_tokens }| PlanPrompt {
+            .map(|Planned { tokens, num_reusable, max_new_tokens }| PlanPrompt {
                 tokens,
-                num_reusable: num_reusable(tokens.len(), None),
+                num_reusable: *num_reusable,
                 boundaries: &[],
                 max_new_tokens: *max_new_tokens,
             })
@@ -206,7 +210,7 @@ impl<'a> Totals<'a> {
         if let Some(snapshot) = self.snapshot {
             let held: Vec<(&[u32], usize)> = prompts
                 .iter()
-                .map(|prompt| (prompt.tokens, snapshot.num_resumable(reusable(prompt.tokens))))
+                .map(|prompt| (prompt.tokens, snapshot.num_resumable(&prompt.tokens[..prompt.num_reusable])))
                 .collect();
             self.num_stored_tokens += num_unique_held(&held) as u64;
         }
@@ -256,7 +260,11 @@ mod tests {
         for prompts in windows {
             let mut window = Window::default();
             for prompt in *prompts {
-                window.add_prompt(Planned { tokens: prompt.to_vec(), max_new_tokens: 5 });
+                window.add_prompt(Planned {
+                    tokens: prompt.to_vec(),
+                    num_reusable: prompt.len() - 1,
+                    max_new_tokens: 5,
+                });
             }
             totals.add(&window);
         }

@@ -130,7 +130,7 @@ mod tests {
             "best_of": 1, "use_beam_search": false, "stream": false,
             "response_format": {"type": "text"},
             "repeat_penalty": 1, "typical_p": 1.0, "tfs_z": 1, "mirostat": 0, "xtc_probability": 0.0,
-            "dry_multiplier": 0, "dynatemp_range": 0, "top_n_sigma": -1, "min_tokens": 0,
+            "dry_multiplier": 0, "dynatemp_range": 0, "top_n_sigma": -1,
             "truncate_prompt_tokens": -1, "thinking_budget": -1, "do_sample": true,
             "lora": [], "num_beams": 1, "verbosity": "medium",
         });

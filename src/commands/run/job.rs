@@ -53,6 +53,12 @@ pub(super) struct Counts {
     pub num_new_tokens: usize,
 }
 
+/// The token that ended an answer and is no part of it.
+pub(super) struct End {
+    pub token: TokenId,
+    pub report: Option<TokenReport>,
+}
+
 impl Job {
     pub(super) fn new(head: RequestHead, format: AnswerFormat, num_choices: usize) -> Self {
         let choices = (0..num_choices).map(|_| ChoiceState::Waiting).collect();
@@ -112,13 +118,12 @@ impl Job {
     }
 
     /// Ends a choice; returns the line's completion with the last of them. `ending` is why the engine ended it,
-    /// an error where its answer is not whole, unless a stop string is in what came before; `end_token` the token
-    /// that did.
+    /// an error where its answer is not whole, unless a stop string is in what came before.
     pub(super) fn finish(
         &mut self,
         choice: usize,
         ending: Result<FinishReason, RequestError>,
-        end_token: Option<TokenId>,
+        end: Option<End>,
         counts: Counts,
         tokenizer: &Tokenizer,
     ) -> Result<Option<Completion>, RequestError> {
@@ -126,7 +131,10 @@ impl Job {
         let ChoiceState::Running(running) = std::mem::replace(state, ChoiceState::Waiting) else {
             return Ok(None);
         };
-        let Running { mut answer, stopped, reports, scores, .. } = *running;
+        let Running { mut answer, stopped, mut reports, scores, .. } = *running;
+        let end_token = end.as_ref().map(|end| end.token);
+        // As vLLM does: it was chosen, and lm-eval counts on one more token than the prompt has.
+        reports.extend(end.and_then(|end| end.report));
         let internal = |error: TextError| RequestError::internal(error.to_string());
         let by_end = match end_token.filter(|_| self.format.shown.includes_stop) {
             Some(token) => answer.push(token).map_err(internal)?,

