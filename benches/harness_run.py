@@ -1,4 +1,4 @@
-"""One side of lm_eval.py, in a process of its own: tasks through mlx_lm.evaluate's class or through mlxbatch's.
+"""One side of harness.py, in a process of its own: tasks through mlx_lm.evaluate's class or through mlxbatch's.
 
 Owns nothing but the call; both sides make the same one. Needs lm-eval, and mlx-lm for its side.
 """

@@ -2,7 +2,7 @@
 """lm-evaluation-harness over mlxbatch against mlx_lm.evaluate, on tasks made of the fixtures' data.
 
 Owns the rounds, the bars and the table: the same answers, and the wall time of a multiple-choice task with five
-examples. Leaves the tasks to lm_eval_tasks.py, running them to lm_eval_run.py. Needs a Python that has lm-eval
+examples. Leaves the tasks to harness_tasks.py, running them to harness_run.py. Needs a Python that has lm-eval
 0.4.13 beside mlx-lm: .mlx/reference/bin/python -m pip install lm-eval==0.4.13
 """
 # Both sides run the harness itself, from its start to its result: loading Python, the model and the data is
@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 
-import lm_eval_tasks
+import harness_tasks
 import sides
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -24,7 +24,7 @@ MAX_TIME, MAX_DIFFERENCE = 0.15, 1e-3
 def arguments():
     parser = sides.parser_of(__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--tasks", nargs="+", default=list(lm_eval_tasks.TASKS), choices=list(lm_eval_tasks.TASKS), help="which to run")
+    add("--tasks", nargs="+", default=list(harness_tasks.TASKS), choices=list(harness_tasks.TASKS), help="which to run")
     add("--batch-size", type=int, default=32, help="sequences at a time (default 32)")
     add("--check", action="store_true", help="exit with 1 when a bar is missed")
     return sides.parse(parser, ("batch_size",), [])
@@ -47,7 +47,7 @@ def run(side, options, tasks_folder, tasks):
             environment = sides.environment_of_mlx_lm(options, options.openblas or sides.find_openblas())
         else:
             environment = sides.environment_with(None)
-        command = [options.python, str(HERE / "lm_eval_run.py"), side, json.dumps(settings)]
+        command = [options.python, str(HERE / "harness_run.py"), side, json.dumps(settings)]
         _, seconds, _ = sides.run_child(command, environment | {"HF_HOME": home}, side)
         return {"seconds": seconds, **json.loads(out.read_text())}
 
@@ -81,7 +81,7 @@ def main():
     try:
         with tempfile.TemporaryDirectory(prefix="mlxbatch-tasks-") as folder:
             folder = pathlib.Path(folder)
-            lm_eval_tasks.write_tasks(folder)
+            harness_tasks.write_tasks(folder)
             both = [side for side in ("mlxbatch", "mlx-lm") if options.only in (None, side)]
             print(f"{'task':22} {'metric':14} {both[0]:>9} {both[-1]:>9}")
             for task in options.tasks:
@@ -97,7 +97,7 @@ def main():
                     if ratio > MAX_TIME:
                         misses.append(f"wall time {ratio:.3f}, more than {MAX_TIME}")
     except sides.SideError as error:
-        sys.exit(f"lm_eval.py: {error}")
+        sys.exit(f"harness.py: {error}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     for miss in misses:

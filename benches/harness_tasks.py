@@ -1,6 +1,6 @@
 """Five small tasks for lm-evaluation-harness whose data are the fixtures': nothing is downloaded.
 
-Owns which questions they ask. Leaves running them to lm_eval_run.py. Standard library only.
+Owns which questions they ask. Leaves running them to harness_run.py. Standard library only.
 """
 
 import json
@@ -93,6 +93,7 @@ metric_list: [{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_bett
 GENERATED = """output_type: generate_until
 doc_to_text: "{{text}}"
 doc_to_target: "{{answer}}"
+filter_list: [{name: none, filter: [{function: remove_whitespace}, {function: take_first}]}]
 generation_kwargs: {until: ["\\n\\n", "Question:", "."], max_gen_toks: 24, do_sample: false}
 metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, ignore_case: true, ignore_punctuation: true}]
 """
