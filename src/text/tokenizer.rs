@@ -309,6 +309,28 @@ mod tests {
         assert!(error.contains("tokenizer.json"), "{error}");
     }
 
+    /// Pieces of characters have their bytes, special tokens their name, and no piece loses its space.
+    #[test]
+    fn tokens_bytes_make_up_the_text() {
+        use crate::text::testing::{byte_fallback, byte_level};
+        for tokenizer in [byte_level(), byte_fallback()] {
+            let bytes = |text: &str| -> Vec<u8> {
+                let ids = tokenizer.encode(text, false).expect("encodes");
+                ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect()
+            };
+            let found = String::from_utf8(bytes("ab a 🦀b")).expect("whole characters");
+            assert_eq!(found.trim_start(), "ab a 🦀b");
+        }
+        let tokenizer = byte_level();
+        let end = tokenizer.token_id("<|end|>").expect("the token is there");
+        assert_eq!(
+            (tokenizer.token_bytes(end), tokenizer.token_bytes(9999)),
+            (b"<|end|>".to_vec(), Vec::new())
+        );
+        let space = byte_fallback().token_id("▁a").expect("the token is there");
+        assert_eq!(byte_fallback().token_bytes(space), b" a");
+    }
+
     #[test]
     fn special_tokens_are_found_and_left_out_of_text() {
         let tokenizer = crate::text::testing::byte_level();

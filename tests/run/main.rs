@@ -20,6 +20,7 @@ mod outputs;
 mod persist;
 mod persist_troubles;
 mod precedence;
+mod processors;
 mod prompts;
 mod resume;
 mod signals;

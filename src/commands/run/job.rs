@@ -206,13 +206,15 @@ impl Telling<'_> {
                 reports.iter().map(|report| self.logprob_of(report, num_top)).collect()
             };
             choice.prompt_logprobs = self.format.prompt_logprobs.zip(prompt).map(|(num_top, prompt)| {
-                let unscored = self.unscored(prompt, scores.len());
+                // Of those that are not scored nothing is told at all.
+                let nameless = |id: &TokenId| Token { id: *id, bytes: Vec::new() };
+                let unscored = unscored(prompt, scores.len(), nameless);
                 unscored.chain(told(&scores, num_top)).collect()
             });
             choice.logprobs = self.format.logprobs.map(|num_top| {
                 let mut tokens: Vec<TokenLogprob> = Vec::new();
                 if let Some(prompt) = prompt.filter(|_| self.format.echo) {
-                    tokens.extend(self.unscored(prompt, scores.len()));
+                    tokens.extend(unscored(prompt, scores.len(), |id| self.token(*id)));
                     tokens.extend(told(&scores, num_top));
                 }
                 tokens.extend(told(reports, num_top));
@@ -222,16 +224,6 @@ impl Telling<'_> {
                 choice.text.insert_str(0, &prompt.text);
             }
         }
-    }
-
-    /// The prompt's tokens before those that are scored, which are its last.
-    fn unscored<'a>(
-        &'a self,
-        prompt: &'a PromptShown,
-        num_scored: usize,
-    ) -> impl Iterator<Item = TokenLogprob> + 'a {
-        let unscored = &prompt.tokens[..prompt.tokens.len().saturating_sub(num_scored)];
-        unscored.iter().map(|id| TokenLogprob { token: self.token(*id), scored: None })
     }
 
     fn logprob_of(&self, report: &TokenReport, num_top: u32) -> TokenLogprob {
@@ -247,4 +239,14 @@ impl Telling<'_> {
     fn token(&self, id: TokenId) -> Token {
         Token { id, bytes: self.tokenizer.token_bytes(id) }
     }
+}
+
+/// The prompt's tokens before those that are scored, which are its last.
+fn unscored<'a>(
+    prompt: &'a PromptShown,
+    num_scored: usize,
+    token_of: impl Fn(&TokenId) -> Token + 'a,
+) -> impl Iterator<Item = TokenLogprob> + 'a {
+    let unscored = &prompt.tokens[..prompt.tokens.len().saturating_sub(num_scored)];
+    unscored.iter().map(move |id| TokenLogprob { token: token_of(id), scored: None })
 }

@@ -76,7 +76,7 @@ pub(super) struct Session<R: Runner> {
 /// Forward passes that failed.
 #[derive(Debug, Default)]
 struct Failures {
-    /// Failures since the last token.
+    /// Failures since the last token or score.
     num_in_a_row: usize,
     /// What the last one said; the requests it ended repeat it.
     reason: String,
@@ -283,6 +283,7 @@ impl<R: Runner> Session<R> {
                 }
             }
             Event::Scored { id, reports, .. } => {
+                self.failures.num_in_a_row = 0;
                 let seat = *self.seats.get(&id)?;
                 self.jobs.get_mut(&seat.job)?.score(seat.choice, reports);
                 None
