@@ -25,13 +25,13 @@ def last_user_text(record):
 
 
 def halves(text, mark):
-    """The text up to the mark that is nearest to its middle, and what follows; None where it has none."""
+    """What stands before the mark that is nearest to a text's middle, and behind it; None where it has none."""
     places = [at + len(mark) for at in range(len(text)) if text.startswith(mark, at)]
     places = [at for at in places if 20 < at < len(text) - 10]
     if not places:
         return None
     at = min(places, key=lambda at: abs(at - len(text) // 2))
-    return text[:at].strip(), text[at:].strip()[:160].rstrip()
+    return text[:at].strip()[-300:], text[at:].strip()[:160].rstrip()
 
 
 def continuations(numbers):
@@ -100,7 +100,7 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true, i
 
 # Name: documents, shots, questions, how they are asked.
 TASKS = {
-    "local_continuations": (continuations, 5, 240, CHOICE),
+    "local_continuations": (continuations, 5, 200, CHOICE),
     "local_categories": (categories, 3, 40, CHOICE),
     "local_sums": (sums, 4, 40, CHOICE),
     "local_perplexity": (texts, 0, 40, ROLLING),
