@@ -151,18 +151,24 @@ def kernels_of_mlxbatch(options):
     return found.group(1) if found else None
 
 
-def run_mlx_lm(options, data, max_tokens, openblas):
-    """mlx-lm's figures on a JSONL file, with the given OpenBLAS preloaded or, with None, stock.
+def environment_of_mlx_lm(options, openblas):
+    """The environment of a process of mlx-lm's, with the given OpenBLAS preloaded or, with None, stock.
 
     A preloaded OpenBLAS uses the same kernels as mlxbatch's, which chooses better ones by itself where
     OpenBLAS does not know the processor.
     """
-    command = [options.python, str(HERE / "mlx_lm_run.py"), str(data), "--model-folder", options.model_folder]
-    command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
     environment = environment_with(openblas)
     kernels = kernels_of_mlxbatch(options) if openblas else None
     if kernels:
         environment.setdefault("OPENBLAS_CORETYPE", kernels)
+    return environment
+
+
+def run_mlx_lm(options, data, max_tokens, openblas):
+    """mlx-lm's figures on a JSONL file, with the given OpenBLAS preloaded or, with None, stock."""
+    command = [options.python, str(HERE / "mlx_lm_run.py"), str(data), "--model-folder", options.model_folder]
+    command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
+    environment = environment_of_mlx_lm(options, openblas)
     out, seconds, peak_bytes = run_child(command, environment, "mlx-lm")
     figures = json.loads(out)
     if sys.platform == "linux" and bool(openblas) != bool(figures["openblas"]):

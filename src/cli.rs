@@ -315,6 +315,26 @@ pub struct GenerationArgs {
     /// End an answer before this text; may be given several times
     #[arg(long, value_name = "TEXT", value_parser = values::stop, allow_hyphen_values = true)]
     pub stop: Vec<String>,
+
+    /// Divide positive and multiply negative logits of tokens that prompt or answer have; 1 is none
+    #[arg(long, value_name = "P", value_parser = values::repetition_penalty, allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
+
+    /// Take this off once from the logits of tokens that the answer has, -2 to 2
+    #[arg(long, value_name = "P", value_parser = values::penalty, allow_negative_numbers = true)]
+    pub presence_penalty: Option<f32>,
+
+    /// Take this off for each time that the answer has the token, -2 to 2
+    #[arg(long, value_name = "P", value_parser = values::penalty, allow_negative_numbers = true)]
+    pub frequency_penalty: Option<f32>,
+
+    /// Choose no end token before the answer has so many tokens
+    #[arg(long, value_name = "N", value_parser = values::whole_number, allow_negative_numbers = true)]
+    pub min_tokens: Option<u32>,
+
+    /// Go on where the model would end an answer, up to the longest answer or a stop
+    #[arg(long)]
+    pub ignore_eos: bool,
 }
 
 impl GenerationArgs {
@@ -329,6 +349,12 @@ impl GenerationArgs {
             seed: self.seed,
             stop: (!self.stop.is_empty()).then(|| self.stop.clone()),
             add_special_tokens: None,
+            ignore_eos: self.ignore_eos.then_some(true),
+            min_tokens: self.min_tokens,
+            repetition_penalty: self.repetition_penalty,
+            repetition_context_size: None,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
         }
     }
 }

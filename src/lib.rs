@@ -19,6 +19,9 @@
 //! | `threads`    | work that several threads share                                             |
 //! | `machine_memory`, `terminal` | what the system tells: memory left, whether bars can be drawn |
 //!
+//! A line of the input is a job of one or more requests, whose record is one line (`commands::run`); the
+//! engine knows requests alone, and what they want beside their next token.
+//!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.
 

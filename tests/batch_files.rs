@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use mlxbatch::batch::{
-    Completion, FinishReason, InputPath, OutputPath, Prompt, ReaderOptions, Record, RequestReader,
+    Choice, Completion, FinishReason, InputPath, OutputPath, Prompt, ReaderOptions, Record, RequestReader,
     ResultWriter, Served, count_requests,
 };
 use serde_json::Value;
@@ -32,13 +32,19 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
     while let Some(item) = reader.next_request().unwrap() {
         records.push(match item {
             Ok(request) => {
-                let text = match &request.prompt {
-                    Prompt::Chat { messages, .. } => format!("{} heard", messages.len()),
-                    Prompt::Text(text) => format!("{text} upon a time"),
+                let answer = |prompt: &Prompt| Choice {
+                    text: match prompt {
+                        Prompt::Chat(chat) => format!("{} heard", chat.messages.len()),
+                        Prompt::Text(text) => format!("{text} upon a time"),
+                        Prompt::Tokens(ids) => format!("{} read", ids.len()),
+                    },
+                    finish_reason: FinishReason::Stop,
+                    stop_reason: None,
+                    logprobs: None,
+                    prompt_logprobs: None,
                 };
                 let completion = Completion {
-                    text,
-                    finish_reason: FinishReason::Stop,
+                    choices: request.prompts.iter().map(answer).collect(),
                     num_prompt_tokens: 3,
                     num_completion_tokens: 2,
                     num_cached_tokens: 0,

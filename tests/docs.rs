@@ -1,6 +1,6 @@
-//! Man pages follow the flags.
+//! Man pages follow the flags, and the fields of input lines.
 //!
-//! Owns generating the pages in `man/` from `cli`, and fails when they are stale. To bring them up
+//! Owns generating the pages in `man/` from `cli` and from the tables of `batch`, and fails when they are stale. To bring them up
 //! to date: `MLXBATCH_BLESS=1 cargo test --test docs`.
 
 use std::env;
@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
+use mlxbatch::batch::{SERVED, ignored_fields, refused_fields};
 use mlxbatch::cli::Cli;
 
 fn man_folder() -> PathBuf {
@@ -20,7 +21,59 @@ fn pages() -> Vec<(String, String)> {
     root.build();
     let mut pages = Vec::new();
     add_pages("mlxbatch", &root, &mut pages);
+    pages.push(input_page());
     pages
+}
+
+/// mlxbatch-input(5): what a line may say.
+fn input_page() -> (String, String) {
+    let mut roff = format!(
+        ".TH \"MLXBATCH-INPUT\" \"5\" \"\" \"mlxbatch {}\" \"mlxbatch\"\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    roff += ".SH NAME\nmlxbatch\\-input \\- fields of the lines that mlxbatch answers\n";
+    roff += ".SH DESCRIPTION\n";
+    let paragraphs = [
+        "Each line is one JSON object: {\"messages\": [...]} for a conversation, {\"prompt\": ...} for a raw completion, \
+         or a line of the OpenAI Batch API, whose body holds these fields. A field that is null is absent. A value \
+         out of range makes the line an error with status 400 that names the field and the range.",
+        "A request's own parameters win over flags, flags over the model's generation_config.json. Where OpenAI's \
+         API is silent, fields do what they do in vLLM.",
+        "A line has one record, however many answers it asks for: the choices of the first prompt, then those of \
+         the second. Choice k of a request with seed s is drawn as the first choice under seed s + k; without a seed \
+         of its own, a request's random numbers follow from --seed, its id and the prompt's place in the list. If one \
+         choice fails, the line is an error.",
+        "A prompt's tokens whose log-probabilities are told are computed, also where they are cached; those before \
+         logprob_start_len come from the cache as ever. All log-probabilities are of the model's own logits in \
+         float32, before penalties, biases, temperature and filters.",
+    ];
+    roff += &paragraphs.map(roff_text).join("\n.PP\n");
+    roff += "\n";
+    for group in SERVED {
+        roff += &format!(".SH \"{}\"\n", group.heading.to_uppercase());
+        for field in group.fields {
+            roff += &format!(".TP\n\\fB{}\\fR (\\fI{}\\fR)\n", roff_text(field.name), roff_text(field.takes));
+            roff += &format!("{}\n", roff_text(field.summary));
+        }
+    }
+    roff += ".SH REFUSED\nThese are known from other programs and would change the answer. They are refused but for values \
+             that mean nothing.\n";
+    for (name, reason) in refused_fields() {
+        roff += &format!(".TP\n\\fB{}\\fR\n{}\n", roff_text(name), roff_text(reason));
+    }
+    let ignored: Vec<String> = ignored_fields().map(roff_text).collect();
+    roff += &format!(
+        ".SH IGNORED\nThese change no answer: {}. Fields that are in no list here are warned of.\n",
+        ignored.join(", ")
+    );
+    roff += ".SH \"SEE ALSO\"\n\\fBmlxbatch\\-run\\fR(1)\n";
+    ("mlxbatch-input.5".to_owned(), roff)
+}
+
+fn roff_text(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('-', "\\-").replace('\'', "\\(aq");
+    // A line that begins with a dot would be a request to the formatter.
+    if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
 
 /// Adds the page of a command and of those below it.
@@ -101,7 +154,7 @@ fn man_pages_are_up_to_date() {
 #[test]
 fn every_page_tells_the_exit_codes_and_every_flag() {
     for (name, text) in pages() {
-        if name != "mlxbatch-completions.1" {
+        if !["mlxbatch-completions.1", "mlxbatch-input.5"].contains(&name.as_str()) {
             assert!(text.contains("EXIT STATUS") && text.contains("cannot be understood"), "{name}");
         }
     }

@@ -28,8 +28,12 @@ pub use lines::count_requests;
 pub use paths::{InputPath, OutputPath};
 pub use progress::Progress;
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader};
-pub use record::{Completion, FinishReason, Record, Served};
-pub use request::{Form, Prompt, Request, RequestHead, RequestParams};
+pub use record::{Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenLogprob};
+pub use request::{
+    AnswerOptions, Conversation, Form, MAX_CHOICES, PENALTY_RANGE, Prompt, PromptEnding,
+    REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField, ServedGroup,
+    ignored_fields, refused_fields,
+};
 pub use summary::{Ending, RunStats, summary};
 pub use units::{counted as count_text, grouped as number_text, size as size_text};
 pub use warnings::Warnings;

@@ -3,8 +3,12 @@
 //! Owns that shape and the ids in it, which follow from the input line alone so that a run can be
 //! repeated. Where the line goes is the writer's business.
 
+mod logprobs;
+
 use serde::Serialize;
 use serde_json::Value;
+
+pub use self::logprobs::{Scored, Token, TokenLogprob};
 
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
@@ -27,14 +31,37 @@ pub enum FinishReason {
     ToolCalls,
 }
 
-/// A finished answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Completion {
+/// What else an answer ended with, where the request named it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    /// A stop string.
+    Text(String),
+    /// A stop token.
+    Token(u32),
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Choice {
     pub text: String,
     pub finish_reason: FinishReason,
+    pub stop_reason: Option<StopReason>,
+    /// Of the tokens of the text, where that was asked for.
+    pub logprobs: Option<Vec<TokenLogprob>>,
+    /// Of the prompt's tokens.
+    pub prompt_logprobs: Option<Vec<TokenLogprob>>,
+}
+
+/// All that a line's record tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    /// In the order of the prompts, those of one prompt side by side.
+    pub choices: Vec<Choice>,
+    /// A prompt counts once, however many answers it has.
     pub num_prompt_tokens: u64,
     pub num_completion_tokens: u64,
-    /// Prompt tokens whose KV came from the cache.
+    /// Prompt tokens whose KV was there before the line was begun.
     pub num_cached_tokens: u64,
 }
 
@@ -66,18 +93,26 @@ impl Record {
             prompt_tokens_details: (!served.is_repeatable)
                 .then_some(PromptTokensDetails { cached_tokens: completion.num_cached_tokens }),
         };
-        let hash = hex(&head.digest);
-        let (id, object, message, text) = match head.form {
-            Form::Chat => {
-                let message = Message { role: "assistant", content: &completion.text };
-                (format!("chatcmpl-{hash}"), "chat.completion", Some(message), None)
-            }
-            Form::Text => (format!("cmpl-{hash}"), "text_completion", None, Some(completion.text.as_str())),
+        let (prefix, object) = match head.form {
+            Form::Chat => ("chatcmpl", "chat.completion"),
+            Form::Text => ("cmpl", "text_completion"),
         };
-        let choice =
-            Choice { index: 0, message, text, logprobs: None, finish_reason: completion.finish_reason };
-        let answer =
-            Answer { id, object, created: served.created, model: &served.model, choices: [choice], usage };
+        let choices = completion.choices.iter().zip(0..);
+        let answer = Answer {
+            id: format!("{prefix}-{}", hex(&head.digest)),
+            object,
+            created: served.created,
+            model: &served.model,
+            choices: choices.map(|(choice, index)| ChoiceFields::new(head.form, index, choice)).collect(),
+            usage,
+            // A conversation has one prompt: it is told beside the choices, as vLLM does.
+            prompt_logprobs: match (head.form, completion.choices.first()) {
+                (Form::Chat, Some(choice)) => {
+                    choice.prompt_logprobs.as_deref().map(logprobs::prompt_logprobs)
+                }
+                _ => None,
+            },
+        };
         Self::new(head, Some((200, Body::Answer(answer))), None)
     }
 
@@ -170,20 +205,46 @@ struct Answer<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: [Choice<'a>; 1],
+    choices: Vec<ChoiceFields<'a>>,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
 }
 
 #[derive(Serialize)]
-struct Choice<'a> {
+struct ChoiceFields<'a> {
     index: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<Message<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
-    /// Always null: readers of the API's answers expect the key.
-    logprobs: Option<()>,
+    /// Readers of the API's answers expect the key, also where it is null.
+    logprobs: Option<Value>,
     finish_reason: FinishReason,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<&'a StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<Value>,
+}
+
+impl<'a> ChoiceFields<'a> {
+    fn new(form: Form, index: u32, choice: &'a Choice) -> Self {
+        let message = Message { role: "assistant", content: &choice.text };
+        let (message, text) = match form {
+            Form::Chat => (Some(message), None),
+            Form::Text => (None, Some(choice.text.as_str())),
+        };
+        let of_prompt = choice.prompt_logprobs.as_deref().filter(|_| form == Form::Text);
+        Self {
+            index,
+            message,
+            text,
+            logprobs: choice.logprobs.as_deref().map(|tokens| logprobs::logprobs(form, &choice.text, tokens)),
+            finish_reason: choice.finish_reason,
+            stop_reason: choice.stop_reason.as_ref(),
+            prompt_logprobs: of_prompt.map(logprobs::prompt_logprobs),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -251,17 +312,25 @@ mod tests {
         serde_json::from_str(&record.to_line()).expect("an output line is JSON")
     }
 
-    const COMPLETION: Completion = Completion {
-        text: String::new(),
-        finish_reason: FinishReason::Length,
-        num_prompt_tokens: 7,
-        num_completion_tokens: 2,
-        num_cached_tokens: 5,
-    };
+    fn completion(texts: &[&str]) -> Completion {
+        let choice = |text: &&str| Choice {
+            text: (*text).to_owned(),
+            finish_reason: FinishReason::Length,
+            stop_reason: None,
+            logprobs: None,
+            prompt_logprobs: None,
+        };
+        Completion {
+            choices: texts.iter().map(choice).collect(),
+            num_prompt_tokens: 7,
+            num_completion_tokens: 2,
+            num_cached_tokens: 5,
+        }
+    }
 
     #[test]
     fn a_chat_answer_has_the_shape_of_the_batch_api() {
-        let completion = Completion { text: "Hi \"there\"\n".into(), ..COMPLETION };
+        let completion = completion(&["Hi \"there\"\n"]);
         let served = Served { model: "tiny".into(), created: 1_700_000_000, is_repeatable: false };
         let record = Record::success(&head(Form::Chat), &completion, &served);
         assert_eq!(record.index(), 1);
@@ -303,12 +372,18 @@ mod tests {
     #[test]
     fn a_raw_completion_has_text_in_place_of_a_message() {
         let served = Served { model: "tiny".into(), created: 0, is_repeatable: false };
-        let line = parsed(&Record::success(&head(Form::Text), &COMPLETION, &served));
+        let mut completion = completion(&["", "b"]);
+        completion.choices[1].finish_reason = FinishReason::Stop;
+        completion.choices[1].stop_reason = Some(StopReason::Token(7));
+        let line = parsed(&Record::success(&head(Form::Text), &completion, &served));
         let body = &line["response"]["body"];
         assert_eq!(body["object"], "text_completion");
         assert_eq!(
             body["choices"],
-            json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": "length"}])
+            json!([
+                {"index": 0, "text": "", "logprobs": null, "finish_reason": "length"},
+                {"index": 1, "text": "b", "logprobs": null, "finish_reason": "stop", "stop_reason": 7},
+            ])
         );
     }
 

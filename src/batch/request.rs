@@ -8,7 +8,9 @@ mod envelope;
 mod fields;
 mod known_fields;
 mod messages;
+mod options;
 mod params;
+mod prompts;
 
 use std::sync::Arc;
 
@@ -23,14 +25,21 @@ use super::partial_json::find_id;
 use super::warnings::Warnings;
 use crate::json::{self, Parsed};
 
-pub use self::params::RequestParams;
+pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, refused_fields};
+pub use self::options::AnswerOptions;
+pub use self::params::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, RequestParams};
 
-/// One request, checked and ready to be rendered and tokenised.
+/// Most answers that one line may ask for: a window of requests holds them all.
+pub const MAX_CHOICES: usize = 4096;
+
+/// What one line asks for, checked and ready to be rendered and tokenised.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     pub head: RequestHead,
-    pub prompt: Prompt,
+    /// At least one, each of which is answered as often as the options say; a conversation stands alone.
+    pub prompts: Vec<Prompt>,
     pub params: RequestParams,
+    pub options: AnswerOptions,
 }
 
 /// What the output line needs to know of a request; light enough to keep while it runs.
@@ -61,18 +70,45 @@ pub enum Form {
 /// What the model is given.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
-    /// A conversation, to be rendered by the chat template.
-    Chat {
-        /// Objects with a known `role`. Text parts are joined, so `content` is a string; it may be
-        /// absent beside tool calls, whose `arguments` are objects or the text of one.
-        messages: Vec<Value>,
-        /// A list of tools that is not empty.
-        tools: Option<Value>,
-        /// More variables for the template, `chat_template_kwargs` in the request.
-        template_kwargs: Map<String, Value>,
-    },
+    Chat(Conversation),
     /// Text that goes to the tokenizer as it is; not empty.
     Text(String),
+    /// Token ids, at least one; whether the model has them is not known here.
+    Tokens(Vec<u32>),
+}
+
+/// A conversation, to be rendered by a chat template.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Conversation {
+    /// Objects with a known `role`. Text parts are joined, so `content` is a string; it may be
+    /// absent beside tool calls, whose `arguments` are objects or the text of one.
+    pub messages: Vec<Value>,
+    /// A list of tools that is not empty.
+    pub tools: Option<Value>,
+    /// More variables for the template, `chat_template_kwargs` in the request.
+    pub template_kwargs: Map<String, Value>,
+    /// The request's own template, in place of the model's.
+    pub template: Option<String>,
+    pub ending: PromptEnding,
+}
+
+/// Where the prompt of a conversation ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum PromptEnding {
+    /// Behind the header of the assistant's next message.
+    #[default]
+    NewTurn,
+    /// Behind the last message and all that the template writes after it.
+    LastMessage,
+    /// Behind the text of the last message, which the answer goes on with.
+    WithinLastMessage,
+}
+
+/// A request without its head.
+struct Asked {
+    prompts: Vec<Prompt>,
+    params: RequestParams,
+    options: AnswerOptions,
 }
 
 /// Where a line stands in the input.
@@ -109,7 +145,10 @@ impl RequestParser {
         };
         let mut head = head(place, bytes);
         match self.parse_request(&mut head, object) {
-            Ok((prompt, params)) => Ok(Request { head, prompt, params }),
+            Ok(asked) => {
+                let Asked { prompts, params, options } = asked;
+                Ok(Request { head, prompts, params, options })
+            }
             Err(error) => {
                 let error = LineError::Request(error.at(&self.file, place.line));
                 Err(Box::new(FailedLine { head, error }))
@@ -198,7 +237,7 @@ impl RequestParser {
         &mut self,
         head: &mut RequestHead,
         mut object: Map<String, Value>,
-    ) -> Result<(Prompt, RequestParams), RequestError> {
+    ) -> Result<Asked, RequestError> {
         head.metadata = object.swap_remove("metadata").filter(|metadata| !metadata.is_null());
         let Identity { id, problem } = Identity::take(&mut object);
         let claim = id.as_ref().map(|id| self.ids.claim(id));
@@ -227,12 +266,19 @@ impl RequestParser {
 
         known_fields::check_request(&mut fields)?;
         let params = RequestParams::take(&mut fields)?;
-        let prompt = match form {
-            Form::Chat => messages::take_chat(&mut fields)?,
-            Form::Text => Prompt::Text(messages::take_text(&mut fields)?),
+        let options = AnswerOptions::take(&mut fields, form)?;
+        let prompts = match form {
+            Form::Chat => vec![Prompt::Chat(messages::take_chat(&mut fields)?)],
+            Form::Text => prompts::take(&mut fields)?,
         };
+        let num_choices = prompts.len().saturating_mul(options.num_choices);
+        if num_choices > MAX_CHOICES {
+            let reason = format!("{num_choices} answers are asked for; one line may have {MAX_CHOICES}");
+            return Err(RequestError::invalid("prompt", reason));
+        }
+        options.check(&params)?;
         self.warn_unknown(head.line, fields.into_unknown_names());
-        Ok((prompt, params))
+        Ok(Asked { prompts, params, options })
     }
 
     fn check_model(&mut self, line: u64, fields: &mut Fields) -> Result<(), RequestError> {

@@ -2,7 +2,10 @@
 //!
 //! Owns ranges and the messages that say what a flag wants. The flags themselves are in `cli`.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
+
+use crate::batch::{PENALTY_RANGE, REPETITION_PENALTY_RANGE};
 
 /// Far beyond what any machine decodes together; catches a slipped zero before memory does.
 const MAX_BATCH_SIZE: u32 = 4096;
@@ -108,6 +111,14 @@ pub(super) fn min_p(text: &str) -> Result<f32, String> {
     number_in(text, 1.0, "0 keeps all tokens")
 }
 
+pub(super) fn repetition_penalty(text: &str) -> Result<f32, String> {
+    number_within(text, &REPETITION_PENALTY_RANGE, "1 is none")
+}
+
+pub(super) fn penalty(text: &str) -> Result<f32, String> {
+    number_within(text, &PENALTY_RANGE, "0 is none")
+}
+
 pub(super) fn stop(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("give a text; the empty one would end every answer at once".into());
@@ -127,8 +138,12 @@ fn whole_number_in(text: &str, min: u32, max: u32) -> Result<u32, String> {
 }
 
 fn number_in(text: &str, max: f32, advice: &str) -> Result<f32, String> {
-    match text.trim().parse::<f32>() {
-        Ok(number) if (0.0..=max).contains(&number) => Ok(number),
-        _ => Err(format!("give a number from 0 to {max}; {advice}")),
+    number_within(text, &(0.0..=f64::from(max)), advice)
+}
+
+fn number_within(text: &str, range: &RangeInclusive<f64>, advice: &str) -> Result<f32, String> {
+    match text.trim().parse::<f64>() {
+        Ok(number) if range.contains(&number) => Ok(number as f32),
+        _ => Err(format!("give a number from {} to {}; {advice}", range.start(), range.end())),
     }
 }

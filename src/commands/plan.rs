@@ -11,18 +11,16 @@ use std::sync::Arc;
 
 use self::report::{NamedPrefix, Report};
 use super::model::{Description, asked_dtype};
-use super::run::prepare::{Prepared, Preparer};
+use super::run::prepare::{PreparedJob, Preparer};
 use super::text_head::text_head;
 use super::{Outcome, written};
-use crate::batch::{ReaderOptions, Request, RequestError, RequestParams, RequestReader};
-use crate::cache::reusable;
+use crate::batch::{ReaderOptions, RequestParams, RequestReader};
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
 use crate::commands::identity::ComputedModel;
-use crate::engine::num_reusable;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
-use crate::text::{Notice, TextModel, Tokenizer};
+use crate::text::Tokenizer;
 
 /// Shared prefixes that are named in the report.
 const MAX_NAMED: usize = 10;
@@ -64,15 +62,15 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     while let Some(item) = reader.next_request()? {
         let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
             let line = request.head.line;
-            let prepared = prepare(&preparer, &model.text, request);
-            let (prompt, notices) = prepared.map_err(|error| error.at(reader.name(), line).message)?;
-            for notice in notices {
+            let prepared = preparer.prepare(&model.text, request);
+            let job = prepared.map_err(|error| error.at(reader.name(), line).message)?;
+            for notice in &job.notices {
                 reader.warn(line, &notice.key, &notice.text);
             }
-            Ok(prompt)
+            Ok(job)
         });
         match prepared {
-            Ok(prompt) => window.add(prompt),
+            Ok(job) => window.add(job),
             Err(problem) => {
                 totals.num_failed += 1;
                 say(args, &problem);
@@ -122,17 +120,9 @@ fn say(args: &PlanArgs, text: &str) {
 /// What is kept of a request until its window is planned.
 struct Planned {
     tokens: Vec<u32>,
+    /// Of them, how many may be shared.
+    num_reusable: usize,
     max_new_tokens: usize,
-}
-
-fn prepare(
-    preparer: &Preparer,
-    text: &TextModel,
-    request: Request,
-) -> Result<(Planned, Vec<Notice>), RequestError> {
-    let Request { head, prompt, params } = request;
-    let Prepared { generation, notices, .. } = preparer.prepare(text, &head, &prompt, params)?;
-    Ok((Planned { tokens: generation.prompt, max_new_tokens: generation.max_new_tokens }, notices))
 }
 
 /// Requests that are planned together.
@@ -143,7 +133,19 @@ struct Window {
 }
 
 impl Window {
-    fn add(&mut self, prompt: Planned) {
+    fn add(&mut self, job: PreparedJob) {
+        let planned = job.requests.into_iter().map(|request| {
+            let generation = request.generation;
+            Planned {
+                num_reusable: generation.num_reusable(),
+                tokens: generation.prompt,
+                max_new_tokens: generation.max_new_tokens,
+            }
+        });
+        planned.for_each(|prompt| self.add_prompt(prompt));
+    }
+
+    fn add_prompt(&mut self, prompt: Planned) {
         self.num_tokens += prompt.tokens.len();
         self.prompts.push(prompt);
     }
@@ -191,9 +193,9 @@ impl<'a> Totals<'a> {
         let prompts: Vec<PlanPrompt> = window
             .prompts
             .iter()
-            .map(|Planned { tokens, max_new_tokens }| PlanPrompt {
+            .map(|Planned { tokens, num_reusable, max_new_tokens }| PlanPrompt {
                 tokens,
-                num_reusable: num_reusable(tokens.len(), None),
+                num_reusable: *num_reusable,
                 boundaries: &[],
                 max_new_tokens: *max_new_tokens,
             })
@@ -208,7 +210,7 @@ impl<'a> Totals<'a> {
         if let Some(snapshot) = self.snapshot {
             let held: Vec<(&[u32], usize)> = prompts
                 .iter()
-                .map(|prompt| (prompt.tokens, snapshot.num_resumable(reusable(prompt.tokens))))
+                .map(|prompt| (prompt.tokens, snapshot.num_resumable(&prompt.tokens[..prompt.num_reusable])))
                 .collect();
             self.num_stored_tokens += num_unique_held(&held) as u64;
         }
@@ -258,7 +260,11 @@ mod tests {
         for prompts in windows {
             let mut window = Window::default();
             for prompt in *prompts {
-                window.add(Planned { tokens: prompt.to_vec(), max_new_tokens: 5 });
+                window.add_prompt(Planned {
+                    tokens: prompt.to_vec(),
+                    num_reusable: prompt.len() - 1,
+                    max_new_tokens: 5,
+                });
             }
             totals.add(&window);
         }

@@ -4,6 +4,7 @@
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
 mod intake;
+mod job;
 mod model;
 mod persist;
 pub(super) mod prepare;

@@ -156,6 +156,8 @@ pub enum Event {
         num_new_tokens: usize,
         /// The end token that ended it, where one did.
         end_token: Option<TokenId>,
+        /// How probable that token was, where the request asked for a report.
+        end_report: Option<Box<TokenReport>>,
     },
 }
 

@@ -269,6 +269,7 @@ impl Sequence {
             num_cached_tokens: self.num_cached_tokens,
             num_new_tokens: self.new_tokens.len(),
             end_token: self.end_token(),
+            end_report: None,
         }
     }
 }

@@ -10,17 +10,29 @@ use super::{StopMatcher, Stopped, StreamDecoder, TextError, Tokenizer};
 pub struct Answer {
     decoder: StreamDecoder,
     matcher: StopMatcher,
+    shown: AnswerText,
     text: String,
     num_tokens: usize,
     is_stopped: bool,
 }
 
+/// What is part of an answer's text; by default neither stops nor special tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerText {
+    /// Whether the stop string that ends an answer is part of it.
+    pub includes_stop: bool,
+    pub shows_special_tokens: bool,
+    /// Stop strings are looked for only in what comes behind so many tokens.
+    pub min_tokens: usize,
+}
+
 impl Answer {
     /// Begins an answer that ends at the first of the stop strings.
-    pub fn new(tokenizer: &Tokenizer, stops: &[String]) -> Answer {
+    pub fn new(tokenizer: &Tokenizer, stops: &[String], shown: AnswerText) -> Answer {
         Answer {
-            decoder: StreamDecoder::new(tokenizer),
+            decoder: StreamDecoder::new(tokenizer, shown.shows_special_tokens),
             matcher: StopMatcher::new(stops),
+            shown,
             text: String::new(),
             num_tokens: 0,
             is_stopped: false,
@@ -35,6 +47,10 @@ impl Answer {
         }
         self.num_tokens += 1;
         let text = self.decoder.push(id)?;
+        if self.num_tokens <= self.shown.min_tokens {
+            self.text.push_str(&text);
+            return Ok(None);
+        }
         Ok(self.take(&text))
     }
 
@@ -72,6 +88,9 @@ impl Answer {
         let (released, stopped) = self.matcher.push(text);
         self.text.push_str(&released);
         self.is_stopped = stopped.is_some();
+        if let Some(stopped) = stopped.as_ref().filter(|_| self.shown.includes_stop) {
+            self.text.push_str(&stopped.stop);
+        }
         stopped
     }
 }
@@ -85,7 +104,7 @@ mod tests {
     fn an_answer_without_stops_is_the_decode_of_its_tokens() {
         let tokenizer = byte_level();
         let ids = tokenizer.encode("the 🦀 <|end|>the", false).expect("encodes");
-        let mut answer = Answer::new(&tokenizer, &[]);
+        let mut answer = Answer::new(&tokenizer, &[], AnswerText::default());
         for id in &ids {
             assert_eq!(answer.push(*id).expect("decodes"), None);
         }
@@ -96,7 +115,7 @@ mod tests {
     #[test]
     fn a_stop_across_tokens_ends_it_and_later_tokens_are_ignored() {
         let tokenizer = byte_level();
-        let mut answer = Answer::new(&tokenizer, &["🦀.".to_owned()]);
+        let mut answer = Answer::new(&tokenizer, &["🦀.".to_owned()], AnswerText::default());
         let ids = tokenizer.encode("a🦀b🦀.c", false).expect("encodes");
         let stops: Vec<bool> = ids.iter().map(|id| answer.push(*id).expect("decodes").is_some()).collect();
         assert_eq!(stops.iter().position(|stopped| *stopped), Some(10));
@@ -110,11 +129,39 @@ mod tests {
     #[test]
     fn a_stop_in_the_last_held_text_is_found_at_the_end() {
         let tokenizer = byte_fallback();
-        let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()]);
+        let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()], AnswerText::default());
         for id in tokenizer.encode("ab🦀", false).expect("encodes") {
             assert_eq!(answer.push(id).expect("decodes"), None);
         }
         let stopped = answer.finish().expect("decodes").expect("the stop string is there");
         assert_eq!((stopped.stop.as_str(), answer.text()), ("🦀", "ab"));
+    }
+
+    #[test]
+    fn stops_and_special_tokens_are_shown_where_that_is_asked_for() {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("a<|end|>b🦀.c", false).expect("encodes");
+        let text = |includes_stop, shows_special_tokens| {
+            let shown = AnswerText { includes_stop, shows_special_tokens, min_tokens: 0 };
+            let mut answer = Answer::new(&tokenizer, &["🦀".to_owned()], shown);
+            ids.iter().for_each(|id| drop(answer.push(*id).expect("decodes")));
+            answer.into_text()
+        };
+        assert_eq!([text(false, false), text(true, false)], ["ab", "ab🦀"]);
+        assert_eq!([text(false, true), text(true, true)], ["a<|end|>b", "a<|end|>b🦀"]);
+    }
+
+    #[test]
+    fn a_stop_among_the_least_tokens_is_none() {
+        let tokenizer = byte_level();
+        let ids = tokenizer.encode("abcabc", false).expect("encodes");
+        let text = |min_tokens| {
+            let shown = AnswerText { min_tokens, ..AnswerText::default() };
+            let mut answer = Answer::new(&tokenizer, &["bc".to_owned()], shown);
+            ids.iter().for_each(|id| drop(answer.push(*id).expect("decodes")));
+            answer.finish().expect("decodes");
+            answer.into_text()
+        };
+        assert_eq!([0, 1, 2, 4, 6].map(text), ["a", "a", "abca", "abca", "abcabc"]);
     }
 }

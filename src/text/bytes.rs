@@ -43,12 +43,16 @@ pub(super) fn push_token_bytes(token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Whether the token stands for one byte in SentencePiece's spelling, `<0x0A>`.
+/// The byte that a token stands for in SentencePiece's spelling, `<0x0A>`.
+pub(super) fn byte_fallback(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    let is_byte = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    u8::from_str_radix(digits, 16).ok().filter(|_| is_byte)
+}
+
+/// Whether the token stands for one byte in that spelling.
 pub(super) fn is_byte_fallback(token: &str) -> bool {
-    token
-        .strip_prefix("<0x")
-        .and_then(|rest| rest.strip_suffix('>'))
-        .is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
+    byte_fallback(token).is_some()
 }
 
 /// Takes the text off the front of `bytes` that no later byte can change.

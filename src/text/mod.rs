@@ -14,17 +14,18 @@ mod spans;
 mod stop;
 mod stream;
 mod template;
+mod templates;
 #[cfg(test)]
 mod testing;
 mod text_model;
 mod tokenizer;
 mod tokenizer_config;
 
-pub use answer::Answer;
+pub use answer::{Answer, AnswerText};
 pub use error::TextError;
 pub use spans::{Span, system_end};
 pub use stop::{StopMatcher, Stopped};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, Notice, RenderRequest, Rendered};
-pub use text_model::{ChatPrompt, TextModel};
+pub use text_model::{ChatOptions, ChatPrompt, TextModel};
 pub use tokenizer::Tokenizer;

@@ -15,6 +15,7 @@ const MAX_HELD_TOKENS: usize = 64;
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
+    shows_special_tokens: bool,
     state: State,
 }
 
@@ -42,21 +43,23 @@ struct Window {
 
 impl StreamDecoder {
     /// Makes a decoder for a new answer.
-    pub fn new(tokenizer: &Tokenizer) -> StreamDecoder {
+    pub fn new(tokenizer: &Tokenizer, shows_special_tokens: bool) -> StreamDecoder {
         let state = match tokenizer.is_byte_level() {
             true => State::Bytes(Vec::new()),
             false => State::Window(Window::default()),
         };
-        StreamDecoder { tokenizer: tokenizer.clone(), state }
+        StreamDecoder { tokenizer: tokenizer.clone(), shows_special_tokens, state }
     }
 
     /// Takes the next token and returns the text that became certain, often none.
     ///
-    /// Special tokens and ids that no token has are left out, as in [`Tokenizer::decode`].
+    /// Ids that no token has are left out, and special tokens where they do not show, as in
+    /// [`Tokenizer::decode_with`].
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
         // Left out here, or the window's context would be a token without text and a space that
         // the decoder strips from the front of a text would be stripped inside it.
-        let Some(token) = self.tokenizer.token(id).filter(|_| !self.tokenizer.is_special(id)) else {
+        let is_shown = self.shows_special_tokens || !self.tokenizer.is_special(id);
+        let Some(token) = self.tokenizer.token(id).filter(|_| is_shown) else {
             return Ok(String::new());
         };
         match &mut self.state {
@@ -71,7 +74,7 @@ impl StreamDecoder {
                 if is_byte_fallback(&token) {
                     return Ok(String::new());
                 }
-                window.take_text(&self.tokenizer, false)
+                window.take_text(&self.tokenizer, self.shows_special_tokens, false)
             }
         }
     }
@@ -80,19 +83,24 @@ impl StreamDecoder {
     pub fn finish(&mut self) -> Result<String, TextError> {
         match &mut self.state {
             State::Bytes(bytes) => Ok(String::from_utf8_lossy(&std::mem::take(bytes)).into_owned()),
-            State::Window(window) => window.take_text(&self.tokenizer, true),
+            State::Window(window) => window.take_text(&self.tokenizer, self.shows_special_tokens, true),
         }
     }
 }
 
 impl Window {
     /// Decodes the window and gives out what the held tokens add to the context's text.
-    fn take_text(&mut self, tokenizer: &Tokenizer, is_end: bool) -> Result<String, TextError> {
+    fn take_text(
+        &mut self,
+        tokenizer: &Tokenizer,
+        shows_special_tokens: bool,
+        is_end: bool,
+    ) -> Result<String, TextError> {
         let num_held = self.tokens.len() - self.num_context;
         if num_held == 0 {
             return Ok(String::new());
         }
-        let text = tokenizer.decode(&self.tokens)?;
+        let text = tokenizer.decode_with(&self.tokens, shows_special_tokens)?;
         let is_certain =
             is_end || !text.ends_with(char::REPLACEMENT_CHARACTER) || num_held >= MAX_HELD_TOKENS;
         // Decoders that rewrite earlier text (WordPiece's clean-up) can make it shorter.
@@ -102,7 +110,7 @@ impl Window {
         }
         self.tokens.drain(..self.num_context);
         self.num_context = self.tokens.len();
-        self.context_text = tokenizer.decode(&self.tokens)?;
+        self.context_text = tokenizer.decode_with(&self.tokens, shows_special_tokens)?;
         Ok(added)
     }
 }
@@ -116,7 +124,11 @@ mod tests {
 
     /// Streams the tokens; returns the pieces, the last one from the end.
     fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
-        let mut decoder = StreamDecoder::new(tokenizer);
+        stream_with(tokenizer, ids, false)
+    }
+
+    fn stream_with(tokenizer: &Tokenizer, ids: &[u32], shows_special_tokens: bool) -> Vec<String> {
+        let mut decoder = StreamDecoder::new(tokenizer, shows_special_tokens);
         let mut pieces: Vec<String> = ids.iter().map(|id| decoder.push(*id).expect("decodes")).collect();
         pieces.push(decoder.finish().expect("decodes"));
         pieces
@@ -164,6 +176,8 @@ mod tests {
     fn check(tokenizer: &Tokenizer, ids: &[u32]) -> Result<(), TestCaseError> {
         let pieces = stream(tokenizer, ids);
         prop_assert_eq!(pieces.concat(), tokenizer.decode(ids).expect("decodes"));
+        let pieces = stream_with(tokenizer, ids, true);
+        prop_assert_eq!(pieces.concat(), tokenizer.decode_with(ids, true).expect("decodes"));
         Ok(())
     }
 

@@ -10,7 +10,7 @@ mod json;
 mod messages;
 mod numbers;
 mod passed_over;
-mod special_tokens;
+pub(super) mod special_tokens;
 
 #[cfg(test)]
 mod calls_tests;
@@ -126,6 +126,16 @@ impl ChatTemplate {
             tool_use: source("tokenizer.chat_template.tool_use"),
         };
         ChatTemplate::compile(sources, special_tokens::from_gguf(header))
+    }
+
+    /// Compiles a template that is no file's; `origin` says in error messages where it came from.
+    pub fn from_text(
+        origin: &str,
+        text: &str,
+        special_tokens: Map<String, Value>,
+    ) -> Result<ChatTemplate, TextError> {
+        let default = Variant::new(&Source::new(origin, text), &special_tokens)?;
+        Ok(ChatTemplate { default, tool_use: None, special_tokens })
     }
 
     fn compile(

@@ -1,4 +1,4 @@
-//! A model's text side as one thing: tokenizer, chat template and end tokens.
+//! A model's text side as one thing: tokenizer, chat templates and end tokens.
 //!
 //! Owns loading the three together and turning a request into token ids. Each part's own rules
 //! are in its module.
@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::spans::{self, PartialRenders, Span};
+use super::spans::{self, Span};
+use super::template::special_tokens;
+use super::templates::Templates;
 use super::{ChatTemplate, Notice, RenderRequest, Rendered, TextError, Tokenizer, ends};
 use crate::models::GgufHeader;
 
@@ -15,10 +17,19 @@ use crate::models::GgufHeader;
 #[derive(Debug)]
 pub struct TextModel {
     tokenizer: Tokenizer,
-    /// A template that cannot be used is no obstacle to raw prompts; messages get the error.
-    template: Result<ChatTemplate, TextError>,
+    templates: Templates,
     end_ids: Vec<u32>,
-    partial_renders: PartialRenders,
+}
+
+/// How a conversation becomes a prompt, beside what its template sees.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ChatOptions<'a> {
+    /// The text of the request's own template.
+    pub template: Option<&'a str>,
+    /// Whether the prompt ends with the text of the last message, whatever is written behind it.
+    pub ends_within_last: bool,
+    /// Whether the tokenizer adds what the template has not written, as for a raw prompt.
+    pub add_special_tokens: bool,
 }
 
 /// A conversation as the model reads it.
@@ -36,7 +47,8 @@ impl TextModel {
         let tokenizer = Tokenizer::from_folder(dir)?;
         let template = required(ChatTemplate::from_folder(dir), dir);
         let end_ids = ends::from_folder(dir, &tokenizer, template.as_ref().ok())?;
-        Ok(TextModel { tokenizer, template, end_ids, partial_renders: PartialRenders::default() })
+        let templates = Templates::new(template, special_tokens::from_folder(dir)?);
+        Ok(TextModel { tokenizer, templates, end_ids })
     }
 
     /// Rebuilds the text side from a GGUF file's metadata.
@@ -44,27 +56,27 @@ impl TextModel {
         let tokenizer = Tokenizer::from_gguf(header)?;
         let template = required(ChatTemplate::from_gguf(header), header.path());
         let end_ids = ends::from_gguf(header, &tokenizer, template.as_ref().ok());
-        Ok(TextModel { tokenizer, template, end_ids, partial_renders: PartialRenders::default() })
+        let templates = Templates::new(template, special_tokens::from_gguf(header));
+        Ok(TextModel { tokenizer, templates, end_ids })
     }
 
-    /// Renders a conversation and turns it into token ids; the template alone decides about
-    /// special tokens.
+    /// Renders a conversation by the model's template and turns it into token ids; the template alone
+    /// decides about special tokens.
     pub fn encode_chat(&self, request: &RenderRequest) -> Result<Vec<u32>, TextError> {
-        self.tokenizer.encode(&self.render_chat(request)?, false)
+        self.tokenizer.encode(&self.render_chat(request, &ChatOptions::default())?, false)
     }
 
-    /// Does what [`TextModel::encode_chat`] does and cuts the prompt into tiered spans, the last
-    /// of which ends with it. `add_special_tokens` lets the tokenizer add what the template has not
-    /// written, as for a raw prompt.
+    /// Renders a conversation, turns it into token ids and cuts the prompt into tiered spans, the last of
+    /// which ends with it.
     pub fn encode_chat_with_spans(
         &self,
         request: &RenderRequest,
-        add_special_tokens: bool,
+        options: &ChatOptions,
     ) -> Result<ChatPrompt, TextError> {
-        let template = self.template.as_ref().map_err(TextError::clone)?;
-        let Rendered { text, notices } = template.render_whole(request)?;
-        let boundaries = spans::text_boundaries(template, &self.partial_renders, request, &text);
-        let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text, add_special_tokens)?;
+        let templated = self.templates.get(options.template)?;
+        let Rendered { text, notices } = render(&templated.template, request, options)?;
+        let boundaries = spans::text_boundaries(&templated.template, &templated.renders, request, &text);
+        let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text, options.add_special_tokens)?;
         Ok(ChatPrompt { tokens, spans: spans::spans_of(&boundaries, &ranges), notices })
     }
 
@@ -72,22 +84,23 @@ impl TextModel {
     /// conversation, so that it is worth storing; templates that drop thinking rewrite it.
     ///
     /// A short conversation stands for its own: what templates do to an answer depends on what it says
-    /// and on the variables `extra`, not on what was said before.
-    pub fn answer_recurs(&self, extra: &Map<String, Value>, answer: &[u32]) -> bool {
-        let (Ok(template), Ok(answer)) = (&self.template, self.tokenizer.decode(answer)) else {
+    /// and on the variables `extra`, not on what was said before. `template` is the request's own.
+    pub fn answer_recurs(&self, template: Option<&str>, extra: &Map<String, Value>, answer: &[u32]) -> bool {
+        let (Ok(templated), Ok(answer)) = (self.templates.get(template), self.tokenizer.decode(answer))
+        else {
             return false;
         };
-        spans::answer_recurs(template, extra, &answer)
+        spans::answer_recurs(&templated.template, extra, &answer)
     }
 
     #[cfg(test)]
-    pub(super) fn partial_renders(&self) -> &PartialRenders {
-        &self.partial_renders
+    pub(super) fn num_partial_renders(&self) -> usize {
+        self.templates.of_model().map_or(0, |templated| templated.renders.len())
     }
 
     /// Renders a conversation to text.
-    pub fn render_chat(&self, request: &RenderRequest) -> Result<String, TextError> {
-        Ok(self.template.as_ref().map_err(TextError::clone)?.render_whole(request)?.text)
+    pub fn render_chat(&self, request: &RenderRequest, options: &ChatOptions) -> Result<String, TextError> {
+        Ok(render(&self.templates.get(options.template)?.template, request, options)?.text)
     }
 
     /// Turns a raw prompt into token ids; `add_special_tokens` has the tokenizer add its own,
@@ -118,8 +131,37 @@ impl TextModel {
 
     /// Whether the model has a chat template that can be used.
     pub fn has_chat_template(&self) -> bool {
-        self.template.is_ok()
+        self.templates.of_model().is_ok()
     }
+}
+
+/// Renders a conversation as far as its prompt goes.
+fn render(
+    template: &ChatTemplate,
+    request: &RenderRequest,
+    options: &ChatOptions,
+) -> Result<Rendered, TextError> {
+    let mut rendered = template.render_whole(request)?;
+    if options.ends_within_last {
+        let last = request.messages.last().and_then(|message| message.get("content"));
+        let content = last.and_then(Value::as_str).unwrap_or_default();
+        let end = end_within(&rendered.text, content).ok_or_else(|| TextError::Message {
+            index: request.messages.len().saturating_sub(1),
+            problem: "the chat template does not show this message as it is, so it cannot be gone on with"
+                .to_owned(),
+        })?;
+        rendered.text.truncate(end);
+    }
+    Ok(rendered)
+}
+
+/// Where a message's text ends in the rendered conversation whose last it is; spaces at its end count as
+/// far as the template leaves them there, as in transformers.
+fn end_within(rendered: &str, content: &str) -> Option<usize> {
+    let trimmed = content.trim();
+    let start = rendered.rfind(trimmed).filter(|_| !trimmed.is_empty())?;
+    let whole = content.trim_start();
+    Some(start + if rendered[start..].starts_with(whole) { whole.len() } else { trimmed.len() })
 }
 
 fn required(

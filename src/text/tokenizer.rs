@@ -11,6 +11,7 @@ use std::sync::{Arc, Once};
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
+use super::bytes::{byte_fallback, push_token_bytes};
 use super::tokenizer_config::TokenizerConfig;
 use super::{TextError, bounds::Bound, gguf_tokenizer};
 use crate::models::GgufHeader;
@@ -31,6 +32,8 @@ struct Inner {
     special_ids: HashSet<u32>,
     num_vocab: usize,
     is_byte_level: bool,
+    /// A token of plain text, if there is one: what others add to a text is seen behind it.
+    anchor: Option<u32>,
     bound: Option<Bound>,
     /// The token that begins a text, if the model has one.
     bos: Option<(String, u32)>,
@@ -92,7 +95,17 @@ impl Tokenizer {
         };
         let bos = bos.and_then(|text| Some((text.to_owned(), tokenizer.token_to_id(text)?)));
         let bound = Bound::of(&tokenizer);
-        Tokenizer(Arc::new(Inner { tokenizer, special_ids, num_vocab, is_byte_level, bound, bos, warnings }))
+        let anchor = ["a", "▁a", "the", "▁the"].iter().find_map(|token| tokenizer.token_to_id(token));
+        Tokenizer(Arc::new(Inner {
+            tokenizer,
+            special_ids,
+            num_vocab,
+            is_byte_level,
+            anchor,
+            bound,
+            bos,
+            warnings,
+        }))
     }
 
     /// Turns text into token ids.
@@ -150,7 +163,12 @@ impl Tokenizer {
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TextError> {
-        contained(|| self.0.tokenizer.decode(ids, true)).map_err(TextError::Decode)
+        self.decode_with(ids, false)
+    }
+
+    /// Does the same, with or without special tokens.
+    pub fn decode_with(&self, ids: &[u32], shows_special_tokens: bool) -> Result<String, TextError> {
+        contained(|| self.0.tokenizer.decode(ids, !shows_special_tokens)).map_err(TextError::Decode)
     }
 
     /// Returns what is to be said about settings of the model's files that are not acted on.
@@ -176,6 +194,31 @@ impl Tokenizer {
     /// Whether the token is a control token that never shows in text.
     pub fn is_special(&self, id: u32) -> bool {
         self.0.special_ids.contains(&id)
+    }
+
+    /// Returns the bytes that a token adds to a text, not always whole characters; a special token's are its
+    /// name. Nothing of an id that no token has.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(token) = self.token(id) else { return Vec::new() };
+        if self.is_special(id) {
+            return token.into_bytes();
+        }
+        if let Some(byte) = byte_fallback(&token) {
+            return vec![byte];
+        }
+        if self.is_byte_level() {
+            let mut bytes = Vec::new();
+            push_token_bytes(&token, &mut bytes);
+            return bytes;
+        }
+        // By itself a token loses what decoders strip from the front of a text.
+        let decoded = |ids: &[u32]| self.decode(ids).unwrap_or_default();
+        let anchor = self.0.anchor.as_slice();
+        let with_anchor = decoded(&[anchor, &[id]].concat());
+        match with_anchor.strip_prefix(decoded(anchor).as_str()) {
+            Some(text) => text.as_bytes().to_vec(),
+            None => decoded(&[id]).into_bytes(),
+        }
     }
 
     /// Whether tokens are bytes in GPT-2's disguise, so that each decodes on its own.
@@ -264,6 +307,28 @@ mod tests {
         std::fs::write(dir.path().join("tokenizer.json"), "{\"version\": \"1.0\"").expect("written");
         let error = Tokenizer::from_folder(dir.path()).expect_err("broken").to_string();
         assert!(error.contains("tokenizer.json"), "{error}");
+    }
+
+    /// Pieces of characters have their bytes, special tokens their name, and no piece loses its space.
+    #[test]
+    fn tokens_bytes_make_up_the_text() {
+        use crate::text::testing::{byte_fallback, byte_level};
+        for tokenizer in [byte_level(), byte_fallback()] {
+            let bytes = |text: &str| -> Vec<u8> {
+                let ids = tokenizer.encode(text, false).expect("encodes");
+                ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect()
+            };
+            let found = String::from_utf8(bytes("ab a 🦀b")).expect("whole characters");
+            assert_eq!(found.trim_start(), "ab a 🦀b");
+        }
+        let tokenizer = byte_level();
+        let end = tokenizer.token_id("<|end|>").expect("the token is there");
+        assert_eq!(
+            (tokenizer.token_bytes(end), tokenizer.token_bytes(9999)),
+            (b"<|end|>".to_vec(), Vec::new())
+        );
+        let space = byte_fallback().token_id("▁a").expect("the token is there");
+        assert_eq!(byte_fallback().token_bytes(space), b" a");
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn each_bad_line_is_one_error_line_that_names_it_and_the_rest_is_answered() {
             "\"robot\" is not a role; use one of system, developer, user, assistant, tool",
         ),
         (b"{\"id\": \"a\", \"prompt\": \"x\"}", "duplicate_custom_id", "was used by an earlier line"),
-        (b"{\"id\": \"g\", \"prompt\": \"x\", \"n\": 2}", "unsupported_value", "n: one answer"),
+        (b"{\"id\": \"g\", \"prompt\": \"x\", \"best_of\": 2}", "unsupported_value", "best_of: the best of"),
         (b"{\"id\": \"h\", \"prompt\": \"x\", \"temperature\": 3}", "invalid_value", "from 0 to 2, not 3"),
         (b"{\"id\": \"i\", \"prompt\": \"x\", \"max_tokens\": 0}", "invalid_value", "max_tokens"),
         (b"[]", "not_an_object", "expected a JSON object"),

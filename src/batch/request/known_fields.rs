@@ -2,9 +2,10 @@
 //!
 //! Owns what becomes of each: refused, as ignoring it would change the answer, unless it has a
 //! value at which it changes nothing; or ignored, as it changes no answer anywhere. What is in
-//! none of the tables is warned of by name. A field that is served leaves its table for `params`
-//! or `messages`. The tables themselves are in `table`.
+//! none of the tables is warned of by name. A field that is served leaves its table for that of
+//! `served`. The other tables are in `table`.
 
+mod served;
 mod table;
 
 use serde_json::{Map, Value};
@@ -12,6 +13,18 @@ use serde_json::{Map, Value};
 use self::table::{IGNORED, KWARGS, MESSAGE, REQUEST, REQUEST_OR_COLUMN};
 use super::super::line_error::RequestError;
 use super::fields::Fields;
+
+pub use self::served::{SERVED, ServedField, ServedGroup};
+
+/// Fields of a request that are refused where they would change its answer, with the reason.
+pub fn refused_fields() -> impl Iterator<Item = (&'static str, &'static str)> {
+    REQUEST.iter().chain(REQUEST_OR_COLUMN).map(|refused| (refused.name, refused.reason))
+}
+
+/// Fields of a request that change no answer.
+pub fn ignored_fields() -> impl Iterator<Item = &'static str> {
+    IGNORED.iter().copied()
+}
 
 /// A field and the values that make it mean nothing.
 struct Refused {
@@ -95,6 +108,11 @@ mod tests {
             let error = check_request(&mut fields).expect_err(name);
             assert_eq!((error.code, error.param.as_deref()), ("unsupported_value", Some(*name)));
         }
+        for field in SERVED.iter().flat_map(|group| group.fields) {
+            // It stays in its table for what is no free choice.
+            let is_first = names.insert(field.name) || field.name == "tool_choice";
+            assert!(is_first && !field.takes.is_empty() && !field.summary.is_empty(), "{}", field.name);
+        }
         for name in IGNORED {
             assert!(names.insert(*name), "{name} is there twice");
             for value in values() {
@@ -109,12 +127,11 @@ mod tests {
     #[test]
     fn what_peers_take_for_nothing_is_no_problem() {
         let neutral = json!({
-            "n": 1, "best_of": 1, "use_beam_search": false, "stream": false, "logprobs": false,
-            "response_format": {"type": "text"}, "logit_bias": {}, "presence_penalty": 0, "repetition_penalty": 1.0,
+            "best_of": 1, "use_beam_search": false, "stream": false,
+            "response_format": {"type": "text"},
             "repeat_penalty": 1, "typical_p": 1.0, "tfs_z": 1, "mirostat": 0, "xtc_probability": 0.0,
-            "dry_multiplier": 0, "dynatemp_range": 0, "top_n_sigma": -1, "min_tokens": 0, "ignore_eos": false,
-            "stop_token_ids": [], "skip_special_tokens": true, "include_stop_str_in_output": false,
-            "parallel_tool_calls": true, "truncate_prompt_tokens": -1, "thinking_budget": -1, "do_sample": true,
+            "dry_multiplier": 0, "dynatemp_range": 0, "top_n_sigma": -1,
+            "truncate_prompt_tokens": -1, "thinking_budget": -1, "do_sample": true,
             "lora": [], "num_beams": 1, "verbosity": "medium",
         });
         let mut fields = Fields::new(neutral.as_object().expect("an object").clone());
@@ -128,7 +145,6 @@ mod tests {
             json!({"xtc_probability": 0.5}),
             json!({"dry_multiplier": 0.8}),
             json!({"thinking_budget": 100}),
-            json!({"enable_thinking": false}),
             json!({"adapters": "a"}),
             json!({"lora": [{"id": 0, "scale": 0.5}]}),
             json!({"lora_request": {"lora_name": "a"}}),
@@ -138,7 +154,6 @@ mod tests {
             json!({"guided_json": {}}),
             json!({"structured_outputs": {"choice": ["a"]}}),
             json!({"grammar": "root ::= \"a\""}),
-            json!({"min_tokens": 4}),
             json!({"mirostat": 2}),
             json!({"typical_p": 0.9}),
             json!({"tfs_z": 0.9}),
@@ -148,7 +163,6 @@ mod tests {
             json!({"repeat_penalty": 1.1}),
             json!({"options": {"temperature": 0}}),
             json!({"system": "Be brief."}),
-            json!({"chat_template": "{{ messages }}"}),
         ] {
             let fields = field.as_object().expect("an object").clone();
             let error = check_request(&mut Fields::new(fields)).expect_err("it would change the answer");

@@ -1,4 +1,4 @@
-//! The prompt of a request: its messages and tools, or its text.
+//! The conversation of a request: its messages and tools, and how its template is to render them.
 //!
 //! Owns checking them, and one shape for content: text. What a template wants beyond that, such
 //! as tool arguments as objects or as text, is found out where it is rendered.
@@ -6,9 +6,9 @@
 use serde_json::{Map, Value};
 
 use super::super::line_error::RequestError;
-use super::Prompt;
 use super::fields::{Fields, expected};
 use super::known_fields;
+use super::{Conversation, PromptEnding};
 use crate::json::{self, Parsed};
 
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -17,7 +17,7 @@ const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// Takes a conversation with its tools and template variables.
-pub(super) fn take_chat(fields: &mut Fields) -> Result<Prompt, RequestError> {
+pub(super) fn take_chat(fields: &mut Fields) -> Result<Conversation, RequestError> {
     let messages = match fields.take("messages") {
         Some(Value::Array(messages)) => messages,
         Some(other) => return Err(expected("a list", "messages", &other)),
@@ -32,35 +32,52 @@ pub(super) fn take_chat(fields: &mut Fields) -> Result<Prompt, RequestError> {
         .map(|(position, message)| check_message(message, &format!("messages[{position}]")))
         .collect::<Result<Vec<_>, _>>()?;
 
-    let mut template_kwargs = fields.take_object("chat_template_kwargs")?.unwrap_or_default();
-    known_fields::check_kwargs(&mut template_kwargs)?;
-    if let Some(effort) = fields.take_string("reasoning_effort")? {
-        template_kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
-    }
-    Ok(Prompt::Chat { messages, tools: take_tools(fields)?, template_kwargs })
+    let ending = take_ending(fields, &messages)?;
+    let template = fields.take_string("chat_template")?.filter(|template| !template.is_empty());
+    let tools = take_tools(fields)?;
+    let template_kwargs = take_template_kwargs(fields, tools.is_some())?;
+    Ok(Conversation { messages, tools, template_kwargs, template, ending })
 }
 
-/// Takes the text of a raw completion.
-pub(super) fn take_text(fields: &mut Fields) -> Result<String, RequestError> {
-    // Text has no tools to choose from.
-    fields.take("tool_choice");
-    let text = match fields.take("prompt") {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(mut texts)) if texts.len() == 1 => match texts.pop() {
-            Some(Value::String(text)) => text,
-            _ => return Err(RequestError::unsupported("prompt", "must be text, not token ids")),
-        },
-        Some(Value::Array(_)) => {
-            let reason = "must be one string: one prompt per line, no lists and no token ids";
-            return Err(RequestError::unsupported("prompt", reason));
+/// Takes the variables of the template, under their own names or within `chat_template_kwargs`, which wins.
+fn take_template_kwargs(fields: &mut Fields, has_tools: bool) -> Result<Map<String, Value>, RequestError> {
+    let mut template_kwargs = fields.take_object("chat_template_kwargs")?.unwrap_or_default();
+    known_fields::check_kwargs(&mut template_kwargs)?;
+    let effort = fields.take_string("reasoning_effort")?.map(Value::String);
+    let thinking = fields.take_bool("enable_thinking")?.map(Value::Bool);
+    // Without tools there is no call, and models call several at once unless they are told not to.
+    let parallel = fields.take_bool("parallel_tool_calls")?.filter(|parallel| has_tools && !parallel);
+    for (name, value) in [
+        ("reasoning_effort", effort),
+        ("enable_thinking", thinking),
+        ("parallel_tool_calls", parallel.map(Value::Bool)),
+    ] {
+        if let Some(value) = value {
+            template_kwargs.entry(name).or_insert(value);
         }
-        Some(other) => return Err(expected("a string", "prompt", &other)),
-        None => return Err(RequestError::missing("prompt", "a completion request needs a text")),
-    };
-    if text.is_empty() {
-        return Err(RequestError::invalid("prompt", "must not be empty"));
     }
-    Ok(text)
+    Ok(template_kwargs)
+}
+
+fn take_ending(fields: &mut Fields, messages: &[Value]) -> Result<PromptEnding, RequestError> {
+    let adds_header = fields.take_bool("add_generation_prompt")?;
+    if !fields.take_bool("continue_final_message")?.unwrap_or(false) {
+        return Ok(match adds_header {
+            Some(false) => PromptEnding::LastMessage,
+            Some(true) | None => PromptEnding::NewTurn,
+        });
+    }
+    let refused = |reason: &str| Err(RequestError::invalid("continue_final_message", reason));
+    if adds_header == Some(true) {
+        return refused(
+            "a new turn (`add_generation_prompt`) cannot go on with the final message; give one of them",
+        );
+    }
+    let content = messages.last().and_then(|message| message.get("content")).and_then(Value::as_str);
+    if content.is_none_or(|content| content.trim().is_empty()) {
+        return refused("the final message has no text to go on with");
+    }
+    Ok(PromptEnding::WithinLastMessage)
 }
 
 fn take_tools(fields: &mut Fields) -> Result<Option<Value>, RequestError> {

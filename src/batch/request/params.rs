@@ -3,6 +3,8 @@
 //! Owns their names, types and ranges. What applies where a request is silent is decided with
 //! [`RequestParams::or`], strongest first: request, flag, the model's generation_config.json.
 
+use std::ops::RangeInclusive;
+
 use serde_json::Value;
 
 use super::super::line_error::RequestError;
@@ -25,7 +27,23 @@ pub struct RequestParams {
     pub stop: Option<Vec<String>>,
     /// Whether the tokenizer adds its own tokens, such as BOS; absent: to raw prompts only.
     pub add_special_tokens: Option<bool>,
+    /// Whether an answer goes on where the model would end it.
+    pub ignore_eos: Option<bool>,
+    /// No end token is chosen before the answer has so many tokens.
+    pub min_tokens: Option<u32>,
+    /// Above 0; 1 changes nothing.
+    pub repetition_penalty: Option<f32>,
+    /// How many of the last tokens it looks at; all of prompt and answer where nobody has spoken.
+    pub repetition_context_size: Option<u32>,
+    /// -2 to 2; 0 changes nothing.
+    pub presence_penalty: Option<f32>,
+    /// -2 to 2; 0 changes nothing.
+    pub frequency_penalty: Option<f32>,
 }
+
+/// Ranges of penalties, also for the flags.
+pub const PENALTY_RANGE: RangeInclusive<f64> = -2.0..=2.0;
+pub const REPETITION_PENALTY_RANGE: RangeInclusive<f64> = 0.01..=100.0;
 
 impl RequestParams {
     /// Fills what is absent from `fallback`.
@@ -39,6 +57,12 @@ impl RequestParams {
             seed: self.seed.or(fallback.seed),
             stop: self.stop.or_else(|| fallback.stop.clone()),
             add_special_tokens: self.add_special_tokens.or(fallback.add_special_tokens),
+            ignore_eos: self.ignore_eos.or(fallback.ignore_eos),
+            min_tokens: self.min_tokens.or(fallback.min_tokens),
+            repetition_penalty: self.repetition_penalty.or(fallback.repetition_penalty),
+            repetition_context_size: self.repetition_context_size.or(fallback.repetition_context_size),
+            presence_penalty: self.presence_penalty.or(fallback.presence_penalty),
+            frequency_penalty: self.frequency_penalty.or(fallback.frequency_penalty),
         }
     }
 
@@ -56,6 +80,11 @@ impl RequestParams {
             told("--min-p", self.min_p),
             told("--seed", self.seed),
             told("--stop", stop),
+            told("--ignore-eos", self.ignore_eos.filter(|ignores| *ignores)),
+            told("--min-tokens", self.min_tokens),
+            told("--repetition-penalty", self.repetition_penalty),
+            told("--presence-penalty", self.presence_penalty),
+            told("--frequency-penalty", self.frequency_penalty),
         ]
         .into_iter()
         .flatten()
@@ -72,7 +101,25 @@ impl RequestParams {
             seed: take_seed(fields)?,
             stop: take_stop(fields)?,
             add_special_tokens: fields.take_bool("add_special_tokens")?,
+            ignore_eos: fields.take_bool("ignore_eos")?,
+            min_tokens: take_size(fields, "min_tokens", 0)?,
+            repetition_penalty: fields.take_number("repetition_penalty", REPETITION_PENALTY_RANGE)?,
+            repetition_context_size: take_size(fields, "repetition_context_size", 1)?,
+            presence_penalty: fields.take_number("presence_penalty", PENALTY_RANGE)?,
+            frequency_penalty: fields.take_number("frequency_penalty", PENALTY_RANGE)?,
         };
+        // mlx-lm's server has windows for them, too, and clients write out what they have.
+        for (name, penalty) in [
+            ("presence_context_size", params.presence_penalty),
+            ("frequency_context_size", params.frequency_penalty),
+        ] {
+            if fields.take(name).is_some() && penalty.is_some_and(|penalty| penalty != 0.0) {
+                return Err(RequestError::unsupported(
+                    name,
+                    "the penalty looks at the whole answer; leave it out",
+                ));
+            }
+        }
         // The limit of a small top_p is the most probable token alone: greedy.
         if params.top_p == Some(0.0) {
             params.temperature = Some(0.0);
@@ -83,7 +130,7 @@ impl RequestParams {
 }
 
 fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
-    let range = 1..=i128::from(u32::MAX);
+    let range = 0..=i128::from(u32::MAX);
     let old = fields.take_integer("max_tokens", range.clone())?;
     let new = fields.take_integer("max_completion_tokens", range)?;
     if let (Some(old), Some(new)) = (old, new)
@@ -93,6 +140,11 @@ fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
         return Err(RequestError::invalid("max_tokens", reason));
     }
     Ok(new.or(old).and_then(|num_tokens| u32::try_from(num_tokens).ok()))
+}
+
+fn take_size(fields: &mut Fields, name: &str, least: i128) -> Result<Option<u32>, RequestError> {
+    let size = fields.take_integer(name, least..=i128::from(u32::MAX))?;
+    Ok(size.and_then(|size| u32::try_from(size).ok()))
 }
 
 fn take_top_k(fields: &mut Fields) -> Result<Option<u32>, RequestError> {

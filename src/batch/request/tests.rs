@@ -34,9 +34,14 @@ fn parse_fields(fields: Value) -> Result<Request, Box<FailedLine>> {
 }
 
 fn parse_messages(messages: Value) -> Result<Vec<Value>, Box<FailedLine>> {
-    match parse(json!({"messages": messages}))?.prompt {
-        Prompt::Chat { messages, .. } => Ok(messages),
-        Prompt::Text(_) => panic!("messages make a chat"),
+    Ok(chat_of(parse(json!({"messages": messages}))?).messages)
+}
+
+/// The conversation of a request that has one.
+fn chat_of(mut request: Request) -> Conversation {
+    match (request.prompts.pop(), request.prompts.pop()) {
+        (Some(Prompt::Chat(conversation)), None) => conversation,
+        other => panic!("messages make a chat: {other:?}"),
     }
 }
 
@@ -83,9 +88,10 @@ fn the_plain_form() {
             seed: Some(7),
             stop: Some(vec!["\n\n".into(), "END".into()]),
             add_special_tokens: Some(false),
+            ..RequestParams::default()
         }
     );
-    let Prompt::Chat { messages, tools, template_kwargs } = request.prompt else { panic!("a chat") };
+    let Conversation { messages, tools, template_kwargs, .. } = chat_of(request);
     assert_eq!(messages[0], json!({"role": "system", "content": "Be brief."}));
     assert_eq!((messages.len(), tools, template_kwargs.len()), (2, None, 0));
 }
@@ -105,7 +111,7 @@ fn the_batch_form() {
     let text = parse(json!({"custom_id": 7, "url": "/v1/completions", "body": {"prompt": ["Once"]}}));
     let text = text.expect("a sound request");
     assert_eq!((text.head.custom_id.as_str(), text.head.form), ("7", Form::Text));
-    assert_eq!(text.prompt, Prompt::Text("Once".into()));
+    assert_eq!(text.prompts, [Prompt::Text("Once".into())]);
 }
 
 #[test]
@@ -132,7 +138,6 @@ fn a_request_needs_a_prompt_and_only_one() {
     assert_eq!(refused(parse(json!({"messages": []}))), ("invalid_value", "messages".into()));
     assert_eq!(refused(parse(json!({"messages": "Hi"}))), ("invalid_type", "messages".into()));
     assert_eq!(refused(parse(json!({"prompt": ""}))), ("invalid_value", "prompt".into()));
-    assert_eq!(refused(parse(json!({"prompt": [1, 2]}))), ("unsupported_value", "prompt".into()));
     assert_eq!(refused(parse_fields(json!({"prompt": "x"}))), ("invalid_value", "prompt".into()));
 }
 
@@ -189,11 +194,11 @@ fn half_a_surrogate_pair_is_replaced_with_a_warning() {
     let line = r#"{"id": "a\ud83d", "prompt": "x\ud83d y\ude00"}"#;
     for expected in [Some("x\u{fffd} y\u{fffd}"), None] {
         // The second has the id of the first.
-        let prompt = lines.parse(line).ok().map(|request| request.prompt);
-        assert_eq!(prompt, expected.map(|text| Prompt::Text(text.into())));
+        let prompts = lines.parse(line).ok().map(|request| request.prompts);
+        assert_eq!(prompts, expected.map(|text| vec![Prompt::Text(text.into())]));
     }
     let call = r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"x\": \"\\ud83d\"}"}}]}]}"#;
-    let Prompt::Chat { messages, .. } = lines.parse(call).expect("mended").prompt else { panic!("a chat") };
+    let messages = chat_of(lines.parse(call).expect("mended")).messages;
     assert_eq!(messages[0]["tool_calls"][0]["function"]["arguments"], r#"{"x": "\ufffd"}"#);
     let warnings = lines.parser.warnings.texts();
     assert!(
@@ -213,8 +218,8 @@ fn numbers_keep_their_digits() {
         );
         let request = Lines::new().parse(line.replace('\n', " ")).expect("sound");
         assert_eq!(request.head.custom_id, number);
-        assert_eq!(request.head.metadata.expect("given").to_string(), format!("{{\"n\":{number}}}"));
-        let Prompt::Chat { messages, .. } = request.prompt else { panic!("a chat") };
+        assert_eq!(request.head.metadata.clone().expect("given").to_string(), format!("{{\"n\":{number}}}"));
+        let messages = chat_of(request).messages;
         let arguments = &messages[0]["tool_calls"][0]["function"]["arguments"];
         assert_eq!(arguments.to_string(), format!("{{\"n\":{number}}}"));
     }
@@ -332,9 +337,9 @@ fn messages_that_cannot_be_read_are_refused() {
 #[test]
 fn tools_and_template_variables_reach_the_template() {
     let tools = json!([{"type": "function", "function": {"name": "f"}}]);
-    let chat = |fields: Value| match parse_fields(fields).expect("sound").prompt {
-        Prompt::Chat { tools, template_kwargs, .. } => (tools, template_kwargs),
-        Prompt::Text(_) => panic!("messages make a chat"),
+    let chat = |fields: Value| {
+        let Conversation { tools, template_kwargs, .. } = chat_of(parse_fields(fields).expect("sound"));
+        (tools, template_kwargs)
     };
     let (shown, kwargs) = chat(json!({
         "tools": tools, "tool_choice": "auto", "chat_template_kwargs": {"enable_thinking": false}, "reasoning_effort": "low",
@@ -349,7 +354,6 @@ fn tools_and_template_variables_reach_the_template() {
 #[test]
 fn parameters_are_checked() {
     for (name, value, code) in [
-        ("max_tokens", json!(0), "invalid_value"),
         ("max_tokens", json!("8"), "invalid_type"),
         ("max_tokens", json!(8.5), "invalid_type"),
         ("max_tokens", json!(5_000_000_000_u64), "invalid_value"),
@@ -399,17 +403,175 @@ fn a_request_wins_over_what_stands_behind_it() {
     assert_eq!((merged.temperature, merged.max_tokens, merged.stop), (Some(0.0), Some(5), Some(vec![])));
 }
 
+/// Only one text was taken; lm-eval's `[[ids]]` and lists of texts were refused.
+#[test]
+fn prompts_are_texts_or_token_ids_one_or_many() {
+    let prompts = |prompt: Value| parse(json!({"prompt": prompt})).map(|request| request.prompts);
+    let text = |text: &str| Prompt::Text(text.into());
+    assert_eq!(prompts(json!(["a", "b"])).expect("texts"), [text("a"), text("b")]);
+    assert_eq!(prompts(json!([1, 2])).expect("ids"), [Prompt::Tokens(vec![1, 2])]);
+    assert_eq!(
+        prompts(json!([[1], [2, 3]])).expect("lists of ids"),
+        [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]
+    );
+    for (prompt, code, param) in [
+        (json!([]), "invalid_value", "prompt"),
+        (json!([[]]), "invalid_value", "prompt[0]"),
+        (json!(["a", ""]), "invalid_value", "prompt[1]"),
+        (json!([1, "a"]), "invalid_type", "prompt[1]"),
+        (json!([1, -1]), "invalid_value", "prompt[1]"),
+        (json!([[1, 1.5]]), "invalid_value", "prompt[0][1]"),
+        (json!(["a", {}]), "invalid_type", "prompt[1]"),
+        (json!({"a": 1}), "invalid_type", "prompt"),
+        (json!(vec!["a"; 5000]), "invalid_value", "prompt"),
+    ] {
+        assert_eq!(refused(prompts(prompt)), (code, param.to_owned()));
+    }
+}
+
+#[test]
+fn options_of_answers_are_checked() {
+    let options = |fields: Value| parse_fields(fields).map(|request| request.options);
+    let all = json!({"n": 3.0, "stop_token_ids": [5], "include_stop_str_in_output": true, "skip_special_tokens": false,
+                     "logit_bias": {"7": -100, "8": 0.5}, "bad_words": ["no"], "logprobs": true, "top_logprobs": 5,
+                     "prompt_logprobs": 0, "logprob_start_len": 3});
+    let expected = AnswerOptions {
+        num_choices: 3,
+        stop_token_ids: vec![5],
+        includes_stop: true,
+        shows_special_tokens: true,
+        logit_bias: vec![(7, -100.0), (8, 0.5)],
+        bad_words: vec!["no".into()],
+        logprobs: Some(5),
+        prompt_logprobs: Some(0),
+        logprob_start: 3,
+        echo: false,
+    };
+    assert_eq!(options(all).expect("sound"), expected);
+    let raw =
+        parse(json!({"prompt": "x", "logprobs": 0, "echo": true, "max_tokens": 0})).expect("sound").options;
+    assert_eq!(raw, AnswerOptions { logprobs: Some(0), echo: true, ..AnswerOptions::default() });
+}
+
+/// As clients write them that send all they have.
+#[test]
+fn nulls_and_zeros_ask_for_nothing() {
+    for neutral in [
+        json!({"n": null, "stop_token_ids": [], "include_stop_str_in_output": false, "skip_special_tokens": true}),
+        json!({"logprobs": false, "top_logprobs": 0, "echo": false, "prompt_logprobs": false, "logprob_start_len": -1}),
+        json!({"logprobs": 0, "top_logprobs": null, "logit_bias": {}, "bad_words": [], "n": 1}),
+        json!({"logprobs": null, "logit_bias": null, "bad_words": null, "echo": null, "prompt_logprobs": null}),
+        json!({"presence_context_size": 20, "presence_penalty": 0, "frequency_context_size": 20}),
+    ] {
+        let request = parse_fields(neutral.clone()).expect("sound");
+        assert_eq!(request.options, AnswerOptions::default(), "{neutral}");
+    }
+    let raw = parse(json!({"prompt": "x", "logprobs": false, "top_logprobs": 0})).expect("sound");
+    assert_eq!(raw.options, AnswerOptions::default());
+}
+
+/// A value out of range is an error that names the parameter and the range.
+#[test]
+fn what_is_out_of_range_is_refused_with_the_range() {
+    for (name, value, code, param, range) in [
+        ("n", json!(0), "invalid_value", "n", "from 1 to 128"),
+        ("n", json!(129), "invalid_value", "n", "from 1 to 128"),
+        ("n", json!("2"), "invalid_type", "n", "a whole number"),
+        ("stop_token_ids", json!(5), "invalid_type", "stop_token_ids", "a list of token ids"),
+        ("stop_token_ids", json!([-5]), "invalid_value", "stop_token_ids[0]", "from 0 to"),
+        ("skip_special_tokens", json!(1), "invalid_type", "skip_special_tokens", "true or false"),
+        ("ignore_eos", json!("no"), "invalid_type", "ignore_eos", "true or false"),
+        ("min_tokens", json!(-1), "invalid_value", "min_tokens", "from 0 to"),
+        ("repetition_penalty", json!(0), "invalid_value", "repetition_penalty", "from 0.01 to 100"),
+        ("repetition_context_size", json!(0), "invalid_value", "repetition_context_size", "from 1 to"),
+        ("presence_penalty", json!(2.5), "invalid_value", "presence_penalty", "from -2 to 2"),
+        ("frequency_penalty", json!(-3), "invalid_value", "frequency_penalty", "from -2 to 2"),
+        ("logit_bias", json!({"5": 101}), "invalid_value", "logit_bias.5", "from -100 to 100"),
+        ("logit_bias", json!({"x": 1}), "invalid_value", "logit_bias.x", "token id"),
+        ("logit_bias", json!({"5": "1"}), "invalid_type", "logit_bias.5", "a number"),
+        ("bad_words", json!(["a", " "]), "invalid_value", "bad_words[1]", "empty"),
+        ("bad_words", json!("a"), "invalid_type", "bad_words", "a list of strings"),
+        ("logprobs", json!(5), "invalid_type", "logprobs", "true or false"),
+        ("top_logprobs", json!(3), "invalid_value", "top_logprobs", "`logprobs` is true"),
+        ("top_logprobs", json!(21), "invalid_value", "top_logprobs", "from 0 to 20"),
+        ("prompt_logprobs", json!(-1), "invalid_value", "prompt_logprobs", "from 0 to 20"),
+        ("logprob_start_len", json!(-2), "invalid_value", "logprob_start_len", "from -1 to"),
+        ("max_tokens", json!(0), "invalid_value", "max_tokens", "1 or more"),
+        ("echo", json!(true), "unsupported_value", "echo", "only a text"),
+        ("chat_template", json!(5), "invalid_type", "chat_template", "a string"),
+        ("enable_thinking", json!("no"), "invalid_type", "enable_thinking", "true or false"),
+    ] {
+        let failed = parse_fields(json!({name: value})).expect_err("must be refused");
+        assert!(failed.error.message().contains(range), "{}", failed.error.message());
+        assert_eq!(refused::<()>(Err(failed)), (code, param.to_owned()), "{name}: {value}");
+    }
+    let raw = |fields: Value| {
+        let mut line = json!({"prompt": "x"});
+        line.as_object_mut().expect("built as one").extend(fields.as_object().expect("an object").clone());
+        refused(parse(line))
+    };
+    assert_eq!(raw(json!({"logprobs": 21})), ("invalid_value", "logprobs".into()));
+    assert_eq!(raw(json!({"logprobs": true})), ("invalid_type", "logprobs".into()));
+    assert_eq!(raw(json!({"top_logprobs": 2})), ("unsupported_value", "top_logprobs".into()));
+    assert_eq!(raw(json!({"min_tokens": 9, "max_tokens": 8})), ("invalid_value", "min_tokens".into()));
+    let windowed = json!({"presence_penalty": 1, "presence_context_size": 20});
+    assert_eq!(raw(windowed), ("unsupported_value", "presence_context_size".into()));
+}
+
+/// The table of man mlxbatch-input(5) is that of the fields that are read.
+#[test]
+fn every_field_of_the_table_is_read() {
+    for field in SERVED.iter().flat_map(|group| group.fields) {
+        let mut lines = Lines::new();
+        // No field takes this; metadata alone takes anything.
+        let odd = json!({"messages": [{"role": "user", "content": "Hi"}], field.name: [[{}], -3.5]});
+        let outcome = lines.parse(odd.to_string());
+        if field.name == "metadata" {
+            assert!(outcome.expect("it is passed through").head.metadata.is_some());
+            continue;
+        }
+        let param = refused(outcome).1;
+        assert!(param.starts_with(field.name), "{}: {param}", field.name);
+    }
+}
+
+#[test]
+fn a_conversation_says_how_its_template_is_to_end_the_prompt() {
+    let chat = |fields: Value| parse_fields(fields).map(chat_of);
+    let ending = |fields: Value| chat(fields).expect("sound").ending;
+    assert_eq!(ending(json!({"add_generation_prompt": true})), PromptEnding::NewTurn);
+    assert_eq!(ending(json!({"add_generation_prompt": false})), PromptEnding::LastMessage);
+    let continued = json!({"add_generation_prompt": false, "continue_final_message": true});
+    assert_eq!(ending(continued), PromptEnding::WithinLastMessage);
+    assert_eq!(ending(json!({"continue_final_message": true})), PromptEnding::WithinLastMessage);
+    let both = json!({"add_generation_prompt": true, "continue_final_message": true});
+    assert_eq!(refused(chat(both)), ("invalid_value", "continue_final_message".into()));
+    let empty = json!({"messages": [{"role": "user", "content": " "}], "continue_final_message": true});
+    assert_eq!(refused(parse(empty)).1, "continue_final_message");
+
+    let own = chat(json!({"chat_template": "{{ messages }}", "enable_thinking": false})).expect("sound");
+    assert_eq!(own.template.as_deref(), Some("{{ messages }}"));
+    assert_eq!(Value::Object(own.template_kwargs), json!({"enable_thinking": false}));
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    let kwargs = |fields: Value| Value::Object(chat(fields).expect("sound").template_kwargs);
+    assert_eq!(
+        kwargs(json!({"tools": tools, "parallel_tool_calls": false})),
+        json!({"parallel_tool_calls": false})
+    );
+    assert_eq!(kwargs(json!({"parallel_tool_calls": false})), json!({}));
+    assert_eq!(kwargs(json!({"tools": tools, "parallel_tool_calls": true})), json!({}));
+    let inner = json!({"enable_thinking": true, "chat_template_kwargs": {"enable_thinking": false}});
+    assert_eq!(kwargs(inner), json!({"enable_thinking": false}), "what is nearer to the template wins");
+}
+
 #[test]
 fn what_would_change_the_answer_is_refused() {
     for (name, value) in [
-        ("n", json!(2)),
+        ("best_of", json!(2)),
         ("stream", json!(true)),
-        ("logprobs", json!(true)),
-        ("top_logprobs", json!(3)),
+        ("allowed_token_ids", json!([3])),
         ("response_format", json!({"type": "json_object"})),
-        ("logit_bias", json!({"50": 1})),
-        ("presence_penalty", json!(0.5)),
-        ("frequency_penalty", json!(-0.5)),
+        ("repeat_penalty", json!(1.1)),
         ("tool_choice", json!("required")),
         ("tool_choice", json!({"type": "function"})),
     ] {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::batch::line_error::RequestError;
-use crate::batch::record::{Completion, FinishReason, Served};
+use crate::batch::record::{Choice, Completion, FinishReason, Served};
 use crate::batch::request::RequestHead;
 
 struct Desk {
@@ -46,9 +46,15 @@ impl Desk {
         if !is_ok {
             return Record::request_error(head, &RequestError::internal("no memory"));
         }
-        let completion = Completion {
+        let choice = Choice {
             text: format!("answer {index}"),
             finish_reason: FinishReason::Stop,
+            stop_reason: None,
+            logprobs: None,
+            prompt_logprobs: None,
+        };
+        let completion = Completion {
+            choices: vec![choice],
             num_prompt_tokens: 1,
             num_completion_tokens: 1,
             num_cached_tokens: 0,

@@ -14,11 +14,11 @@ use std::{
 };
 
 use super::{
-    prepare::Preparer,
-    window::{Ready, WindowSize},
+    prepare::{PreparedJob, Preparer},
+    window::WindowSize,
 };
 use crate::{
-    batch::{BatchError, Kept, NextRequest, Record, Request, RequestReader},
+    batch::{BatchError, Kept, NextRequest, Record, Request, RequestError, RequestReader},
     text::TextModel,
     threads::on_threads,
 };
@@ -39,7 +39,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
 /// What the input has at the moment.
 pub(super) enum Next {
-    Ready(Box<Ready>),
+    Ready(Box<PreparedJob>),
     /// A line that cannot be served.
     Failed(Box<Record>),
     /// Nothing came within the time given; the input is still open.
@@ -56,7 +56,7 @@ pub(super) struct Intake {
     preparer: Preparer,
     text: Arc<TextModel>,
     /// In the order of the input.
-    prepared: VecDeque<Made<Ready>>,
+    prepared: VecDeque<Made<PreparedJob>>,
     /// Lines that have their result already; they are read over.
     kept: Kept,
     /// Why reading ended, told after what was read before.
@@ -150,7 +150,7 @@ impl Intake {
         let mut made = maker.make_all(lines);
         for ready in made.iter_mut().flatten() {
             let line = ready.head.line;
-            for notice in ready.prepared.notices.drain(..) {
+            for notice in ready.notices.drain(..) {
                 self.reader.warn(line, &notice.key, &notice.text);
             }
         }
@@ -163,13 +163,13 @@ impl Intake {
 #[derive(Clone, Copy)]
 struct Maker<'a> {
     preparer: &'a Preparer,
-    text: &'a TextModel,
+    text: &'a Arc<TextModel>,
     file: &'a str,
 }
 
 impl Maker<'_> {
     /// Prepares requests on all cores; keeps their order.
-    fn make_all(self, lines: Vec<Made<Request>>) -> Vec<Made<Ready>> {
+    fn make_all(self, lines: Vec<Made<Request>>) -> Vec<Made<PreparedJob>> {
         let num_lines = lines.len();
         let queue = Mutex::new(lines.into_iter().enumerate());
         let made = on_threads(num_lines, || {
@@ -185,12 +185,10 @@ impl Maker<'_> {
         made.into_iter().map(|(_, made)| made).collect()
     }
 
-    fn make(self, request: Request) -> Made<Ready> {
-        let Request { head, prompt, params } = request;
-        match self.preparer.prepare(self.text, &head, &prompt, params) {
-            Ok(prepared) => Ok(Box::new(Ready { head, prepared })),
-            Err(error) => Err(Box::new(Record::request_error(&head, &error.at(self.file, head.line)))),
-        }
+    fn make(self, request: Request) -> Made<PreparedJob> {
+        let head = request.head.clone();
+        let failed = |error: RequestError| Record::request_error(&head, &error.at(self.file, head.line));
+        self.preparer.prepare(self.text, request).map(Box::new).map_err(|error| Box::new(failed(error)))
     }
 }
 
@@ -243,7 +241,7 @@ mod tests {
                     assert_eq!((ready.head.index, ready.head.line), (index as u64, index as u64 + 1));
                     let tokens =
                         intake.text().encode_prompt(&format!("word {index}"), true).expect("it encodes");
-                    assert_eq!(ready.prepared.generation.prompt, tokens);
+                    assert_eq!(ready.requests[0].generation.prompt, tokens);
                 }
                 Next::Failed(_) => assert!(is_bad(index), "line {index}"),
                 Next::Pending | Next::End => panic!("line {index} is missing"),

@@ -1,19 +1,24 @@
-//! A request → what the engine runs.
+//! A line's request → what the engine runs: a job of one or more generation requests.
 //!
-//! Owns the order of precedence of parameters, the context limit and the key of a request's
+//! Owns the order of precedence of parameters, the context limit and the keys of the choices'
 //! random numbers. Formats are `batch/`'s, templates and tokens `text/`'s.
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
-    batch::{Prompt, RequestError, RequestHead, RequestParams},
-    engine::{
-        AnswerRecurs, GenerationRequest, Processors, PromptPlan, RequestId, SamplingParams, TokenId,
-        sampling_key,
+    batch::{
+        AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError, RequestHead, RequestParams,
     },
-    text::{ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, system_end},
+    engine::{
+        AnswerRecurs, GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score,
+        TokenId, sampling_key,
+    },
+    text::{
+        AnswerText, ChatOptions, ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, Tokenizer,
+        system_end,
+    },
 };
 
 /// A prompt of so many bytes is tokenised in any case, so that its error says how long it is. To tokenise a
@@ -34,111 +39,316 @@ pub(in crate::commands) struct Preparer {
     pub has_checkpoints: bool,
 }
 
-/// A request ready to be submitted.
+/// A line ready to be planned: what the engine runs for it, and what its record needs to know.
 #[derive(Debug)]
-pub(in crate::commands) struct Prepared {
-    pub generation: GenerationRequest,
-    /// What a chat template was given beside the messages; nothing of a raw prompt.
-    pub template_kwargs: Option<Map<String, Value>>,
-    pub stops: Vec<String>,
-    /// The tiered pieces of the prompt.
-    pub spans: Vec<Span>,
-    /// Positions at which the prompt is cut whatever the other prompts are.
-    pub boundaries: Vec<usize>,
+pub(in crate::commands) struct PreparedJob {
+    pub head: RequestHead,
+    /// In the order of the record's choices: prompt by prompt, the answers to one side by side.
+    pub requests: Vec<PreparedRequest>,
+    pub format: AnswerFormat,
     /// What the chat template has passed over.
     pub notices: Vec<Notice>,
 }
 
+/// One choice of a job. Its id is given when it is planned.
+#[derive(Debug)]
+pub(in crate::commands) struct PreparedRequest {
+    pub generation: GenerationRequest,
+    /// The tiered pieces of the prompt.
+    pub spans: Arc<[Span]>,
+    /// Positions at which the prompt is cut whatever the other prompts are.
+    pub boundaries: Arc<[usize]>,
+}
+
+/// How tokens become the choices of a record.
+#[derive(Debug, Default)]
+pub(in crate::commands) struct AnswerFormat {
+    pub stops: Vec<String>,
+    pub shown: AnswerText,
+    /// End tokens that the request named itself.
+    pub stop_token_ids: Vec<TokenId>,
+    /// Choices that answer one prompt.
+    pub num_choices: usize,
+    /// Most probable tokens that are told with each token of the text.
+    pub logprobs: Option<u32>,
+    /// The same of the prompt's tokens.
+    pub prompt_logprobs: Option<u32>,
+    pub echo: bool,
+    /// The prompts, where anything is told of them.
+    pub prompts: Vec<PromptShown>,
+}
+
+/// A prompt as its choices show it.
+#[derive(Debug)]
+pub(in crate::commands) struct PromptShown {
+    pub tokens: Vec<TokenId>,
+    /// Empty where it is not repeated.
+    pub text: String,
+}
+
 impl Preparer {
-    /// Renders, tokenises and checks a request.
+    /// Renders, tokenises and checks what a line asks for.
     pub(in crate::commands) fn prepare(
         &self,
-        text: &TextModel,
-        head: &RequestHead,
-        prompt: &Prompt,
-        params: RequestParams,
-    ) -> Result<Prepared, RequestError> {
-        let param = prompt_param(prompt);
+        text: &Arc<TextModel>,
+        request: Request,
+    ) -> Result<PreparedJob, RequestError> {
+        let Request { head, prompts, params, options } = request;
+        let own_seed = params.seed;
+        let params = params.or(&self.fallback);
+        let processors = self.processors(text.tokenizer(), &params, &options)?;
+        self.check_known("stop_token_ids", &options.stop_token_ids, false)?;
+        let mut job = PreparedJob {
+            requests: Vec::with_capacity(prompts.len() * options.num_choices),
+            format: AnswerFormat {
+                stops: params.stop.clone().unwrap_or_default(),
+                shown: AnswerText {
+                    includes_stop: options.includes_stop,
+                    shows_special_tokens: options.shows_special_tokens,
+                    min_tokens: processors.min_new_tokens,
+                },
+                stop_token_ids: options.stop_token_ids.clone(),
+                num_choices: options.num_choices,
+                logprobs: options.logprobs,
+                prompt_logprobs: options.prompt_logprobs,
+                echo: options.echo,
+                prompts: Vec::new(),
+            },
+            notices: Vec::new(),
+            head,
+        };
+        let wanted = Wanted { params: &params, options: &options, processors };
+        let is_list = prompts.len() > 1;
+        for (position, prompt) in prompts.into_iter().enumerate() {
+            let param = match &prompt {
+                Prompt::Chat(_) => "messages".to_owned(),
+                _ if is_list => format!("prompt[{position}]"),
+                _ => "prompt".to_owned(),
+            };
+            let shown_text = match &prompt {
+                Prompt::Text(text) if options.echo => Some(text.clone()),
+                _ => None,
+            };
+            let first = self.first_choice(text, &param, prompt, &wanted, &mut job.notices)?;
+            if options.echo || options.prompt_logprobs.is_some() {
+                let tokens = first.generation.prompt.clone();
+                let text = match shown_text {
+                    Some(text) => text,
+                    None if options.echo => decoded(text, &param, &tokens)?,
+                    None => String::new(),
+                };
+                job.format.prompts.push(PromptShown { tokens, text });
+            }
+            let keys = ChoiceKeys { own_seed, seed: params.seed, head: &job.head, position: position as u64 };
+            for choice in 0..options.num_choices {
+                let mut generation = first.generation.clone();
+                generation.sampling.key = keys.of(choice as u64);
+                // What is told of the prompt is the same for all of them.
+                generation.score = generation.score.filter(|_| choice == 0 || generation.max_new_tokens == 0);
+                let (spans, boundaries) = (Arc::clone(&first.spans), Arc::clone(&first.boundaries));
+                job.requests.push(PreparedRequest { generation, spans, boundaries });
+            }
+        }
+        Ok(job)
+    }
+
+    /// Prepares one prompt, but for the key of its random numbers.
+    fn first_choice(
+        &self,
+        text: &Arc<TextModel>,
+        param: &str,
+        prompt: Prompt,
+        wanted: &Wanted,
+        notices: &mut Vec<Notice>,
+    ) -> Result<PreparedRequest, RequestError> {
+        let Wanted { params, options, processors } = wanted;
+        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
+        // What is scored alone leaves the context whole.
+        let max_prompt_tokens = self.max_context - usize::from(max_tokens > 0);
         let too_long = |num_tokens: String| {
             RequestError::bad_request(
                 "context_length_exceeded",
                 param,
                 format!(
-                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for an answer",
-                    self.max_context
+                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for {}",
+                    self.max_context,
+                    if max_tokens > 0 { "an answer" } else { "them" }
                 ),
             )
         };
-        let min_tokens = min_tokens(text, prompt);
-        if min_tokens >= self.max_context {
+        let min_tokens = min_tokens(text, &prompt);
+        if min_tokens > max_prompt_tokens {
             return Err(too_long(format!("at least {min_tokens}")));
         }
-        let ChatPrompt { tokens, spans, notices } = encode(text, prompt, params.add_special_tokens)?;
+        let answer_recurs = recurs(text, &prompt);
+        let is_text = !matches!(prompt, Prompt::Tokens(_));
+        let encoded = encode(text, param, prompt, params.add_special_tokens)?;
+        let ChatPrompt { tokens, spans, notices: passed_over } = encoded;
+        notices.extend(passed_over);
         let num_tokens = tokens.len();
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
         }
-        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
-            return Err(RequestError::invalid(
-                param,
-                format!(
-                    "the tokenizer gave token {token}, but the model knows {} tokens; they do not belong together",
-                    self.vocab_size
-                ),
-            ));
-        }
-        if num_tokens >= self.max_context {
+        self.check_known(param, &tokens, is_text)?;
+        if num_tokens > max_prompt_tokens {
             return Err(too_long(num_tokens.to_string()));
         }
-        let own_seed = params.seed;
-        let params = params.or(&self.fallback);
-        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
+        let score = score_of(options, num_tokens)?;
         let sampling = SamplingParams {
             temperature: params.temperature.unwrap_or(0.0),
             top_p: params.top_p.unwrap_or(1.0),
             top_k: params.top_k.unwrap_or(0),
             min_p: params.min_p.unwrap_or(0.0),
-            key: key(own_seed, params.seed, head),
+            key: 0,
         };
-        Ok(Prepared {
+        Ok(PreparedRequest {
             generation: GenerationRequest {
-                id: RequestId(head.index),
+                id: RequestId(0),
                 prompt: tokens,
                 max_new_tokens: max_tokens.min(self.max_context - num_tokens),
-                end_ids: Arc::clone(&self.end_ids),
+                end_ids: self.end_ids(params, options),
                 sampling,
-                processors: Processors::default(),
-                report: None,
-                score: None,
+                processors: processors.clone(),
+                report: options.logprobs.map(|num_top| Report { num_top }),
+                score,
                 plan: PromptPlan::default(),
-                answer_recurs: AnswerRecurs::default(),
+                answer_recurs,
             },
-            template_kwargs: match prompt {
-                Prompt::Chat { template_kwargs, .. } => Some(template_kwargs.clone()),
-                Prompt::Text(_) => None,
-            },
-            stops: params.stop.unwrap_or_default(),
             boundaries: if self.has_checkpoints {
                 spans.iter().map(|span| span.end).collect()
             } else {
                 // Only what outlives the rest is worth a node of its own.
                 system_end(&spans).into_iter().collect()
             },
-            spans,
-            notices,
+            spans: Arc::from(spans),
         })
+    }
+
+    /// What changes the logits before a token is chosen.
+    fn processors(
+        &self,
+        tokenizer: &Tokenizer,
+        params: &RequestParams,
+        options: &AnswerOptions,
+    ) -> Result<Processors, RequestError> {
+        for (token, _) in &options.logit_bias {
+            self.check_known(&format!("logit_bias.{token}"), &[*token], false)?;
+        }
+        let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens);
+        Ok(Processors {
+            repetition_penalty: params.repetition_penalty.unwrap_or(1.0),
+            repetition_window: params.repetition_context_size.map(|size| size as usize),
+            presence_penalty: params.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: params.frequency_penalty.unwrap_or(0.0),
+            logit_bias: Arc::from(options.logit_bias.as_slice()),
+            min_new_tokens: params.min_tokens.unwrap_or(0).min(max_tokens) as usize,
+            bad_words: bad_words(tokenizer, &options.bad_words)?.into(),
+            never: Arc::default(),
+        })
+    }
+
+    /// The tokens that end an answer: the model's, unless they are ignored, and the request's.
+    fn end_ids(&self, params: &RequestParams, options: &AnswerOptions) -> Arc<[TokenId]> {
+        match (params.ignore_eos.unwrap_or(false), options.stop_token_ids.as_slice()) {
+            (false, []) => Arc::clone(&self.end_ids),
+            (false, more) => self.end_ids.iter().chain(more).copied().collect(),
+            (true, only) => Arc::from(only),
+        }
+    }
+
+    /// Checks that the model has these tokens.
+    fn check_known(&self, param: &str, tokens: &[TokenId], is_text: bool) -> Result<(), RequestError> {
+        let Some(token) = tokens.iter().find(|&&token| token as usize >= self.vocab_size) else {
+            return Ok(());
+        };
+        let num_tokens = self.vocab_size;
+        let reason = match is_text {
+            true => format!(
+                "the tokenizer gave token {token}, but the model knows {num_tokens} tokens; they do not belong together"
+            ),
+            false => format!("must hold token ids from 0 to {}, not {token}", num_tokens - 1),
+        };
+        Err(RequestError::invalid(param, reason))
     }
 }
 
-/// A request's own seed alone makes its answer; the run's seed is told apart by the request's id,
-/// so that equal prompts under one seed are drawn independently, in whatever order they stand.
-fn key(own_seed: Option<u64>, seed: Option<u64>, head: &RequestHead) -> u64 {
-    match own_seed {
-        Some(seed) => sampling_key(seed, 0),
-        None => {
-            let id = blake3::hash(own_id(head).as_bytes());
-            let request_key = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-            sampling_key(seed.unwrap_or(0), request_key)
+/// What all choices of a line want.
+struct Wanted<'a> {
+    params: &'a RequestParams,
+    options: &'a AnswerOptions,
+    processors: Processors,
+}
+
+/// Which tokens of a prompt are told of. Nothing comes before the first; what comes before the start may be
+/// cached.
+fn score_of(options: &AnswerOptions, num_tokens: usize) -> Result<Option<Score>, RequestError> {
+    let start = options.logprob_start;
+    if start > num_tokens {
+        let reason = format!("must be from 0 to the prompt's {num_tokens} tokens, not {start}");
+        return Err(RequestError::invalid("logprob_start_len", reason));
+    }
+    let from_echo = options.logprobs.filter(|_| options.echo);
+    // Where nothing is asked of a prompt that is not continued, either, it is scored all the same: that is what
+    // a request without new tokens is.
+    let is_unasked = !options.tells_prompt_logprobs() && options.echo;
+    let num_top = options.prompt_logprobs.max(from_echo).or(is_unasked.then_some(0));
+    let from = if is_unasked { num_tokens } else { start.max(1).min(num_tokens) };
+    Ok(num_top.map(|num_top| Score { from, num_top }))
+}
+
+/// The token sequences of texts that no answer may have, as vLLM makes them: with a space in front of them,
+/// too, where that is one more way to write the same tokens.
+fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>>, RequestError> {
+    let mut sequences = Vec::new();
+    for (position, word) in words.iter().enumerate() {
+        let encode = |text: &str| {
+            let param = format!("bad_words[{position}]");
+            tokenizer.encode(text, false).map_err(|error| RequestError::invalid(&param, error.to_string()))
+        };
+        let word = word.trim_start();
+        let (bare, spaced) = (encode(word)?, encode(&format!(" {word}"))?);
+        if spaced.len() == bare.len() && spaced.first() != bare.first() {
+            sequences.push(spaced);
+        }
+        sequences.push(bare);
+    }
+    sequences.retain(|tokens| !tokens.is_empty());
+    Ok(sequences)
+}
+
+/// A prompt of tokens as text.
+fn decoded(text: &TextModel, param: &str, tokens: &[TokenId]) -> Result<String, RequestError> {
+    let decoded = text.tokenizer().decode_with(tokens, true);
+    decoded.map_err(|error| RequestError::bad_request("text_error", param, error.to_string()))
+}
+
+/// What the random numbers of a prompt's choices follow from.
+struct ChoiceKeys<'a> {
+    own_seed: Option<u64>,
+    /// Of the request, else of the run.
+    seed: Option<u64>,
+    head: &'a RequestHead,
+    /// The prompt's place in the line's list.
+    position: u64,
+}
+
+impl ChoiceKeys<'_> {
+    /// Choice k is drawn as the first one under a seed that is k more. A request's own seed alone makes its
+    /// answer; the run's seed is told apart by the request's id and the prompt's place, so that equal
+    /// prompts under one seed are drawn independently, in whatever order they stand.
+    fn of(&self, choice: u64) -> u64 {
+        match self.own_seed {
+            Some(seed) => sampling_key(seed.wrapping_add(choice), 0),
+            None => {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update(own_id(self.head).as_bytes());
+                if self.position > 0 {
+                    hasher.update(&[0]).update(&self.position.to_le_bytes());
+                }
+                let id = hasher.finalize();
+                let request_key = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                sampling_key(self.seed.unwrap_or(0).wrapping_add(choice), request_key)
+            }
         }
     }
 }
@@ -152,11 +362,13 @@ fn own_id(head: &RequestHead) -> String {
     if is_made_up { made_up } else { head.custom_id.clone() }
 }
 
-fn prompt_param(prompt: &Prompt) -> &'static str {
-    match prompt {
-        Prompt::Chat { .. } => "messages",
-        Prompt::Text(_) => "prompt",
-    }
+/// Whether the answer to a prompt is worth keeping: only a conversation's template could rewrite it.
+fn recurs(text: &Arc<TextModel>, prompt: &Prompt) -> AnswerRecurs {
+    let Prompt::Chat(Conversation { template, template_kwargs, .. }) = prompt else {
+        return AnswerRecurs::default();
+    };
+    let (text, template, kwargs) = (Arc::clone(text), template.clone(), template_kwargs.clone());
+    AnswerRecurs::asking(move |tokens: &[TokenId]| text.answer_recurs(template.as_deref(), &kwargs, tokens))
 }
 
 /// Tokens that a long prompt has at least, known before it is tokenised; 0 for one that is soon counted.
@@ -166,17 +378,13 @@ fn min_tokens(text: &TextModel, prompt: &Prompt) -> usize {
         _ => text.tokenizer().min_tokens(prompt),
     };
     match prompt {
+        Prompt::Tokens(tokens) => tokens.len(),
         Prompt::Text(prompt) => of_text(prompt),
-        Prompt::Chat { messages, .. }
-            if messages.iter().map(text_bytes).sum::<usize>() <= MAX_COUNTED_BYTES =>
-        {
-            0
-        }
+        Prompt::Chat(chat) if chat.messages.iter().map(text_bytes).sum::<usize>() <= MAX_COUNTED_BYTES => 0,
         // A template may leave out any of it. What it says of them is told when they are encoded.
-        Prompt::Chat { messages, tools, template_kwargs } => {
-            let request = render_request(messages, tools.as_ref(), template_kwargs);
-            text.render_chat(&request).map_or(0, |text| of_text(&text))
-        }
+        Prompt::Chat(chat) => text
+            .render_chat(&render_request(chat), &chat_options(chat, None))
+            .map_or(0, |text| of_text(&text)),
     }
 }
 
@@ -190,44 +398,56 @@ fn text_bytes(value: &Value) -> usize {
     }
 }
 
-fn render_request<'a>(
-    messages: &'a [Value],
-    tools: Option<&'a Value>,
-    template_kwargs: &'a Map<String, Value>,
-) -> RenderRequest<'a> {
-    RenderRequest { messages, tools, add_generation_prompt: true, extra: template_kwargs }
+fn render_request(chat: &Conversation) -> RenderRequest<'_> {
+    RenderRequest {
+        messages: &chat.messages,
+        tools: chat.tools.as_ref(),
+        add_generation_prompt: chat.ending == PromptEnding::NewTurn,
+        extra: &chat.template_kwargs,
+    }
+}
+
+fn chat_options(chat: &Conversation, add_special_tokens: Option<bool>) -> ChatOptions<'_> {
+    ChatOptions {
+        template: chat.template.as_deref(),
+        ends_within_last: chat.ending == PromptEnding::WithinLastMessage,
+        add_special_tokens: add_special_tokens.unwrap_or(false),
+    }
 }
 
 /// A raw prompt gets the tokenizer's own tokens, a chat template writes them itself, unless the
-/// request says otherwise.
+/// request says otherwise; `param` names the prompt in errors.
 fn encode(
     text: &TextModel,
-    prompt: &Prompt,
+    param: &str,
+    prompt: Prompt,
     add_special_tokens: Option<bool>,
 ) -> Result<ChatPrompt, RequestError> {
+    let raw = |tokens: Vec<TokenId>| {
+        let spans = Span::of_raw_prompt(tokens.len());
+        ChatPrompt { tokens, spans, notices: Vec::new() }
+    };
+    let has_own_template = matches!(&prompt, Prompt::Chat(chat) if chat.template.is_some());
     let encoded = match prompt {
-        Prompt::Text(prompt) => {
-            text.encode_prompt(prompt, add_special_tokens.unwrap_or(true)).map(|tokens| {
-                let spans = Span::of_raw_prompt(tokens.len());
-                ChatPrompt { tokens, spans, notices: Vec::new() }
-            })
-        }
-        Prompt::Chat { messages, tools, template_kwargs } => {
-            let request = render_request(messages, tools.as_ref(), template_kwargs);
-            text.encode_chat_with_spans(&request, add_special_tokens.unwrap_or(false))
+        Prompt::Tokens(tokens) => Ok(raw(tokens)),
+        Prompt::Text(prompt) => text.encode_prompt(&prompt, add_special_tokens.unwrap_or(true)).map(raw),
+        Prompt::Chat(chat) => {
+            text.encode_chat_with_spans(&render_request(&chat), &chat_options(&chat, add_special_tokens))
         }
     };
-    encoded.map_err(|error| {
-        let code = match &error {
-            TextError::NoChatTemplate { .. } => "no_chat_template",
-            _ if error.is_request_fault() => "template_error",
-            _ => "text_error",
-        };
-        match error {
-            TextError::Message { index, problem } => {
-                RequestError::bad_request(code, &format!("messages[{index}]"), problem)
-            }
-            error => RequestError::bad_request(code, prompt_param(prompt), error.to_string()),
+    encoded.map_err(|error| match error {
+        TextError::NoChatTemplate { .. } => {
+            RequestError::bad_request("no_chat_template", param, error.to_string())
+        }
+        TextError::TemplateSyntax { .. } | TextError::TemplateFailed { .. } if has_own_template => {
+            RequestError::bad_request("template_error", "chat_template", error.to_string())
+        }
+        TextError::Message { index, problem } => {
+            RequestError::bad_request("template_error", &format!("messages[{index}]"), problem)
+        }
+        error => {
+            let code = if error.is_request_fault() { "template_error" } else { "text_error" };
+            RequestError::bad_request(code, param, error.to_string())
         }
     })
 }
@@ -266,7 +486,7 @@ mod tests {
                 form: crate::batch::Form::Text,
                 metadata: None,
             };
-            key(None, None, &head)
+            ChoiceKeys { own_seed: None, seed: None, head: &head, position: 0 }.of(0)
         };
         assert_eq!(key_of("line-3"), key_of("line-3-2"));
         assert_ne!(key_of("line-3"), key_of("line-30"));
@@ -278,7 +498,8 @@ mod tests {
     fn a_request_says_whether_special_tokens_are_added() {
         let text = text_model();
         let tokens = |prompt: &Prompt, add: Option<bool>| {
-            let ChatPrompt { tokens, spans, .. } = encode(&text, prompt, add).expect("encodes");
+            let ChatPrompt { tokens, spans, .. } =
+                encode(&text, "prompt", prompt.clone(), add).expect("encodes");
             assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
             tokens
         };
@@ -286,11 +507,10 @@ mod tests {
         let with_bos = tokens(&raw, None);
         assert_eq!((with_bos[0], tokens(&raw, Some(true))), (1, with_bos.clone()));
         assert_eq!(tokens(&raw, Some(false)), with_bos[1..]);
-        let chat = Prompt::Chat {
+        let chat = Prompt::Chat(Conversation {
             messages: vec![json!({"role": "user", "content": "Hello"})],
-            tools: None,
-            template_kwargs: Map::new(),
-        };
+            ..Conversation::default()
+        });
         let rendered = tokens(&chat, None);
         assert!(rendered[0] == 1 && rendered[1] != 1, "{rendered:?}");
         assert_eq!([Some(false), Some(true)].map(|add| tokens(&chat, add)), [rendered.clone(), rendered]);

@@ -6,7 +6,6 @@
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,24 +13,19 @@ use anyhow::Context;
 
 use super::{
     intake::{Intake, Next, PAUSE},
+    job::{Counts, End, Job},
     model::OpenModel,
     persist::Saver,
-    prepare::Prepared,
-    window::{Ready, Windows},
+    prepare::PreparedJob,
+    window::{Ready, Seat, Windows},
 };
 use crate::{
-    batch::{
-        Completion, FinishReason, Flow, Progress, Record, RequestError, RequestHead, ResultWriter, RunStats,
-        Served,
-    },
+    batch::{FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served},
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
     commands::interrupt::Interrupt,
-    engine::{
-        self, AnswerRecurs, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError, TokenId,
-    },
+    engine::{self, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError},
     mlx::{ComputeDevice, MlxRunner},
-    text::Answer,
 };
 
 /// How long an idle run waits for input before it looks at Ctrl-C and its progress again.
@@ -66,7 +60,10 @@ pub(super) struct Session<R: Runner> {
     engine: Engine<R>,
     served: Served,
     windows: Windows,
-    active: HashMap<RequestId, Active>,
+    /// Lines that are read and have no record yet, by their place among the output lines.
+    jobs: HashMap<u64, Job>,
+    /// The requests in the engine.
+    seats: HashMap<RequestId, Seat>,
     output_is_closed: bool,
     failures: Failures,
     /// Saves the cache file, if one is in use.
@@ -79,18 +76,10 @@ pub(super) struct Session<R: Runner> {
 /// Forward passes that failed.
 #[derive(Debug, Default)]
 struct Failures {
-    /// Failures since the last token.
+    /// Failures since the last token or score.
     num_in_a_row: usize,
     /// What the last one said; the requests it ended repeat it.
     reason: String,
-}
-
-/// A request in the engine.
-struct Active {
-    head: RequestHead,
-    answer: Answer,
-    /// A stop string has been found.
-    is_stopped: bool,
 }
 
 impl Session<MlxRunner> {
@@ -128,7 +117,8 @@ impl Session<MlxRunner> {
             engine,
             served,
             windows: Windows::default(),
-            active: HashMap::new(),
+            jobs: HashMap::new(),
+            seats: HashMap::new(),
             output_is_closed: false,
             failures: Failures::default(),
             saver,
@@ -170,7 +160,7 @@ impl<R: Runner> Session<R> {
                 }
             };
             for event in events {
-                if let Some(record) = self.handle(event)? {
+                if let Some(record) = self.handle(event) {
                     self.write(writer, &record)?;
                 }
             }
@@ -206,7 +196,7 @@ impl<R: Runner> Session<R> {
                 (false, _) => Duration::ZERO,
             };
             match self.intake.next(patience)? {
-                Next::Ready(ready) => self.windows.gather(*ready),
+                Next::Ready(job) => self.gather(*job),
                 Next::Failed(record) => {
                     self.stats.num_failed += 1;
                     self.write(writer, &record)?;
@@ -217,6 +207,12 @@ impl<R: Runner> Session<R> {
             }
         }
         Ok(true)
+    }
+
+    fn gather(&mut self, job: PreparedJob) {
+        let num_choices = job.requests.len();
+        let PreparedJob { head, format, .. } = self.windows.gather(job);
+        self.jobs.insert(head.index, Job::new(head, format, num_choices));
     }
 
     /// Plans the window that has been read, and has what earlier ones stored kept for those who use it.
@@ -233,23 +229,20 @@ impl<R: Runner> Session<R> {
     /// a window has: a plan sees only what is shared within its window.
     fn submit_planned(&mut self, writer: &mut ResultWriter) -> anyhow::Result<()> {
         while self.engine.has_room() {
-            let Some(Ready { head, prepared }) = self.windows.next() else { break };
-            let Prepared { mut generation, stops, template_kwargs, .. } = prepared;
-            let id = generation.id;
-            if let Some(template_kwargs) = template_kwargs {
-                let text = Arc::clone(self.intake.text());
-                let recurs = move |tokens: &[TokenId]| text.answer_recurs(&template_kwargs, tokens);
-                generation.answer_recurs = AnswerRecurs::asking(recurs);
-            }
-            match self.engine.submit(generation) {
+            let Some(Ready { seat, request }) = self.windows.next() else { break };
+            // The record of a line that failed by one of its choices is written.
+            let Some(job) = self.jobs.get_mut(&seat.job) else { continue };
+            let id = request.generation.id;
+            match self.engine.submit(request.generation) {
                 Ok(()) => {
-                    let answer = Answer::new(self.intake.text().tokenizer(), &stops);
-                    self.active.insert(id, Active { head, answer, is_stopped: false });
+                    job.begin(seat.choice, id, self.intake.text().tokenizer());
+                    self.seats.insert(id, seat);
                 }
                 Err(error @ SubmitError::TooLong { .. }) => {
                     let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
-                    let record = self.failed(&head, error);
-                    self.write(writer, &record)?;
+                    if let Some(record) = self.fail(seat.job, error) {
+                        self.write(writer, &record)?;
+                    }
                 }
                 Err(error) => return Err(error).context("the engine refused a request"),
             }
@@ -273,69 +266,74 @@ impl<R: Runner> Session<R> {
         Err(error).context("computing the answers failed, time after time")
     }
 
-    /// Takes one event of the engine; returns the record of a request that ended.
-    fn handle(&mut self, event: Event) -> anyhow::Result<Option<Record>> {
+    /// Takes one event of the engine; returns the record of a line that is done with.
+    fn handle(&mut self, event: Event) -> Option<Record> {
         match event {
-            Event::Token { id, token, .. } => {
+            Event::Token { id, token, report } => {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
-                let Some(active) = self.active.get_mut(&id) else { return Ok(None) };
-                match active.answer.push(token) {
-                    Ok(None) => Ok(None),
-                    Ok(Some(_)) => {
-                        active.is_stopped = true;
+                let seat = *self.seats.get(&id)?;
+                match self.jobs.get_mut(&seat.job)?.push(seat.choice, token, report.map(|report| *report)) {
+                    Ok(false) => None,
+                    Ok(true) => {
                         self.engine.stop(id);
-                        Ok(None)
+                        None
                     }
-                    // The tokens are no use without their text; the row goes to another.
-                    Err(error) => {
-                        let failed = self.active.remove(&id).map(|active| active.head);
-                        self.engine.abort(id);
-                        Ok(failed.map(|head| self.failed(&head, RequestError::internal(error.to_string()))))
-                    }
+                    Err(error) => self.fail(seat.job, error),
                 }
             }
-            // No request asks for scores.
-            Event::Scored { .. } => Ok(None),
-            Event::Finished { id, reason, num_prompt_tokens, num_cached_tokens, num_new_tokens, .. } => {
-                let Some(mut active) = self.active.remove(&id) else { return Ok(None) };
-                let found_stop = match active.answer.finish() {
-                    Ok(stopped) => stopped.is_some() || active.is_stopped,
-                    Err(error) => {
-                        return Ok(Some(
-                            self.failed(&active.head, RequestError::internal(error.to_string())),
-                        ));
-                    }
-                };
-                let finish_reason = match reason {
-                    _ if found_stop => FinishReason::Stop,
-                    engine::FinishReason::Stop => FinishReason::Stop,
-                    engine::FinishReason::Length => FinishReason::Length,
-                    engine::FinishReason::NotNumbers => {
-                        return Ok(Some(self.failed(&active.head, RequestError::not_numbers())));
-                    }
+            Event::Scored { id, reports, .. } => {
+                self.failures.num_in_a_row = 0;
+                let seat = *self.seats.get(&id)?;
+                self.jobs.get_mut(&seat.job)?.score(seat.choice, reports);
+                None
+            }
+            Event::Finished {
+                id,
+                reason,
+                num_prompt_tokens,
+                num_cached_tokens,
+                num_new_tokens,
+                end_token,
+                end_report,
+            } => {
+                let seat = self.seats.remove(&id)?;
+                let job = self.jobs.get_mut(&seat.job)?;
+                let counts = Counts { num_prompt_tokens, num_cached_tokens, num_new_tokens };
+                let end = end_token.map(|token| End { token, report: end_report.map(|report| *report) });
+                let ending = match reason {
+                    engine::FinishReason::Stop => Ok(FinishReason::Stop),
+                    engine::FinishReason::Length => Ok(FinishReason::Length),
+                    engine::FinishReason::NotNumbers => Err(RequestError::not_numbers()),
                     engine::FinishReason::Error => {
                         let reason = format!("computing the answer failed: {}", self.failures.reason);
-                        return Ok(Some(self.failed(&active.head, RequestError::internal(reason))));
+                        Err(RequestError::internal(reason))
                     }
                 };
-                self.stats.num_ok += 1;
-                let completion = Completion {
-                    text: active.answer.into_text(),
-                    finish_reason,
-                    num_prompt_tokens: num_prompt_tokens as u64,
-                    num_completion_tokens: num_new_tokens as u64,
-                    num_cached_tokens: num_cached_tokens as u64,
-                };
-                Ok(Some(Record::success(&active.head, &completion, &self.served)))
+                let tokenizer = self.intake.text().tokenizer();
+                let finished = job.finish(seat.choice, ending, end, counts, tokenizer);
+                match finished {
+                    Ok(None) => None,
+                    Ok(Some(completion)) => {
+                        self.stats.num_ok += 1;
+                        let job = self.jobs.remove(&seat.job)?;
+                        Some(Record::success(&job.head, &completion, &self.served))
+                    }
+                    Err(error) => self.fail(seat.job, error),
+                }
             }
         }
     }
 
-    /// The output line of a request that was begun and has no answer.
-    fn failed(&mut self, head: &RequestHead, error: RequestError) -> Record {
+    /// Gives up a line: its other choices are of no use without the one that failed. Returns its record.
+    fn fail(&mut self, job: u64, error: RequestError) -> Option<Record> {
+        let job = self.jobs.remove(&job)?;
+        for id in job.running() {
+            self.seats.remove(&id);
+            self.engine.abort(id);
+        }
         self.stats.num_failed += 1;
-        Record::request_error(head, &error.at(self.intake.reader().name(), head.line))
+        Some(Record::request_error(&job.head, &error.at(self.intake.reader().name(), job.head.line)))
     }
 
     /// Brings the counters up to date and shows them.

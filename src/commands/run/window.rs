@@ -1,15 +1,14 @@
 //! Windows of requests: read ahead, planned together, handed to the engine in the plan's order.
 //!
-//! Owns the requests between the reader and the engine. Memory is bounded by a window's size,
+//! Owns the requests between the reader and the engine, and their numbers. Memory is bounded by a window's size,
 //! however long the input is. The plan itself is `plan`'s, when to read the session's.
 
 use std::collections::VecDeque;
 
-use super::prepare::Prepared;
+use super::prepare::{PreparedJob, PreparedRequest};
 use crate::{
-    batch::RequestHead,
     cache::Tier,
-    engine::{Cut, GenerationRequest, PromptPlan},
+    engine::{Cut, GenerationRequest, PromptPlan, RequestId},
     plan::{self, PlanOptions, PlanPrompt, WindowPlan},
     text::Span,
 };
@@ -21,8 +20,16 @@ const MAX_METADATA_BYTES: usize = 2 << 20;
 /// A request that is ready for the engine.
 #[derive(Debug)]
 pub(super) struct Ready {
-    pub head: RequestHead,
-    pub prepared: Prepared,
+    pub seat: Seat,
+    pub request: PreparedRequest,
+}
+
+/// Which choice of which line a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seat {
+    /// The line's place among the output lines.
+    pub job: u64,
+    pub choice: usize,
 }
 
 /// What requests that are read ahead hold together.
@@ -34,11 +41,11 @@ pub(super) struct WindowSize {
 }
 
 impl WindowSize {
-    pub(super) fn add(&mut self, ready: &Ready) {
-        self.num_requests += 1;
-        self.num_tokens += ready.prepared.generation.prompt.len();
+    pub(super) fn add(&mut self, job: &PreparedJob) {
+        self.num_requests += job.requests.len();
+        self.num_tokens += job.requests.iter().map(|request| request.generation.prompt.len()).sum::<usize>();
         // Metadata has no length limit of its own, and a window may hold thousands of them.
-        let metadata = ready.head.metadata.as_ref();
+        let metadata = job.head.metadata.as_ref();
         self.num_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
     }
 
@@ -62,15 +69,22 @@ pub(super) struct Windows {
     planned: VecDeque<Ready>,
     /// Requests planned so far: the order of the run goes on from window to window.
     num_planned: u64,
+    /// Requests gathered so far: the next one's number.
+    num_gathered: u64,
     /// Distinct prompt tokens of the windows planned so far.
     pub num_unique_tokens: usize,
 }
 
 impl Windows {
-    /// Adds a request to the window that is being gathered.
-    pub(super) fn gather(&mut self, ready: Ready) {
-        self.gathered.add(&ready);
-        self.gathering.push(ready);
+    /// Adds a line's requests to the window that is being gathered.
+    pub(super) fn gather(&mut self, mut job: PreparedJob) -> PreparedJob {
+        self.gathered.add(&job);
+        for (choice, mut request) in std::mem::take(&mut job.requests).into_iter().enumerate() {
+            request.generation.id = RequestId(self.num_gathered);
+            self.num_gathered += 1;
+            self.gathering.push(Ready { seat: Seat { job: job.head.index, choice }, request });
+        }
+        job
     }
 
     /// Whether the gathered window is to be planned before more is read.
@@ -85,7 +99,7 @@ impl Windows {
 
     /// The requests that are planned and not taken yet.
     pub(super) fn planned(&self) -> impl Iterator<Item = &GenerationRequest> {
-        self.planned.iter().map(|ready| &ready.prepared.generation)
+        self.planned.iter().map(|ready| &ready.request.generation)
     }
 
     /// Whether no request is left to be submitted.
@@ -108,10 +122,10 @@ impl Windows {
         let prompts: Vec<PlanPrompt> = gathered
             .iter()
             .map(|ready| PlanPrompt {
-                tokens: &ready.prepared.generation.prompt,
-                num_reusable: ready.prepared.generation.num_reusable(),
-                boundaries: &ready.prepared.boundaries,
-                max_new_tokens: ready.prepared.generation.max_new_tokens,
+                tokens: &ready.request.generation.prompt,
+                num_reusable: ready.request.generation.num_reusable(),
+                boundaries: &ready.request.boundaries,
+                max_new_tokens: ready.request.generation.max_new_tokens,
             })
             .collect();
         let plan = WindowPlan::new(&prompts, &PlanOptions { first_order, ..PlanOptions::default() });
@@ -122,13 +136,13 @@ impl Windows {
             let mut start = 0;
             let cuts = plan.cuts[index].iter().map(|cut| {
                 let first = (cut.last_user_order + 1).saturating_sub(cut.num_users as u64);
-                let tier = tier_of(&ready.prepared.spans, start, cut.position);
+                let tier = tier_of(&ready.request.spans, start, cut.position);
                 start = cut.position;
                 Cut { position: cut.position, tier, users: first..=cut.last_user_order }
             });
             let cuts = cuts.collect();
             let order = first_order + place as u64;
-            ready.prepared.generation.plan = PromptPlan { order, cuts, drops_private: is_last };
+            ready.request.generation.plan = PromptPlan { order, cuts, drops_private: is_last };
             self.planned.push_back(ready);
         }
     }

@@ -228,10 +228,14 @@ impl<R: Runner> Engine<R> {
         let sequence = &mut self.running[index];
         let accepted = sequence.accept(token);
         let id = sequence.request_id();
+        let (report, last_report) = if accepted.token.is_some() { (report, None) } else { (None, report) };
         self.events.extend(accepted.token.map(|token| Event::Token { id, token, report }));
         if let Some(reason) = accepted.reason {
-            let sequence = self.remove_running(index, true);
-            self.events.push(sequence.finished(reason));
+            let mut finished = self.remove_running(index, true).finished(reason);
+            if let Event::Finished { end_report, .. } = &mut finished {
+                *end_report = last_report;
+            }
+            self.events.push(finished);
         }
     }
 

@@ -72,6 +72,7 @@ fn an_answer_that_is_stopped_frees_its_row_before_the_next_pass() {
         num_cached_tokens: 0,
         num_new_tokens: 1,
         end_token: None,
+        end_report: None,
     };
     assert_eq!(engine.step().unwrap(), [finished]);
     assert_eq!(engine.stats().num_wasted_rows(), 1);

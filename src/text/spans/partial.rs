@@ -86,7 +86,7 @@ impl PartialRenders {
 
     /// How many renders are held.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::text) fn len(&self) -> usize {
         let held = self.lock();
         held.young.len() + held.old.len()
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::*;
-use crate::text::ChatPrompt;
+use crate::text::{ChatOptions, ChatPrompt};
 use crate::text::{TextError, TextModel};
 
 fn fixture(path: &str) -> PathBuf {
@@ -58,8 +58,9 @@ fn texts(model: &TextModel, messages: &[Value]) -> Vec<(String, Tier)> {
     let extra =
         Map::from_iter([("bos_token".to_owned(), json!("<s>")), ("eos_token".to_owned(), json!("</s>"))]);
     let request = RenderRequest { messages, tools: None, add_generation_prompt: true, extra: &extra };
-    let full = model.render_chat(&request).expect("renders");
-    let ChatPrompt { tokens, spans, .. } = model.encode_chat_with_spans(&request, false).expect("encodes");
+    let full = model.render_chat(&request, &ChatOptions::default()).expect("renders");
+    let ChatPrompt { tokens, spans, .. } =
+        model.encode_chat_with_spans(&request, &ChatOptions::default()).expect("encodes");
     assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
     let mut begin = 0;
     let mut parts = Vec::new();
@@ -86,18 +87,20 @@ fn every_real_prompt_has_sound_spans_and_the_tokens_it_has_without() {
         let name = format!("{} {}", case.template, case.case);
         let model = model(&case.template);
         let request = case.request();
-        let ChatPrompt { tokens, spans, .. } =
-            match (model.encode_chat(&request), model.encode_chat_with_spans(&request, false)) {
-                (Ok(tokens), Ok(with_spans)) => {
-                    assert_eq!(tokens, with_spans.tokens, "{name}");
-                    with_spans
-                }
-                (Err(plain), Err(error)) => {
-                    assert_eq!(plain.to_string(), error.to_string(), "{name}");
-                    continue;
-                }
-                (plain, with_spans) => panic!("{name}: {plain:?}, with spans {with_spans:?}"),
-            };
+        let ChatPrompt { tokens, spans, .. } = match (
+            model.encode_chat(&request),
+            model.encode_chat_with_spans(&request, &ChatOptions::default()),
+        ) {
+            (Ok(tokens), Ok(with_spans)) => {
+                assert_eq!(tokens, with_spans.tokens, "{name}");
+                with_spans
+            }
+            (Err(plain), Err(error)) => {
+                assert_eq!(plain.to_string(), error.to_string(), "{name}");
+                continue;
+            }
+            (plain, with_spans) => panic!("{name}: {plain:?}, with spans {with_spans:?}"),
+        };
         assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()), "{name}");
         for pair in spans.windows(2) {
             assert!(pair[0].end < pair[1].end && pair[0].tier >= pair[1].tier, "{name}: {spans:?}");
@@ -201,13 +204,13 @@ fn examples_in_front_share_their_boundaries_and_their_renders() {
     let num_shared = first.len() - 2;
     // The system part; messages 1, 2, 4, 8 and 16.
     assert_eq!(num_shared, 6);
-    let num_renders = model.partial_renders().len();
+    let num_renders = model.num_partial_renders();
     for number in 0..50 {
         let other = asked(&format!("{number}?"));
         assert_eq!(other[..num_shared], first[..num_shared]);
         assert_eq!(other[num_shared], part(&format!("<|im_start|>user\n{number}?<|im_end|>\n"), Tier::User));
     }
-    assert_eq!(model.partial_renders().len(), num_renders + 50, "each question renders but its own end");
+    assert_eq!(model.num_partial_renders(), num_renders + 50, "each question renders but its own end");
 }
 
 #[test]
@@ -243,7 +246,7 @@ fn a_turn_that_is_rewritten_later_has_no_boundary() {
 fn an_answer_recurs_unless_the_template_rewrites_it() {
     let recurs = |template: &str, answer: &str| {
         let model = model(template);
-        model.answer_recurs(&Map::new(), &model.tokenizer().encode(answer, false).expect("encodes"))
+        model.answer_recurs(None, &Map::new(), &model.tokenizer().encode(answer, false).expect("encodes"))
     };
     let think = "<think>\nHm.\n</think>\n\nIt is 2.";
     for (template, answer, expected) in [
@@ -286,9 +289,11 @@ fn the_system_part_ends_where_the_first_user_text_begins() {
 fn what_cannot_be_rendered_is_the_error_it_is_without_spans() {
     let extra = Map::new();
     let request = RenderRequest { messages: &[], tools: None, add_generation_prompt: true, extra: &extra };
-    let error = model("smollm2").encode_chat_with_spans(&request, false).expect_err("no messages");
+    let error =
+        model("smollm2").encode_chat_with_spans(&request, &ChatOptions::default()).expect_err("no messages");
     assert!(matches!(error, TextError::NoMessages));
     let bad = [json!({"role": "user", "content": 5})];
-    let error = model("smollm2").encode_chat_with_spans(&RenderRequest { messages: &bad, ..request }, false);
+    let error = model("smollm2")
+        .encode_chat_with_spans(&RenderRequest { messages: &bad, ..request }, &ChatOptions::default());
     assert!(matches!(error, Err(TextError::Message { index: 0, .. })));
 }

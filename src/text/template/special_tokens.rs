@@ -12,12 +12,12 @@ use crate::text::TextError;
 use crate::text::tokenizer_config::TokenizerConfig;
 
 /// Collects them from a folder's files, as its tokenizer does.
-pub(super) fn from_folder(dir: &Path) -> Result<Map<String, Value>, TextError> {
+pub(in crate::text) fn from_folder(dir: &Path) -> Result<Map<String, Value>, TextError> {
     Ok(TokenizerConfig::read(dir)?.special_tokens().clone())
 }
 
 /// Collects them from the ids in a GGUF file's metadata.
-pub(super) fn from_gguf(header: &GgufHeader) -> Map<String, Value> {
+pub(in crate::text) fn from_gguf(header: &GgufHeader) -> Map<String, Value> {
     let Some(texts) = header.strings("tokenizer.ggml.tokens") else {
         return Map::new();
     };

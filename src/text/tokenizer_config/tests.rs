@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use crate::text::testing::folder;
-use crate::text::{RenderRequest, StreamDecoder, TextError, TextModel};
+use crate::text::{ChatOptions, RenderRequest, StreamDecoder, TextError, TextModel};
 
 /// What `scripts/make_tokenizer_fixtures.py` wrote; it says what is in it.
 fn cases_dir() -> PathBuf {
@@ -42,7 +42,9 @@ fn chat(model: &TextModel, messages: &Value, add_special_tokens: bool) -> Result
     let messages = messages.as_array().expect("messages");
     let extra = Map::from_iter([("date_string".to_owned(), json!("26 Jul 2024"))]);
     let request = RenderRequest { messages, tools: None, add_generation_prompt: true, extra: &extra };
-    model.encode_chat_with_spans(&request, add_special_tokens).map(|prompt| prompt.tokens)
+    model
+        .encode_chat_with_spans(&request, &ChatOptions { add_special_tokens, ..ChatOptions::default() })
+        .map(|prompt| prompt.tokens)
 }
 
 /// A three-message chat of TinyLlama's had 40 tokens instead of 37: each text behind a special token
@@ -83,7 +85,7 @@ fn ids_and_texts_are_transformers() {
         for answer in answers {
             let (ids, decoded) = (ids(&answer["ids"]), answer["decoded"].as_str().expect("a text"));
             check(format!("decode {ids:?}"), &tokenizer.decode(&ids).expect("decodes"), &decoded);
-            let mut stream = StreamDecoder::new(tokenizer);
+            let mut stream = StreamDecoder::new(tokenizer, false);
             let mut text: String = ids.iter().map(|id| stream.push(*id).expect("decodes")).collect();
             text += &stream.finish().expect("decodes");
             check(format!("stream {ids:?}"), &text, &decoded);

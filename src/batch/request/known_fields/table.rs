@@ -9,40 +9,37 @@ const fn refused(name: &'static str, is_neutral: fn(&Value) -> bool, reason: &'s
     Refused { name, is_neutral, reason }
 }
 
-const ONE_ANSWER: &str =
-    "one answer per request is computed; repeat the line with another custom_id and seed";
+const NO_CHOICE: &str = "the best of several answers is not looked for; `n` returns them all";
 const NO_BEAMS: &str = "answers are sampled token by token, there is no beam search; leave it out";
-const NO_LOGPROBS: &str = "log-probabilities are not returned";
-const NO_PENALTY: &str = "penalties are not applied; leave it out";
+const USE_LOGPROBS: &str = "is not read; use `logprobs`, `prompt_logprobs` or `echo`";
+const USE_PENALTY: &str = "is not read; `repetition_penalty`, `presence_penalty` and `frequency_penalty` are";
 const NO_GUIDE: &str = "answers cannot be constrained to a format; leave it out";
 const NO_SAMPLER: &str = "this sampler is not served; temperature, top_p, top_k and min_p are. Leave it out";
 const NO_BUDGET: &str = "the length of the thinking cannot be limited; leave it out";
 const NO_ADAPTER: &str = "one model answers the whole run; name another with --model";
-const NO_BIAS: &str = "tokens can be neither favoured nor forbidden; leave it out";
-const NO_MINIMUM: &str = "a minimum length is not enforced; leave it out";
+const USE_BIAS: &str = "is not read; `logit_bias` and `bad_words` are";
+const USE_MINIMUM: &str = "is not read; use `min_tokens`";
 const NO_CUT: &str = "prompts are never cut; shorten the prompt, or leave it out";
-const NO_IDS: &str = "a prompt is text, not token ids or embeddings";
+const NO_IDS: &str = "is not read; token ids are given in `prompt`, embeddings not at all";
 const NO_MEDIA: &str = "only text is read and written";
 const NO_TIME_LIMIT: &str = "an answer has no time limit; use `max_tokens`";
 const NO_SEARCH: &str = "nothing is looked up; leave it out";
-const ONE_TURN: &str = "every answer starts a new assistant turn";
+const ONE_TURN: &str =
+    "is not read; an answer goes on with the last message where the request says `continue_final_message`";
+const BESIDE: &str = "is not the template's; put it beside `chat_template_kwargs`";
 const USE_MAX_TOKENS: &str = "is not read; use `max_tokens`";
-const USE_STOP: &str = "is not read; give the stop as text in `stop`";
+const USE_STOP: &str = "is not read; use `stop` or `stop_token_ids`";
 const USE_KWARGS: &str =
     "templates differ in its name; put what this model's reads into `chat_template_kwargs`";
 const USE_MESSAGES: &str = "is not read; put it into `messages`";
 const USE_FIELDS: &str = "is not read; put its parameters into the request itself";
-const OWN_TEMPLATE: &str =
-    "the model's own chat template is used; render the text yourself and send it as `prompt`";
-const WHOLE_TEXT: &str = "an answer's text is returned whole and without special tokens; leave it out";
 const OLD_TOOLS: &str = "the deprecated function-calling fields are not served; use `tools`";
 
 /// Fields of a request that would change its answer.
 pub(super) const REQUEST: &[Refused] = &[
     // How many answers, and what of them is returned.
-    refused("n", is_one, ONE_ANSWER),
-    refused("best_of", is_one, ONE_ANSWER),
-    refused("num_return_sequences", is_one, ONE_ANSWER),
+    refused("best_of", is_one, NO_CHOICE),
+    refused("num_return_sequences", is_one, "is not read; use `n`"),
     refused("use_beam_search", is_off, NO_BEAMS),
     refused("num_beams", is_one, NO_BEAMS),
     refused("beam_width", is_one, NO_BEAMS),
@@ -50,21 +47,15 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("early_stopping", is_off, NO_BEAMS),
     refused("diversity_penalty", is_zero, NO_BEAMS),
     refused("stream", is_off, "answers are written whole, one line each; leave `stream` out"),
-    refused("logprobs", is_off, NO_LOGPROBS),
-    refused("top_logprobs", is_zero, NO_LOGPROBS),
-    refused("prompt_logprobs", is_off, NO_LOGPROBS),
-    refused("n_probs", is_zero, NO_LOGPROBS),
-    refused("top_n_tokens", is_zero, NO_LOGPROBS),
-    refused("return_logprob", is_off, NO_LOGPROBS),
-    refused("decoder_input_details", is_off, NO_LOGPROBS),
+    refused("n_probs", is_zero, USE_LOGPROBS),
+    refused("top_n_tokens", is_zero, USE_LOGPROBS),
+    refused("return_logprob", is_off, USE_LOGPROBS),
+    refused("decoder_input_details", is_off, USE_LOGPROBS),
     refused("return_hidden_states", is_off, "only text is returned"),
     refused("return_token_ids", is_off, "only text is returned"),
     refused("return_tokens_as_token_ids", is_off, "only text is returned"),
-    refused("echo", is_off, "the prompt is not repeated in the answer"),
     refused("return_full_text", is_off, "the prompt is not repeated in the answer"),
     refused("suffix", is_empty, "text can only be continued, not filled in"),
-    refused("skip_special_tokens", is_on, WHOLE_TEXT),
-    refused("include_stop_str_in_output", is_off, "a stop is not part of the answer; leave it out"),
     refused("no_stop_trim", is_off, "a stop is not part of the answer; leave it out"),
     refused("watermark", is_off, "answers are not watermarked"),
     // Formats.
@@ -81,24 +72,19 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("json_schema", is_empty, NO_GUIDE),
     refused("verbosity", is_medium, "the length of answers cannot be set in words; say it in the prompt"),
     // Which tokens may be chosen.
-    refused("logit_bias", is_empty, NO_BIAS),
-    refused("allowed_token_ids", is_empty, NO_BIAS),
-    refused("bad_words", is_empty, NO_BIAS),
-    refused("bad_words_ids", is_empty, NO_BIAS),
-    refused("banned_strings", is_empty, NO_BIAS),
-    refused("banned_tokens", is_empty, NO_BIAS),
-    refused("custom_token_bans", is_empty, NO_BIAS),
-    refused("suppress_tokens", is_empty, NO_BIAS),
-    refused("force_words_ids", is_empty, NO_BIAS),
-    refused("logits_processors", is_empty, NO_BIAS),
-    refused("custom_logit_processor", is_empty, NO_BIAS),
-    refused("presence_penalty", is_zero, NO_PENALTY),
-    refused("frequency_penalty", is_zero, NO_PENALTY),
-    refused("repetition_penalty", is_one, NO_PENALTY),
-    refused("repeat_penalty", is_one, NO_PENALTY),
-    refused("encoder_repetition_penalty", is_one, NO_PENALTY),
-    refused("no_repeat_ngram_size", is_zero, NO_PENALTY),
-    refused("dry_multiplier", is_zero, NO_PENALTY),
+    refused("allowed_token_ids", is_empty, USE_BIAS),
+    refused("bad_words_ids", is_empty, USE_BIAS),
+    refused("banned_strings", is_empty, USE_BIAS),
+    refused("banned_tokens", is_empty, USE_BIAS),
+    refused("custom_token_bans", is_empty, USE_BIAS),
+    refused("suppress_tokens", is_empty, USE_BIAS),
+    refused("force_words_ids", is_empty, USE_BIAS),
+    refused("logits_processors", is_empty, USE_BIAS),
+    refused("custom_logit_processor", is_empty, USE_BIAS),
+    refused("repeat_penalty", is_one, USE_PENALTY),
+    refused("encoder_repetition_penalty", is_one, USE_PENALTY),
+    refused("no_repeat_ngram_size", is_zero, USE_PENALTY),
+    refused("dry_multiplier", is_zero, USE_PENALTY),
     refused("penalty_alpha", is_zero, NO_SAMPLER),
     refused("do_sample", is_on, "greedy answers are asked for with `temperature` 0"),
     refused("xtc_probability", is_zero, NO_SAMPLER),
@@ -129,12 +115,9 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("max_length", never, USE_MAX_TOKENS),
     refused("n_predict", is_minus_one, USE_MAX_TOKENS),
     refused("num_predict", is_minus_one, USE_MAX_TOKENS),
-    refused("min_tokens", is_zero, NO_MINIMUM),
-    refused("min_new_tokens", is_zero, NO_MINIMUM),
-    refused("min_length", is_zero, NO_MINIMUM),
-    refused("ignore_eos", is_off, "an answer ends at the model's end token"),
-    refused("ban_eos_token", is_off, "an answer ends at the model's end token"),
-    refused("stop_token_ids", is_empty, USE_STOP),
+    refused("min_new_tokens", is_zero, USE_MINIMUM),
+    refused("min_length", is_zero, USE_MINIMUM),
+    refused("ban_eos_token", is_off, "is not read; `ignore_eos` and `min_tokens` are"),
     refused("stop_sequences", is_empty, USE_STOP),
     refused("stop_strings", is_empty, USE_STOP),
     refused("stop_regex", is_empty, USE_STOP),
@@ -142,7 +125,6 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("t_max_predict_ms", is_not_positive, NO_TIME_LIMIT),
     refused("n_indent", is_zero, "lines have no least indentation here; leave it out"),
     // Thinking.
-    refused("enable_thinking", never, USE_KWARGS),
     refused("preserve_thinking", never, USE_KWARGS),
     refused("thinking_budget", is_minus_one, NO_BUDGET),
     refused("thinking_token_budget", is_minus_one, NO_BUDGET),
@@ -173,10 +155,7 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("input_embeds", never, NO_IDS),
     refused("prompt_embeds", never, NO_IDS),
     refused("token_healing", is_off, "prompts are continued as they are; leave it out"),
-    refused("add_generation_prompt", is_on, ONE_TURN),
-    refused("continue_final_message", is_off, ONE_TURN),
-    refused("chat_template", is_empty, OWN_TEMPLATE),
-    refused("role_mapping", is_empty, OWN_TEMPLATE),
+    refused("role_mapping", is_empty, "roles have their own names; write them into `chat_template`"),
     refused("system", is_empty, USE_MESSAGES),
     refused("documents", is_empty, "documents are template variables; put them into `chat_template_kwargs`"),
     refused("image_data", is_empty, NO_MEDIA),
@@ -186,7 +165,6 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("audio", never, NO_MEDIA),
     // Tools.
     refused("tool_choice", is_free_choice, "must be \"auto\" or \"none\": a tool call cannot be forced"),
-    refused("parallel_tool_calls", is_on, "a model calls as many tools as it likes; leave it out"),
     refused("parse_tool_calls", is_off, "calls are returned as the model writes them"),
     refused("functions", is_empty, OLD_TOOLS),
     refused("function_call", is_free_choice, OLD_TOOLS),
@@ -264,9 +242,6 @@ pub(super) const IGNORED: &[&str] = &[
     "smoothing_curve",
     "adaptive_decay",
     "repeat_last_n",
-    "repetition_context_size",
-    "presence_context_size",
-    "frequency_context_size",
     "penalty_range",
 ];
 
@@ -291,9 +266,9 @@ pub(super) const MESSAGE: &[Refused] = &[
 pub(super) const KWARGS: &[Refused] = &[
     refused("messages", never, "are the request's own; put them beside it"),
     refused("tools", never, "are the request's own; put them beside it"),
-    refused("chat_template", is_empty, OWN_TEMPLATE),
-    refused("add_generation_prompt", is_on, ONE_TURN),
-    refused("continue_final_message", is_off, ONE_TURN),
+    refused("chat_template", is_empty, BESIDE),
+    refused("add_generation_prompt", is_on, BESIDE),
+    refused("continue_final_message", is_off, BESIDE),
     // Arguments of transformers' function, not of templates.
     refused("tokenize", always, ""),
     refused("return_dict", always, ""),

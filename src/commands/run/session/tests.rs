@@ -23,6 +23,12 @@ fn session<R: Runner>(make: impl FnOnce(Limits) -> R) -> Session<R> {
 
 /// The same with another text side.
 fn session_with<R: Runner>(text: TextModel, make: impl FnOnce(Limits) -> R) -> Session<R> {
+    let lines = (0..NUM_REQUESTS).map(|index| format!("{{\"prompt\": \"word {index}\"}}\n"));
+    session_over(text, &lines.collect::<String>(), make)
+}
+
+/// The same over another input.
+fn session_over<R: Runner>(text: TextModel, lines: &str, make: impl FnOnce(Limits) -> R) -> Session<R> {
     let three = NonZeroUsize::new(3).expect("three is not zero");
     let chunk = NonZeroUsize::new(8).expect("eight is not zero");
     let limits = Limits {
@@ -43,8 +49,6 @@ fn session_with<R: Runner>(text: TextModel, make: impl FnOnce(Limits) -> R) -> S
     };
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("in.jsonl");
-    let lines: String =
-        (0..NUM_REQUESTS).map(|index| format!("{{\"prompt\": \"word {index}\"}}\n")).collect();
     fs::write(&path, lines).expect("there is room");
     let reader = RequestReader::open(&InputPath::File(path), ReaderOptions::default());
     let reader = reader.expect("it was just written");
@@ -55,7 +59,8 @@ fn session_with<R: Runner>(text: TextModel, make: impl FnOnce(Limits) -> R) -> S
         intake: Intake::new(reader, preparer, Arc::new(text), Kept::default()),
         served: Served { model: "fake".into(), created: 0, is_repeatable: false },
         windows: Windows::default(),
-        active: HashMap::new(),
+        jobs: HashMap::new(),
+        seats: HashMap::new(),
         output_is_closed: false,
         failures: Failures::default(),
         saver: None,
@@ -168,4 +173,32 @@ fn an_answer_that_cannot_be_turned_into_text_is_that_lines_error() {
         let message = line["response"]["body"]["error"]["message"].as_str().expect("errors have a message");
         assert!(message.contains("in.jsonl:") && message.contains("cannot be turned into text"), "{message}");
     }
+}
+
+/// A line of several requests is one record: whole, or the error of the one that failed.
+#[test]
+fn a_choice_that_fails_makes_its_line_one_error_and_frees_the_rows_of_the_others() {
+    let text = TextModel::from_folder(Path::new(FIXTURE)).expect("the fixture loads");
+    let poison = text.encode_prompt("zebra", true).expect("encodes");
+    let lines = "{\"prompt\": [\"word\", \"zebra\", \"ward\", \"world\", \"wild\"]}\n\
+                 {\"prompt\": [\"word 1\", \"word 2\"], \"n\": 2}\n\
+                 {\"prompt\": \"word 3\", \"n\": 3}\n";
+    let mut session = session_over(text, lines, |limits| {
+        let mut runner = FakeRunner::new(limits);
+        runner.failures.poison = Some(poison[0]);
+        runner
+    });
+    let (stop, lines) = run(&mut session);
+    assert_eq!(stop.expect("the device works"), Stop::InputUsedUp);
+    let num_choices = |line: &Value| line["response"]["body"]["choices"].as_array().map_or(0, Vec::len);
+    assert_eq!(lines.iter().map(num_choices).collect::<Vec<_>>(), [0, 4, 3]);
+    assert_eq!(lines[0]["response"]["body"]["error"]["code"], "not_a_number");
+    assert_eq!((session.stats.num_ok, session.stats.num_failed), (2, 1));
+    assert!(session.jobs.is_empty() && session.seats.is_empty());
+    let usage = &lines[2]["response"]["body"]["usage"];
+    assert_eq!(
+        usage["prompt_tokens"],
+        session.intake.text().encode_prompt("word 3", true).expect("encodes").len()
+    );
+    assert!(usage["completion_tokens"].as_u64().is_some_and(|tokens| tokens >= 3), "{usage}");
 }
