@@ -12,6 +12,8 @@
 //!                            end  capacity
 //! ```
 
+use std::cell::RefCell;
+
 use mlx_rs::{Array, Dtype, error::Exception, ops};
 
 use super::{
@@ -156,7 +158,6 @@ impl Slab {
                     padded_around(&plane, num_slots - kept.len(), (end - used, capacity - end))
                 })?;
             }
-            // Layer by layer, so that no more than one is there twice.
         }
         self.slots = kept.iter().map(|&slot| self.slots[slot]).collect();
         self.slots.resize(num_slots.max(kept.len()), None);
@@ -249,7 +250,13 @@ pub(super) struct SlabRows {
     pub num_slots: usize,
     /// How rows and slots are brought in each other's order; `None` where row n is in slot n.
     pub order: Option<SlotOrder>,
+    /// Masks that a layer has asked for; others see through the same windows.
+    masks: RefCell<Vec<(Option<usize>, Dtype, SlabMask)>>,
 }
+
+/// First column that any row sees, and what hides the others' from there on to the end: 0 or -inf,
+/// `(S', 1, 1, end - first)`; `None` where all see the same.
+type SlabMask = (usize, Option<Array>);
 
 /// Permutations between the rows of a pass and the slots.
 #[derive(Debug, Clone)]
@@ -261,7 +268,8 @@ pub(super) struct SlotOrder {
 }
 
 impl SlabRows {
-    fn new(slots: Vec<usize>, seen_from: Vec<usize>, end: usize, num_slots: usize) -> Self {
+    /// Rows in these slots, each with the first column that it sees; `end` columns and `num_slots` slots are read.
+    pub(super) fn new(slots: Vec<usize>, seen_from: Vec<usize>, end: usize, num_slots: usize) -> Self {
         let in_order = slots.iter().copied().eq(0..num_slots);
         let order = (!in_order).then(|| {
             let mut rows = vec![0; num_slots];
@@ -274,7 +282,7 @@ impl SlabRows {
                 to_rows: Array::from_slice(&slots, &[slots.len() as i32]),
             }
         });
-        Self { slots, seen_from, end, num_slots, order }
+        Self { slots, seen_from, end, num_slots, order, masks: RefCell::default() }
     }
 
     /// Rows' elements, the first axis, in the order of slots.
@@ -299,9 +307,19 @@ impl SlabRows {
         self.seen_from.iter().map(|&first| first.max(outside)).collect()
     }
 
-    /// First column that any row sees through a window, and what hides the others' from there on to the end:
-    /// 0 or -inf, `(S', 1, 1, end - first)`; `None` where all see the same.
-    pub(super) fn mask(&self, window: Option<usize>, dtype: Dtype) -> Result<(usize, Option<Array>)> {
+    /// What a window hides.
+    pub(super) fn mask(&self, window: Option<usize>, dtype: Dtype) -> Result<SlabMask> {
+        let mut masks = self.masks.borrow_mut();
+        let known = masks.iter().find(|(of_window, of_dtype, _)| (*of_window, *of_dtype) == (window, dtype));
+        if let Some((_, _, mask)) = known {
+            return Ok(mask.clone());
+        }
+        let mask = self.new_mask(window, dtype)?;
+        masks.push((window, dtype, mask.clone()));
+        Ok(mask)
+    }
+
+    fn new_mask(&self, window: Option<usize>, dtype: Dtype) -> Result<SlabMask> {
         let seen = self.seen_through(window);
         let first = seen.iter().copied().min().unwrap_or(0);
         if seen.iter().all(|&from| from == first) {

@@ -237,13 +237,7 @@ mod tests {
                         slab: SlabKv {
                             keys: of_rows(&tail.keys).contiguous().unwrap(),
                             values: of_rows(&tail.values).contiguous().unwrap(),
-                            rows: Rc::new(SlabRows {
-                                slots: vec![0, 1, 2],
-                                seen_from: vec![0, 2, 0],
-                                end: num_tail,
-                                num_slots: 3,
-                                order: None,
-                            }),
+                            rows: Rc::new(SlabRows::new(vec![0, 1, 2], vec![0, 2, 0], num_tail, 3)),
                         },
                     };
                     let decoded = attention.decode(&array(array_of_rows(3)), &decode).unwrap();
