@@ -22,11 +22,12 @@ use std::{
 use common::{
     batch::{Batch, Numbers},
     runs::{Outcome, Setting, engine_of, run},
+    wants::MAX_ERROR,
 };
 use conversations::conversations;
 use judge::Judge;
 use life::Life;
-use mlxbatch::{mlx::ComputeDevice, models::read_config};
+use mlxbatch::{engine::TokenReport, mlx::ComputeDevice, models::read_config};
 
 /// Two logits this close may change places by rounding.
 const MAX_NEAR_TIE: f32 = 1e-3;
@@ -61,6 +62,8 @@ struct Reference {
     judge: Judge,
     batch: Batch,
     answers: Vec<Vec<u32>>,
+    reports: Vec<Vec<TokenReport>>,
+    scores: Vec<Vec<TokenReport>>,
 }
 
 impl Reference {
@@ -76,25 +79,46 @@ impl Reference {
         };
         let mut judge = Judge::new(model);
         let mut engine = engine_of(model, &alone, None);
+        let (mut reports, mut scores) = (Vec::new(), Vec::new());
         let (batch, answers) = conversations(numbers, judge.has_checkpoints(), |prompt| {
-            run(&mut engine, prompt, &alone).answers.remove(0)
+            let mut outcome = run(&mut engine, prompt, &alone);
+            reports.append(&mut outcome.reports);
+            scores.append(&mut outcome.scores);
+            outcome.answers.remove(0)
         });
         // What all is held to is right itself, computed another way.
         let checked = numbers.within(0..=batch.prompts.len() - 1);
         for (position, token) in answers[checked].iter().enumerate().take(3) {
             let text = [&batch.prompts[checked].tokens, &answers[checked][..position]].concat();
-            let gap = judge.gap(&text, &[*token]);
+            let gap = judge.gap(&batch, checked, &text, &[*token]);
             assert!(gap < MAX_NEAR_TIE, "alone, prompt {checked}, token {position}: {gap} below the best");
         }
-        Self { model, judge, batch, answers }
+        let some = |reports: &[TokenReport]| reports.iter().take(3).cloned().collect::<Vec<_>>();
+        let faults = judge.faults(&batch, checked, &some(&reports[checked]), &some(&scores[checked]));
+        assert!(faults.is_empty(), "alone, prompt {checked}: {faults:?}");
+        Self { model, judge, batch, answers, reports, scores }
     }
 
     /// Holds the answers of one life to these; tells of those that differ, and why that is excused.
     fn check(&mut self, life: &Life, findings: &mut Findings) -> Vec<String> {
         let mut differences = Vec::new();
         let mut num_runs = 0;
-        life.live(self.model, &self.batch, |run, Outcome { answers, is_whole, .. }| {
+        life.live(self.model, &self.batch, |run, Outcome { answers, is_whole, reports, scores, .. }| {
             num_runs += 1;
+            for index in 0..answers.len() {
+                let num_alike = common_prefix(&answers[index], &self.answers[index]);
+                let of_alike = &reports[index][..num_alike.min(reports[index].len())];
+                for (found, expected) in
+                    [(of_alike, &self.reports[index]), (&scores[index], &self.scores[index])]
+                {
+                    differences.extend(off(found, expected).map(|told| {
+                        let length = self.batch.prompts[index].tokens.len();
+                        format!("run {num_runs}, prompt {index} of {length} tokens, {told}\n    {run:?}")
+                    }));
+                }
+                let num_scored = if is_whole[index] { self.scores[index].len() } else { scores[index].len() };
+                assert_eq!(scores[index].len(), num_scored, "prompt {index} has all its scores");
+            }
             for (index, (found, expected)) in answers.iter().zip(&self.answers).enumerate() {
                 findings.num_answers += usize::from(is_whole[index]);
                 let flips = self.judge.flips(&self.batch, index, expected, found, is_whole[index]);
@@ -112,6 +136,22 @@ impl Reference {
         });
         differences
     }
+}
+
+/// What is wrong with reports on the same tokens, if anything.
+fn off(found: &[TokenReport], expected: &[TokenReport]) -> Option<String> {
+    found.iter().zip(expected).enumerate().find_map(|(place, (found, expected))| {
+        let difference = (found.log_probability - expected.log_probability).abs();
+        let is_same = found.token == expected.token && found.top.len() == expected.top.len();
+        // No number is less than none.
+        let is_near = difference < MAX_ERROR
+            && found.top.iter().zip(&expected.top).all(|(left, right)| (left.1 - right.1).abs() < MAX_ERROR);
+        (!is_same || !is_near).then(|| format!("report {place} is {found:?}, not {expected:?}"))
+    })
+}
+
+fn common_prefix(left: &[u32], right: &[u32]) -> usize {
+    left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
 /// Makes up a batch and lives of it, on both kinds of device.

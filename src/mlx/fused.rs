@@ -28,7 +28,7 @@ const NUM_LANES: usize = 16;
 
 /// 2^x for x from -126 to 126, operation by operation as `Ops::exp2_in_range`.
 #[inline(always)]
-fn exp2_in_range(x: f32) -> f32 {
+pub(super) fn exp2_in_range(x: f32) -> f32 {
     let shifted = x + ROUNDER;
     let fraction = x - (shifted - ROUNDER);
     let mut sum = fraction * EXP2[0] + EXP2[1];

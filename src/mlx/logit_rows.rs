@@ -1,14 +1,140 @@
-//! One row of logits on the host: how probable its tokens are.
+//! Rows of logits on the host: which token is chosen, how probable tokens are.
 //!
-//! Owns these loops over a slice. MLX's CPU backend makes a pass over memory for each operation, some of them
-//! slow ones, on one core; where the memory is the device's own, `reports` does the same by operations.
+//! Owns these loops over slices. MLX's CPU backend makes a pass over memory for each operation, some of them
+//! slow ones, on one core; where the memory is not the host's, `sampler` and `reports` do the same by
+//! operations for all rows.
 
-use super::fused::{NOTHING_SEEN, max_of, sum_of_weights};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use mlx_rs::Array;
+
+use super::error::{MlxError, Result};
+use super::fused::{MIN_EXPONENT, NOTHING_SEEN, exp2_in_range, max_of, sum_of_weights};
 use super::sys::with_wide_vectors;
-use crate::engine::TokenReport;
+use crate::engine::{SamplingParams, TokenReport};
+use crate::threads::on_threads;
 
 /// Numbers that are looked at together.
 const NUM_LANES: usize = 16;
+
+/// Logits from which on several threads look at them.
+const MIN_SHARED_LOGITS: usize = 1 << 17;
+
+/// How far the search for the tokens that make up a probability widens each time.
+const WIDENING: f32 = 16.0;
+
+/// Does something with each row of `(R, vocabulary)` logits, float32, which are computed first.
+pub(super) fn of_each<T: Send>(logits: &Array, work: impl Fn(usize, &[f32]) -> T + Sync) -> Result<Vec<T>> {
+    let (num_rows, num_columns) = (logits.dim(0) as usize, logits.dim(-1) as usize);
+    let logits = logits.contiguous()?;
+    logits.eval()?;
+    let all = logits
+        .try_as_slice::<f32>()
+        .map_err(|error| MlxError::Unsupported(format!("logits cannot be read: {error}")))?;
+    let max_threads = if all.len() < MIN_SHARED_LOGITS { 1 } else { num_rows };
+    let next = AtomicUsize::new(0);
+    let of_thread = on_threads(max_threads, || {
+        let mut made = Vec::new();
+        loop {
+            let row = next.fetch_add(1, Ordering::Relaxed);
+            if row >= num_rows {
+                return made;
+            }
+            made.push((row, work(row, &all[row * num_columns..][..num_columns])));
+        }
+    });
+    let mut made: Vec<_> = of_thread.into_iter().flatten().collect();
+    made.sort_unstable_by_key(|(row, _)| *row);
+    Ok(made.into_iter().map(|(_, made)| made).collect())
+}
+
+/// The token chosen by these parameters and a random number in [0, 1); `None` where the logits are no
+/// numbers.
+pub(super) fn choose(logits: &[f32], params: &SamplingParams, random: f32) -> Option<u32> {
+    if params.is_greedy() {
+        return largest(logits, 1).first().filter(|_| are_numbers(logits)).map(|(token, _)| *token);
+    }
+    let weights = weights(logits, params.temperature)?;
+    let least = least_weight(&weights, params);
+    let kept = |weight: f32| if weight >= least { f64::from(weight) } else { 0.0 };
+    let target = f64::from(random) * weights.iter().copied().map(kept).sum::<f64>();
+    let mut total = 0.0;
+    let mut last = None;
+    for (token, &weight) in (0..).zip(&weights) {
+        if kept(weight) > 0.0 {
+            total += kept(weight);
+            last = Some(token);
+            if total > target {
+                break;
+            }
+        }
+    }
+    last
+}
+
+fn are_numbers(logits: &[f32]) -> bool {
+    let (max, sum) = with_wide_vectors(|| {
+        let max = max_of(logits);
+        (max, logits.iter().fold(0.0_f32, |sum, logit| sum + if logit.is_nan() { 1.0 } else { 0.0 }))
+    });
+    max > NOTHING_SEEN && max.is_finite() && sum == 0.0
+}
+
+/// Probabilities at a temperature, but for a factor: the largest is 1. `None` where there are none.
+fn weights(logits: &[f32], temperature: f32) -> Option<Vec<f32>> {
+    // Less than the largest first: divided by a tiny temperature, several would be infinite and so alike.
+    let max = max_of(logits);
+    let temperature = temperature.max(f32::MIN_POSITIVE);
+    let mut weights = logits.to_vec();
+    with_wide_vectors(|| {
+        for weight in &mut weights {
+            let exponent = (*weight - max) / temperature * std::f32::consts::LOG2_E;
+            let power = exp2_in_range(if exponent < MIN_EXPONENT { MIN_EXPONENT } else { exponent });
+            *weight = if exponent < MIN_EXPONENT { 0.0 } else { power };
+        }
+    });
+    let is_number = max > NOTHING_SEEN && weights.iter().sum::<f32>().is_finite();
+    is_number.then_some(weights)
+}
+
+/// The least weight that the filters keep; whatever is as probable stays too.
+fn least_weight(weights: &[f32], params: &SamplingParams) -> f32 {
+    let mut least: f32 = 0.0;
+    let top_k = params.top_k as usize;
+    if (1..weights.len()).contains(&top_k) {
+        let mut falling = weights.to_vec();
+        let (_, kth, _) = falling.select_nth_unstable_by(top_k - 1, |left, right| right.total_cmp(left));
+        least = *kth;
+    }
+    if params.top_p < 1.0 {
+        least = least.max(least_of_mass(weights, least, params.top_p));
+    }
+    // The largest is 1.
+    least.max(params.min_p.min(1.0))
+}
+
+/// The least of the largest weights, those from `least` on alone, that are needed to make up a share of them.
+fn least_of_mass(weights: &[f32], least: f32, share: f32) -> f32 {
+    let sum_from = |least: f32| -> f64 {
+        weights.iter().map(|&weight| if weight >= least { f64::from(weight) } else { 0.0 }).sum()
+    };
+    let limit = sum_from(least) * f64::from(share);
+    let mut cut = 1.0 / WIDENING;
+    while cut > least.max(f32::MIN_POSITIVE) && sum_from(cut) < limit {
+        cut /= WIDENING;
+    }
+    let cut = cut.max(least);
+    let mut falling: Vec<f32> = weights.iter().copied().filter(|weight| *weight >= cut).collect();
+    falling.sort_unstable_by(|left, right| right.total_cmp(left));
+    let mut sum = 0.0;
+    for &weight in &falling {
+        sum += f64::from(weight);
+        if sum >= limit {
+            return weight;
+        }
+    }
+    least
+}
 
 /// Log-probability and rank of a token, and the most probable ones; `None` where the logits are no numbers.
 pub(super) fn report(logits: &[f32], token: u32, num_top: usize) -> Option<TokenReport> {

@@ -19,6 +19,7 @@ mod kv;
 mod linear;
 mod live;
 mod loader;
+mod logit_edits;
 mod logit_rows;
 mod model;
 mod norm;

@@ -61,6 +61,10 @@ impl Ops {
         }
     }
 
+    pub(super) fn device(&self) -> ComputeDevice {
+        self.device
+    }
+
     fn uses_polynomial(&self, x: &Array) -> bool {
         self.device == ComputeDevice::Cpu && x.dtype() == Dtype::Float32
     }

@@ -3,8 +3,6 @@
 //! Owns computing that for many rows. On the CPU, whose memory is the host's, it is one pass over each row's
 //! logits; elsewhere a few operations for all rows, read when the pass is collected.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use mlx_rs::{Array, Dtype, ops, ops::indexing};
 
 use super::{
@@ -13,10 +11,6 @@ use super::{
     logit_rows, sys,
 };
 use crate::engine::{TokenId, TokenReport};
-use crate::threads::on_threads;
-
-/// Logits from which on several threads look at them.
-const MIN_SHARED_LOGITS: usize = 1 << 17;
 
 /// A report on one token of each of R rows; there is none where the logits are no numbers.
 #[derive(Debug)]
@@ -67,26 +61,7 @@ impl Reports {
 
 fn on_host(logits: &Array, tokens: &Array, num_top: usize) -> Result<Vec<Option<TokenReport>>> {
     let tokens = numbers::<u32>(tokens)?;
-    let logits = logits.contiguous()?;
-    logits.eval()?;
-    let num_columns = logits.dim(-1) as usize;
-    let all = logits
-        .try_as_slice::<f32>()
-        .map_err(|error| MlxError::Unsupported(format!("logits cannot be read: {error}")))?;
-    let max_threads = if all.len() < MIN_SHARED_LOGITS { 1 } else { tokens.len() };
-    let next = AtomicUsize::new(0);
-    let of_thread = on_threads(max_threads, || {
-        let mut reports = Vec::new();
-        loop {
-            let row = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&token) = tokens.get(row) else { return reports };
-            let logits = &all[row * num_columns..][..num_columns];
-            reports.push((row, logit_rows::report(logits, token, num_top)));
-        }
-    });
-    let mut reports: Vec<_> = of_thread.into_iter().flatten().collect();
-    reports.sort_unstable_by_key(|(row, _)| *row);
-    Ok(reports.into_iter().map(|(_, report)| report).collect())
+    logit_rows::of_each(logits, |row, logits| logit_rows::report(logits, *tokens.get(row)?, num_top))
 }
 
 impl DeviceReports {

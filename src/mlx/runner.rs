@@ -266,13 +266,21 @@ impl MlxRunner {
 
     /// Log-probabilities of the token after `prompt`, computed on its own.
     pub fn next_log_probabilities(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
+        let mut logits = self.next_logits(prompt)?;
+        let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let log_sum = logits.iter().map(|logit| (f64::from(*logit) - max).exp()).sum::<f64>().ln() + max;
+        logits.iter_mut().for_each(|logit| *logit = (f64::from(*logit) - log_sum) as f32);
+        Ok(logits)
+    }
+
+    /// Logits of the token after `prompt`, computed on its own.
+    pub fn next_logits(&mut self, prompt: &[TokenId]) -> Result<Vec<f32>> {
         let mut live = LiveKv::new(self.decoder.initial_states().to_vec(), self.decoder.device(), 0);
         let chunk = PassChunk { sequence: SequenceId(0), num_tokens: prompt.len(), start: 0 };
         let pass = live.begin_pass(vec![chunk])?;
         let tokens = Array::from_slice(prompt, &[prompt.len() as i32]);
         let hidden = self.decoder.forward(&tokens, &pass, &mut live)?;
         let logits = self.decoder.logits(&hidden, &[prompt.len() as i32 - 1])?;
-        let logits = logits.subtract(logits.logsumexp_axis(-1, true)?)?;
         logits.eval()?;
         logits
             .to_vec_exact::<f32>()

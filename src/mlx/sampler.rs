@@ -1,17 +1,22 @@
 //! Logits → tokens.
 //!
-//! Owns greedy choice and sampling on the device. Each row is chosen by its own parameters and
+//! Owns greedy choice and sampling, by one chain of operations for all rows or on the host. Each row is chosen by its own parameters and
 //! its own random number alone, so an answer does not depend on what else is in the batch. The
 //! numbers come from `engine::uniform`.
 
 use mlx_rs::{Array, Dtype, ops, ops::indexing};
 
 use super::{
+    device::ComputeDevice,
     error::{MlxError, Result},
+    logit_edits, logit_rows,
     ops::Ops,
     sys,
 };
 use crate::engine::{self, SamplingParams, uniform};
+
+/// Below it the most probable token is as good as certain, and logits over it could be infinite.
+const MIN_TEMPERATURE: f32 = 1e-9;
 
 /// One row of logits to choose from.
 #[derive(Debug, Clone)]
@@ -29,8 +34,8 @@ impl Choice<'_> {
     }
 }
 
-/// A token for each of R rows, and the largest logit there: what is chosen among what is no number is no
-/// choice.
+/// A token for each of R rows, and a number there that is finite where the logits are numbers: what is
+/// chosen among what is none is no choice.
 #[derive(Debug, Clone)]
 pub(super) struct Chosen {
     /// `(R,)`, uint32.
@@ -62,78 +67,129 @@ impl Chosen {
     }
 }
 
-/// Chooses a token for each row of `(R, vocabulary)` logits.
-pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>], _inputs: &Array) -> Result<Chosen> {
-    let tokens = choices
-        .iter()
-        .enumerate()
-        .map(|(row, choice)| choose_one(ops, &sys::slice_axis(logits, 0, row, row + 1)?, choice))
-        .collect::<Result<Vec<_>>>()?;
-    Ok(Chosen { tokens: ops::concatenate(&tokens, 0)?, largest: logits.max_axis(-1, false)? })
+/// Chooses a token for each row of `(R, vocabulary)` logits, which `inputs` came before: `(R,)`, uint32.
+pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>], inputs: &Array) -> Result<Chosen> {
+    let edits = (0..).zip(choices).filter_map(|(row, choice)| Some((row, choice.choice.edits.as_deref()?)));
+    let logits = &logit_edits::apply(logits, &edits.collect::<Vec<_>>(), inputs)?;
+    let draws: Vec<Draw> = choices.iter().enumerate().filter_map(|(row, choice)| choice.draw(row)).collect();
+    if draws.is_empty() {
+        return Chosen::most_probable(logits);
+    }
+    if ops.device() == ComputeDevice::Cpu {
+        return on_host(logits, choices);
+    }
+    if draws.len() == choices.len() {
+        return drawn(logits, &draws);
+    }
+    let rows: Vec<i32> = draws.iter().map(|draw| draw.row).collect();
+    let rows = Array::from_slice(&rows, &[rows.len() as i32]);
+    let (best, drawn) = (Chosen::most_probable(logits)?, drawn(&logits.take_axis(&rows, 0)?, &draws)?);
+    Ok(Chosen {
+        tokens: best.tokens.put_along_axis(&rows, &drawn.tokens, 0)?,
+        largest: best.largest.put_along_axis(&rows, &drawn.largest, 0)?,
+    })
 }
 
-/// Chooses from one row, `(1, vocabulary)`: `(1,)`.
-fn choose_one(ops: &Ops, logits: &Array, choice: &Choice<'_>) -> Result<Array> {
-    let params = &choice.choice.sampling;
-    if params.is_greedy() {
-        return Ok(indexing::argmax_axis(logits, -1, false)?);
-    }
-    let random = Array::from_f32(uniform(params.key, choice.position as u64));
-    // Less than the largest first: divided by a tiny temperature, several would be infinite and so alike.
-    let largest = logits.max_axis(-1, true)?;
-    let temperature = Array::from_f32(params.temperature.max(f32::MIN_POSITIVE));
-    let scaled = logits.subtract(largest)?.divide(temperature)?;
-    let unfiltered = params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0;
-    if unfiltered {
-        let weights = ops.softmax_last(&scaled)?;
-        return pick(&weights, &random);
-    }
-    let order = ops::argsort_axis(scaled.negative()?, -1)?;
-    let weights = ops.softmax_last(&indexing::take_along_axis(&scaled, &order, -1)?)?;
-    let weights = filter(&weights, params)?;
-    let rank = pick(&weights, &random)?;
-    Ok(indexing::take_along_axis(&order, rank.expand_dims(1)?, -1)?.squeeze_axes(&[1])?)
+/// A row that is chosen by a random number.
+struct Draw<'a> {
+    row: i32,
+    params: &'a SamplingParams,
+    random: f32,
 }
 
-/// Zeroes what the filters drop of probabilities in falling order, `(1, vocabulary)`.
-fn filter(weights: &Array, params: &SamplingParams) -> Result<Array> {
-    let mut weights = weights.clone();
-    let keep = |weights: &Array, kept: Array| -> Result<Array> {
-        Ok(weights.multiply(kept.as_dtype(Dtype::Float32)?)?)
+impl Choice<'_> {
+    fn random(&self) -> f32 {
+        uniform(self.choice.sampling.key, self.position as u64)
+    }
+
+    fn draw(&self, row: usize) -> Option<Draw<'_>> {
+        let params = &self.choice.sampling;
+        (!params.is_greedy()).then(|| Draw { row: row as i32, params, random: self.random() })
+    }
+}
+
+fn on_host(logits: &Array, choices: &[Choice<'_>]) -> Result<Chosen> {
+    let tokens = logit_rows::of_each(logits, |row, logits| {
+        let choice = &choices[row];
+        logit_rows::choose(logits, &choice.choice.sampling, choice.random())
+    })?;
+    let largest: Vec<f32> = tokens.iter().map(|token| if token.is_some() { 0.0 } else { f32::NAN }).collect();
+    let tokens: Vec<u32> = tokens.into_iter().map(Option::unwrap_or_default).collect();
+    let num_rows = tokens.len() as i32;
+    Ok(Chosen {
+        tokens: Array::from_slice(&tokens, &[num_rows]),
+        largest: Array::from_slice(&largest, &[num_rows]),
+    })
+}
+
+/// Draws a token for each row of `(S, vocabulary)` logits, by as many operations for many rows as for one.
+///
+/// A filter keeps what is at least as probable as the last token that it has room for, so all of them
+/// together are one least probability, and tokens are drawn in the order of the vocabulary whether there
+/// are filters or not.
+fn drawn(logits: &Array, draws: &[Draw<'_>]) -> Result<Chosen> {
+    let num_columns = logits.dim(-1) as usize;
+    let column = |of: &dyn Fn(&Draw<'_>) -> f32| -> Array {
+        let numbers: Vec<f32> = draws.iter().map(of).collect();
+        Array::from_slice(&numbers, &[draws.len() as i32, 1])
     };
-    if params.top_k > 0 {
-        let ranks = ops::arange::<_, i32>(None, weights.dim(-1), None)?;
-        let limit = i32::try_from(params.top_k).unwrap_or(i32::MAX);
-        weights = keep(&weights, ranks.lt(Array::from_int(limit))?)?;
+    let temperatures = column(&|draw| draw.params.temperature.max(MIN_TEMPERATURE));
+    let mut weights = ops::softmax_axis(logits.divide(temperatures)?, -1, true)?;
+    if num_columns > 1 && draws.iter().any(Draw::is_filtered) {
+        let least = least_weights(&weights, draws, &column)?;
+        // What is no number is not less than anything, and stays to be found.
+        weights = ops::select(weights.lt(least)?, Array::from_f32(0.0), &weights)?;
     }
-    if params.top_p < 1.0 {
-        // A token stays while those before it have not yet reached top_p.
-        let before = weights.cumsum(-1, None, Some(false))?;
-        let limit = weights.sum_axis(-1, true)?.multiply(Array::from_f32(params.top_p))?;
-        let first = ops::arange::<_, i32>(None, weights.dim(-1), None)?.eq(Array::from_int(0))?;
-        weights = keep(&weights, before.lt(limit)?.logical_or(first)?)?;
-    }
-    if params.min_p > 0.0 {
-        let limit = sys::slice_axis(&weights, 1, 0, 1)?.multiply(Array::from_f32(params.min_p))?;
-        weights = keep(&weights, weights.ge(limit)?)?;
-    }
-    Ok(weights)
+    let totals = weights.cumsum(-1, None, None)?;
+    let total = sys::slice_axis(&totals, 1, num_columns - 1, num_columns)?;
+    // The first token whose total lies above the target has as many before it as do not.
+    let target = total.multiply(column(&|draw| draw.random))?;
+    let tokens = totals.le(&target)?.sum_axis(-1, false)?;
+    // The target is a number where the probabilities are.
+    Ok(Chosen { tokens: tokens.view_dtype(Dtype::Uint32)?, largest: target.squeeze_axes(&[1])? })
 }
 
-/// Index at which the running total of `(1, n)` weights passes `random` of their sum: `(1,)`.
-fn pick(weights: &Array, random: &Array) -> Result<Array> {
-    let totals = weights.cumsum(-1, None, None)?;
-    let count = weights.dim(-1) as usize;
-    let target = sys::slice_axis(&totals, 1, count - 1, count)?.multiply(random)?;
-    // The first index whose total lies above the target; argmax takes the first of equals.
-    let above = totals.gt(target)?.as_dtype(Dtype::Int32)?;
-    Ok(indexing::argmax_axis(&above, -1, false)?)
+/// The least of `(S, vocabulary)` probabilities that the filters keep, `(S, 1)`.
+fn least_weights(
+    weights: &Array,
+    draws: &[Draw<'_>],
+    column: &dyn Fn(&dyn Fn(&Draw<'_>) -> f32) -> Array,
+) -> Result<Array> {
+    let num_columns = weights.dim(-1) as usize;
+    let falling = sys::reversed_last_axis(&ops::sort_axis(weights, -1)?)?;
+    let totals = falling.cumsum(-1, None, None)?;
+    let last_of_k: Vec<u32> = draws.iter().map(|draw| draw.num_kept(num_columns) - 1).collect();
+    let last_of_k = Array::from_slice(&last_of_k, &[draws.len() as i32, 1]);
+    // Without a limit nothing is dropped, not even what is lost in the total's rounding.
+    let shares = column(&|draw| match draw.params {
+        SamplingParams { top_p, .. } if *top_p < 1.0 => *top_p,
+        SamplingParams { top_k, .. } if *top_k > 0 => 1.0,
+        _ => f32::INFINITY,
+    });
+    let limits = indexing::take_along_axis(&totals, &last_of_k, -1)?.multiply(shares)?;
+    // A token stays while those before it have not yet reached the limit; the first always does.
+    let before = sys::slice_axis(&totals, 1, 0, num_columns - 1)?;
+    let others = sys::slice_axis(&falling, 1, 1, num_columns)?;
+    let largest = sys::slice_axis(&falling, 1, 0, 1)?;
+    let least = ops::select(before.lt(limits)?, others, &largest)?.min_axis(-1, true)?;
+    Ok(ops::maximum(least, largest.multiply(column(&|draw| draw.params.min_p.min(1.0)))?)?)
+}
+
+impl Draw<'_> {
+    fn is_filtered(&self) -> bool {
+        self.params.top_k > 0 || self.params.top_p < 1.0 || self.params.min_p > 0.0
+    }
+
+    /// How many tokens `top_k` keeps.
+    fn num_kept(&self, num_columns: usize) -> u32 {
+        let num_columns = num_columns as u32;
+        if self.params.top_k == 0 { num_columns } else { self.params.top_k.min(num_columns) }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mlx::device::ComputeDevice;
 
     fn params(temperature: f32, top_p: f32, top_k: u32, min_p: f32, key: u64) -> SamplingParams {
         SamplingParams { temperature, top_p, top_k, min_p, key }
@@ -229,6 +285,55 @@ mod tests {
         for ops in ComputeDevice::KINDS.map(Ops::new) {
             let batch = choose(&ops, &Array::from_slice(&rows, &[4, 50]), &choices, &inputs(4)).unwrap();
             assert_eq!(batch.read().unwrap(), alone);
+        }
+    }
+
+    /// Sharp, flat and tied logits under all sorts of parameters: whatever else is in the batch, and on
+    /// either kind of device.
+    #[test]
+    fn many_rows_with_parameters_of_their_own_are_chosen_as_each_alone() {
+        let (num_rows, num_columns) = (40, 203);
+        let logit = |at: usize| match at / num_columns % 3 {
+            0 => ((at as f32 * 0.37).sin() * 12.0).round() / 2.0,
+            1 => (at as f32 * 1.7).sin() * 2.0,
+            _ => (at as f32 * 0.9).sin() * 9.0,
+        };
+        let rows: Vec<f32> = (0..num_rows * num_columns).map(logit).collect();
+        let all: Vec<engine::Choice> = (0..num_rows)
+            .map(|row| {
+                let temperature = [0.0, 0.7, 1.0, 1.6, 1e-3][row % 5];
+                let (top_p, top_k) = ([1.0, 0.9, 0.3, 0.999][row % 4], [0, 0, 40, 3, 1, 500][row % 6]);
+                choice(&params(temperature, top_p, top_k, [0.0, 0.0, 0.05][row % 3], row as u64))
+            })
+            .collect();
+        for position in 0..25 {
+            let choices: Vec<Choice> = all.iter().map(|choice| Choice { choice, position }).collect();
+            let [on_cpu, on_gpu] = ComputeDevice::KINDS.map(|device| {
+                let ops = Ops::new(device);
+                let logits = Array::from_slice(&rows, &[num_rows as i32, num_columns as i32]);
+                let batch =
+                    choose(&ops, &logits, &choices, &inputs(num_rows as i32)).unwrap().read().unwrap();
+                for row in 0..num_rows {
+                    let logits = sys::slice_axis(&logits, 0, row, row + 1).unwrap();
+                    let alone = choose(&ops, &logits, &choices[row..=row], &inputs(1)).unwrap();
+                    assert_eq!(alone.read().unwrap(), batch[row..=row], "{:?}", all[row]);
+                }
+                batch
+            });
+            // A number within rounding of a boundary may fall on either side.
+            let num_different = on_cpu.iter().zip(&on_gpu).filter(|(left, right)| left != right).count();
+            assert!(num_different <= 1, "{num_different} of {num_rows}");
+        }
+    }
+
+    #[test]
+    fn a_filter_keeps_what_is_as_probable_as_the_last_that_it_keeps() {
+        let logits = [1.0f32, 2.0, 1.0, 0.0, 1.0];
+        for filtered in [params(1.0, 1.0, 2, 0.0, 5), params(1.0, 0.6, 0, 0.0, 5)] {
+            let mut seen: Vec<u32> = (0..200).map(|position| draw(&logits, &filtered, position)).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen, [0, 1, 2, 4], "{filtered:?}");
         }
     }
 

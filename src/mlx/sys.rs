@@ -127,6 +127,34 @@ pub(super) fn slice_axis(array: &Array, axis: usize, start: usize, stop: usize) 
     })
 }
 
+/// The same elements in the opposite order along the last axis, without a copy.
+pub(super) fn reversed_last_axis(array: &Array) -> Result<Array, Exception> {
+    let shape = array.shape();
+    let Some(last) = shape.len().checked_sub(1) else {
+        return Err(Exception::custom("no axis in an array of one number".to_owned()));
+    };
+    let (mut starts, mut stops, mut strides) = (vec![0; shape.len()], shape.to_vec(), vec![1; shape.len()]);
+    // Before the first element, as in NumPy where the end is left out.
+    (starts[last], stops[last], strides[last]) = (shape[last] - 1, -shape[last] - 1, -1);
+    let stream = Stream::thread_local_or_default();
+    array_from("slice", |result| {
+        // SAFETY: all pointers are valid for their lengths during the call.
+        unsafe {
+            mlx_sys::mlx_slice(
+                result,
+                array.as_ptr(),
+                starts.as_ptr(),
+                starts.len(),
+                stops.as_ptr(),
+                stops.len(),
+                strides.as_ptr(),
+                strides.len(),
+                stream.as_ptr(),
+            )
+        }
+    })
+}
+
 /// An array with elements from `starts` on, along each axis, replaced by all of `update`. Nothing is copied
 /// but those where nobody else holds the array when it is computed: it takes it for that.
 pub(super) fn set_at(array: Array, starts: &[usize], update: &Array) -> Result<Array, Exception> {

@@ -11,7 +11,7 @@ use mlxbatch::{
     plan::{PlanOptions, PlanPrompt, WindowPlan},
 };
 
-use super::runs::Setting;
+use super::{runs::Setting, wants::Wants};
 
 /// Tokens of the fixtures' vocabulary, the end token aside.
 const NUM_TOKENS: u64 = 303;
@@ -23,6 +23,7 @@ pub struct Prompt {
     pub max_new_tokens: usize,
     /// New tokens after which the caller has seen enough, as when a stop string is found.
     pub stopped_after: Option<usize>,
+    pub wants: Wants,
 }
 
 pub struct Batch {
@@ -61,6 +62,11 @@ impl Numbers {
 }
 
 impl Prompt {
+    /// How many of its tokens may come from the cache.
+    pub fn num_reusable(&self) -> usize {
+        num_reusable(self.tokens.len(), self.wants.score.as_ref())
+    }
+
     /// The tier of the span that a position ends or lies in.
     fn tier_at(&self, position: usize) -> Tier {
         let span = self.spans.iter().find(|(end, _)| *end >= position);
@@ -108,7 +114,7 @@ impl Batch {
             .zip(&boundaries)
             .map(|(&index, boundaries)| PlanPrompt {
                 tokens: &self.prompts[index].tokens,
-                num_reusable: num_reusable(self.prompts[index].tokens.len(), None),
+                num_reusable: self.prompts[index].num_reusable(),
                 boundaries,
                 max_new_tokens: self.prompts[index].max_new_tokens,
             })

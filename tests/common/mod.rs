@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod runs;
+pub mod wants;
 
 use std::path::Path;
 

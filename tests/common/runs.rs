@@ -7,8 +7,8 @@ use std::{num::NonZeroUsize, path::Path};
 use mlxbatch::{
     cache::{CacheLimits, ResumeRule},
     engine::{
-        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, Processors, RequestId, Runner,
-        SamplingParams,
+        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, RequestId, Runner,
+        SamplingParams, TokenReport,
     },
     mlx::{ComputeDevice, MlxRunner},
     snapshot::{CacheMode, Identity, IdentityPart, Snapshot, SnapshotError, SnapshotOptions},
@@ -37,6 +37,10 @@ pub const AMPLE: u64 = 1 << 30;
 pub struct Outcome {
     /// Of each prompt, by its place in the batch.
     pub answers: Vec<Vec<u32>>,
+    /// On each token of the answers, where the prompt wants them; by its place in the batch.
+    pub reports: Vec<Vec<TokenReport>>,
+    /// On the prompt's own tokens, where they are wanted; by its place in the batch.
+    pub scores: Vec<Vec<TokenReport>>,
     /// Whether the answer is whole; by its place in the batch, too.
     pub is_whole: Vec<bool>,
     /// Prompt tokens computed in chunks.
@@ -91,6 +95,7 @@ pub fn run_steps(
     let before = *engine.stats();
     let planned = batch.plan(setting, before.num_admitted as u64);
     let num_requests = planned.len();
+    let num_decoding = planned.iter().filter(|(index, _)| batch.prompts[*index].max_new_tokens > 0).count();
     let requests: Vec<GenerationRequest> = planned
         .into_iter()
         .map(|(index, plan)| GenerationRequest {
@@ -99,9 +104,9 @@ pub fn run_steps(
             max_new_tokens: batch.prompts[index].max_new_tokens,
             end_ids: batch.end_ids.clone(),
             sampling: SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 },
-            processors: Processors::default(),
-            report: None,
-            score: None,
+            processors: batch.prompts[index].wants.processors.clone(),
+            report: batch.prompts[index].wants.report,
+            score: batch.prompts[index].wants.score,
             plan,
             answer_recurs: AnswerRecurs::default(),
         })
@@ -109,6 +114,7 @@ pub fn run_steps(
     requests.iter().for_each(|request| engine.expect(request));
     let mut requests = requests.into_iter().peekable();
     let mut answers = vec![Vec::new(); batch.prompts.len()];
+    let (mut reports, mut scores) = (vec![Vec::new(); answers.len()], vec![Vec::new(); answers.len()]);
     let mut is_whole = vec![false; batch.prompts.len()];
     let mut num_cached = 0;
     let mut num_steps = 0;
@@ -121,14 +127,21 @@ pub fn run_steps(
         num_steps += 1;
         for event in engine.step().unwrap() {
             match event {
-                Event::Token { id, token, .. } => {
+                Event::Token { id, token, report } => {
                     let index = id.0 as usize;
+                    reports[index].extend(report.map(|report| *report));
                     answers[index].push(token);
                     if batch.prompts[index].stopped_after == Some(answers[index].len()) {
                         engine.stop(id);
                     }
                 }
-                Event::Scored { .. } => unreachable!("nothing is scored"),
+                Event::Scored { id, position, reports } => {
+                    let index = id.0 as usize;
+                    let from = batch.prompts[index].wants.score.unwrap().from;
+                    assert_eq!(position, from + scores[index].len(), "in order");
+                    assert!(answers[index].is_empty(), "before the answer");
+                    scores[index].extend(reports);
+                }
                 Event::Finished { id, reason, num_cached_tokens, .. } => {
                     assert!(matches!(reason, FinishReason::Stop | FinishReason::Length), "{reason:?}");
                     is_whole[id.0 as usize] = true;
@@ -141,6 +154,8 @@ pub fn run_steps(
     let after = engine.stats();
     let outcome = Outcome {
         answers,
+        reports,
+        scores,
         is_whole,
         num_prefilled: after.num_prefilled_tokens() - before.num_prefilled_tokens(),
         num_cached: after.num_cached_tokens - before.num_cached_tokens,
@@ -149,8 +164,8 @@ pub fn run_steps(
         return outcome;
     }
     assert_eq!(outcome.num_cached, num_cached, "of the run and of its requests");
-    // Every prompt's last token is neither: it is fed as the first decode row.
-    assert_eq!(after.num_last_tokens() - before.num_last_tokens(), num_requests);
+    // Every prompt's last token is neither: it is fed as the first decode row, where there is one.
+    assert_eq!(after.num_last_tokens() - before.num_last_tokens(), num_decoding);
     let num_prompt_tokens = after.num_prompt_tokens - before.num_prompt_tokens;
     assert_eq!(num_prompt_tokens, outcome.num_prefilled + outcome.num_cached + num_requests);
     if let Some(usage) = engine.cache_usage() {

@@ -8,7 +8,10 @@ use std::{ops::RangeInclusive, sync::Arc};
 
 use mlxbatch::cache::Tier;
 
-use crate::common::batch::{Batch, Numbers, Prompt};
+use crate::common::{
+    batch::{Batch, Numbers, Prompt},
+    wants::Wants,
+};
 
 /// Longest prompt; the fixtures know 4,096 positions.
 const MAX_PROMPT_TOKENS: usize = 1600;
@@ -52,8 +55,13 @@ impl Parts {
 
     /// A question about a document, perhaps cut short, with blocks of instructions before or behind it.
     fn question(&self, numbers: &mut Numbers) -> Prompt {
-        let mut prompt =
-            Prompt { tokens: Vec::new(), spans: Vec::new(), max_new_tokens: 1, stopped_after: None };
+        let mut prompt = Prompt {
+            tokens: Vec::new(),
+            spans: Vec::new(),
+            max_new_tokens: 1,
+            stopped_after: None,
+            wants: Wants::default(),
+        };
         if !self.system.is_empty() && is_lucky(numbers, 90) {
             prompt.extend(&self.system, Tier::System);
         }
@@ -86,7 +94,7 @@ impl Prompt {
     fn cut_short(&self, end: usize) -> Self {
         let mut spans: Vec<(usize, Tier)> = self.spans.iter().copied().filter(|span| span.0 < end).collect();
         spans.push((end, self.spans.iter().find(|span| span.0 >= end).map_or(Tier::User, |span| span.1)));
-        Self { tokens: self.tokens[..end].to_vec(), spans, ..*self }
+        Self { tokens: self.tokens[..end].to_vec(), spans, wants: Wants::default(), ..*self }
     }
 }
 
@@ -140,6 +148,11 @@ pub fn conversations(
             if is_lucky(numbers, 94) { numbers.within(1..=9) } else { numbers.within(66..=80) };
         let stop = numbers.within(1..=8);
         prompt.stopped_after = is_lucky(numbers, 10).then_some(stop);
+        prompt.wants = Wants::random(numbers, prompt.tokens.len());
+        // Half of those that are scored want nothing else.
+        if prompt.wants.score.is_some() && is_lucky(numbers, 50) {
+            prompt.max_new_tokens = 0;
+        }
         let alone = Batch { prompts: vec![prompt], end_ids: Arc::clone(&end_ids), has_checkpoints };
         answers.push(answer(&alone));
         prompts.extend(alone.prompts);

@@ -6,11 +6,15 @@ use std::fmt;
 
 use mlxbatch::{
     cache::ResumeRule,
-    engine::Runner,
+    engine::{Runner, TokenReport},
     mlx::{ComputeDevice, MlxRunner},
 };
 
-use crate::common::{batch::Batch, load};
+use crate::common::{
+    batch::Batch,
+    load,
+    wants::{faults, processed},
+};
 
 /// What says which of two tokens a model prefers.
 pub struct Judge {
@@ -42,10 +46,22 @@ impl Judge {
         self.runner.resume_rule() == ResumeRule::Checkpoints
     }
 
-    /// By how much the best token after these is better than the best of `tokens`; infinity where it is unclear.
-    pub fn gap(&mut self, text: &[u32], tokens: &[u32]) -> f32 {
-        let logits = self.runner.next_log_probabilities(text).unwrap();
-        if !logits.iter().all(|logit| logit.is_finite()) {
+    /// What is wrong with some of a prompt's reports and scores.
+    pub fn faults(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        reports: &[TokenReport],
+        scores: &[TokenReport],
+    ) -> Vec<String> {
+        faults(&mut self.runner, batch, index, reports, scores)
+    }
+
+    /// By how much the best token after these, which begin with a prompt of the batch, is better than the best
+    /// of `tokens`, as that prompt's processors have it; infinity where it is unclear.
+    pub fn gap(&mut self, batch: &Batch, index: usize, text: &[u32], tokens: &[u32]) -> f32 {
+        let logits = processed(&mut self.runner, batch, index, text);
+        if logits.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
             return f32::INFINITY;
         }
         let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -74,7 +90,7 @@ impl Judge {
         for position in first..found.len() + usize::from(ends_itself) {
             let token = found.get(position).copied();
             let candidates = token.as_ref().map_or(&batch.end_ids[..], std::slice::from_ref);
-            let gap = self.gap(&text, candidates);
+            let gap = self.gap(batch, index, &text, candidates);
             if position == first || gap > 0.0 {
                 flips.push(Flip { position, expected: expected.get(position).copied(), found: token, gap });
             }

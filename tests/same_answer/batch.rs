@@ -13,6 +13,7 @@ use mlxbatch::{
 use super::common::{
     batch::{Batch, Numbers, Prompt},
     load,
+    wants::Wants,
 };
 
 /// New tokens of each request.
@@ -36,7 +37,13 @@ pub fn batch_for(model: &str) -> Batch {
         let tokens = parts.concat();
         let system = system_end.map(|end| (end, Tier::System));
         let spans = system.into_iter().chain([(tokens.len(), Tier::User)]).collect();
-        prompts.push(Prompt { tokens, spans, max_new_tokens: NUM_NEW, stopped_after: None });
+        prompts.push(Prompt {
+            tokens,
+            spans,
+            max_new_tokens: NUM_NEW,
+            stopped_after: None,
+            wants: Wants::default(),
+        });
     };
     let (first, second) = (&systems[0][..], &systems[1][..]);
     for length in [9, 1, 26] {
