@@ -166,7 +166,8 @@ pub enum Command {
     /// OpenAI Batch API, or {"prompt": "…"} for a raw completion. Generation parameters in a
     /// line win over flags, flags win over the model's generation_config.json. Each line has
     /// exactly one output line, in input order once the run has ended; blank lines are skipped.
-    /// A line that cannot be answered gets an error and the run goes on.
+    /// A line that cannot be answered gets an error and the run goes on. mlxbatch-input(5) has all
+    /// fields of a line.
     #[command(after_help = help_end(RUN_EXAMPLES, EXIT_CODES))]
     Run(Box<RunArgs>),
 
