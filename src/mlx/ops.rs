@@ -131,16 +131,6 @@ impl Ops {
         Ok(Weights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
     }
 
-    /// Softmax over the last axis; -inf entries get (almost) nothing.
-    pub(super) fn softmax_last(&self, x: &Array) -> Result<Array> {
-        if !self.uses_polynomial(x) {
-            return ops::softmax_axis(x, -1, true);
-        }
-        let weights = self.exp_below(x, &x.max_axis(-1, true)?)?;
-        let sum = weights.sum_axis(-1, true)?;
-        weights.multiply(sum.reciprocal()?)
-    }
-
     /// An activation of `gate`, times `up`. It takes both for that: nobody else may hold these or what they
     /// were cut from.
     pub(super) fn gated(&self, activation: Activation, gate: Array, up: Array) -> Result<Array> {
@@ -266,26 +256,6 @@ mod tests {
                 assert!((f64::from(sigmoid) - expected).abs() <= 4e-6 * expected, "sigmoid({x}) = {sigmoid}");
                 let expected = (-x.abs()).exp();
                 assert!((f64::from(exp) - expected).abs() <= 4e-6 * expected, "exp(-|{x}|) = {exp}");
-            }
-        }
-    }
-
-    #[test]
-    fn softmax_matches_double_precision_and_ignores_masked_entries() {
-        for ops in ComputeDevice::KINDS.map(Ops::new) {
-            let row: Vec<f32> = (0..257)
-                .map(|i| if i % 5 == 4 { f32::NEG_INFINITY } else { (i as f32 * 0.7).sin() * 9.0 })
-                .collect();
-            let got = values(&ops.softmax_last(&Array::from_slice(&row, &[1, 257])).unwrap());
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let exps: Vec<f64> = row.iter().map(|&x| f64::from(x - max).exp()).collect();
-            let sum: f64 = exps.iter().sum();
-            for (got, exp) in got.iter().zip(exps) {
-                assert!(
-                    (f64::from(*got) - exp / sum).abs() < 2e-6 * (exp / sum) + 1e-30,
-                    "{got} {}",
-                    exp / sum
-                );
             }
         }
     }

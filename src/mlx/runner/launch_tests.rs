@@ -92,11 +92,15 @@ struct Steps {
 
 impl Steps {
     fn new() -> Self {
+        Self::in_dtype(ComputeDtype::Float32)
+    }
+
+    fn in_dtype(dtype: ComputeDtype) -> Self {
         let folder = std::path::Path::new("fixtures/tiny-llama");
         let spec = read_config(&folder.join("config.json")).unwrap();
         assert_eq!(spec.layers.len(), NUM_LAYERS);
         let weights = WeightSource::Safetensors(vec![folder.join("model.safetensors")]);
-        let model = LoadedModel::load(&spec, &weights, ComputeDevice::Gpu, ComputeDtype::Float32).unwrap();
+        let model = LoadedModel::load(&spec, &weights, ComputeDevice::Gpu, dtype).unwrap();
         let runner = MlxRunner::new(model, u64::MAX);
         Self { runner, rows: Vec::new(), num_sequences: 0, prefix: Vec::new(), prefix_end: 0 }
     }
@@ -242,4 +246,19 @@ fn a_prefix_that_rows_share_costs_a_layer_some_launches_however_many_segments_it
     println!("four cohorts of 8 rows: {num_launches}");
     assert_eq!(steps.runner.live.decode_rows().pieces, 4);
     assert!(num_launches <= REFERENCE + 32 * NUM_LAYERS, "{num_launches}");
+}
+
+#[test]
+fn sampled_rows_and_sixteen_bits_cost_a_step_a_few_launches() {
+    for dtype in [ComputeDtype::Float32, ComputeDtype::Bfloat16] {
+        let mut steps = Steps::in_dtype(dtype);
+        (0..32).for_each(|_| steps.add(100));
+        let greedy = steps.steady();
+        assert!(greedy <= 95, "{dtype:?}: {greedy}");
+        let sampled = steps.step(|row| sampling(0.5 + row as f32 / 32.0, row as u32)).0;
+        let one = steps.step(|row| sampling(if row == 7 { 0.7 } else { 0.0 }, 5)).0;
+        println!("{dtype:?}: {greedy} greedy, {sampled} sampled, {one} where one row of 32 is");
+        assert!(sampled <= greedy + 15, "{dtype:?}: {greedy} greedy, {sampled} sampled");
+        assert!(one <= greedy + 20, "{dtype:?}: {greedy} greedy, {one} with one row sampled");
+    }
 }
