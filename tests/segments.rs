@@ -363,3 +363,28 @@ fn an_answer_has_a_checkpoint_only_if_all_of_it_is_stored() {
         }
     }
 }
+
+/// With lookahead an answer's end is known when the step after it is under way: its state was gone, and the next
+/// turn computed anew.
+#[test]
+fn an_answer_that_ends_one_step_before_the_last_has_a_checkpoint_if_that_was_launched_ahead() {
+    for (model, device) in on_both_kinds(["tiny-lfm2", "tiny-qwen3_5"]) {
+        let golden = &golden(model)[1];
+        let last = golden.prompt.len() - 1;
+        let mut runner = load(model, device);
+        let path = prefill(&mut runner, 0, &golden.prompt, 0, &[last]);
+        let answers = decode_on(&mut runner, &[(0, &golden.prompt, 0)], 10);
+        assert_eq!(answers[0], golden.greedy[..10], "{model}, {device:?}");
+        // Two passes are under way; the tokens of the first end the answer.
+        runner.launch(&[group(0, Input::Sampled, last + 10)]).unwrap();
+        runner.launch(&[group(0, Input::Sampled, last + 11)]).unwrap();
+        assert_eq!(collect(&mut runner), golden.greedy[10..11], "{model}, {device:?}");
+        let stored = runner.store(SequenceId(0), 11).unwrap();
+        runner.release(SequenceId(0));
+        collect(&mut runner);
+        let checkpoint = stored.checkpoint.expect("the state before the last step").id;
+        runner.resume(SequenceId(1), &[path[0], stored.segment.id], Some(checkpoint)).unwrap();
+        runner.launch(&[group(1, Input::Last(golden.greedy[10]), last + 11)]).unwrap();
+        assert_eq!(collect(&mut runner), golden.greedy[11..12], "{model}, {device:?}");
+    }
+}

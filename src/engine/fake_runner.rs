@@ -79,6 +79,8 @@ struct Live {
     sampled: Option<TokenId>,
     /// The latest pass it was in.
     last_pass: usize,
+    /// That pass was launched before the one before it was collected.
+    is_ahead: bool,
     /// That pass failed.
     is_lost: bool,
     /// It has stored some of what it has decoded, or not all of what it has prefilled.
@@ -153,6 +155,7 @@ impl FakeRunner {
         assert!(!live.is_over, "runs on after its end was stored: {group:?}");
         assert_eq!(group.start, live.tokens.len(), "starts elsewhere than its KV ends: {group:?}");
         live.last_pass = self.num_launched;
+        live.is_ahead = !self.under_way.is_empty();
         match &group.input {
             Input::Prompt(tokens) => {
                 assert!(!tokens.is_empty(), "an empty chunk: {group:?}");
@@ -299,7 +302,9 @@ impl Runner for FakeRunner {
         live.num_path_tokens = end;
         live.is_over = end < live.tokens.len() || live.sampled.is_some();
         let tokens = live.tokens[..end].to_vec();
-        let has_state = self.rule == ResumeRule::Checkpoints && end == live.tokens.len();
+        let num_beyond = live.tokens.len() - end;
+        let has_state =
+            self.rule == ResumeRule::Checkpoints && (num_beyond == 0 || num_beyond == 1 && live.is_ahead);
         let pass = self.num_launched.checked_sub(1);
         let checkpoint = has_state.then(|| self.store.insert_checkpoint(tokens.clone(), pass));
         let segment = self.store.insert_segment(tokens, first, pass);

@@ -130,7 +130,8 @@ pub trait Runner {
     ///
     /// Of a sequence that prefills this is all it has computed, and the segment becomes the end of
     /// its path. Of one that has ended it may be less; nothing but `release` may follow. With
-    /// recurrent layers there is a checkpoint where the segment ends at the last computed position.
+    /// recurrent layers there is a checkpoint where the segment ends at the last computed position, or one
+    /// before it where the step in between was launched ahead of the tokens of the one before.
     ///
     /// Passes may be under way that compute what is stored; where one fails, it is discarded.
     fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> Result<Stored, RunnerError>;

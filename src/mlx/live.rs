@@ -215,8 +215,8 @@ impl LiveKv {
         }
     }
 
-    /// Stores a sequence's states where it stands at the end of a segment just stored; a sequence
-    /// that has computed more has no states of that position any more.
+    /// Stores a sequence's states where it stands at the end of a segment just stored, or has gone one step too
+    /// far; a sequence that has computed more has no states of that position any more.
     pub(super) fn checkpoint_after(
         &self,
         sequence: SequenceId,
@@ -224,10 +224,16 @@ impl LiveKv {
         store: &mut SegmentStore,
     ) -> Result<Option<StoredSegment>> {
         let position = segment.first + segment.num_tokens;
-        if !self.states.are_kept() || self.num_tokens(sequence) != position {
+        if !self.states.are_kept() {
             return Ok(None);
         }
-        let checkpoint = Checkpoint { position, states: self.states.checkpoint(sequence)? };
+        let states = match self.num_tokens(sequence) - position {
+            0 => Some(self.states.checkpoint(sequence)?),
+            1 => self.states.checkpoint_before_step(sequence)?,
+            _ => None,
+        };
+        let Some(states) = states else { return Ok(None) };
+        let checkpoint = Checkpoint { position, states };
         mlx_rs::transforms::async_eval(checkpoint.states.iter().flat_map(RecurrentState::arrays))?;
         Ok(Some(store.insert_checkpoint(checkpoint)))
     }
@@ -242,8 +248,9 @@ impl LiveKv {
         self.sequences.get(&sequence).map_or(0, |state| state.num_tokens)
     }
 
-    /// Makes these sequences the decode rows of the next pass, cohorts side by side.
-    pub(super) fn prepare_decode(&mut self, decoding: &[SequenceId]) -> Result<()> {
+    /// Makes these sequences the decode rows of the next pass, cohorts side by side. Where it `is_ahead` of tokens
+    /// that are not read, it may be one too many for some of them.
+    pub(super) fn prepare_decode(&mut self, decoding: &[SequenceId], is_ahead: bool) -> Result<()> {
         if let Some(unknown) = decoding.iter().find(|sequence| !self.sequences.contains_key(sequence)) {
             return Err(MlxError::Unsupported(format!("sequence {} is not running", unknown.0)));
         }
@@ -257,7 +264,9 @@ impl LiveKv {
             self.form_cohorts(decoding)?;
         }
         let order: Vec<SequenceId> = self.decode_order().collect();
-        self.states.align_decode(&order)
+        self.states.align_decode(&order)?;
+        self.states.begin_step(is_ahead);
+        Ok(())
     }
 
     fn form_cohorts(&mut self, decoding: &[SequenceId]) -> Result<()> {

@@ -98,7 +98,7 @@ impl MlxRunner {
                 self.live.begin(group.sequence);
             }
         }
-        self.live.prepare_decode(&sequences)?;
+        self.live.prepare_decode(&sequences, !self.launched.is_empty())?;
 
         // Packed rows: the decode rows in the cohorts' order, then the chunks, those on the same long
         // segments next to each other.

@@ -49,14 +49,14 @@ fn a_segment_that_was_split_is_held_by_nobody() {
         live.resume(sequence, path, None).unwrap();
     }
     drop((long, short, below));
-    live.prepare_decode(&sequences).unwrap();
+    live.prepare_decode(&sequences, false).unwrap();
     for (id, whole) in ids.into_iter().zip(wholes) {
         let (upper, lower) = store.split(id, 4).unwrap();
         live.replace(id, [&upper, &lower]);
         assert_eq!(whole.strong_count(), 0);
     }
     // Without rows that come or go it is formed anew.
-    live.prepare_decode(&sequences).unwrap();
+    live.prepare_decode(&sequences, false).unwrap();
     for sequence in sequences {
         let path = live.sequences[&sequence].path.iter();
         assert_eq!(path.map(|segment| segment.first).collect::<Vec<_>>(), [0, 4, 90, 94, 99]);

@@ -64,6 +64,9 @@ pub(in crate::mlx) struct LiveStates {
     decode_order: Vec<Option<SequenceId>>,
     /// Side by side, by recurrent layer; empty where nothing decodes.
     decoding: Vec<RecurrentState>,
+    /// The same before the last step, where that may prove to be one too many; else empty.
+    before: Vec<RecurrentState>,
+    keeps_before: bool,
 }
 
 impl LiveStates {
@@ -86,6 +89,26 @@ impl LiveStates {
         if self.decode_order.iter().all(Option::is_none) {
             self.decode_order.clear();
             self.decoding.clear();
+            self.before.clear();
+        }
+    }
+
+    /// Begins a decode step. Where it `is_ahead` of tokens that may turn out to end their answers, what the
+    /// states are before it stays until the next one.
+    pub(in crate::mlx) fn begin_step(&mut self, is_ahead: bool) {
+        self.before.clear();
+        self.keeps_before = is_ahead;
+    }
+
+    /// The states of a decode row before the last step, where they are there still.
+    pub(in crate::mlx) fn checkpoint_before_step(
+        &self,
+        sequence: SequenceId,
+    ) -> Result<Option<Vec<RecurrentState>>> {
+        let row = self.decode_order.iter().position(|row| *row == Some(sequence));
+        match row.filter(|_| self.before.len() == self.initial.len()) {
+            Some(row) => self.before.iter().map(|state| state.of(row)).collect::<Result<_>>().map(Some),
+            None => Ok(None),
         }
     }
 
@@ -161,7 +184,10 @@ impl LiveStates {
             let state = state
                 .ok_or_else(|| MlxError::Unsupported("decode rows without recurrent states".to_owned()))?;
             let (output, next) = mix(RowGroup { first: 0, num_sequences: num_decode, num_tokens: 1 }, state)?;
-            *state = next;
+            let before = std::mem::replace(state, next);
+            if self.keeps_before {
+                self.before.push(before);
+            }
             outputs.push(output);
         }
         let mut first = num_decode;
