@@ -9,6 +9,12 @@
 //! prompt never depends on how it is answered, and a prompt that is wholly stored has one token left
 //! to run. Chunks sample nothing.
 //!
+//! Each row says what it wants beside its KV: a token, perhaps by way of processors and with a report, or scores
+//! of the prompt's own tokens. Scores come with the chunks, whose hidden rows they need: a request resumes at
+//! most one token before the first that it scores, keeps nothing behind that in the cache, and where it wants no
+//! answer takes no decode row. Processors are edits to a few logits, made anew for each step from the tokens
+//! that are known; the one that is not yet, the step's input, is filled in on the device.
+//!
 //! Where the device computes by itself, the engine looks ahead: it launches a pass before it has read
 //! the tokens of the pass before, which the runner feeds in on the device. Two steps, in which
 //! request B gives its end token in pass 1:

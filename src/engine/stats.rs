@@ -43,7 +43,7 @@ pub struct Stats {
     pub num_cached_tokens: usize,
     /// New tokens of all requests, end tokens included.
     pub num_generated_tokens: usize,
-    /// Requests that ended because the model's logits were no numbers.
+    /// Requests that ended because the model's logits were no numbers, be they for a token or for a score.
     pub num_without_token: usize,
     /// Most sequences in one pass.
     pub peak_rows: usize,
@@ -60,7 +60,8 @@ impl Stats {
     }
 
     /// Prompt tokens fed as the first decode row of their request, which is never cached. What is
-    /// prefilled, what is cached and these are all prompt tokens.
+    /// prefilled, what is cached and these are all prompt tokens, but for the last ones of requests that want
+    /// no answer, which are not computed.
     pub fn num_last_tokens(&self) -> usize {
         self.prefill.num_last_rows + self.decode.num_last_rows
     }

@@ -129,39 +129,37 @@ fn on_host(logits: &Array, choices: &[Choice<'_>]) -> Result<Chosen> {
 /// are filters or not.
 fn drawn(logits: &Array, draws: &[Draw<'_>]) -> Result<Chosen> {
     let num_columns = logits.dim(-1) as usize;
-    let column = |of: &dyn Fn(&Draw<'_>) -> f32| -> Array {
-        let numbers: Vec<f32> = draws.iter().map(of).collect();
-        Array::from_slice(&numbers, &[draws.len() as i32, 1])
-    };
-    let temperatures = column(&|draw| draw.params.temperature.max(MIN_TEMPERATURE));
+    let temperatures = column(draws, |draw| draw.params.temperature.max(MIN_TEMPERATURE));
     let mut weights = ops::softmax_axis(logits.divide(temperatures)?, -1, true)?;
     if num_columns > 1 && draws.iter().any(Draw::is_filtered) {
-        let least = least_weights(&weights, draws, &column)?;
+        let least = least_weights(&weights, draws)?;
         // What is no number is not less than anything, and stays to be found.
         weights = ops::select(weights.lt(least)?, Array::from_f32(0.0), &weights)?;
     }
     let totals = weights.cumsum(-1, None, None)?;
     let total = sys::slice_axis(&totals, 1, num_columns - 1, num_columns)?;
     // The first token whose total lies above the target has as many before it as do not.
-    let target = total.multiply(column(&|draw| draw.random))?;
+    let target = total.multiply(column(draws, |draw| draw.random))?;
     let tokens = totals.le(&target)?.sum_axis(-1, false)?;
     // The target is a number where the probabilities are.
     Ok(Chosen { tokens: tokens.view_dtype(Dtype::Uint32)?, largest: target.squeeze_axes(&[1])? })
 }
 
+/// A number of each draw, `(S, 1)`.
+fn column(draws: &[Draw<'_>], of: impl Fn(&Draw<'_>) -> f32) -> Array {
+    let numbers: Vec<f32> = draws.iter().map(of).collect();
+    Array::from_slice(&numbers, &[draws.len() as i32, 1])
+}
+
 /// The least of `(S, vocabulary)` probabilities that the filters keep, `(S, 1)`.
-fn least_weights(
-    weights: &Array,
-    draws: &[Draw<'_>],
-    column: &dyn Fn(&dyn Fn(&Draw<'_>) -> f32) -> Array,
-) -> Result<Array> {
+fn least_weights(weights: &Array, draws: &[Draw<'_>]) -> Result<Array> {
     let num_columns = weights.dim(-1) as usize;
     let falling = sys::reversed_last_axis(&ops::sort_axis(weights, -1)?)?;
     let totals = falling.cumsum(-1, None, None)?;
     let last_of_k: Vec<u32> = draws.iter().map(|draw| draw.num_kept(num_columns) - 1).collect();
     let last_of_k = Array::from_slice(&last_of_k, &[draws.len() as i32, 1]);
     // Without a limit nothing is dropped, not even what is lost in the total's rounding.
-    let shares = column(&|draw| match draw.params {
+    let shares = column(draws, |draw| match draw.params {
         SamplingParams { top_p, .. } if *top_p < 1.0 => *top_p,
         SamplingParams { top_k, .. } if *top_k > 0 => 1.0,
         _ => f32::INFINITY,
@@ -172,7 +170,7 @@ fn least_weights(
     let others = sys::slice_axis(&falling, 1, 1, num_columns)?;
     let largest = sys::slice_axis(&falling, 1, 0, 1)?;
     let least = ops::select(before.lt(limits)?, others, &largest)?.min_axis(-1, true)?;
-    Ok(ops::maximum(least, largest.multiply(column(&|draw| draw.params.min_p.min(1.0)))?)?)
+    Ok(ops::maximum(least, largest.multiply(column(draws, |draw| draw.params.min_p.min(1.0)))?)?)
 }
 
 impl Draw<'_> {
