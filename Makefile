@@ -8,7 +8,7 @@ MODEL ?= .mlx/models/smollm2/SmolLM2-135M-Instruct.gguf
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench check-smollm2 clean
+.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench check-gguf clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -52,9 +52,9 @@ bench: build ## Compare with mlx-lm on the same conversations (BENCH_ARGS: see b
 	@scripts/setup.sh build model reference
 	python3 benches/compare.py --stock $(BENCH_ARGS)
 
-check-smollm2: build ## Compare 30 real answers with mlx-lm's, token for token
-	@scripts/setup.sh build model reference
-	.mlx/reference/bin/python scripts/check_smollm2.py
+check-gguf: build ## Compare published GGUF files: weights with gguf-py's, 30 answers each with mlx-lm's
+	@scripts/setup.sh build model gguf-models reference
+	.mlx/reference/bin/python scripts/check_gguf.py
 
 clean: ## Remove what was built and fetched
 	rm -rf target .mlx .cargo/config.toml

@@ -223,12 +223,6 @@ def main():
     n_head = field(r, f"{arch}.attention.head_count"); n_kv = field(r, f"{arch}.attention.head_count_kv", n_head)
     w = weights(r, arch, n_head, n_kv, getattr(mx, a.dtype))
     tied = "lm_head.weight" not in w
-    if not tied:  # llama.cpp writes a tied head twice at two precisions: keep the better one, once
-        e, h = w["model.embed_tokens.weight"][:4096].astype(mx.float32), w["lm_head.weight"][:4096].astype(mx.float32)
-        rel = (mx.linalg.norm(e - h) / mx.linalg.norm(h)).item()
-        print(f"embedding against head: relative difference {rel:.4f}")
-        if rel < 0.15:
-            w["model.embed_tokens.weight"] = w.pop("lm_head.weight"); tied = True
     cfg = config(r, arch, a.dtype, tied)
     if a.extra_eos:
         cfg["eos_token_id"] = [cfg["eos_token_id"], *a.extra_eos]

