@@ -8,7 +8,7 @@ MODEL ?= .mlx/models/smollm2/SmolLM2-135M-Instruct.gguf
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench check-gguf clean
+.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench bench-llama-cpp check-gguf clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -51,6 +51,10 @@ fuzz-answers: setup ## Hold random conversations to each prompt by itself, for F
 bench: build ## Compare with mlx-lm on the same conversations (BENCH_ARGS: see benches/compare.py --help)
 	@scripts/setup.sh build model reference
 	python3 benches/compare.py --stock $(BENCH_ARGS)
+
+bench-llama-cpp: build ## Compare with llama.cpp's server (BENCH_ARGS as above; --gguf names another model)
+	@scripts/setup.sh model llama-cpp
+	python3 benches/compare.py --against llama.cpp $(BENCH_ARGS)
 
 check-gguf: build ## Compare published GGUF files: weights with gguf-py's, 30 answers each with mlx-lm's
 	@scripts/setup.sh build model gguf-models reference

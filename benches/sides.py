@@ -1,8 +1,9 @@
-"""The two programs that the benchmarks compare, each run in a process of its own and measured alike.
+"""The programs that the benchmarks compare, each run in a process of its own and measured alike.
 
 Owns the flags that name them, their input, starting a child, its wall time and peak memory, and
-turning what it reports into one dictionary with the same keys for both sides. Leaves what is compared,
-how often and against which bar to the benchmarks, and what mlx-lm's figures mean to mlx_lm_run.py.
+turning what it reports into one dictionary with the same keys for all sides. Leaves what is compared,
+how often and against which bar to the benchmarks, and what the others' figures mean to mlx_lm_run.py and
+llama_cpp_run.py.
 Standard library only.
 """
 
@@ -25,6 +26,13 @@ RSS_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 class SideError(Exception):
     """A side could not be run or its figures cannot be compared; the text says what to do."""
+
+
+# What another program than mlxbatch needs: flags that name files, and how to get these.
+NEEDED = {
+    "mlx-lm": [("python", "run scripts/setup.sh reference"), ("model_folder", "run scripts/setup.sh reference")],
+    "llama.cpp": [("llama_cpp", "run scripts/setup.sh llama-cpp"), ("gguf", "run scripts/setup.sh model")],
+}
 
 
 def parser_of(description):
@@ -64,11 +72,23 @@ def parse_for_mlxbatch(parser, why_alone):
     return options
 
 
+def add_llama_cpp_flags(parser):
+    """Adds the flags that say what llama.cpp is, and whether it is the other side."""
+    add = parser.add_argument
+    add("--against", default="mlx-lm", choices=list(NEEDED), help="the other side (default mlx-lm)")
+    add("--gguf", default=str(ROOT / ".mlx/models/smollm2/SmolLM2-135M-Instruct.gguf"),
+        help="model of both sides against llama.cpp")
+    add("--llama-cpp", default=str(ROOT / ".mlx/llama-cpp"), help="the folder that holds xllamacpp")
+
+
 def parse(parser, positive, needed):
     """Parses the command line; exits with a message where these flags are below 1, or where a file
     that the chosen sides need, or that `needed` names with a hint, does not exist."""
     options = parser.parse_args()
-    options.model = options.model or options.model_folder
+    other = getattr(options, "against", "mlx-lm")
+    if other != "mlx-lm" and options.only == "mlx-lm":
+        parser.error(f"--against {other} is not about mlx-lm: leave out --only mlx-lm")
+    options.model = options.model or (options.model_folder if other == "mlx-lm" else options.gguf)
     for name in positive:
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -76,7 +96,7 @@ def parse(parser, positive, needed):
     if options.only != "mlx-lm":
         needed.append(("mlxbatch", "run cargo build --release"))
     if options.only != "mlxbatch":
-        needed += [("python", "run scripts/setup.sh reference"), ("model_folder", "run scripts/setup.sh reference")]
+        needed += NEEDED[other]
     for name, hint in needed:
         if not pathlib.Path(getattr(options, name)).exists():
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} does not exist: {hint}")
@@ -178,6 +198,17 @@ def run_mlx_lm(options, data, max_tokens, openblas):
         **figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes,
         "openblas_kernels": environment.get("OPENBLAS_CORETYPE"),
     }
+
+
+def run_llama_cpp(options, data, max_tokens):
+    """The figures of llama.cpp's server on a JSONL file."""
+    command = [sys.executable, str(HERE / "llama_cpp_run.py"), str(data), "--gguf", options.gguf]
+    command += ["--max-tokens", str(max_tokens), "--batch-size", str(options.batch_size)]
+    environment = {**environment_with(None), "PYTHONPATH": options.llama_cpp}
+    out, seconds, peak_bytes = run_child(command, environment, "llama.cpp")
+    # What the library itself prints comes first.
+    figures = json.loads(out.splitlines()[-1])
+    return {**figures, "process_seconds": seconds, "peak_rss_bytes": peak_bytes}
 
 
 def run_mlxbatch(options, data, max_tokens, more_flags=()):

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Prepares a Linux machine to build mlxbatch: system packages, MLX, mlx-c, bindings, cargo config.
 #
-#   scripts/setup.sh [build|model|gguf-models|reference]...     (default: build)
+#   scripts/setup.sh [build|model|gguf-models|reference|llama-cpp]...     (default: build)
 #
 #   build        everything `cargo build` needs
 #   model        SmolLM2-135M-Instruct, the example model, into .mlx/models/
 #   gguf-models  gemma-3-270m and Qwen2.5-Coder-0.5B as published, into .mlx/models/: for checks only
 #   reference    mlx-lm in .mlx/reference/ and the model as it reads it: for benchmarks and checks only
+#   llama-cpp    llama.cpp's server as PyPI's xllamacpp: for benchmarks only
 #
 # Everything fetched or built lands under .mlx/; only .cargo/config.toml lies outside, since cargo
 # reads it there. Each step is skipped when its result is already there, so a second run takes
@@ -202,6 +203,10 @@ setup_gguf_models() {
     fetch_joined qwen2.5-coder-0.5b Qwen2.5-Coder-0.5B-Instruct-Q4_K_M.gguf
 }
 
+setup_llama_cpp() {
+    [ -d "$root/.mlx/llama-cpp/xllamacpp" ] || fetch_package scripts/requirements/llama-cpp.txt "$root/.mlx/llama-cpp"
+}
+
 # A Python environment with mlx-lm, and the example model as a float32 folder that both programs read.
 setup_reference() {
     local folder=$root/.mlx/reference model=$root/.mlx/models/smollm2-f32 python=${PYTHON:-python3}
@@ -243,6 +248,7 @@ for step in "${@:-build}"; do
     model) setup_model ;;
     gguf-models) setup_gguf_models ;;
     reference) setup_reference ;;
-    *) fail "unknown step $step" "use build, model, gguf-models or reference" ;;
+    llama-cpp) setup_llama_cpp ;;
+    *) fail "unknown step $step" "use build, model, gguf-models, reference or llama-cpp" ;;
     esac
 done
