@@ -8,7 +8,7 @@ MODEL ?= .mlx/models/smollm2/SmolLM2-135M-Instruct.gguf
 BENCH_ARGS ?=
 FUZZ_SECONDS ?= 60
 
-.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench bench-llama-cpp check-gguf clean
+.PHONY: help setup model build run test lint docs fuzz fuzz-answers bench bench-llama-cpp check-gguf gpu-check clean
 
 help: ## Show this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
@@ -59,6 +59,11 @@ bench-llama-cpp: build ## Compare with llama.cpp's server (BENCH_ARGS as above; 
 check-gguf: build ## Compare published GGUF files: weights with gguf-py's, 30 answers each with mlx-lm's
 	@scripts/setup.sh build model gguf-models reference
 	.mlx/reference/bin/python scripts/check_gguf.py
+
+# MLX_VARIANT says which: with cpu, the default, it only shows that the check itself works.
+gpu-check: build ## Try what a first hour with a GPU should: tests on it, then mlx-lm beside mlxbatch (MLX_VARIANT=cuda12)
+	@scripts/setup.sh build model reference
+	python3 benches/gpu_check.py --python .mlx/reference$(if $(filter-out cpu,$(MLX_VARIANT)),-$(MLX_VARIANT))/bin/python $(BENCH_ARGS)
 
 clean: ## Remove what was built and fetched
 	rm -rf target .mlx .cargo/config.toml

@@ -51,7 +51,6 @@ install_packages() {
 check_tools() {
     local missing=""
     command -v c++ >/dev/null 2>&1 || missing+=" g++"
-    command -v cmake >/dev/null 2>&1 || missing+=" cmake"
     command -v make >/dev/null 2>&1 || missing+=" make"
     command -v python3 >/dev/null 2>&1 || missing+=" python3"
     python3 -m pip --version >/dev/null 2>&1 || missing+=" python3-pip"
@@ -97,15 +96,15 @@ build_mlx_c() {
     say "compiling mlx-c (under a minute)"
     rm -rf "$out.part"
     mkdir -p "$out.part"
-    { cmake -S "$mlx_sys/src/mlx-c" -B "$out.part/cmake" -DCMAKE_BUILD_TYPE=Release \
-        -DMLX_C_USE_SYSTEM_MLX=ON -DMLX_C_BUILD_EXAMPLES=OFF -DMLX_DIR="$mlx/share/cmake/MLX" \
-        -DCMAKE_CXX_FLAGS="-I$mlx/include -include $root/scripts/mlx_c_linux.h" &&
-        cmake --build "$out.part/cmake" --parallel "$(nproc)"; } >"$root/.mlx/mlx-c.log" 2>&1 || {
+    # As its CMakeLists.txt does; CMake would have MLX's own files look for nvcc, and headers are enough.
+    { (cd "$out.part" && find "$mlx_sys/src/mlx-c/mlx/c" -maxdepth 1 -name '*.cpp' -print0 |
+        xargs -0 -n 1 -P "$(nproc)" c++ -c -std=c++20 -O3 -DNDEBUG -fPIC -I"$mlx_sys/src/mlx-c" -I"$mlx/include" \
+            -include "$root/scripts/mlx_c_linux.h") &&
+        ar rcs "$out.part/libmlxc.a" "$out.part"/*.o; } >"$root/.mlx/mlx-c.log" 2>&1 || {
         tail -n 20 "$root/.mlx/mlx-c.log" >&2
         fail "mlx-c did not compile" "the whole log is .mlx/mlx-c.log"
     }
-    mv "$out.part/cmake/libmlxc.a" "$out.part/"
-    rm -rf "$out.part/cmake"
+    rm "$out.part"/*.o
     say "generating bindings"
     MLX_SYS_DIR=$mlx_sys cargo run --quiet --manifest-path scripts/bindgen/Cargo.toml --locked \
         --target-dir "$root/target/bindgen" -- "$out.part/bindings.rs" >"$root/.mlx/bindgen.log" 2>&1 || {
@@ -117,11 +116,13 @@ build_mlx_c() {
 }
 
 write_cargo_config() {
-    local mlx=$1 out=$2 triple config
+    local mlx=$1 out=$2 triple config undefined=""
     triple=$(rustc -vV | sed -n 's/^host: //p')
     # Replaces mlx-sys's own build script, which cannot work here: it fetches MLX from a git host
     # and links Apple frameworks. OpenBLAS comes first among the executable's libraries, so that
     # the dynamic linker serves libmlx.so from it too instead of from the slow bundled BLAS.
+    # NVIDIA's driver need not be where the program is linked.
+    [ "$variant" = cpu ] || undefined=",--allow-shlib-undefined"
     config=$(
         cat <<TOML
 # Written by scripts/setup.sh for this machine; delete it to have it made anew.
@@ -131,7 +132,7 @@ rustc-link-lib = ["static=mlxc", "dylib=mlx", "dylib=stdc++"]
 rustc-env = { OUT_DIR = "$out" }
 
 [target.$triple]
-rustflags = ["-Clink-arg=-Wl,--no-as-needed,-lopenblas,--as-needed,-rpath,$mlx/lib"]
+rustflags = ["-Clink-arg=-Wl,--no-as-needed,-lopenblas,--as-needed,-rpath,$mlx/lib$undefined"]
 TOML
     )
     mkdir -p .cargo
@@ -145,6 +146,12 @@ setup_build() {
     local folder=$root/.mlx/mlx-$variant-$mlx_version
     local mlx=$folder/mlx out=$root/.mlx/mlx-c-$variant-$mlx_version
     [ -f "$mlx/lib/libmlx.so" ] || fetch_package "scripts/requirements/mlx-$variant.txt" "$folder"
+    # NVIDIA's libraries are found beside MLX's, as in a Python environment, unless the system has them.
+    [ "$variant" = cpu ] || [ -d "$folder/nvidia" ] || ldconfig -p 2>/dev/null | grep -q 'libcudnn\.so\.9' || {
+        fetch_package "scripts/requirements/nvidia-$variant.txt" "$folder.nvidia"
+        mv "$folder.nvidia/nvidia" "$folder/nvidia"
+        rm -rf "$folder.nvidia"
+    }
     if [ ! -f "$out/bindings.rs" ]; then
         # mlx-sys's sources, as cargo has unpacked them; the config must not be half there yet.
         local mlx_sys
@@ -207,9 +214,22 @@ setup_llama_cpp() {
     [ -d "$root/.mlx/llama-cpp/xllamacpp" ] || fetch_package scripts/requirements/llama-cpp.txt "$root/.mlx/llama-cpp"
 }
 
+# Puts MLX's CUDA library, and NVIDIA's beside it, into a Python environment in place of the one for CPUs.
+reference_computes_with_cuda() {
+    setup_build
+    local packages
+    packages=$(cd "$1" && echo lib/python*/site-packages)
+    cp "$root/.mlx/mlx-$variant-$mlx_version/mlx/lib/libmlx.so" "$1/$packages/mlx/lib/libmlx.so"
+    for beside in nvidia "mlx_${variant/cuda/cuda_}.libs"; do
+        [ ! -e "$root/.mlx/mlx-$variant-$mlx_version/$beside" ] ||
+            ln -sfn "$root/.mlx/mlx-$variant-$mlx_version/$beside" "$1/$packages/$beside"
+    done
+}
+
 # A Python environment with mlx-lm, and the example model as a float32 folder that both programs read.
 setup_reference() {
     local folder=$root/.mlx/reference model=$root/.mlx/models/smollm2-f32 python=${PYTHON:-python3}
+    [ "$variant" = cpu ] || folder+=-$variant
     local requirements=scripts/requirements/mlx-lm.txt
     # The copy of the requirements is written last, so an unfinished environment is made anew.
     if ! cmp -s "$requirements" "$folder/requirements.txt"; then
@@ -228,6 +248,7 @@ setup_reference() {
                 "check the network and run this again; the whole log is .mlx/reference.log" \
                 "a hash mismatch means the file is not the one this version was tested with: do not use it"
         }
+        [ "$variant" = cpu ] || reference_computes_with_cuda "$folder"
         cp "$requirements" "$folder/requirements.txt"
     fi
     if [ ! -f "$model/model.safetensors" ]; then
