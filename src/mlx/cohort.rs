@@ -172,19 +172,19 @@ impl Cohorts {
             }
             places.push(Place { from, leaves_slab: false });
         }
-        Self::even_out(rows, &mut places);
+        self.even_out(rows, &mut places);
         places
     }
 
     /// Has the rows that would widen the slab far beyond what the others need take less of it: what they see
     /// elsewhere does not stay there, and if that is not enough they see all their tokens in pieces.
-    fn even_out(rows: &[Row<'_>], places: &mut [Place]) {
+    fn even_out(&self, rows: &[Row<'_>], places: &mut [Place]) {
         let mut widths: Vec<usize> = rows
             .iter()
             .zip(&*places)
             .map(|(row, place)| row.num_in_slab.unwrap_or(row.num_tokens - place.from))
             .collect();
-        while !Costs::are_even(&widths) {
+        while !self.costs.are_even(&widths) {
             let Some(widest) = (0..rows.len()).max_by_key(|&index| widths[index]) else { return };
             let (row, place) = (&rows[widest], &mut places[widest]);
             let needed = row.num_tokens - place.from;

@@ -14,6 +14,8 @@ pub(super) struct Costs {
     ns_per_byte: f64,
     /// Tokens that pieces are joined up to, which then are there twice.
     max_joined_tokens: usize,
+    /// How many times its tokens' memory a slab may take: what a row sees apart costs a piece.
+    max_padding: f64,
 }
 
 impl Costs {
@@ -21,9 +23,13 @@ impl Costs {
         match device {
             // SmolLM2 on two cores decodes 16 rows on a prefix of 795 tokens at 101 tokens/s where they attend to
             // it together, at 80 where each does by itself; at 64 tokens it is all the same.
-            ComputeDevice::Cpu => Self { piece_ns: 1e4, ns_per_byte: 0.1, max_joined_tokens: 512 },
+            ComputeDevice::Cpu => {
+                Self { piece_ns: 1e4, ns_per_byte: 0.1, max_joined_tokens: 512, max_padding: 1.25 }
+            }
             // Seven launches of two microseconds, and 100 GB/s: what a small Mac has.
-            ComputeDevice::Gpu => Self { piece_ns: 1.4e4, ns_per_byte: 0.01, max_joined_tokens: usize::MAX },
+            ComputeDevice::Gpu => {
+                Self { piece_ns: 1.4e4, ns_per_byte: 0.01, max_joined_tokens: usize::MAX, max_padding: 2.0 }
+            }
         }
     }
 
@@ -41,9 +47,9 @@ impl Costs {
 
     /// Whether rows of these lengths may lie side by side: those that are shorter than the longest are padded,
     /// which takes memory and, on a GPU, time.
-    pub(super) fn are_even(lengths: &[usize]) -> bool {
+    pub(super) fn are_even(&self, lengths: &[usize]) -> bool {
         let num_tokens: usize = lengths.iter().sum();
         let num_padded = lengths.iter().max().map_or(0, |longest| longest * lengths.len());
-        num_padded <= 2 * num_tokens + 64 * lengths.len()
+        num_padded as f64 <= self.max_padding * num_tokens as f64 + (16 * lengths.len()) as f64
     }
 }

@@ -35,6 +35,11 @@ const VIEWS: [&str; 13] = [
 
 /// Launches of what is not computed yet, and how many arrays it begins with.
 fn launches(outputs: &[Array]) -> (usize, usize) {
+    let (by_name, num_sources) = launches_by_name(outputs);
+    (by_name.values().sum(), num_sources)
+}
+
+fn launches_by_name(outputs: &[Array]) -> (std::collections::BTreeMap<String, usize>, usize) {
     let graph = sys::graph_of(outputs);
     let mut names: HashMap<&str, &str> = HashMap::new();
     let mut num_inputs: HashMap<&str, usize> = HashMap::new();
@@ -48,13 +53,17 @@ fn launches(outputs: &[Array]) -> (usize, usize) {
             sources.insert(source);
         }
     }
-    let launches_of = |(node, name): (&&str, &&str)| match *name {
-        name if VIEWS.contains(&name) => 0,
-        "Concatenate" => num_inputs[node],
-        "Pad" => 2,
-        _ => 1,
-    };
-    (names.iter().map(launches_of).sum(), sources.len())
+    let mut by_name = std::collections::BTreeMap::new();
+    for (node, name) in names {
+        let num_launches = match name {
+            name if VIEWS.contains(&name) => 0,
+            "Concatenate" => num_inputs[node],
+            "Pad" => 2,
+            _ => 1,
+        };
+        *by_name.entry(name.to_owned()).or_default() += num_launches;
+    }
+    (by_name, sources.len())
 }
 
 /// Launches beyond one that each of MLX's fused operations falls back on here: of a norm, a rotation and an
@@ -157,7 +166,9 @@ impl Steps {
             .collect();
         let (asked, _) = self.runner.build_pass(&groups).unwrap();
         let outputs: Vec<Array> = asked.arrays().cloned().collect();
-        let (num_launches, num_sources) = launches(&outputs);
+        let (by_name, num_sources) = launches_by_name(&outputs);
+        let num_launches: usize = by_name.values().sum();
+        println!("{by_name:?}");
         let (norm, rope, attention) = fallbacks();
         let rows = self.runner.live.decode_rows();
         let is_fused = rows.pieces == 0;
