@@ -70,7 +70,8 @@ impl Asked {
             asked.choose(decoder, &choices, &choice_rows, hidden, tokens)?;
         }
         if !scored.is_empty() {
-            asked.score(decoder, &scored, hidden)?;
+            let max_rows = (MAX_SCORED_LOGITS / decoder.spec.vocab_size.max(1)).max(1);
+            asked.score(decoder, &scored, hidden, max_rows)?;
         }
         Ok(asked)
     }
@@ -110,14 +111,19 @@ impl Asked {
         Ok(())
     }
 
-    /// Scores tokens after the last rows of groups, so many rows at a time as may be held at once.
-    fn score(&mut self, decoder: &Decoder, scored: &[(usize, &Scoring)], hidden: &Array) -> Result<()> {
+    /// Scores tokens after the last rows of groups, so many rows at a time.
+    fn score(
+        &mut self,
+        decoder: &Decoder,
+        scored: &[(usize, &Scoring)],
+        hidden: &Array,
+        max_rows: usize,
+    ) -> Result<()> {
         let rows: Vec<i32> = scored.iter().flat_map(|(row, scoring)| rows_of(*row, scoring)).collect();
         let targets: Vec<u32> = scored.iter().flat_map(|(_, scoring)| &scoring.targets).copied().collect();
         let num_top = scored.iter().map(|(_, scoring)| scoring.num_top).max().unwrap_or_default();
-        let num_rows = (MAX_SCORED_LOGITS / decoder.spec.vocab_size.max(1)).max(1);
-        let is_in_parts = rows.len() > num_rows;
-        for (rows, targets) in rows.chunks(num_rows).zip(targets.chunks(num_rows)) {
+        let is_in_parts = rows.len() > max_rows;
+        for (rows, targets) in rows.chunks(max_rows).zip(targets.chunks(max_rows)) {
             let targets = Array::from_slice(targets, &[targets.len() as i32]);
             let logits = decoder.logits(hidden, rows)?;
             let reports = Reports::new(decoder.device(), &logits, &targets, num_top as usize)?;
@@ -182,5 +188,60 @@ fn num_inputs(group: &Group) -> usize {
     match &group.input {
         Input::Prompt(tokens) => tokens.len(),
         Input::Last(_) | Input::Sampled => 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::mlx::{ComputeDevice, ComputeDtype, LoadedModel, WeightSource};
+    use crate::models::read_config;
+
+    fn decoder(device: ComputeDevice) -> Decoder {
+        let folder = Path::new("fixtures/tiny-llama");
+        let spec = read_config(&folder.join("config.json")).unwrap();
+        let weights = WeightSource::Safetensors(vec![folder.join("model.safetensors")]);
+        LoadedModel::load(&spec, &weights, device, ComputeDtype::Float32).unwrap().into_decoder()
+    }
+
+    /// What is held at once is bounded, so a long prompt's scores come in parts, cut anywhere.
+    #[test]
+    fn scores_are_the_same_in_however_many_parts() {
+        for device in ComputeDevice::KINDS {
+            let decoder = decoder(device);
+            let width = decoder.spec.hidden_size as i32;
+            let hidden: Vec<f32> = (0..40 * width).map(|index| (index as f32 * 0.37).sin()).collect();
+            let hidden = Array::from_slice(&hidden, &[40, width]);
+            let scoring = |targets: &[u32], num_top| Scoring { targets: targets.to_vec(), num_top };
+            let (short, long) = (scoring(&[7, 300], 0), scoring(&[1, 2, 3, 4, 5, 6, 7, 8, 9], 3));
+            let scores_of = |max_rows: usize| {
+                let groups = [(2, 0), (9, 3)];
+                let groups = groups.map(|(num_tokens, num_top)| OfGroup::Scores { num_tokens, num_top });
+                let mut asked =
+                    Asked { groups: groups.to_vec(), chosen: None, reports: None, scores: Vec::new() };
+                asked.score(&decoder, &[(30, &short), (12, &long)], &hidden, max_rows).unwrap();
+                assert_eq!(asked.scores.len(), 11_usize.div_ceil(max_rows));
+                let scores = |outcome| match outcome {
+                    Outcome::Scores(reports) => reports,
+                    _ => panic!("{outcome:?}"),
+                };
+                asked.read().unwrap().into_iter().map(scores).collect::<Vec<_>>()
+            };
+            let whole = scores_of(11);
+            assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [2, 9]);
+            assert!(whole[0].iter().all(|report| report.top.is_empty()));
+            for max_rows in [1, 2, 5, 10] {
+                for (found, expected) in scores_of(max_rows).iter().flatten().zip(whole.iter().flatten()) {
+                    assert_eq!((found.token, found.rank), (expected.token, expected.rank), "{max_rows}");
+                    assert!((found.log_probability - expected.log_probability).abs() < 1e-5);
+                    let tokens = |report: &TokenReport| -> Vec<u32> {
+                        report.top.iter().map(|(token, _)| *token).collect()
+                    };
+                    assert_eq!(tokens(found), tokens(expected));
+                }
+            }
+        }
     }
 }
