@@ -122,9 +122,9 @@ fn a_row_with_much_more_to_itself_than_the_others_stays_out_of_the_slab() {
 fn rows_that_hold_a_copy_see_the_segment_together_once_others_come() {
     let mut store = SegmentStore::default();
     let long = segment(&mut store, 0, 900);
-    let given: Vec<Given> = (0..3).map(|_| (vec![Rc::clone(&long)], 10)).collect();
+    let given: Vec<Given> = (0..5).map(|_| (vec![Rc::clone(&long)], 10)).collect();
     let cohorts = Cohorts::new(Costs::of(ComputeDevice::Cpu), u64::MAX);
-    let rows = |in_slab: [Option<usize>; 3]| -> Vec<Row<'_>> {
+    let rows = |in_slab: [Option<usize>; 5]| -> Vec<Row<'_>> {
         in_slab
             .iter()
             .zip(&given)
@@ -133,10 +133,12 @@ fn rows_that_hold_a_copy_see_the_segment_together_once_others_come() {
             .collect()
     };
     let place = |leaves_slab| Place { from: 900, leaves_slab };
-    assert_eq!(cohorts.places(&rows([Some(910), Some(910), None])), vec![place(false); 3]);
+    let copies = rows([Some(910), Some(910), Some(910), Some(910), None]);
+    assert_eq!(cohorts.places(&copies), vec![place(false); 5]);
     // A single copy among rows that have none only takes room.
-    let held = rows([Some(910), Some(10), None]);
-    assert_eq!(cohorts.places(&held), [place(true), place(false), place(false)]);
+    let held = rows([Some(910), Some(10), None, Some(10), None]);
+    let leaves = cohorts.places(&held).iter().map(|place| place.leaves_slab).collect::<Vec<_>>();
+    assert_eq!(leaves, [true, false, false, false, false]);
     // The others have left: each sees what it has.
     let alone = |index: usize| cohorts.places(&held[index..=index])[0].from;
     assert_eq!([alone(0), alone(1), alone(2)], [0, 900, 0]);

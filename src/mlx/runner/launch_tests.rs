@@ -35,35 +35,27 @@ const VIEWS: [&str; 13] = [
 
 /// Launches of what is not computed yet, and how many arrays it begins with.
 fn launches(outputs: &[Array]) -> (usize, usize) {
-    let (by_name, num_sources) = launches_by_name(outputs);
-    (by_name.values().sum(), num_sources)
-}
-
-fn launches_by_name(outputs: &[Array]) -> (std::collections::BTreeMap<String, usize>, usize) {
     let graph = sys::graph_of(outputs);
     let mut names: HashMap<&str, &str> = HashMap::new();
     let mut num_inputs: HashMap<&str, usize> = HashMap::new();
     let mut sources = HashSet::new();
     for line in graph.lines() {
         if let Some((node, rest)) = line.trim_start_matches("{ ").split_once(" [label =\"") {
-            names.insert(node, rest.split('"').next().unwrap_or_default());
+            // Some are told with the type that they view as.
+            names.insert(node, rest.split(['"', ' ']).next().unwrap_or_default());
         } else if let Some((_, node)) = line.split_once("\" -> ") {
             *num_inputs.entry(node).or_default() += 1;
         } else if let Some(source) = line.strip_prefix("{ rank=source; ") {
             sources.insert(source);
         }
     }
-    let mut by_name = std::collections::BTreeMap::new();
-    for (node, name) in names {
-        let num_launches = match name {
-            name if VIEWS.contains(&name) => 0,
-            "Concatenate" => num_inputs[node],
-            "Pad" => 2,
-            _ => 1,
-        };
-        *by_name.entry(name.to_owned()).or_default() += num_launches;
-    }
-    (by_name, sources.len())
+    let launches_of = |(node, name): (&&str, &&str)| match *name {
+        name if VIEWS.contains(&name) => 0,
+        "Concatenate" => num_inputs[node],
+        "Pad" => 2,
+        _ => 1,
+    };
+    (names.iter().map(launches_of).sum(), sources.len())
 }
 
 /// Launches beyond one that each of MLX's fused operations falls back on here: of a norm, a rotation and an
@@ -166,9 +158,7 @@ impl Steps {
             .collect();
         let (asked, _) = self.runner.build_pass(&groups).unwrap();
         let outputs: Vec<Array> = asked.arrays().cloned().collect();
-        let (by_name, num_sources) = launches_by_name(&outputs);
-        let num_launches: usize = by_name.values().sum();
-        println!("{by_name:?}");
+        let (num_launches, num_sources) = launches(&outputs);
         let (norm, rope, attention) = fallbacks();
         let rows = self.runner.live.decode_rows();
         let is_fused = rows.pieces == 0;
@@ -197,7 +187,8 @@ impl Steps {
 }
 
 fn sampling(temperature: f32, top_k: u32) -> SamplingParams {
-    SamplingParams { temperature, top_p: if top_k % 2 == 1 { 0.9 } else { 1.0 }, top_k, min_p: 0.0, key: 7 }
+    let top_p = if top_k % 2 == 1 { 0.9 } else { 1.0 };
+    SamplingParams { temperature, top_p, top_k, min_p: 0.01 * top_k as f32, key: 7 }
 }
 
 #[test]
