@@ -60,16 +60,16 @@ fn launches(outputs: &[Array]) -> (usize, usize) {
 
 /// Launches beyond one that each of MLX's fused operations falls back on here: of a norm, a rotation and an
 /// attention without and with a mask.
-fn fallbacks() -> (usize, usize, [usize; 2]) {
-    let array = |shape: &[i32]| mlx_rs::ops::zeros::<f32>(shape).unwrap();
+fn fallbacks(dtype: mlx_rs::Dtype) -> (usize, usize, [usize; 2]) {
     let computed = |shape: &[i32]| {
-        let array = array(shape);
+        let array = ops::zeros_dtype(shape, dtype).unwrap();
         array.eval().unwrap();
         array
     };
     let beyond_one = |array: Array| launches(&[array]).0 - 1;
     let norm = fast::rms_norm(computed(&[3, 16]), Some(&computed(&[16])), 1e-5).unwrap();
-    let (frequencies, positions) = (computed(&[8]), Array::from_slice(&[1, 2, 3], &[3]));
+    let (frequencies, positions) =
+        (Array::from_slice(&[1.0_f32; 8], &[8]), Array::from_slice(&[1, 2, 3], &[3]));
     let rope = fast::rope_dynamic(computed(&[3, 2, 1, 16]), 16, false, None, 1.0, &positions, &frequencies);
     let attention = |mask: Option<&Array>| {
         let mask = mask.map(fast::ScaledDotProductAttentionMask::Array);
@@ -159,7 +159,7 @@ impl Steps {
         let (asked, _) = self.runner.build_pass(&groups).unwrap();
         let outputs: Vec<Array> = asked.arrays().cloned().collect();
         let (num_launches, num_sources) = launches(&outputs);
-        let (norm, rope, attention) = fallbacks();
+        let (norm, rope, attention) = fallbacks(self.runner.decoder.precision.dtype.mlx());
         let rows = self.runner.live.decode_rows();
         let is_fused = rows.pieces == 0;
         let attention = if is_fused { attention[usize::from(rows.is_masked)] } else { 0 };
