@@ -16,6 +16,8 @@
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
+use mlx_rs::Dtype;
+
 use super::{
     costs::Costs,
     error::{MlxError, Result},
@@ -217,7 +219,7 @@ impl Cohorts {
         let known: HashMap<&[SegmentId], &Piece> = self
             .pieces
             .iter()
-            .filter(|piece| piece.ids.len() > 1)
+            .filter(|piece| !piece.ids.is_empty())
             .map(|piece| (piece.ids.as_slice(), piece))
             .collect();
         let mut formed = Self::new(self.costs, self.max_copied_bytes);
@@ -231,7 +233,8 @@ impl Cohorts {
                     continue;
                 }
                 for segments in self.joined_runs(run, &mut num_copied_bytes) {
-                    formed.pieces.push(Piece::new(segments, around(&run[0]), &known)?);
+                    let is_widened = self.is_widened(segments, &mut num_copied_bytes);
+                    formed.pieces.push(Piece::new(segments, around(&run[0]), is_widened, &known)?);
                 }
             }
             if place.from > row.path_end() {
@@ -277,6 +280,21 @@ impl Cohorts {
         pieces
     }
 
+    /// Whether a piece of 16 bits is held in float32 too, as far as the copies are within the limit.
+    fn is_widened(&self, segments: &[Rc<Segment>], num_copied_bytes: &mut u64) -> bool {
+        let is_wide = |kv: &LayerKv| kv.keys.dtype() == Dtype::Float32;
+        if !self.costs.are_widened() || segments[0].layers.iter().all(is_wide) {
+            return false;
+        }
+        let num_bytes: u64 = segments.iter().map(|segment| 2 * segment.num_bytes()).sum();
+        let with_it = num_copied_bytes.saturating_add(num_bytes);
+        let fits = with_it <= self.max_copied_bytes;
+        if fits {
+            *num_copied_bytes = with_it;
+        }
+        fits
+    }
+
     /// Holds the division to what it is for: the pieces of a row and its part of the slab are exactly its
     /// tokens.
     fn check(&self, order: &[(&Row<'_>, &Place)]) -> Result<()> {
@@ -303,10 +321,11 @@ impl Cohorts {
 }
 
 impl Piece {
-    /// Neighbouring segments, at least one, as rows see them; a single one is not copied.
+    /// Neighbouring segments, at least one, as rows see them; a single one that is not widened is not copied.
     fn new(
         segments: &[Rc<Segment>],
         rows: Range<usize>,
+        is_widened: bool,
         known: &HashMap<&[SegmentId], &Self>,
     ) -> Result<Self> {
         let ids: Vec<SegmentId> = segments.iter().map(|segment| segment.id).collect();
@@ -315,8 +334,10 @@ impl Piece {
         let layers = match known.get(ids.as_slice()) {
             Some(piece) => Rc::clone(&piece.layers),
             None => {
-                let joined =
-                    |layer: usize| LayerKv::joined(segments.iter().map(|segment| &segment.layers[layer]));
+                let joined = |layer: usize| {
+                    let kv = LayerKv::joined(segments.iter().map(|segment| &segment.layers[layer]))?;
+                    if is_widened { kv.widened() } else { Ok(kv) }
+                };
                 Rc::new((0..segments[0].layers.len()).map(joined).collect::<Result<Vec<_>>>()?)
             }
         };

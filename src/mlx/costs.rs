@@ -16,6 +16,8 @@ pub(super) struct Costs {
     max_joined_tokens: usize,
     /// How many times its tokens' memory a slab may take: what a row sees apart costs a piece.
     max_padding: f64,
+    /// Whether pieces are attended to in float32 whatever they are stored in.
+    widens_pieces: bool,
 }
 
 impl Costs {
@@ -23,13 +25,21 @@ impl Costs {
         match device {
             // SmolLM2 on two cores decodes 16 rows on a prefix of 795 tokens at 101 tokens/s where they attend to
             // it together, at 80 where each does by itself; at 64 tokens it is all the same.
-            ComputeDevice::Cpu => {
-                Self { piece_ns: 1e4, ns_per_byte: 0.1, max_joined_tokens: 512, max_padding: 1.25 }
-            }
+            ComputeDevice::Cpu => Self {
+                piece_ns: 1e4,
+                ns_per_byte: 0.1,
+                max_joined_tokens: 512,
+                max_padding: 1.25,
+                widens_pieces: false,
+            },
             // Seven launches of two microseconds, and 100 GB/s: what a small Mac has.
-            ComputeDevice::Gpu => {
-                Self { piece_ns: 1.4e4, ns_per_byte: 0.01, max_joined_tokens: usize::MAX, max_padding: 2.0 }
-            }
+            ComputeDevice::Gpu => Self {
+                piece_ns: 1.4e4,
+                ns_per_byte: 0.01,
+                max_joined_tokens: usize::MAX,
+                max_padding: 2.0,
+                widens_pieces: true,
+            },
         }
     }
 
@@ -38,6 +48,12 @@ impl Costs {
     pub(super) fn are_shared(&self, num_rows: usize, num_tokens: usize, token_bytes: f64) -> bool {
         let num_spared = num_rows.saturating_sub(1) as f64 * num_tokens as f64;
         num_rows > 1 && num_spared * token_bytes * self.ns_per_byte >= self.piece_ns
+    }
+
+    /// Whether a piece is kept in float32 for as long as rows see it: to widen it at each step would read and write
+    /// it several times.
+    pub(super) fn are_widened(&self) -> bool {
+        self.widens_pieces
     }
 
     /// Whether neighbouring pieces become one of so many tokens, for all rows that see both.

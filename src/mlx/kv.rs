@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use mlx_rs::{Array, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::{arrays::compact, error::Result, sys};
 
@@ -102,6 +102,12 @@ impl LayerKv {
     /// A copy that holds no more memory than its own tokens.
     pub(super) fn compact(&self) -> Result<Self> {
         Ok(Self { first: self.first, keys: compact(&self.keys)?, values: compact(&self.values)? })
+    }
+
+    /// The same numbers in float32.
+    pub(super) fn widened(&self) -> Result<Self> {
+        let widened = |plane: &Array| plane.as_dtype(Dtype::Float32);
+        Ok(Self { first: self.first, keys: widened(&self.keys)?, values: widened(&self.values)? })
     }
 
     /// Bytes of keys and values.

@@ -264,3 +264,15 @@ fn sampled_rows_and_sixteen_bits_cost_a_step_a_few_launches() {
         assert!(one <= greedy + 20, "{dtype:?}: {greedy} greedy, {one} with one row sampled");
     }
 }
+
+/// The shared piece was read as 16 bits and widened at every step.
+#[test]
+fn a_shared_prefix_of_sixteen_bits_is_widened_once() {
+    let mut steps = Steps::in_dtype(ComputeDtype::Bfloat16);
+    steps.store_prefix(&[900]);
+    (0..32).for_each(|_| steps.add(100));
+    let num_launches = steps.steady();
+    println!("32 rows of 16 bits on a segment: {num_launches}");
+    // Queries, the slab's keys and values, and what comes of them change their type.
+    assert!(num_launches <= REFERENCE + (8 + 4) * NUM_LAYERS, "{num_launches}");
+}
