@@ -529,10 +529,7 @@ fn after(own: &[LayerKv], rest: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
     if own.is_empty() {
         return Ok(rest);
     }
-    let joined = |(own, rest): (&LayerKv, LayerKv)| {
-        LayerKv::after(Some(own), own.first, vec![rest.keys], vec![rest.values])
-    };
-    own.iter().zip(rest).map(joined).collect()
+    own.iter().zip(&rest).map(|(own, rest)| LayerKv::joined([own, rest].into_iter())).collect()
 }
 
 /// Sets the entry of a layer; layers come in order.

@@ -107,24 +107,13 @@ fn array_from(
 ///
 /// Bounds are clipped by MLX as in NumPy.
 pub(super) fn slice_axis(array: &Array, axis: usize, start: usize, stop: usize) -> Result<Array, Exception> {
-    let AxisRange { starts, stops, strides } = AxisRange::new(array, axis, start, stop)?;
-    let stream = Stream::thread_local_or_default();
-    array_from("slice", |result| {
-        // SAFETY: all pointers are valid for their lengths during the call.
-        unsafe {
-            mlx_sys::mlx_slice(
-                result,
-                array.as_ptr(),
-                starts.as_ptr(),
-                starts.len(),
-                stops.as_ptr(),
-                stops.len(),
-                strides.as_ptr(),
-                strides.len(),
-                stream.as_ptr(),
-            )
-        }
-    })
+    let shape = array.shape();
+    if axis >= shape.len() {
+        return Err(Exception::custom(format!("no axis {axis} in an array of {} axes", shape.len())));
+    }
+    let (mut starts, mut stops) = (vec![0; shape.len()], shape.to_vec());
+    (starts[axis], stops[axis]) = (start as i32, stop as i32);
+    slice(array, &starts, &stops, &vec![1; shape.len()])
 }
 
 /// The same elements in the opposite order along the last axis, without a copy.
@@ -136,6 +125,11 @@ pub(super) fn reversed_last_axis(array: &Array) -> Result<Array, Exception> {
     let (mut starts, mut stops, mut strides) = (vec![0; shape.len()], shape.to_vec(), vec![1; shape.len()]);
     // Before the first element, as in NumPy where the end is left out.
     (starts[last], stops[last], strides[last]) = (shape[last] - 1, -shape[last] - 1, -1);
+    slice(array, &starts, &stops, &strides)
+}
+
+/// Elements from `starts` to `stops` in steps of `strides`, one of each for every axis, without a copy.
+fn slice(array: &Array, starts: &[i32], stops: &[i32], strides: &[i32]) -> Result<Array, Exception> {
     let stream = Stream::thread_local_or_default();
     array_from("slice", |result| {
         // SAFETY: all pointers are valid for their lengths during the call.
@@ -186,28 +180,6 @@ pub(super) fn set_at(array: Array, starts: &[usize], update: &Array) -> Result<A
             )
         }
     })
-}
-
-/// A range along one axis, and all of the others.
-struct AxisRange {
-    starts: Vec<i32>,
-    stops: Vec<i32>,
-    strides: Vec<i32>,
-}
-
-impl AxisRange {
-    fn new(array: &Array, axis: usize, start: usize, stop: usize) -> Result<Self, Exception> {
-        let shape = array.shape();
-        let mut starts = vec![0; shape.len()];
-        let mut stops = shape.to_vec();
-        let strides = vec![1; shape.len()];
-        if axis >= shape.len() {
-            return Err(Exception::custom(format!("no axis {axis} in an array of {} axes", shape.len())));
-        }
-        starts[axis] = start as i32;
-        stops[axis] = stop as i32;
-        Ok(Self { starts, stops, strides })
-    }
 }
 
 /// Arrays of float32 after `change` has been at their numbers, in row-major order; nothing is copied where
