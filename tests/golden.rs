@@ -17,7 +17,7 @@ use mlxbatch::{
     mlx::ComputeDevice,
 };
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 22] = [
     "tiny-llama",
     "tiny-llama-sharded",
     "tiny-llama-rope3",
@@ -30,6 +30,16 @@ const MODELS: [&str; 12] = [
     "tiny-gemma3",
     "tiny-lfm2",
     "tiny-qwen3_5",
+    "tiny-qwen3_moe",
+    "tiny-qwen3_moe-4bit",
+    "tiny-qwen3_5_moe",
+    "tiny-mixtral",
+    "tiny-qwen2_moe",
+    "tiny-lfm2_moe",
+    "tiny-glm4_moe",
+    "tiny-olmoe",
+    "tiny-ernie4_5_moe",
+    "tiny-granitemoe",
 ];
 
 #[derive(Debug, Clone, Copy)]

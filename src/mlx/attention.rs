@@ -11,6 +11,7 @@ mod decode;
 mod partial;
 mod run;
 mod shared;
+mod sinks;
 mod strips;
 
 use std::{cell::RefCell, collections::HashMap, ops::Range};
@@ -29,6 +30,7 @@ use crate::models::AttentionSpec;
 pub(super) use chunk::ChunkKv;
 pub(super) use decode::{DecodeKv, PieceKv, SlabKv};
 pub(super) use run::RunKv;
+pub(super) use sinks::Sinks;
 
 use partial::Partial;
 
@@ -36,6 +38,7 @@ use partial::Partial;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention<'a> {
     pub spec: &'a AttentionSpec,
+    pub sinks: Option<&'a Sinks>,
     pub ops: &'a Ops,
     pub device: ComputeDevice,
     pub masks: &'a MaskCache,
@@ -73,6 +76,11 @@ pub(super) struct PassKv {
 }
 
 impl Attention<'_> {
+    /// The sinks for MLX's fused kernel, which wants them in the queries' type.
+    fn sinks_of(&self, queries: &Array) -> Result<Option<Array>> {
+        self.sinks.map(|sinks| Ok(sinks.by_head.as_dtype(queries.dtype())?)).transpose()
+    }
+
     fn num_groups(&self) -> i32 {
         (self.spec.num_heads / self.spec.num_kv_heads) as i32
     }

@@ -1,4 +1,4 @@
-//! One block of the decoder: a mixer and a gated MLP, each normed and added to its input.
+//! One block of the decoder: a mixer, and an MLP or experts, each normed and added to its input.
 //!
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention` and `recurrent`; all else works on each packed row by itself.
@@ -8,33 +8,48 @@ use mlx_rs::Array;
 use super::{
     arrays::{concatenated, rows_of},
     block_pass::BlockPass,
+    device::ComputeDevice,
     error::Result,
-    linear::Linear,
     loader::Loader,
+    mlp::Mlp,
+    moe::Moe,
     norm::{Norm, normed_by},
     ops::Ops,
     recurrent::RecurrentMixer,
     self_attention::{AttentionPlace, SelfAttention},
     states::RecurrentState,
 };
-use crate::models::{Activation, AttentionSpec, LayerSpec, MixerSpec, RopeSpec};
+use crate::models::{AttentionSpec, KeyValueSource, LayerSpec, MixerSpec, MlpSpec, RopeSpec};
 
 /// What is shared between blocks while they load, and how many of each kind there are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Places {
     pub ropes: Vec<RopeSpec>,
-    num_attention: usize,
+    device: ComputeDevice,
+    num_with_kv: usize,
     num_recurrent: usize,
 }
 
 impl Places {
+    pub(super) fn new(device: ComputeDevice) -> Self {
+        Self { ropes: Vec::new(), device, num_with_kv: 0, num_recurrent: 0 }
+    }
+
     fn attention(&mut self, spec: &AttentionSpec) -> AttentionPlace {
-        let rope = self.ropes.iter().position(|known| *known == spec.rope).unwrap_or_else(|| {
-            self.ropes.push(spec.rope.clone());
-            self.ropes.len() - 1
+        let rope = spec.rope.as_ref().map(|rope| {
+            self.ropes.iter().position(|known| known == rope).unwrap_or_else(|| {
+                self.ropes.push(rope.clone());
+                self.ropes.len() - 1
+            })
         });
-        self.num_attention += 1;
-        AttentionPlace { kv_index: self.num_attention - 1, rope }
+        let kv_index = match spec.kv {
+            KeyValueSource::Layer(index) => index,
+            _ => {
+                self.num_with_kv += 1;
+                self.num_with_kv - 1
+            }
+        };
+        AttentionPlace { kv_index, rope }
     }
 
     fn recurrent(&mut self) -> usize {
@@ -45,12 +60,13 @@ impl Places {
 
 #[derive(Debug)]
 pub(super) struct Block {
-    mixer_norm: Norm,
+    mixer_norm: Option<Norm>,
     mixer: Mixer,
     mixer_post_norm: Option<Norm>,
-    mlp_norm: Norm,
-    mlp: Mlp,
+    mlp_norm: Option<Norm>,
+    rest: Rest,
     mlp_post_norm: Option<Norm>,
+    residual_scale: Option<Array>,
 }
 
 #[derive(Debug)]
@@ -63,12 +79,11 @@ enum Mixer {
     },
 }
 
+/// What follows the mixer.
 #[derive(Debug)]
-struct Mlp {
-    activation: Activation,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+enum Rest {
+    Dense(Mlp),
+    Moe(Box<Moe>),
 }
 
 impl Block {
@@ -83,30 +98,38 @@ impl Block {
         let names = loader.spec.names.block;
         let block_path = format!("model.layers.{index}");
         let path = |name: &str| format!("{block_path}.{name}");
-        let post_norm = |loader: &mut Loader<'_>, name: Option<&str>| {
+        let norm = |loader: &mut Loader<'_>, name: Option<&str>| {
             name.map(|name| loader.norm(&path(name), hidden)).transpose()
         };
         Ok(Self {
-            mixer_norm: loader.norm(&path(names.mixer_norm), hidden)?,
+            mixer_norm: norm(loader, names.mixer_norm)?,
             mixer: match &layer.mixer {
                 MixerSpec::Attention(spec) => {
                     let place = places.attention(spec);
-                    Mixer::Attention(Box::new(SelfAttention::load(loader, &block_path, spec, place)?))
+                    let mut later = loader.spec.layers[index + 1..].iter().filter_map(LayerSpec::attention);
+                    let is_shared = later.any(|later| later.kv == KeyValueSource::Layer(place.kv_index));
+                    let attention = SelfAttention::load(loader, &block_path, spec, place, is_shared)?;
+                    Mixer::Attention(Box::new(attention))
                 }
                 MixerSpec::Recurrent(spec) => Mixer::Recurrent {
                     mixer: RecurrentMixer::load(loader, &block_path, spec)?,
                     state_index: places.recurrent(),
                 },
             },
-            mixer_post_norm: post_norm(loader, names.mixer_post_norm)?,
-            mlp_norm: loader.norm(&path(names.mlp_norm), hidden)?,
-            mlp: Mlp {
-                activation: layer.activation,
-                gate: loader.linear(&path(names.gate), layer.intermediate_size, hidden, layer.mlp_bias)?,
-                up: loader.linear(&path(names.up), layer.intermediate_size, hidden, layer.mlp_bias)?,
-                down: loader.linear(&path(names.down), hidden, layer.intermediate_size, layer.mlp_bias)?,
+            mixer_post_norm: norm(loader, names.mixer_post_norm)?,
+            mlp_norm: norm(loader, names.mlp_norm)?,
+            rest: match &layer.mlp {
+                MlpSpec::Dense(spec) => Rest::Dense(Mlp::load(loader, &block_path, names.mlp, *spec)?),
+                MlpSpec::Moe(spec) => {
+                    Rest::Moe(Box::new(Moe::load(loader, &block_path, &names.moe, spec, places.device)?))
+                }
+                MlpSpec::DenseAndMoe(..) => todo!(),
             },
-            mlp_post_norm: post_norm(loader, names.mlp_post_norm)?,
+            mlp_post_norm: norm(loader, names.mlp_post_norm)?,
+            residual_scale: match layer.residual_scale {
+                1.0 => None,
+                scale => Some(Array::from_f32(scale).as_dtype(loader.precision.dtype.mlx())?),
+            },
         })
     }
 
@@ -123,7 +146,10 @@ impl Block {
     /// Row by row as far as can be, so that what one row block needs meanwhile is gone before the next
     /// is begun: of all rows there are only the hidden states, the normed ones and the KV.
     pub(super) fn forward(&self, hidden: &mut [Array], pass: &mut BlockPass<'_>) -> Result<()> {
-        let normed = hidden.iter().map(|rows| self.mixer_norm.forward(rows)).collect::<Result<Vec<_>>>()?;
+        let normed = hidden
+            .iter()
+            .map(|rows| normed_by(self.mixer_norm.as_ref(), rows.clone()))
+            .collect::<Result<Vec<_>>>()?;
         match &self.mixer {
             Mixer::Attention(attention) => {
                 let kv = attention.append(&normed, pass)?;
@@ -147,15 +173,22 @@ impl Block {
 
     /// What follows the mixer: its rows added to its input, and the MLP.
     fn finish(&self, hidden: &Array, mixed: Array, ops: &Ops) -> Result<Array> {
-        let hidden = hidden.add(normed_by(self.mixer_post_norm.as_ref(), mixed)?)?;
-        let update = self.mlp.forward(&self.mlp_norm.forward(&hidden)?, ops)?;
-        Ok(hidden.add(normed_by(self.mlp_post_norm.as_ref(), update)?)?)
+        let mixed = normed_by(self.mixer_post_norm.as_ref(), mixed)?;
+        let hidden = hidden.add(self.scaled(mixed)?)?;
+        let normed = normed_by(self.mlp_norm.as_ref(), hidden.clone())?;
+        let update = match &self.rest {
+            Rest::Dense(mlp) => mlp.forward(&normed, ops)?,
+            Rest::Moe(moe) => moe.forward(&normed, ops)?,
+        };
+        let update = normed_by(self.mlp_post_norm.as_ref(), update)?;
+        Ok(hidden.add(self.scaled(update)?)?)
     }
-}
 
-impl Mlp {
-    fn forward(&self, normed: &Array, ops: &Ops) -> Result<Array> {
-        let gated = ops.gated(self.activation, self.gate.forward(normed)?, self.up.forward(normed)?)?;
-        self.down.forward(&gated)
+    /// What is added to the input of a half of the block.
+    fn scaled(&self, update: Array) -> Result<Array> {
+        match &self.residual_scale {
+            Some(scale) => Ok(update.multiply(scale)?),
+            None => Ok(update),
+        }
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Owns no arithmetic but the rotation's call.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range, rc::Rc};
 
 use mlx_rs::Array;
 
 use super::{
+    attention::PassKv,
     device::ComputeDevice,
     error::Result,
     live::{LiveKv, LivePass},
@@ -26,6 +27,10 @@ pub(super) struct BlockPass<'a> {
     pub row_blocks: Vec<Range<usize>>,
     /// The model's distinct rotations, prepared for the positions of each row block.
     pub rotations: Vec<(&'a Rope, Vec<RopeTable>)>,
+    /// The position of each packed row.
+    pub positions: &'a [i32],
+    /// KV of layers that later ones use too, by the index of the layer that keeps it.
+    pub kv_of_layers: HashMap<usize, Rc<PassKv>>,
     pub rows: &'a LivePass,
     pub live: &'a mut LiveKv,
 }
@@ -46,10 +51,11 @@ pub(super) fn row_blocks(device: ComputeDevice, num_rows: usize, num_decode: usi
 }
 
 impl BlockPass<'_> {
-    /// Rotates the heads of one row block, `(n, H, D)`.
-    pub(super) fn rotate(&self, rope: usize, row_block: usize, heads: &Array) -> Result<Array> {
+    /// Rotates the heads of one row block, `(n, H, D)`, where the layer has positions.
+    pub(super) fn rotate(&self, rope: Option<usize>, row_block: usize, heads: Array) -> Result<Array> {
+        let Some(rope) = rope else { return Ok(heads) };
         let (rope, tables) = &self.rotations[rope];
-        rope.rotate(heads, &tables[row_block])
+        rope.rotate(&heads, &tables[row_block])
     }
 
     /// Has arrays of one row block of several computed before further operations are made: on the CPU

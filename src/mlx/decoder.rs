@@ -3,7 +3,7 @@
 //! Owns what comes before and after the blocks. Linear layers see the packed rows of all
 //! sequences at once, `(T, hidden)`; what happens within a block is `block`'s business.
 
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 use mlx_rs::{Array, ops::indexing};
 
@@ -59,7 +59,7 @@ impl Decoder {
         let tied = spec.tied_head.unwrap_or_else(|| !weights.contains("lm_head.weight"));
         let mut loader = Loader::new(spec, &mut weights, precision);
         let embedding = loader.embedding("model.embed_tokens")?;
-        let mut places = Places::default();
+        let mut places = Places::new(device);
         let blocks = spec
             .layers
             .iter()
@@ -129,6 +129,8 @@ impl Decoder {
             device: self.device,
             row_blocks,
             rotations,
+            positions: &positions,
+            kv_of_layers: HashMap::new(),
             rows: pass,
             live: &mut *live,
         };
@@ -205,7 +207,10 @@ impl Decoder {
     }
 
     fn finish_logits(&self, logits: Array) -> Result<Array> {
-        let logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
+        let mut logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
+        if let Some(scale) = self.spec.logits_scale {
+            logits = logits.multiply(Array::from_f32(scale))?;
+        }
         match self.spec.final_logit_softcap {
             Some(cap) => Ok(self.ops.softcap(&logits, cap)?),
             None => Ok(logits),

@@ -129,6 +129,20 @@ pub(super) fn gate_with_gelu(gate: &mut [f32], up: &[f32]) {
     gate_with(gate, up, |x| (x * x * GELU_CUBIC + 1.0) * x * GELU_SCALE);
 }
 
+/// Puts x · sigmoid(sharpness · x) · (up + 1) in place of each x, after x is cut above at `limit` and `up` to
+/// `±limit`: gpt-oss's (its `swiglu`).
+pub(super) fn gate_with_clamped_silu(gate: &mut [f32], up: &mut [f32], limit: f32, sharpness: f32) {
+    with_wide_vectors(|| {
+        for (x, up) in gate.iter_mut().zip(up.iter_mut()) {
+            // What is no number stays none.
+            *x = if *x > limit { limit } else { *x };
+            *up = if *up > limit { limit } else { *up };
+            *up = if *up < -limit { -limit } else { *up } + 1.0;
+        }
+    });
+    gate_with(gate, up, |x| sharpness * x);
+}
+
 #[inline(always)]
 fn gate_with(gate: &mut [f32], up: &[f32], inner: impl Fn(f32) -> f32) {
     with_wide_vectors(|| {

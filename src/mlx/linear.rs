@@ -1,19 +1,14 @@
-//! Matrices: dense or MLX-quantised, as projections and as embedding table.
+//! Matrices as projections and as embedding table.
 //!
-//! Owns their loading (shape checks, widening, quantisation settings read off the shapes) and
-//! their products. Which matrices a model has is the decoder's business.
+//! Owns their loading, whether quantised ones are widened, and their products. Quantised ones are
+//! `quantized`'s; which matrices a model has is the decoder's business.
 
 use std::ops::Range;
 
-use mlx_rs::{Array, ops};
+use mlx_rs::Array;
 
-use super::{
-    device::ComputeDtype,
-    error::{MlxError, Result},
-    sys,
-    weights::Weights,
-};
-use crate::models::{Quantization, QuantizationSpec};
+use super::{device::ComputeDtype, error::Result, quantized::Quantized, sys, weights::Weights};
+use crate::models::QuantizationSpec;
 
 /// How weights are brought to the device.
 #[derive(Debug, Clone, Copy)]
@@ -38,10 +33,8 @@ enum Matrix {
         transposed: Array,
     },
     Quantized {
-        packed: Array,
-        scales: Array,
-        biases: Array,
-        quantization: Quantization,
+        matrix: Quantized,
+        dtype: ComputeDtype,
     },
 }
 
@@ -50,74 +43,41 @@ impl Matrix {
         weights: &mut Weights,
         path: &str,
         shape: MatrixShape,
-        settings: Option<&QuantizationSpec>,
-        precision: Precision,
+        (settings, precision): (Option<&QuantizationSpec>, Precision),
     ) -> Result<Self> {
-        let MatrixShape { outputs, inputs } = shape;
-        let weight_name = format!("{path}.weight");
-        if !weights.contains(&format!("{path}.scales")) {
-            let weight = weights.take(&weight_name, &[outputs, inputs])?.as_dtype(precision.dtype.mlx())?;
-            weight.eval()?;
-            return Ok(Self::Dense { transposed: weight.t() });
-        }
-        let packed = weights.take_any_shape(&weight_name)?;
-        let scales = weights.take_any_shape(&format!("{path}.scales"))?.as_dtype(precision.dtype.mlx())?;
-        let biases = weights.take_any_shape(&format!("{path}.biases"))?.as_dtype(precision.dtype.mlx())?;
-        let quantization = quantization_of(path, shape, &packed, &scales)?;
-        if let Some(expected) = settings.and_then(|settings| settings.of(path))
-            && expected != quantization
-        {
-            return Err(MlxError::Weights(format!(
-                "'{path}' is stored with {} bits in groups of {}, but the configuration says {} in {}",
-                quantization.bits, quantization.group_size, expected.bits, expected.group_size
-            )));
-        }
-        if biases.shape() != scales.shape() {
-            return Err(MlxError::Weights(format!("'{path}' has scales and biases of different shapes")));
-        }
-        let matrix = Self::Quantized { packed, scales, biases, quantization };
-        if !precision.widen_quantized {
-            if let Self::Quantized { packed, scales, biases, .. } = &matrix {
-                mlx_rs::transforms::eval([packed, scales, biases])?;
+        let dtype = precision.dtype;
+        let weight = match Quantized::take(weights, path, (None, shape), (settings, precision))? {
+            Some(matrix) if !precision.widen_quantized => {
+                matrix.settle()?;
+                return Ok(Self::Quantized { matrix, dtype });
             }
-            return Ok(matrix);
-        }
-        let weight = matrix.rows(None)?;
+            Some(matrix) => matrix.numbers(dtype.mlx())?,
+            None => {
+                let shape = [shape.outputs, shape.inputs];
+                weights.take(&format!("{path}.weight"), &shape)?.as_dtype(dtype.mlx())?
+            }
+        };
         weight.eval()?;
         Ok(Self::Dense { transposed: weight.t() })
     }
 
-    /// Rows of the matrix, all or the chosen ones, dequantised: `(rows, inputs)`.
-    fn rows(&self, indices: Option<&Array>) -> Result<Array> {
-        let pick = |array: &Array| match indices {
-            Some(indices) => array.take_axis(indices, 0),
-            None => Ok(array.clone()),
-        };
+    /// The chosen rows of the matrix as numbers: `(rows, inputs)`.
+    fn rows(&self, indices: &Array) -> Result<Array> {
         match self {
-            Self::Dense { transposed } => Ok(pick(&transposed.t())?),
-            Self::Quantized { packed, scales, biases, quantization } => Ok(ops::dequantize(
-                pick(packed)?,
-                pick(scales)?,
-                &pick(biases)?,
-                quantization.group_size as i32,
-                quantization.bits as i32,
-            )?),
+            Self::Dense { transposed } => Ok(transposed.t().take_axis(indices, 0)?),
+            Self::Quantized { matrix, dtype } => matrix.rows(indices)?.numbers(dtype.mlx()),
         }
     }
 
     /// Some of its outputs as a matrix, as a view.
     fn part(&self, outputs: &Range<usize>) -> Result<Self> {
-        let rows = |array: &Array| sys::slice_axis(array, 0, outputs.start, outputs.end);
         Ok(match self {
             Self::Dense { transposed } => {
                 Self::Dense { transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)? }
             }
-            Self::Quantized { packed, scales, biases, quantization } => Self::Quantized {
-                packed: rows(packed)?,
-                scales: rows(scales)?,
-                biases: rows(biases)?,
-                quantization: *quantization,
-            },
+            Self::Quantized { matrix, dtype } => {
+                Self::Quantized { matrix: matrix.part(outputs)?, dtype: *dtype }
+            }
         })
     }
 
@@ -125,46 +85,9 @@ impl Matrix {
     fn multiply(&self, x: &Array) -> Result<Array> {
         Ok(match self {
             Self::Dense { transposed } => x.matmul(transposed)?,
-            Self::Quantized { packed, scales, biases, quantization } => ops::quantized_matmul(
-                x,
-                packed,
-                scales,
-                biases,
-                true,
-                quantization.group_size as i32,
-                quantization.bits as i32,
-            )?,
+            Self::Quantized { matrix, .. } => matrix.multiply(x)?,
         })
     }
-}
-
-/// Reads bits and group size off the shapes; they are determined by the matrix's inputs.
-fn quantization_of(path: &str, shape: MatrixShape, packed: &Array, scales: &Array) -> Result<Quantization> {
-    let wrong = || {
-        MlxError::Weights(format!(
-            "quantised '{path}' has shapes {:?} and {:?}, which do not fit {} outputs of {} inputs",
-            packed.shape(),
-            scales.shape(),
-            shape.outputs,
-            shape.inputs
-        ))
-    };
-    let [rows, columns] = *packed.shape() else { return Err(wrong()) };
-    let [scale_rows, groups] = *scales.shape() else { return Err(wrong()) };
-    let (columns, groups) = (columns as usize, groups as usize);
-    if rows as usize != shape.outputs || scale_rows != rows || groups == 0 {
-        return Err(wrong());
-    }
-    let bits = columns * 32 / shape.inputs;
-    let group_size = shape.inputs / groups;
-    if bits * shape.inputs != columns * 32
-        || group_size * groups != shape.inputs
-        || !matches!(group_size, 32 | 64 | 128)
-        || !matches!(bits, 2..=6 | 8)
-    {
-        return Err(wrong());
-    }
-    Ok(Quantization { group_size, bits })
 }
 
 /// A projection with an optional bias.
@@ -183,7 +106,7 @@ impl Linear {
         has_bias: bool,
         (settings, precision): (Option<&QuantizationSpec>, Precision),
     ) -> Result<Self> {
-        let matrix = Matrix::load(weights, path, shape, settings, precision)?;
+        let matrix = Matrix::load(weights, path, shape, (settings, precision))?;
         let bias = if has_bias {
             let bias =
                 weights.take(&format!("{path}.bias"), &[shape.outputs])?.as_dtype(precision.dtype.mlx())?;
@@ -225,14 +148,14 @@ impl Embedding {
         weights: &mut Weights,
         path: &str,
         shape: MatrixShape,
-        (settings, precision): (Option<&QuantizationSpec>, Precision),
+        settings: (Option<&QuantizationSpec>, Precision),
     ) -> Result<Self> {
-        Ok(Self { matrix: Matrix::load(weights, path, shape, settings, precision)? })
+        Ok(Self { matrix: Matrix::load(weights, path, shape, settings)? })
     }
 
     /// Token ids `(T,)` → embeddings `(T, hidden)`.
     pub(super) fn lookup(&self, tokens: &Array) -> Result<Array> {
-        self.matrix.rows(Some(tokens))
+        self.matrix.rows(tokens)
     }
 
     /// The head that is the table itself.

@@ -11,7 +11,7 @@ use super::{
     norm::Norm,
     weights::Weights,
 };
-use crate::models::{ModelSpec, NormWeight};
+use crate::models::{ModelSpec, NormKind, NormWeight};
 
 /// A model's description and the weights not taken yet.
 pub(super) struct Loader<'a> {
@@ -48,19 +48,26 @@ impl<'a> Loader<'a> {
 
     /// A norm that is stored as the family stores them.
     pub(super) fn norm(&mut self, path: &str, size: usize) -> Result<Norm> {
-        let mut norm = self.plain_norm(path, size)?;
-        if self.less_one {
-            norm.weight = norm.weight.add(Array::from_f32(1.0).as_dtype(norm.weight.dtype())?)?;
-            norm.weight.eval()?;
-        }
-        Ok(norm)
+        let factor =
+            if self.less_one { self.factor(path, size, 1.0)? } else { self.factor(path, size, 0.0)? };
+        Ok(Norm { kind: self.spec.norm.kind, weight: Some(factor), eps: self.spec.norm.eps })
     }
 
     /// A norm that is stored as its factor in every family.
     pub(super) fn plain_norm(&mut self, path: &str, size: usize) -> Result<Norm> {
+        let factor = self.factor(path, size, 0.0)?;
+        Ok(Norm { kind: NormKind::RootMeanSquare, weight: Some(factor), eps: self.spec.norm.eps })
+    }
+
+    /// What a norm multiplies by: its weight and this.
+    fn factor(&mut self, path: &str, size: usize, added: f32) -> Result<Array> {
         let weight = self.vector(&format!("{path}.weight"), size)?.as_dtype(self.precision.dtype.mlx())?;
-        weight.eval()?;
-        Ok(Norm { weight, eps: self.spec.norm.eps })
+        let factor = match added {
+            0.0 => weight,
+            added => weight.add(Array::from_f32(added).as_dtype(weight.dtype())?)?,
+        };
+        factor.eval()?;
+        Ok(factor)
     }
 
     /// A vector as it is stored.

@@ -72,8 +72,7 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
             }
             MixerSpec::Recurrent(recurrent) => recurrent.num_matrix_elements(spec.hidden_size),
         };
-        let mlp = (3 * layer.intermediate_size).saturating_mul(spec.hidden_size);
-        sum.saturating_add(mixer).saturating_add(mlp)
+        sum.saturating_add(mixer).saturating_add(layer.mlp.num_dense_elements(spec.hidden_size))
     });
     let needed = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes()) as u64;
     available_bytes().is_none_or(|available| needed <= available / 4 * 3)

@@ -1,22 +1,32 @@
-//! Root-mean-square norms.
+//! Norms over the last axis.
 //!
 //! Owns their arithmetic. How a stored weight is to be read is `loader`'s.
 
 use mlx_rs::{Array, fast};
 
 use super::error::Result;
+use crate::models::NormKind;
 
-/// Root-mean-square norm over the last axis.
+/// A norm over the last axis.
 #[derive(Debug)]
 pub(super) struct Norm {
-    /// The factors themselves, however they are stored.
-    pub weight: Array,
+    pub kind: NormKind,
+    /// The factors themselves, however they are stored; `None`: there are none.
+    pub weight: Option<Array>,
     pub eps: f32,
 }
 
 impl Norm {
+    /// The norm without factors.
+    pub(super) fn weightless(eps: f32) -> Self {
+        Self { kind: NormKind::RootMeanSquare, weight: None, eps }
+    }
+
     pub(super) fn forward(&self, x: &Array) -> Result<Array> {
-        Ok(fast::rms_norm(x, Some(&self.weight), self.eps)?)
+        Ok(match self.kind {
+            NormKind::RootMeanSquare => fast::rms_norm(x, self.weight.as_ref(), self.eps)?,
+            NormKind::Layer => fast::layer_norm(x, self.weight.as_ref(), None, self.eps)?,
+        })
     }
 }
 

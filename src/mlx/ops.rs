@@ -140,6 +140,9 @@ impl Ops {
                 match activation {
                     Activation::Silu => fused::gate_with_silu(gate, up),
                     Activation::GeluTanh => fused::gate_with_gelu(gate, up),
+                    Activation::ClampedSilu { limit, sharpness } => {
+                        fused::gate_with_clamped_silu(gate, up, limit, sharpness);
+                    }
                 }
             })?;
             return Ok(both.into_iter().next().expect("as many as were given"));
@@ -147,6 +150,13 @@ impl Ops {
         let gate = match activation {
             Activation::Silu => self.silu(&gate)?,
             Activation::GeluTanh => self.gelu_tanh(&gate)?,
+            Activation::ClampedSilu { limit, sharpness } => {
+                let number = |number: f32| Array::from_f32(number).as_dtype(gate.dtype());
+                let gate = ops::minimum(&gate, number(limit)?)?;
+                let up = ops::clip(&up, (number(-limit)?, number(limit)?))?;
+                let gated = gate.multiply(self.sigmoid(&gate.multiply(number(sharpness)?)?)?)?;
+                return gated.multiply(up.add(number(1.0)?)?);
+            }
         };
         gate.multiply(up)
     }

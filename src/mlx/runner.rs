@@ -255,7 +255,7 @@ impl MlxRunner {
 
     /// `(H_kv, D)` of every attention layer.
     fn kv_shapes(&self) -> Vec<(i32, i32)> {
-        let layers = self.decoder.spec.attention_layers();
+        let layers = self.decoder.spec.kv_layers();
         layers.map(|attention| (attention.num_kv_heads as i32, attention.head_dim as i32)).collect()
     }
 

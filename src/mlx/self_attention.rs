@@ -3,26 +3,28 @@
 //! Owns what comes before and after attention proper, which `attention` computes over the KV that
 //! `live` keeps.
 
+use std::rc::Rc;
+
 use mlx_rs::Array;
 
 use super::{
-    attention::{Attention, PassKv},
+    attention::{Attention, PassKv, Sinks},
     block_pass::BlockPass,
-    error::Result,
+    error::{MlxError, Result},
     linear::Linear,
     loader::Loader,
     norm::{Norm, normed_by},
     sys,
 };
-use crate::models::AttentionSpec;
+use crate::models::{AttentionSpec, HeadNorms, KeyValueSource, PositionScale};
 
 /// Where a layer of attention is among the model's.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttentionPlace {
-    /// Number of attention layers before it: its index in the live KV.
+    /// Number of layers before it that keep KV, or that of the one whose KV it uses: its index in the live KV.
     pub kv_index: usize,
     /// Index among the model's distinct rotations.
-    pub rope: usize,
+    pub rope: Option<usize>,
 }
 
 /// Self-attention of one layer.
@@ -32,56 +34,111 @@ pub(super) struct SelfAttention {
     place: AttentionPlace,
     /// With an output gate, each head's gate follows its query.
     query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
     query_norm: Option<Norm>,
+    /// `None`: keys and values are another layer's.
+    key_values: Option<KeyValues>,
+    output: Linear,
+    sinks: Option<Sinks>,
+}
+
+/// What makes a layer's keys and values.
+#[derive(Debug)]
+struct KeyValues {
+    key: Linear,
     key_norm: Option<Norm>,
+    /// `None`: values are made of what keys are made of.
+    value: Option<Linear>,
+    value_norm: Option<Norm>,
+    /// Whether later layers use them too.
+    are_shared: bool,
 }
 
 impl SelfAttention {
-    /// Loads the weights below `{block_path}.self_attn`.
+    /// Loads the weights below `block_path`; `is_shared`: later layers use its keys and values.
     pub(super) fn load(
         loader: &mut Loader<'_>,
         block_path: &str,
         spec: &AttentionSpec,
         place: AttentionPlace,
+        is_shared: bool,
     ) -> Result<Self> {
         let hidden = loader.spec.hidden_size;
-        let names = loader.spec.names.block;
+        let names = loader.spec.names.block.attention;
         let head_width = spec.num_heads * spec.head_dim;
         let query_width = if spec.output_gate { 2 * head_width } else { head_width };
         let kv_width = spec.num_kv_heads * spec.head_dim;
         let path = |name: &str| format!("{block_path}.{name}");
-        let head_norm = |loader: &mut Loader<'_>, name: &str| {
-            if spec.qk_norm { loader.norm(&path(name), spec.head_dim).map(Some) } else { Ok(None) }
+        if let Some(fused) = names.fused {
+            let widths = [query_width, kv_width, kv_width].map(|width| width as i32);
+            let mut first = 0;
+            let parts = [names.query, names.key, names.value].into_iter().zip(widths).map(|(name, width)| {
+                first += width;
+                (path(name), (first - width..first).collect())
+            });
+            loader.weights.cut(&path(fused), 0, &parts.collect::<Vec<_>>())?;
+        }
+        let norm = |loader: &mut Loader<'_>, name: &str, num_heads: usize| match spec.head_norms {
+            HeadNorms::None => Ok(None),
+            HeadNorms::PerHead => loader.norm(&path(name), spec.head_dim).map(Some),
+            HeadNorms::FullWidth => loader.norm(&path(name), num_heads * spec.head_dim).map(Some),
+        };
+        let key_values = match spec.kv {
+            KeyValueSource::Layer(_) => None,
+            source => Some(KeyValues {
+                key_norm: norm(loader, names.key_norm, spec.num_kv_heads)?,
+                key: loader.linear(&path(names.key), kv_width, hidden, spec.qkv_bias)?,
+                value: match source {
+                    KeyValueSource::ValuesFromKeys => None,
+                    _ => Some(loader.linear(&path(names.value), kv_width, hidden, spec.qkv_bias)?),
+                },
+                value_norm: spec.value_norm.then(|| Norm::weightless(loader.spec.norm.eps)),
+                are_shared: is_shared,
+            }),
         };
         Ok(Self {
-            query_norm: head_norm(loader, names.query_norm)?,
-            key_norm: head_norm(loader, names.key_norm)?,
-            query: loader.linear(&path("self_attn.q_proj"), query_width, hidden, spec.qkv_bias)?,
-            key: loader.linear(&path("self_attn.k_proj"), kv_width, hidden, spec.qkv_bias)?,
-            value: loader.linear(&path("self_attn.v_proj"), kv_width, hidden, spec.qkv_bias)?,
-            output: loader.linear(&path(names.attention_output), hidden, head_width, spec.output_bias)?,
+            query_norm: norm(loader, names.query_norm, spec.num_heads)?,
+            query: loader.linear(&path(names.query), query_width, hidden, spec.qkv_bias)?,
+            key_values,
+            output: loader.linear(&path(names.output), hidden, head_width, spec.output_bias)?,
+            sinks: match spec.sinks {
+                true => Some(Sinks::new(loader.vector(&path(names.sinks), spec.num_heads)?, spec)?),
+                false => None,
+            },
             spec: spec.clone(),
             place,
         })
     }
 
-    /// Appends keys and values of all rows of a pass, normed and in its row blocks, `(n, hidden)` each.
-    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<PassKv> {
+    /// Appends keys and values of all rows of a pass, normed and in its row blocks, `(n, hidden)` each, where
+    /// the layer has its own; returns all that the rows see.
+    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Rc<PassKv>> {
+        let Some(layer) = &self.key_values else {
+            let kv = pass.kv_of_layers.get(&self.place.kv_index).cloned();
+            return kv.ok_or_else(|| {
+                MlxError::Unsupported(format!("no earlier layer has KV {}", self.place.kv_index))
+            });
+        };
+        let num_heads = self.spec.num_kv_heads;
         let mut keys = Vec::with_capacity(normed.len());
         let mut values = Vec::with_capacity(normed.len());
         for (index, normed) in normed.iter().enumerate() {
-            let new_keys = Self::heads(&self.key.forward(normed)?, self.spec.num_kv_heads)?;
-            let new_keys =
-                pass.rotate(self.place.rope, index, &normed_by(self.key_norm.as_ref(), new_keys)?)?;
-            let new_values = Self::heads(&self.value.forward(normed)?, self.spec.num_kv_heads)?;
+            let projected = layer.key.forward(normed)?;
+            let new_values = match &layer.value {
+                Some(value) => value.forward(normed)?,
+                None => projected.clone(),
+            };
+            let new_values = normed_by(layer.value_norm.as_ref(), Self::heads(&new_values, num_heads)?)?;
+            let new_keys = self.normed_heads(layer.key_norm.as_ref(), projected, num_heads)?;
+            let new_keys = pass.rotate(self.place.rope, index, new_keys)?;
             pass.settle(&[normed, &new_keys, &new_values])?;
             keys.push(new_keys);
             values.push(new_values);
         }
-        pass.live.append(self.place.kv_index, &keys, &values, pass.rows)
+        let kv = Rc::new(pass.live.append(self.place.kv_index, &keys, &values, pass.rows)?);
+        if layer.are_shared {
+            pass.kv_of_layers.insert(self.place.kv_index, Rc::clone(&kv));
+        }
+        Ok(kv)
     }
 
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.
@@ -100,12 +157,21 @@ impl SelfAttention {
             let gate = sys::slice_axis(&both, 2, head_dim, 2 * head_dim)?;
             (sys::slice_axis(&both, 2, 0, head_dim)?, Some(gate))
         } else {
-            (Self::heads(&projected, self.spec.num_heads)?, None)
+            (projected, None)
         };
-        let queries =
-            pass.rotate(self.place.rope, row_block, &normed_by(self.query_norm.as_ref(), queries)?)?;
-        let attention =
-            Attention { spec: &self.spec, ops: pass.ops, device: pass.device, masks: &pass.rows.masks };
+        let queries = self.normed_heads(self.query_norm.as_ref(), queries, self.spec.num_heads)?;
+        let mut queries = pass.rotate(self.place.rope, row_block, queries)?;
+        if let Some(scale) = self.spec.position_scale {
+            let positions = &pass.positions[pass.row_blocks[row_block].clone()];
+            queries = queries.multiply(position_factors(scale, positions, queries.dtype())?)?;
+        }
+        let attention = Attention {
+            spec: &self.spec,
+            sinks: self.sinks.as_ref(),
+            ops: pass.ops,
+            device: pass.device,
+            masks: &pass.rows.masks,
+        };
         let mut attended = attention.rows(&queries, &pass.row_blocks[row_block], kv)?;
         if let Some(gate) = gate {
             let gate = gate.reshape(attended.shape())?;
@@ -114,9 +180,25 @@ impl SelfAttention {
         self.output.forward(&attended)
     }
 
+    /// `(n, H·D)` or `(n, H, D)` → `(n, H, D)`, normed as this layer norms heads.
+    fn normed_heads(&self, norm: Option<&Norm>, rows: Array, num_heads: usize) -> Result<Array> {
+        match self.spec.head_norms {
+            HeadNorms::FullWidth => Self::heads(&normed_by(norm, rows)?, num_heads),
+            _ => normed_by(norm, Self::heads(&rows, num_heads)?),
+        }
+    }
+
     /// `(n, H·X)` → `(n, H, X)`.
     fn heads(projected: &Array, num_heads: usize) -> Result<Array> {
-        let (num_rows, width) = (projected.dim(0), projected.dim(1));
-        Ok(projected.reshape(&[num_rows, num_heads as i32, width / num_heads as i32])?)
+        let num_rows = projected.dim(0);
+        Ok(projected.reshape(&[num_rows, num_heads as i32, -1])?)
     }
+}
+
+/// What queries at these positions are multiplied by, `(n, 1, 1)`.
+fn position_factors(scale: PositionScale, positions: &[i32], dtype: mlx_rs::Dtype) -> Result<Array> {
+    let PositionScale { beta, original_context } = scale;
+    let factor = |&position: &i32| 1.0 + beta * (1.0 + (position as usize / original_context) as f32).ln();
+    let factors: Vec<f32> = positions.iter().map(factor).collect();
+    Ok(Array::from_slice(&factors, &[factors.len() as i32, 1, 1]).as_dtype(dtype)?)
 }

@@ -3,7 +3,11 @@
 //!
 //! Owns thin, checked wrappers; what they are for is their callers' business.
 
+mod quantized;
+
 use mlx_rs::{Array, Dtype, Stream, error::Exception};
+
+pub(super) use quantized::{Packing, QuantizedParts, dequantize, gather_quantized_matmul, quantized_matmul};
 
 /// The clock that mlx-rs seeds its random generator with; only macOS has it.
 #[cfg(target_os = "linux")]

@@ -16,11 +16,20 @@ use super::{
 };
 use crate::models::WeightNames;
 
+/// What belongs to a matrix, each with an entry for each of its outputs, and whether its name may be bare.
+const SUFFIXES: [(&str, bool); 6] = [
+    ("weight", false),
+    ("weight", true),
+    ("scales", false),
+    ("biases", false),
+    ("bias", false),
+    ("bias", true),
+];
+
 /// Named arrays of a model that the decoder has not taken yet.
 #[derive(Debug)]
 pub(super) struct Weights {
     arrays: HashMap<String, Array>,
-    prefix: String,
 }
 
 impl Weights {
@@ -41,12 +50,12 @@ impl Weights {
                 }
             }
         }
-        Ok(Self::from_arrays(arrays, names))
+        Ok(Self::from_arrays(arrays))
     }
 
     /// Takes over arrays that are already named as the decoder asks for them.
-    pub(super) fn from_arrays(arrays: HashMap<String, Array>, names: &WeightNames) -> Self {
-        Self { arrays, prefix: names.prefix.clone() }
+    pub(super) fn from_arrays(arrays: HashMap<String, Array>) -> Self {
+        Self { arrays }
     }
 
     /// The weights not taken yet, under their full names.
@@ -56,7 +65,7 @@ impl Weights {
 
     /// Whether the weight called `name` is there and not taken yet.
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.arrays.contains_key(&self.full_name(name))
+        self.arrays.contains_key(name)
     }
 
     /// Hands out a weight, which must have the given shape.
@@ -64,24 +73,99 @@ impl Weights {
         let array = self.take_any_shape(name)?;
         let found: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
         if found != shape {
-            return Err(MlxError::Weights(format!(
-                "'{}' has shape {found:?}, expected {shape:?}",
-                self.full_name(name)
-            )));
+            return Err(MlxError::Weights(format!("'{name}' has shape {found:?}, expected {shape:?}")));
         }
         Ok(array)
     }
 
     /// Hands out a weight whose shape the caller checks.
     pub(super) fn take_any_shape(&mut self, name: &str) -> Result<Array> {
-        let full_name = self.full_name(name);
-        self.arrays.remove(&full_name).ok_or_else(|| MlxError::Weights(format!("'{full_name}' is missing")))
+        self.arrays.remove(name).ok_or_else(|| MlxError::Weights(format!("'{name}' is missing")))
     }
 
     /// Forgets a weight that is known to be a copy of another.
     pub(super) fn drop_duplicate(&mut self, name: &str) {
-        let full_name = self.full_name(name);
-        self.arrays.remove(&full_name);
+        self.arrays.remove(name);
+    }
+
+    /// Gives all that belongs to a matrix another path, where it is there.
+    pub(super) fn rename(&mut self, path: &str, new_path: &str) {
+        for (suffix, bare) in SUFFIXES {
+            if let Some(array) = self.take_of(path, suffix, bare) {
+                self.arrays.insert(format!("{new_path}.{suffix}"), array);
+            }
+        }
+    }
+
+    /// Cuts a matrix that is several matrices in one, where it is there, along the `axis` of its outputs: each part
+    /// gets the rows that are listed for it, and all that belongs to them.
+    pub(super) fn cut(&mut self, path: &str, axis: i32, parts: &[(String, Vec<i32>)]) -> Result<()> {
+        let num_rows: usize = parts.iter().map(|(_, rows)| rows.len()).sum();
+        for (suffix, bare) in SUFFIXES {
+            let Some(array) = self.take_of(path, suffix, bare) else { continue };
+            if array.ndim() <= axis as usize || array.dim(axis) as usize != num_rows {
+                return Err(MlxError::Weights(format!(
+                    "'{}' has shape {:?}, expected {num_rows} on axis {axis}",
+                    path,
+                    array.shape()
+                )));
+            }
+            for (part, rows) in parts {
+                let rows = Array::from_slice(rows, &[rows.len() as i32]);
+                let part = format!("{part}.{suffix}");
+                self.arrays.insert(part, array.take_axis(rows, axis)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts matrices of the same shape on top of each other, with all that belongs to them, where the first is there.
+    pub(super) fn stack(&mut self, path: &str, count: usize, one: impl Fn(usize) -> String) -> Result<()> {
+        for (suffix, bare) in SUFFIXES {
+            let Some(first) = self.take_of(&one(0), suffix, bare) else { continue };
+            let mut arrays = vec![first];
+            for index in 1..count {
+                let array = self
+                    .take_of(&one(index), suffix, bare)
+                    .ok_or_else(|| MlxError::Weights(format!("'{}.{suffix}' is missing", one(index))))?;
+                if array.shape() != arrays[0].shape() {
+                    return Err(MlxError::Weights(format!(
+                        "'{}.{suffix}' has shape {:?}, and that of expert 0 has {:?}",
+                        one(index),
+                        array.shape(),
+                        arrays[0].shape()
+                    )));
+                }
+                arrays.push(array);
+            }
+            let stacked = mlx_rs::ops::stack(&arrays, 0)?;
+            // So that what it is made of is not kept beside it.
+            stacked.eval()?;
+            self.arrays.insert(format!("{path}.{suffix}"), stacked);
+        }
+        Ok(())
+    }
+
+    /// Exchanges the last two axes of the matrices at `path`, where they are there.
+    pub(super) fn transpose(&mut self, path: &str) -> Result<()> {
+        for bare in [true, false] {
+            if let Some(array) = self.take_of(path, "weight", bare) {
+                let name = format!("{path}.weight");
+                self.arrays.insert(name, array.swap_axes(-1, -2)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// What belongs to the matrix at `path` under this suffix. The weights of experts may lack it, and their biases
+    /// end in `_bias`: `bare`.
+    fn take_of(&mut self, path: &str, suffix: &str, bare: bool) -> Option<Array> {
+        let name = match (suffix, bare) {
+            ("weight", true) => path.to_owned(),
+            ("bias", true) => format!("{path}_bias"),
+            _ => format!("{path}.{suffix}"),
+        };
+        self.arrays.remove(&name)
     }
 
     /// Checks that nothing was left over that the decoder does not know.
@@ -97,10 +181,6 @@ impl Weights {
                 }
             ))),
         }
-    }
-
-    fn full_name(&self, name: &str) -> String {
-        format!("{}{name}", self.prefix)
     }
 }
 
@@ -120,15 +200,16 @@ fn check_safetensors(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::BlockNames;
 
     fn names() -> WeightNames {
-        WeightNames { ignored_prefixes: vec!["vision.".to_owned()], ..WeightNames::default() }
+        WeightNames::new(BlockNames::PLAIN)
     }
 
     fn weights(list: &[&str]) -> Weights {
         let arrays =
             list.iter().map(|name| ((*name).to_owned(), Array::from_slice(&[1.0f32, 2.0], &[2]))).collect();
-        Weights::from_arrays(arrays, &names())
+        Weights::from_arrays(arrays)
     }
 
     #[test]
@@ -138,9 +219,9 @@ mod tests {
         let mut misshapen = weights(&["a.weight"]);
         let message = misshapen.take("a.weight", &[3]).unwrap_err().to_string();
         assert!(message.contains("[2]") && message.contains("[3]"), "{message}");
-        let stray = weights(&["b", "c", "vision.x"]).finish(&names()).unwrap_err().to_string();
+        let stray = weights(&["b", "c", "visual.x"]).finish(&names()).unwrap_err().to_string();
         assert!(stray.contains("'b'") && stray.contains("1 more"), "{stray}");
-        assert!(weights(&["vision.x", "layers.0.rotary_emb.inv_freq"]).finish(&names()).is_ok());
+        assert!(weights(&["visual.x", "layers.0.rotary_emb.inv_freq"]).finish(&names()).is_ok());
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
         let (name, num_heads) = match gguf_weight(architecture, &tensor.name) {
             Some(GgufWeight::Named(name)) => (name, None),
             Some(GgufWeight::Interleaved { name, is_query }) => {
-                let heads = spec.attention_layers().next().map_or(1, |attention| {
+                let heads = spec.kv_layers().next().map_or(1, |attention| {
                     if is_query { attention.num_heads } else { attention.num_kv_heads }
                 });
                 (name, Some(heads))
@@ -78,7 +78,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
             }
         }
     }
-    Ok(Weights::from_arrays(arrays, &spec.names))
+    Ok(Weights::from_arrays(arrays))
 }
 
 /// A tensor's blocks, row by row.

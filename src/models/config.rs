@@ -4,25 +4,32 @@
 //! asks for is looked up in `known`'s tables. What a family's fields mean is in one file each; every bad
 //! configuration is a named error there instead of a crash later.
 
+mod attention;
+mod families;
+mod family;
 mod fields;
 mod known;
 mod lfm2;
+mod moe;
 mod quantization;
 mod qwen3_5;
 mod rope;
-mod transformer;
+mod windows;
 
 use std::{cell::RefCell, path::Path};
 
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use self::families::{MODEL_TYPES, ModelType, Reader};
 pub(super) use self::fields::Fields;
-use self::transformer::Family;
-use super::{known_keys::KeyRule, spec::ModelSpec};
+use super::spec::ModelSpec;
 
 /// Model types that `read_config` understands, as error messages list them.
-pub const SUPPORTED_MODEL_TYPES: &str = "llama, mistral, qwen2, qwen3, qwen3_5, gemma3, gemma3_text, lfm2";
+pub fn supported_model_types() -> String {
+    let names = MODEL_TYPES.iter().map(|known| known.name).filter(|name| !name.ends_with("_text"));
+    names.collect::<Vec<_>>().join(", ")
+}
 
 /// Why a configuration cannot be used.
 #[derive(Debug, Error)]
@@ -31,7 +38,7 @@ pub enum ConfigError {
     Read { path: String, source: std::io::Error },
     #[error("{path} is not valid JSON: {source}")]
     Json { path: String, source: serde_json::Error },
-    #[error("{path}: model type '{model_type}' is not supported; mlxbatch runs {SUPPORTED_MODEL_TYPES}")]
+    #[error("{path}: model type '{model_type}' is not supported; mlxbatch runs {}", supported_model_types())]
     UnsupportedType { path: String, model_type: String },
     #[error("{path}: {reason}")]
     Invalid { path: String, reason: String },
@@ -75,80 +82,57 @@ fn parse_model_config(value: &Value, path: &str) -> Result<ModelConfig, ConfigEr
         Some(Value::String(model_type)) => model_type.as_str(),
         _ => return Err(invalid("'model_type' is missing or not a string".to_owned())),
     };
-    let reader = Reader::of(model_type).ok_or_else(|| ConfigError::UnsupportedType {
+    let known = ModelType::of(model_type).ok_or_else(|| ConfigError::UnsupportedType {
         path: path.to_owned(),
         model_type: model_type.to_owned(),
     })?;
-    let spec = reader.read(model_type, &root).map_err(invalid)?;
+    let spec = known.read(&root).map_err(invalid)?;
     let stored_dtype = stored_dtype(&root).map_err(invalid)?;
     Ok(ModelConfig { spec, stored_dtype, warnings: unread.into_inner().warnings(path) })
 }
 
-/// Reads a model type's fields, which lie in a `text_config` where the flag is set.
-type ReadSpec = fn(&str, &Fields, bool) -> Result<ModelSpec, String>;
-
-/// How the configurations of some model types are read.
-struct Reader {
-    spec: ReadSpec,
-    /// What is known of the keys that it does not ask for.
-    known: &'static [KeyRule],
-    /// `model_type` of the language model inside, for model types that may have one.
-    inner_type: Option<&'static str>,
-}
-
-impl Reader {
-    fn of(model_type: &str) -> Option<Self> {
-        let (spec, known, inner_type): (ReadSpec, &[KeyRule], _) = match model_type {
-            "llama" => (|name, fields, inner| Family::Llama.spec(name, fields, inner), known::LLAMA, None),
-            "mistral" => (|name, fields, inner| Family::Mistral.spec(name, fields, inner), &[], None),
-            "qwen2" => (|name, fields, inner| Family::Qwen2.spec(name, fields, inner), known::QWEN2, None),
-            "qwen3" => (|name, fields, inner| Family::Qwen3.spec(name, fields, inner), known::QWEN3, None),
-            "gemma3" | "gemma3_text" => (
-                |name, fields, inner| Family::Gemma3.spec(name, fields, inner),
-                known::GEMMA3,
-                Some("gemma3_text"),
-            ),
-            "qwen3_5" | "qwen3_5_text" => {
-                (|name, fields, _| qwen3_5::spec(name, fields), known::QWEN3_5, Some("qwen3_5_text"))
-            }
-            "lfm2" => (|name, fields, _| lfm2::spec(name, fields), known::LFM2, None),
-            _ => return None,
-        };
-        Some(Self { spec, known, inner_type })
-    }
-
-    fn read(&self, model_type: &str, root: &Fields) -> Result<ModelSpec, String> {
-        // Multimodal models keep the language model's settings one level down.
-        let text = match self.inner_type {
-            Some(_) => root.nested("text_config")?,
-            None => None,
+impl ModelType {
+    fn read(&self, root: &Fields) -> Result<ModelSpec, String> {
+        // Models with more around the language model keep its settings one level down.
+        let text = match self.inner {
+            [] => None,
+            _ => root.nested("text_config")?,
         };
         let fields = text.as_ref().unwrap_or(root);
-        let inner_type = fields.get("model_type").filter(|_| text.is_some());
-        if let (Some(found), Some(expected)) = (inner_type, self.inner_type)
-            && found != expected
-        {
-            return Err(format!(
-                "'text_config.model_type' must be {expected} inside {model_type}, got {found}"
-            ));
-        }
-        let mut spec = (self.spec)(model_type, fields, text.is_some())?;
+        let known = self.inner_type(text.as_ref())?;
+        let mut spec = match known.reader {
+            Reader::Family(family) => family.spec(self.name, fields)?,
+            Reader::Own(read) => read(self.name, fields)?,
+            Reader::Inner => return Err(format!("'{}' has no reader of its own", known.name)),
+        };
         spec.quantization = quantization::quantization(root, text.as_ref())?;
         if let Some(settings) = &mut spec.quantization {
             // Written under the file's names; the decoder asks by its own.
-            settings.overrides = std::mem::take(&mut settings.overrides)
-                .into_iter()
-                .map(|(path, setting)| {
-                    let path = spec.names.canonical(&path);
-                    (path.strip_prefix(&spec.names.prefix).unwrap_or(&path).to_owned(), setting)
-                })
-                .collect();
+            let overrides = std::mem::take(&mut settings.overrides).into_iter();
+            settings.overrides =
+                overrides.map(|(path, setting)| (spec.names.canonical(&path), setting)).collect();
         }
-        fields.account(&[self.known, known::COMMON])?;
+        fields.account(&[known.known, known::COMMON])?;
         if text.is_some() {
             root.account(&[known::WRAPPER, known::COMMON])?;
         }
         Ok(spec)
+    }
+
+    /// The type of the language model, which is this one where there is none inside.
+    fn inner_type(&self, text: Option<&Fields>) -> Result<&Self, String> {
+        let Some(meant) = self.inner.first() else { return Ok(self) };
+        let name = match text.and_then(|text| text.get("model_type")) {
+            None => meant,
+            Some(found) => *self.inner.iter().find(|name| found == **name).ok_or_else(|| {
+                format!(
+                    "'text_config.model_type' must be {} inside {}, got {found}",
+                    self.inner.join(" or "),
+                    self.name
+                )
+            })?,
+        };
+        Self::of(name).ok_or_else(|| format!("'{name}' is not known"))
     }
 }
 

@@ -298,7 +298,8 @@ impl Translator<'_> {
         }
         for layer in &mut spec.layers {
             let MixerSpec::Attention(attention) = &mut layer.mixer else { continue };
-            let frequencies = &mut attention.rope.frequencies;
+            let Some(rope) = &mut attention.rope else { continue };
+            let frequencies = &mut rope.frequencies;
             if frequencies.len() != factors.len() {
                 return Err("'rope_freqs.weight' does not fit the head dimension".to_owned());
             }

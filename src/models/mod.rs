@@ -3,6 +3,7 @@
 //! Owns everything about a model that needs no tensors: where its files are, what its
 //! configuration means, what its weights are called. Loading weights is `mlx/`'s business.
 
+mod block_names;
 mod config;
 mod config_gguf;
 pub mod files;
@@ -11,22 +12,30 @@ pub mod gguf;
 mod gguf_names;
 pub mod hub;
 pub mod known_keys;
+mod mlp_spec;
 mod names;
 mod recurrent_spec;
 mod rope;
 pub mod source;
 mod spec;
 
+pub use block_names::{
+    AttentionNames, BlockNames, ExpertNames, ExpertRows, FusedExperts, MlpNames, MoeNames, SingleExperts,
+};
 pub use config::{ConfigError, ModelConfig, read_config, read_model_config};
 pub use config_gguf::read_gguf_config;
 pub use generation::{GenerationConfig, GenerationDefaults, read_generation_config, read_gguf_generation};
 pub use gguf::{GgufError, GgufHeader};
 pub use gguf_names::{GgufWeight, gguf_weight};
-pub use names::{BlockNames, WeightNames};
+pub use mlp_spec::{
+    Activation, DenseSpec, ExpertGroups, GroupScore, MlpSpec, MoeSpec, RouterScore, RoutingSpec,
+    SharedExpertSpec,
+};
+pub use names::WeightNames;
 pub use recurrent_spec::{GatedDeltaSpec, RecurrentSpec, ShortConvSpec};
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight, Quantization,
-    QuantizationSpec,
+    AttentionSpec, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
+    NormWeight, PositionScale, Quantization, QuantizationMode, QuantizationSpec,
 };

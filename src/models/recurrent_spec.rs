@@ -43,6 +43,9 @@ pub struct GatedDeltaSpec {
     pub value_head_dim: usize,
     /// Positions that the convolution over queries, keys and values sees; at least 2.
     pub kernel_size: usize,
+    /// Whether two matrices hold the layer's projections, key head by key head: one its queries, keys, values and
+    /// output gates, one its write strengths and decays (Qwen3-Next).
+    pub has_fused_projections: bool,
 }
 
 impl GatedDeltaSpec {

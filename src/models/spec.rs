@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::{names::WeightNames, recurrent_spec::RecurrentSpec, rope::RopeSpec};
+use super::{mlp_spec::MlpSpec, names::WeightNames, recurrent_spec::RecurrentSpec, rope::RopeSpec};
 
 /// A decoder-only language model.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,8 @@ pub struct ModelSpec {
     pub embedding_scale: Option<f32>,
     /// Whether the head is the embedding matrix. `None`: the weights decide.
     pub tied_head: Option<bool>,
+    /// Factor on the logits.
+    pub logits_scale: Option<f32>,
     /// Cap of `cap * tanh(logits / cap)`.
     pub final_logit_softcap: Option<f32>,
     pub quantization: Option<QuantizationSpec>,
@@ -31,7 +33,7 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Bytes of KV that one token adds, all attention layers together, at `bytes_per_element`.
     pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
-        self.attention_layers()
+        self.kv_layers()
             .map(|attention| 2 * attention.num_kv_heads * attention.head_dim * bytes_per_element)
             .sum()
     }
@@ -44,9 +46,10 @@ impl ModelSpec {
             .sum()
     }
 
-    /// The attention layers in order; KV is kept for these only.
-    pub fn attention_layers(&self) -> impl Iterator<Item = &AttentionSpec> {
-        self.layers.iter().filter_map(LayerSpec::attention)
+    /// The layers in order that keep KV: those with attention that use no other layer's.
+    pub fn kv_layers(&self) -> impl Iterator<Item = &AttentionSpec> {
+        let attention = self.layers.iter().filter_map(LayerSpec::attention);
+        attention.filter(|attention| !matches!(attention.kv, KeyValueSource::Layer(_)))
     }
 
     /// The recurrent layers in order; state is kept for these only.
@@ -58,13 +61,13 @@ impl ModelSpec {
     }
 }
 
-/// One transformer block: a mixer, which looks at other positions, and a gated MLP.
+/// One transformer block: a mixer, which looks at other positions, and what follows it, which does not.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
     pub mixer: MixerSpec,
-    pub intermediate_size: usize,
-    pub mlp_bias: bool,
-    pub activation: Activation,
+    pub mlp: MlpSpec,
+    /// Factor on what the mixer and the MLP add to their input.
+    pub residual_scale: f32,
 }
 
 impl LayerSpec {
@@ -86,7 +89,7 @@ pub enum MixerSpec {
     Recurrent(RecurrentSpec),
 }
 
-/// Grouped-query attention with rotary positions.
+/// Grouped-query attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSpec {
     pub num_heads: usize,
@@ -96,22 +99,90 @@ pub struct AttentionSpec {
     pub scale: f32,
     pub qkv_bias: bool,
     pub output_bias: bool,
-    /// Whether queries and keys are normalised per head before RoPE.
-    pub qk_norm: bool,
+    /// Norms of queries and keys before RoPE.
+    pub head_norms: HeadNorms,
     /// Whether the query projection also yields a gate: what is attended is multiplied by its sigmoid.
     pub output_gate: bool,
-    pub rope: RopeSpec,
+    /// `None`: positions count by the order of what is seen alone.
+    pub rope: Option<RopeSpec>,
     /// A position sees itself and the `window - 1` tokens before it; `None` sees all.
     pub window: Option<usize>,
     /// Cap of `cap * tanh(scores / cap)`.
     pub score_softcap: Option<f32>,
+    /// Whether each head has a score of its own that takes its share of the softmax and has no value
+    /// (gpt-oss; arXiv 2309.17453).
+    pub sinks: bool,
+    /// Factor on queries that grows with their position.
+    pub position_scale: Option<PositionScale>,
+    pub kv: KeyValueSource,
+    /// Whether values are normalised per head, without a weight.
+    pub value_norm: bool,
 }
 
-/// Root-mean-square norm.
+impl AttentionSpec {
+    /// Attention of so many heads of queries, and of keys and values, with none of what few models have.
+    pub fn plain((num_heads, num_kv_heads): (usize, usize), head_dim: usize, rope: Option<RopeSpec>) -> Self {
+        Self {
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            scale: (head_dim as f64).powf(-0.5) as f32,
+            qkv_bias: false,
+            output_bias: false,
+            head_norms: HeadNorms::None,
+            output_gate: false,
+            rope,
+            window: None,
+            score_softcap: None,
+            sinks: false,
+            position_scale: None,
+            kv: KeyValueSource::Own,
+            value_norm: false,
+        }
+    }
+}
+
+/// Norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadNorms {
+    None,
+    PerHead,
+    /// Over all heads together.
+    FullWidth,
+}
+
+/// Where keys and values come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyValueSource {
+    Own,
+    /// Values are what keys are before they are normed and rotated (Gemma 4).
+    ValuesFromKeys,
+    /// Those of an earlier layer: the index among the layers that have their own.
+    Layer(usize),
+}
+
+/// Queries at position p are multiplied by `1 + beta · ln(1 + ⌊p / original_context⌋)` (Llama 4, Ministral 3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PositionScale {
+    pub beta: f32,
+    pub original_context: usize,
+}
+
+/// The norms of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormSpec {
     pub eps: f32,
+    pub kind: NormKind,
     pub weight: NormWeight,
+}
+
+/// What rows are divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// The root of the mean of their squares.
+    RootMeanSquare,
+    /// Their standard deviation, after the mean is taken off.
+    Layer,
 }
 
 /// What the stored weight of a norm means.
@@ -125,32 +196,76 @@ pub enum NormWeight {
     LessOneUnlessConverted,
 }
 
-/// Activation of the gate in the gated MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
-    /// GELU in its tanh approximation.
-    GeluTanh,
-}
-
-/// MLX affine quantisation of one matrix.
+/// MLX's quantisation of one matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quantization {
     pub group_size: usize,
     pub bits: usize,
+    pub mode: QuantizationMode,
 }
 
-/// Which matrices are quantised, and how; a matrix without scales is not.
+impl std::fmt::Display for Quantization {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bits in groups of {} ({})", self.bits, self.group_size, self.mode.name())
+    }
+}
+
+/// What the packed numbers of a group are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QuantizationMode {
+    /// Whole numbers, times a scale and plus a bias of the group.
+    Affine,
+    /// Floating-point numbers of 4 bits (E2M1), times a power of two of the group (OCP Microscaling 1.0).
+    Mxfp4,
+    /// The same, times a floating-point number of 8 bits (E4M3) of a smaller group.
+    Nvfp4,
+    /// Floating-point numbers of 8 bits (E4M3), times a power of two of the group.
+    Mxfp8,
+}
+
+impl QuantizationMode {
+    pub const ALL: [Self; 4] = [Self::Affine, Self::Mxfp4, Self::Nvfp4, Self::Mxfp8];
+
+    /// MLX's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Affine => "affine",
+            Self::Mxfp4 => "mxfp4",
+            Self::Nvfp4 => "nvfp4",
+            Self::Mxfp8 => "mxfp8",
+        }
+    }
+
+    /// Whether MLX has it with these settings.
+    pub fn allows(self, group_size: usize, bits: usize) -> bool {
+        match self {
+            Self::Affine => matches!(group_size, 32 | 64 | 128) && matches!(bits, 2..=6 | 8),
+            _ => (group_size, bits) == self.defaults(),
+        }
+    }
+
+    /// Group size and bits where nothing is said.
+    pub fn defaults(self) -> (usize, usize) {
+        match self {
+            Self::Affine => (64, 4),
+            Self::Mxfp4 => (32, 4),
+            Self::Nvfp4 => (16, 4),
+            Self::Mxfp8 => (32, 8),
+        }
+    }
+}
+
+/// How matrices are quantised; the weights themselves show which are. What is said of all of them alike
+/// can be wrong, and their shapes tell, so that only what is said of single ones counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuantizationSpec {
-    pub default: Quantization,
     /// Settings of single matrices by weight path; `None` keeps that matrix unquantised.
     pub overrides: HashMap<String, Option<Quantization>>,
 }
 
 impl QuantizationSpec {
-    /// Settings of the matrix at `path` (its weight name without `.weight`).
-    pub fn of(&self, path: &str) -> Option<Quantization> {
-        self.overrides.get(path).copied().unwrap_or(Some(self.default))
+    /// What is said of the one matrix at `path` (its weight name without `.weight`), if anything is.
+    pub fn stated(&self, path: &str) -> Option<Option<Quantization>> {
+        self.overrides.get(path).copied()
     }
 }

@@ -84,7 +84,7 @@ impl Attention<'_> {
             &kv.values,
             self.spec.scale,
             Some(mask_argument),
-            None,
+            self.sinks_of(&queries)?.as_ref(),
         )?;
         let width = (self.spec.num_heads * self.spec.head_dim) as i32;
         Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows.len() as i32, width])?)

@@ -98,8 +98,10 @@ impl Attention<'_> {
         let (keys, values) = slab.columns(first)?;
         let queries = slab.rows.by_slot(queries)?.expand_dims(2)?;
         let mask = mask.as_ref().map(fast::ScaledDotProductAttentionMask::Array);
+        let sinks = self.sinks_of(&queries)?;
+        let scale = self.spec.scale;
         let attended =
-            fast::scaled_dot_product_attention(&queries, &keys, &values, self.spec.scale, mask, None)?;
+            fast::scaled_dot_product_attention(&queries, &keys, &values, scale, mask, sinks.as_ref())?;
         let width = (self.spec.num_heads * self.spec.head_dim) as i32;
         slab.rows.by_row(&attended.reshape(&[slab.rows.num_slots as i32, width])?)
     }
@@ -137,6 +139,10 @@ impl Attention<'_> {
                 scores.push(rows_of(&pieces[piece], &within, of.len())?);
             }
             scores.push(rows_of(&slab_scores, group, num_rows)?);
+            let num_slab_tokens = slab_scores.dim(3) as usize;
+            if let Some(sinks) = self.sinks {
+                scores.push(sinks.of_rows(group.len())?);
+            }
             let weights = ops::softmax_axis(concatenated(scores, 3)?, -1, true)?;
             let mut start = 0;
             for &piece in seen {
@@ -144,7 +150,7 @@ impl Attention<'_> {
                 of_pieces[piece].push(sys::slice_axis(&weights, 3, start, end)?);
                 start = end;
             }
-            of_slab.push(sys::slice_axis(&weights, 3, start, weights.dim(3) as usize)?);
+            of_slab.push(sys::slice_axis(&weights, 3, start, start + num_slab_tokens)?);
         }
 
         let mut weighed = Vec::with_capacity(kv.pieces.len());
@@ -256,7 +262,8 @@ impl Attention<'_> {
                 });
             }
         }
-        let attended = strips::attend(numbers(&scaled)?, &rows, shape, self.spec.score_softcap);
+        let sinks = self.sinks.map(|sinks| sinks.numbers.as_slice());
+        let attended = strips::attend(numbers(&scaled)?, &rows, shape, (self.spec.score_softcap, sinks));
         Ok(Array::from_slice(&attended, &[num_rows as i32, (self.spec.num_heads * head_dim) as i32]))
     }
 }

@@ -57,6 +57,9 @@ impl Attention<'_> {
         }
         let mut partials = vec![Partial::of_rows(own)?];
         partials.extend(self.shared(&queries, &positions, &run.shared)?);
+        if let Some(sinks) = self.sinks {
+            partials.push(sinks.partial()?);
+        }
         let width = (self.spec.num_heads * self.spec.head_dim) as i32;
         Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, width])?)
     }
@@ -72,7 +75,7 @@ mod tests {
     use super::*;
     use crate::{
         mlx::{ops::Ops, slab::SlabRows},
-        models::{AttentionSpec, RopeSpec},
+        models::AttentionSpec,
     };
 
     fn array(shape: [i32; 4], seed: f32) -> Array {
@@ -87,20 +90,7 @@ mod tests {
     }
 
     fn spec(window: Option<usize>) -> AttentionSpec {
-        let rope = RopeSpec { dims: 0, interleaved: false, frequencies: Vec::new(), input_scale: 1.0 };
-        AttentionSpec {
-            num_heads: 4,
-            num_kv_heads: 2,
-            head_dim: 4,
-            scale: 0.5,
-            qkv_bias: false,
-            output_bias: false,
-            qk_norm: false,
-            output_gate: false,
-            rope,
-            window,
-            score_softcap: None,
-        }
+        AttentionSpec { window, ..AttentionSpec::plain((4, 2), 4, None) }
     }
 
     /// Chunks of these lengths after a shared prefix and, but for the first, something short.
@@ -152,7 +142,8 @@ mod tests {
                     let queries = rows_of(&queries, &rows, num_rows).unwrap();
                     let numbers = |device: ComputeDevice, kv: &PassKv| {
                         let ops = Ops::new(device);
-                        let attention = Attention { spec: &spec, ops: &ops, device, masks: &masks };
+                        let attention =
+                            Attention { spec: &spec, sinks: None, ops: &ops, device, masks: &masks };
                         let attended = attention.rows(&queries, &rows, kv).unwrap();
                         attended.eval().unwrap();
                         attended.to_vec_exact::<f32>().unwrap()
@@ -202,7 +193,7 @@ mod tests {
                 prefix.values = prefix.values.add(Array::from_f32(2.0)).unwrap();
                 let attended = |dtype: Dtype| -> Vec<f32> {
                     let masks = MaskCache::default();
-                    let attention = Attention { spec: &spec, ops: &ops, device, masks: &masks };
+                    let attention = Attention { spec: &spec, sinks: None, ops: &ops, device, masks: &masks };
                     let rounded = |kv: &LayerKv| {
                         // What is compared is the arithmetic, on the same numbers.
                         of_dtype(&of_dtype(kv, Dtype::Bfloat16), dtype)

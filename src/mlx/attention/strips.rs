@@ -61,8 +61,13 @@ pub(super) struct StripRow<'a> {
 }
 
 /// Attends scaled queries `(B, H_kv, G, D)` to what their rows see: `(B, H_kv, G, D)`. Scores are capped first
-/// where there is a cap.
-pub(super) fn attend(queries: &[f32], rows: &[StripRow<'_>], shape: HeadShape, cap: Option<f32>) -> Vec<f32> {
+/// where there is a cap; sinks, `(H,)`, take their share where there are any.
+pub(super) fn attend(
+    queries: &[f32],
+    rows: &[StripRow<'_>],
+    shape: HeadShape,
+    (cap, sinks): (Option<f32>, Option<&[f32]>),
+) -> Vec<f32> {
     let HeadShape { num_kv_heads, num_groups, head_dim } = shape;
     let of_head = num_groups * head_dim;
     let mut attended = vec![0.0; rows.len() * num_kv_heads * of_head];
@@ -76,7 +81,10 @@ pub(super) fn attend(queries: &[f32], rows: &[StripRow<'_>], shape: HeadShape, c
             let Some((index, weighed)) = next else { return };
             let queries = &queries[index * of_head..][..of_head];
             with_wide_vectors(|| {
-                head.attend(queries, &rows[index / num_kv_heads], index % num_kv_heads, weighed)
+                let kv_head = index % num_kv_heads;
+                let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
+                head.begin(sinks);
+                head.attend(queries, &rows[index / num_kv_heads], kv_head, weighed)
             });
         }
     };
@@ -101,11 +109,23 @@ impl Head {
         Self { num_groups, head_dim, cap, scores, max: vec![0.0; num_groups], sum: vec![0.0; num_groups] }
     }
 
+    /// Forgets what was seen; the sinks of its queries, `(G,)`, are seen first.
+    fn begin(&mut self, sinks: Option<&[f32]>) {
+        match sinks {
+            Some(sinks) => {
+                self.max.copy_from_slice(sinks);
+                self.sum.fill(1.0);
+            }
+            None => {
+                self.max.fill(NOTHING_SEEN);
+                self.sum.fill(0.0);
+            }
+        }
+    }
+
     /// Attends queries `(G, D)` to what the row sees with KV head `head`; `weighed` is `(G, D)`, zeros.
     #[inline(always)]
     fn attend(&mut self, queries: &[f32], row: &StripRow<'_>, head: usize, weighed: &mut [f32]) {
-        self.max.fill(NOTHING_SEEN);
-        self.sum.fill(0.0);
         for part in &row.parts {
             for group in 0..self.num_groups {
                 let of = head * self.num_groups + group;
@@ -280,7 +300,7 @@ mod tests {
                 StripRow { strips: vec![strip(1), whole], parts: vec![part] },
                 StripRow { strips: vec![strip(0)], parts: Vec::new() },
             ];
-            let found = attend(&queries, &rows, shape, cap);
+            let found = attend(&queries, &rows, shape, (cap, None));
             for (index, (query, found)) in queries.chunks(head_dim).zip(found.chunks(head_dim)).enumerate() {
                 let (row, head) = (index / num_heads, index % num_heads / num_groups);
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
@@ -318,10 +338,10 @@ mod tests {
             let strip = Strip { keys: &keys, values: &values, first, capacity, tokens: slot..capacity };
             StripRow { strips: vec![strip], parts: Vec::new() }
         };
-        let together = attend(&queries, &[row(0), row(1), row(2), row(3)], shape, None);
+        let together = attend(&queries, &[row(0), row(1), row(2), row(3)], shape, (None, None));
         for slot in 0..4 {
             let of_row = slot * 4 * 32..(slot + 1) * 4 * 32;
-            let alone = attend(&queries[of_row.clone()], &[row(slot)], shape, None);
+            let alone = attend(&queries[of_row.clone()], &[row(slot)], shape, (None, None));
             let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&alone), bits(&together[of_row]), "{slot}");
             assert_eq!(alone.iter().any(|x| x.is_nan()), slot == 1);

@@ -46,11 +46,43 @@ pub(in crate::mlx) struct GatedDelta {
     output: Linear,
 }
 
+/// Makes of Qwen3-Next's two matrices, which go key head by key head, the projections of Qwen3.5.
+fn cut_fused_projections(
+    loader: &mut Loader<'_>,
+    spec: &GatedDeltaSpec,
+    path: impl Fn(&str) -> String,
+) -> Result<()> {
+    let num_shared = spec.num_value_heads / spec.num_key_heads;
+    // The rows of some parts of each head, part by part.
+    let rows_of = |widths: &[usize], parts: &[usize]| -> Vec<i32> {
+        let of_head: usize = widths.iter().sum();
+        let rows = parts.iter().flat_map(|&part| {
+            let first: usize = widths[..part].iter().sum();
+            (0..spec.num_key_heads).flat_map(move |head| {
+                let start = (head * of_head + first) as i32;
+                start..start + widths[part] as i32
+            })
+        });
+        rows.collect()
+    };
+    let values = num_shared * spec.value_head_dim;
+    let widths = [spec.key_head_dim, spec.key_head_dim, values, values];
+    let parts =
+        [(path("in_proj_qkv"), rows_of(&widths, &[0, 1, 2])), (path("in_proj_z"), rows_of(&widths, &[3]))];
+    loader.weights.cut(&path("in_proj_qkvz"), 0, &parts)?;
+    let widths = [num_shared, num_shared];
+    let parts = [(path("in_proj_b"), rows_of(&widths, &[0])), (path("in_proj_a"), rows_of(&widths, &[1]))];
+    loader.weights.cut(&path("in_proj_ba"), 0, &parts)
+}
+
 impl GatedDelta {
     pub(super) fn load(loader: &mut Loader<'_>, block_path: &str, spec: GatedDeltaSpec) -> Result<Self> {
         let hidden = loader.spec.hidden_size;
         let path = |name: &str| format!("{block_path}.linear_attn.{name}");
         let heads = spec.num_value_heads;
+        if spec.has_fused_projections {
+            cut_fused_projections(loader, &spec, path)?;
+        }
         // Decays multiply up over a whole prompt, so their parameters are never rounded.
         let log_rate = loader.vector(&path("A_log"), heads)?.as_dtype(Dtype::Float32)?;
         let decay_rate = log_rate.exp()?.negative()?;

@@ -116,6 +116,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// A positive number to multiply with, which must be one as an f32 too.
+    pub(super) fn factor(&self, name: &str, default: Option<f64>) -> Result<f32, String> {
+        let factor = self.number(name, default)? as f32;
+        if factor > 0.0 && factor.is_finite() && (1.0 / factor).is_finite() {
+            Ok(factor)
+        } else {
+            Err(format!("'{name}' must be positive, got {factor}"))
+        }
+    }
+
     /// A flag, which may stand in the object around this one instead.
     pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
         Ok(self.optional_flag(name)?.unwrap_or(default))

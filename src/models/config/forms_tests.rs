@@ -127,7 +127,9 @@ fn a_model_means_the_same_in_the_published_and_in_the_newer_form() {
 fn what_is_nested_by_type_of_layer_counts_for_that_type() {
     let (_, new) = pairs().swap_remove(5);
     let spec = silent(&new).spec;
-    let rope = |index: usize| spec.layers[index].attention().expect("all layers attend").rope.clone();
+    let rope = |index: usize| {
+        spec.layers[index].attention().expect("all layers attend").rope.clone().expect("they have positions")
+    };
     assert_eq!(rope(5).frequencies[0], 8.0);
     assert_eq!(rope(5).frequencies[1], (8.0 * 1e6f64.powf(2.0 / 256.0)) as f32);
     assert_eq!(rope(4).frequencies[0], 1.0);
@@ -252,9 +254,9 @@ fn rotary_positions_by_type_of_layer_have_to_be_complete() {
 #[test]
 fn windows_that_the_publishers_code_reads_are_windows() {
     let mistral = silent(&mistral()).spec;
-    assert!(mistral.attention_layers().all(|attention| attention.window == Some(4096)));
+    assert!(mistral.kv_layers().all(|attention| attention.window == Some(4096)));
     let config = changed(qwen2(), json!({"use_sliding_window": true, "max_window_layers": 3}));
-    let windows: Vec<_> = silent(&config).spec.attention_layers().map(|attention| attention.window).collect();
+    let windows: Vec<_> = silent(&config).spec.kv_layers().map(|attention| attention.window).collect();
     assert_eq!(windows[..5], [None, None, None, Some(131_072), Some(131_072)]);
 }
 
@@ -266,7 +268,7 @@ fn yarns_settings_are_those_of_transformers() {
             json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768});
         scaling = changed(scaling, changes);
         let spec = silent(&changed(qwen2(), json!({"rope_scaling": scaling}))).spec;
-        spec.attention_layers().next().expect("all layers attend").rope.clone()
+        spec.kv_layers().next().expect("all layers attend").rope.clone().expect("they have positions")
     };
     let usual = rope(json!({}));
     assert_eq!(usual.input_scale, (0.1 * 4.0f64.ln() + 1.0) as f32);

@@ -110,6 +110,7 @@ pub(super) const COMMON: &[KeyRule] = &[
     rule("exponential_decay_length_penalty", SAMPLING),
     rule("hidden_act", SILU),
     rule("hidden_activation", SILU),
+    rule("intermediate_size", Nothing("all layers have experts")),
     rule("num_experts", EXPERTS),
     rule("num_local_experts", EXPERTS),
     rule("n_routed_experts", EXPERTS),
@@ -155,6 +156,59 @@ pub(super) const QWEN2: &[KeyRule] = &[
 
 pub(super) const QWEN3: &[KeyRule] =
     &[rule("sliding_window", QWEN_WINDOW_UNUSED), rule("max_window_layers", QWEN_WINDOW_UNUSED)];
+
+pub(super) const GEMMA: &[KeyRule] = &[
+    rule(
+        "hidden_act",
+        Nothing("'hidden_activation' is what the publisher's code reads, and gelu's tanh form is meant"),
+    ),
+    rule("hidden_activation", GELU_TANH),
+    rule("tie_word_embeddings", Nothing("the weights show whether the head is one of them")),
+];
+
+pub(super) const OLMO: &[KeyRule] = &[rule("clip_qkv", ErrorUnless(&[], "it cuts queries, keys and values"))];
+
+pub(super) const SEED_OSS: &[KeyRule] = &[rule("residual_dropout", TRAINING)];
+
+pub(super) const ERNIE: &[KeyRule] = &[
+    rule("moe_gate_act", ErrorUnless(&[Text("softmax")], "experts are scored by softmax")),
+    rule("moe_capacity", TRAINING),
+    rule("moe_use_aux_free", Nothing("the weights show whether there are biases for the choice")),
+    rule("fuse_rms_norm", Nothing("it chooses among ways to compute the same")),
+];
+
+pub(super) const GLM4_MOE: &[KeyRule] = &[
+    rule("topk_method", ErrorUnless(&[Text("noaux_tc")], "experts are chosen in groups by their two best")),
+    rule("scoring_func", ErrorUnless(&[Text("sigmoid")], "experts are scored by sigmoid")),
+];
+
+pub(super) const GRANITE: &[KeyRule] = &[];
+
+pub(super) const GPT_OSS: &[KeyRule] = &[
+    rule("experts_per_token", Nothing("'num_experts_per_tok' is what the publisher's code reads")),
+    rule("initial_context_length", Nothing("'rope_scaling' says it too")),
+    rule("swiglu_limit", ErrorUnless(&[Number(7.0)], "gates are cut at 7")),
+];
+
+pub(super) const SMOLLM3: &[KeyRule] =
+    &[rule("sliding_window", QWEN_WINDOW_UNUSED), rule("max_window_layers", QWEN_WINDOW_UNUSED)];
+
+pub(super) const MINIMAX_M2: &[KeyRule] = &[
+    rule("use_qk_norm", ErrorUnless(&[Bool(true)], "queries and keys are normed")),
+    rule(
+        "qk_norm_type",
+        ErrorUnless(&[Text("per_layer")], "queries and keys are normed over their full width"),
+    ),
+    rule("scoring_func", ErrorUnless(&[Text("sigmoid")], "experts are scored by sigmoid")),
+    rule("mtp_*", Nothing("layers that guess several tokens at once are not run; answers are the same")),
+    rule(
+        "num_mtp_modules",
+        Nothing("layers that guess several tokens at once are not run; answers are the same"),
+    ),
+    rule("use_mtp", Nothing("layers that guess several tokens at once are not run; answers are the same")),
+];
+
+pub(super) const EXAONE4: &[KeyRule] = &[];
 
 pub(super) const GEMMA3: &[KeyRule] = &[
     rule("rope_theta", Nothing("read where a layer sees everything")),

@@ -10,7 +10,7 @@ use super::{
     published::{changed, gemma3, gemma3_text, lfm2, llama, mistral, qwen2, qwen3, qwen3_5},
     *,
 };
-use crate::models::known_keys::{Effect, Plain};
+use crate::models::known_keys::{Effect, KeyRule, Plain};
 
 /// A configuration of each way to read one, in which as many keys count as can at once.
 fn bases() -> Vec<Value> {
@@ -38,7 +38,7 @@ fn asked(config: &Value) -> BTreeSet<String> {
     let map = config.as_object().expect("a configuration is an object");
     let root = Fields::of_file(map, &unread);
     let model_type = config["model_type"].as_str().expect("it has a type");
-    Reader::of(model_type).expect("the type is known").read(model_type, &root).expect("it is sound");
+    ModelType::of(model_type).expect("the type is known").read(&root).expect("it is sound");
     let mut asked = root.asked();
     asked.insert("model_type".to_owned());
     asked
@@ -55,7 +55,9 @@ fn probe(key: &str, usual: &Value) -> Value {
         "rope_scaling" | "rope_parameters" => {
             json!({"rope_type": "linear", "factor": 3.0, "rope_theta": 77.0})
         }
-        "quantization" | "quantization_config" => json!({"group_size": 32, "bits": 8}),
+        "quantization" | "quantization_config" => {
+            json!({"group_size": 32, "bits": 8, "lm_head": {"bits": 4}})
+        }
         "rms_norm_eps" | "norm_eps" | "partial_rotary_factor" => json!(0.5),
         "rope_theta"
         | "rope_local_base_freq"
@@ -189,7 +191,7 @@ fn check_table(table: &[KeyRule], asked: &BTreeSet<String>, config: impl Fn(&str
 fn each_key_that_is_not_read_is_harmless_or_named() {
     for base in bases() {
         let model_type = base["model_type"].as_str().expect("it has a type");
-        let reader = Reader::of(model_type).expect("the type is known");
+        let reader = ModelType::of(model_type).expect("the type is known");
         let asked = asked(&base);
         let own: BTreeSet<&str> = reader.known.iter().map(|rule| rule.key).collect();
         let put = |key: &str, value: Value| {

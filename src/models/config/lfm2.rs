@@ -7,39 +7,74 @@ use serde_json::Value;
 
 use super::{
     fields::{Fields, MAX_LAYERS},
+    moe::{self, MoeLayers, MoeTraits, Normalised},
     rope::{LayerType, RopeDefaults},
 };
 use crate::models::{
-    names::{BlockNames, WeightNames},
+    block_names::BlockNames,
+    mlp_spec::{Activation, DenseSpec, MlpSpec, RouterScore, RoutingSpec},
+    names::WeightNames,
     recurrent_spec::{RecurrentSpec, ShortConvSpec},
-    spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
+    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// Reads the model's fields.
 pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
+    read(model_type, fields, intermediate_size(fields)?, None)
+}
+
+/// The same with experts in all but the first layers.
+pub(super) fn spec_with_experts(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
+    read(model_type, fields, fields.dimension("intermediate_size", None)?, Some(EXPERTS))
+}
+
+/// Sigmoid scores, with a bias for the choice.
+const EXPERTS: MoeTraits = MoeTraits {
+    layers: MoeLayers::From("num_dense_layers", 0),
+    routing: RoutingSpec { score: RouterScore::Sigmoid, ..RoutingSpec::softmax(true) },
+    selection_bias: Some("use_expert_bias"),
+    normalised: Normalised::Field("norm_topk_prob", true, 1e-6),
+    scale: Some("routed_scaling_factor"),
+    ..moe::QWEN
+};
+
+fn read(
+    model_type: &str,
+    fields: &Fields,
+    intermediate_size: usize,
+    experts: Option<MoeTraits>,
+) -> Result<ModelSpec, String> {
     let hidden_size = fields.dimension("hidden_size", None)?;
     if fields.dimension("block_dim", Some(hidden_size as u64))? != hidden_size {
         return Err(format!("'block_dim' must equal 'hidden_size' ({hidden_size})"));
     }
     let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
-    let intermediate_size = intermediate_size(fields)?;
     let max_context = fields.dimension("max_position_embeddings", Some(128_000))?;
     let attention = attention(fields, hidden_size, max_context)?;
     let conv = RecurrentSpec::ShortConv(ShortConvSpec {
         kernel_size: fields.integer("conv_L_cache", Some(3), 2, 64)?,
         bias: fields.flag("conv_bias", false)?,
     });
+    let dense = DenseSpec { intermediate_size, activation: Activation::Silu, bias: false };
+    let mlps: Vec<MlpSpec> = match experts {
+        None => vec![MlpSpec::Dense(dense); num_layers],
+        Some(traits) => {
+            let experts = MlpSpec::Moe(traits.spec(fields, dense)?);
+            let are_moe = traits.layers.read(fields, num_layers)?.into_iter();
+            are_moe.map(|is_moe| if is_moe { experts.clone() } else { MlpSpec::Dense(dense) }).collect()
+        }
+    };
     let layers = full_attention(fields, num_layers)?
         .into_iter()
-        .map(|full| LayerSpec {
+        .zip(mlps)
+        .map(|(full, mlp)| LayerSpec {
             mixer: if full {
                 MixerSpec::Attention(attention.clone())
             } else {
                 MixerSpec::Recurrent(conv.clone())
             },
-            intermediate_size,
-            mlp_bias: false,
-            activation: Activation::Silu,
+            mlp,
+            residual_scale: 1.0,
         })
         .collect();
     Ok(ModelSpec {
@@ -48,15 +83,24 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
         vocab_size: fields.dimension("vocab_size", None)?,
         max_context,
         layers,
-        norm: NormSpec { eps: fields.epsilon("norm_eps", Some(1e-5))?, weight: NormWeight::Factor },
+        norm: NormSpec {
+            eps: fields.epsilon("norm_eps", Some(1e-5))?,
+            kind: NormKind::RootMeanSquare,
+            weight: NormWeight::Factor,
+        },
         embedding_scale: None,
         tied_head: tied_head(fields)?,
+        logits_scale: None,
         final_logit_softcap: None,
         quantization: None,
         names: WeightNames {
-            block: BlockNames::LFM2,
             final_norm: "model.embedding_norm",
-            ..WeightNames::default()
+            renamed_parts: &[
+                (".feed_forward.w1.", ".feed_forward.gate_proj."),
+                (".feed_forward.w3.", ".feed_forward.up_proj."),
+                (".feed_forward.w2.", ".feed_forward.down_proj."),
+            ],
+            ..WeightNames::new(BlockNames::LFM2)
         },
     })
 }
@@ -78,18 +122,11 @@ fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<
     let (num_heads, num_kv_heads) = fields.heads(Some(num_heads as u64))?;
     let head_dim = fields.head_dim(hidden_size, num_heads)?;
     Fields::check_head_dim(head_dim)?;
+    let defaults = RopeDefaults::new(Some(1_000_000.0));
+    let rope = fields.rope(LayerType::Full, head_dim, max_context, false, defaults)?;
     Ok(AttentionSpec {
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5) as f32,
-        qkv_bias: false,
-        output_bias: false,
-        qk_norm: true,
-        output_gate: false,
-        rope: fields.rope(LayerType::Full, head_dim, max_context, false, RopeDefaults::new(1_000_000.0))?,
-        window: None,
-        score_softcap: None,
+        head_norms: HeadNorms::PerHead,
+        ..AttentionSpec::plain((num_heads, num_kv_heads), head_dim, Some(rope))
     })
 }
 
@@ -181,7 +218,7 @@ mod tests {
         let spec = parse_config(&config(), "config.json").unwrap();
         let full: Vec<bool> = spec.layers.iter().map(|layer| layer.attention().is_some()).collect();
         assert_eq!(full, [false, true, false]);
-        assert_eq!(spec.attention_layers().next().unwrap().head_dim, 8);
+        assert_eq!(spec.kv_layers().next().unwrap().head_dim, 8);
         assert_eq!(spec.kv_bytes_per_token(4), 2 * 2 * 8 * 4);
         assert_eq!(spec.state_bytes(4), 2 * 2 * 32 * 4);
         let mut config = config();
@@ -203,7 +240,7 @@ mod tests {
         config["block_ffn_dim_multiplier"] = json!(1.3);
         let spec = parse_config(&config, "config.json").unwrap();
         // 48 → 32 → 41 → 60.
-        assert_eq!(spec.layers[0].intermediate_size, 60);
+        assert_eq!(spec.layers[0].mlp.dense().unwrap().intermediate_size, 60);
         config["block_ffn_dim_multiplier"] = json!(1e300);
         let message = parse_config(&config, "config.json").unwrap_err().to_string();
         assert!(message.contains("block_ffn_dim_multiplier"), "{message}");
@@ -212,7 +249,7 @@ mod tests {
     #[test]
     fn the_nested_theta_comes_first() {
         let spec = with("rope_parameters", json!({"rope_theta": 16.0, "rope_type": "default"})).unwrap();
-        assert_eq!(spec.attention_layers().next().unwrap().rope.frequencies[1], 2.0);
+        assert_eq!(spec.kv_layers().next().unwrap().rope.as_ref().unwrap().frequencies[1], 2.0);
     }
 
     #[test]

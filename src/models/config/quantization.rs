@@ -1,13 +1,13 @@
 //! Quantisation settings of a configuration.
 //!
-//! Owns which settings MLX's affine quantisation allows. Reading quantised matrices is `mlx/`'s.
+//! Owns how MLX's modes are written. Reading quantised matrices is `mlx/`'s.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
 use super::{fields::Fields, known::QUANTIZATION};
-use crate::models::spec::{Quantization, QuantizationSpec};
+use crate::models::spec::{Quantization, QuantizationMode, QuantizationSpec};
 
 /// Reads which matrices are quantised and how; `None` if none is.
 pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Option<QuantizationSpec>, String> {
@@ -22,14 +22,14 @@ pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Optio
             "weights quantised by {method} are not supported; use an MLX conversion (affine) of this model"
         ));
     }
-    let default = affine(&settings, None)?;
+    let default = settings_of(&settings, None)?;
     let mut overrides = HashMap::new();
     for (path, entry) in settings.map() {
         match entry {
             Value::Object(entry) => {
                 settings.get(path);
                 let entry = settings.inside(path, entry);
-                let setting = affine(&entry, Some(default)).map_err(|e| format!("{path}: {e}"))?;
+                let setting = settings_of(&entry, Some(default)).map_err(|e| format!("{path}: {e}"))?;
                 entry.account(&[QUANTIZATION])?;
                 overrides.insert(path.clone(), Some(setting));
             }
@@ -41,7 +41,7 @@ pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Optio
         }
     }
     settings.account(&[QUANTIZATION])?;
-    Ok(Some(QuantizationSpec { default, overrides }))
+    Ok(Some(QuantizationSpec { overrides }))
 }
 
 /// Whether the tables know a key, so that it is no weight's path.
@@ -49,19 +49,37 @@ fn is_setting(key: &str) -> bool {
     QUANTIZATION.iter().any(|rule| rule.key == key)
 }
 
-fn affine(fields: &Fields, default: Option<Quantization>) -> Result<Quantization, String> {
-    match fields.get("mode") {
-        None => {}
-        Some(mode) if mode == "affine" => {}
-        Some(mode) => return Err(format!("quantisation mode {mode} is not supported; affine is")),
+/// One set of settings; what it leaves out is as in `default`.
+fn settings_of(fields: &Fields, default: Option<Quantization>) -> Result<Quantization, String> {
+    // A matrix's own entry that names no mode is affine, whatever the others are.
+    let mode = match fields.get("mode") {
+        None => QuantizationMode::Affine,
+        Some(name) => {
+            QuantizationMode::ALL.into_iter().find(|mode| name == mode.name()).ok_or_else(|| {
+                format!("quantisation mode {name} is not supported; affine, mxfp4, nvfp4 and mxfp8 are")
+            })?
+        }
+    };
+    let default =
+        default.filter(|default| default.mode == mode).map(|default| (default.group_size, default.bits));
+    let has_default = default.is_some() || mode != QuantizationMode::Affine;
+    let (default_size, default_bits) = default.unwrap_or_else(|| mode.defaults());
+    let or_default = |number: usize| has_default.then_some(number as u64);
+    let group_size = fields.integer("group_size", or_default(default_size), 1, 1024)?;
+    let bits = fields.integer("bits", or_default(default_bits), 1, 8)?;
+    if mode.allows(group_size, bits) {
+        return Ok(Quantization { group_size, bits, mode });
     }
-    let group_size = fields.integer("group_size", default.map(|d| d.group_size as u64), 1, 1024)?;
-    let bits = fields.integer("bits", default.map(|d| d.bits as u64), 1, 8)?;
-    if !matches!(group_size, 32 | 64 | 128) {
-        return Err(format!("quantisation group size must be 32, 64 or 128, got {group_size}"));
-    }
-    if !matches!(bits, 2..=6 | 8) {
-        return Err(format!("quantisation to {bits} bits is not supported (2, 3, 4, 5, 6 and 8 are)"));
-    }
-    Ok(Quantization { group_size, bits })
+    Err(match mode {
+        QuantizationMode::Affine if matches!(bits, 2..=6 | 8) => {
+            format!("quantisation group size must be 32, 64 or 128, got {group_size}")
+        }
+        QuantizationMode::Affine => {
+            format!("quantisation to {bits} bits is not supported (2, 3, 4, 5, 6 and 8 are)")
+        }
+        mode => {
+            let (group_size, bits) = mode.defaults();
+            format!("quantisation mode {} has {bits} bits in groups of {group_size}", mode.name())
+        }
+    })
 }

@@ -1,42 +1,56 @@
 //! Configurations of qwen3_5 (text): gated delta nets with full attention every few layers.
 //!
-//! Owns what the fields mean, their defaults (mlx-lm 0.32's) and the several spellings of the
-//! weights' names. Vision towers and multi-token heads are left out, experts refused.
+//! Owns what the fields mean, their defaults (mlx-lm 0.32's) and qwen3_next, whose
+//! projections are fused. Experts are `moe`'s.
 
 use serde_json::Value;
 
 use super::{
     fields::{Fields, MAX_LAYERS},
+    moe::{self, MoeTraits, Normalised, SharedTraits},
     rope::{LayerType, RopeDefaults},
 };
 use crate::models::{
+    block_names::BlockNames,
+    mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
     recurrent_spec::{GatedDeltaSpec, RecurrentSpec},
-    spec::{Activation, AttentionSpec, LayerSpec, MixerSpec, ModelSpec, NormSpec, NormWeight},
+    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// Reads the language model's fields.
 pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
-    if fields.integer("num_experts", Some(0), 0, u64::MAX)? > 0 {
-        return Err("'num_experts': mixtures of experts are not supported; use a dense model".to_owned());
-    }
+    read(model_type, fields, NormWeight::LessOneUnlessConverted, false)
+}
+
+/// The same of the generation before, whose projections are fused.
+pub(super) fn spec_of_next(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
+    read(model_type, fields, NormWeight::LessOneUnlessConverted, true)
+}
+
+fn read(
+    model_type: &str,
+    fields: &Fields,
+    norm_weight: NormWeight,
+    has_fused_projections: bool,
+) -> Result<ModelSpec, String> {
     let hidden_size = fields.dimension("hidden_size", None)?;
     let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
-    let intermediate_size = fields.dimension("intermediate_size", None)?;
     let max_context = fields.dimension("max_position_embeddings", Some(131_072))?;
     let attention = attention(fields, hidden_size, max_context)?;
-    let delta = RecurrentSpec::GatedDelta(gated_delta(fields)?);
+    let delta = RecurrentSpec::GatedDelta(GatedDeltaSpec { has_fused_projections, ..gated_delta(fields)? });
+    let mlps = mlps(fields, num_layers)?;
     let layers = full_attention(fields, num_layers)?
         .into_iter()
-        .map(|full| LayerSpec {
+        .zip(mlps)
+        .map(|(full, mlp)| LayerSpec {
             mixer: if full {
                 MixerSpec::Attention(attention.clone())
             } else {
                 MixerSpec::Recurrent(delta.clone())
             },
-            intermediate_size,
-            mlp_bias: false,
-            activation: Activation::Silu,
+            mlp,
+            residual_scale: 1.0,
         })
         .collect();
     Ok(ModelSpec {
@@ -47,26 +61,43 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
         layers,
         norm: NormSpec {
             eps: fields.epsilon("rms_norm_eps", Some(1e-6))?,
-            weight: NormWeight::LessOneUnlessConverted,
+            kind: NormKind::RootMeanSquare,
+            weight: norm_weight,
         },
         embedding_scale: None,
         tied_head: fields.tied_head()?,
+        logits_scale: None,
         final_logit_softcap: None,
         quantization: None,
-        names: names(),
+        names: WeightNames::new(BlockNames::PLAIN),
     })
 }
 
-/// MLX conversions say `language_model.model.…`, the publisher's files `model.language_model.…`,
-/// text-only ones just `model.…`.
-fn names() -> WeightNames {
-    let renamed = [("language_model.", ""), ("model.language_model.", "model.")];
-    let ignored = ["vision_tower.", "model.visual.", "visual.", "mtp.", "model.mtp."];
-    WeightNames {
-        renamed_prefixes: renamed.map(|(found, meant)| (found.to_owned(), meant.to_owned())).to_vec(),
-        ignored_prefixes: ignored.map(str::to_owned).to_vec(),
-        ..WeightNames::default()
+/// The MLP of each layer, or its experts where there are any.
+fn mlps(fields: &Fields, num_layers: usize) -> Result<Vec<MlpSpec>, String> {
+    let dense =
+        |intermediate_size| DenseSpec { intermediate_size, activation: Activation::Silu, bias: false };
+    if fields.integer("num_experts", Some(0), 0, u64::MAX)? == 0 {
+        return Ok(vec![MlpSpec::Dense(dense(fields.dimension("intermediate_size", None)?)); num_layers]);
     }
+    let traits = MoeTraits {
+        normalised: Normalised::Field("norm_topk_prob", true, 0.0),
+        shared: SharedTraits::Gated("shared_expert_intermediate_size"),
+        ..moe::QWEN
+    };
+    let experts = traits.spec(fields, dense(0))?;
+    let are_moe = traits.layers.read(fields, num_layers)?;
+    let dense = match are_moe.contains(&false) {
+        true => Some(dense(fields.dimension("intermediate_size", None)?)),
+        false => None,
+    };
+    Ok(are_moe
+        .into_iter()
+        .map(|is_moe| match dense {
+            Some(dense) if !is_moe => MlpSpec::Dense(dense),
+            _ => MlpSpec::Moe(experts),
+        })
+        .collect())
 }
 
 fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<AttentionSpec, String> {
@@ -74,19 +105,14 @@ fn attention(fields: &Fields, hidden_size: usize, max_context: usize) -> Result<
     let head_dim = fields.head_dim(hidden_size, num_heads)?;
     Fields::check_head_dim(head_dim)?;
     let bias = fields.flag("attention_bias", false)?;
-    let defaults = RopeDefaults { rotated: 0.25, ..RopeDefaults::new(100_000.0) };
+    let defaults = RopeDefaults { rotated: 0.25, ..RopeDefaults::new(Some(100_000.0)) };
+    let rope = fields.rope(LayerType::Full, head_dim, max_context, false, defaults)?;
     Ok(AttentionSpec {
-        num_heads,
-        num_kv_heads,
-        head_dim,
-        scale: (head_dim as f64).powf(-0.5) as f32,
         qkv_bias: bias,
         output_bias: bias,
-        qk_norm: true,
+        head_norms: HeadNorms::PerHead,
         output_gate: true,
-        rope: fields.rope(LayerType::Full, head_dim, max_context, false, defaults)?,
-        window: None,
-        score_softcap: None,
+        ..AttentionSpec::plain((num_heads, num_kv_heads), head_dim, Some(rope))
     })
 }
 
@@ -99,6 +125,7 @@ fn gated_delta(fields: &Fields) -> Result<GatedDeltaSpec, String> {
         key_head_dim: head("linear_key_head_dim")?,
         value_head_dim: head("linear_value_head_dim")?,
         kernel_size: fields.integer("linear_conv_kernel_dim", Some(4), 2, 64)?,
+        has_fused_projections: false,
     };
     if !spec.num_value_heads.is_multiple_of(spec.num_key_heads) {
         return Err(format!(
@@ -135,7 +162,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::models::{config::parse_config, spec::Quantization};
+    use crate::models::{
+        config::parse_config,
+        spec::{Quantization, QuantizationMode},
+    };
 
     fn config() -> Value {
         json!({
@@ -161,9 +191,9 @@ mod tests {
         let spec = parse_config(&config(), "config.json").unwrap();
         let full: Vec<bool> = spec.layers.iter().map(|layer| layer.attention().is_some()).collect();
         assert_eq!(full, [false, false, false, true, false, false, false, true]);
-        let attention = spec.attention_layers().next().unwrap();
-        assert!(attention.output_gate && attention.qk_norm);
-        assert_eq!(attention.rope.frequencies, [1.0, 100.0]);
+        let attention = spec.kv_layers().next().unwrap();
+        assert!(attention.output_gate && attention.head_norms == HeadNorms::PerHead);
+        assert_eq!(attention.rope.as_ref().unwrap().frequencies, [1.0, 100.0]);
         assert_eq!(spec.kv_bytes_per_token(4), 2 * 2 * 2 * 16 * 4);
         // Three positions of 2·2·8 + 4·16 channels, and a matrix of 8 × 16 for each of 4 heads.
         assert_eq!(spec.state_bytes(2), 6 * (3 * 96 * 2 + 4 * 8 * 16 * 4));
@@ -199,14 +229,14 @@ mod tests {
         });
         let spec = parse_config(&config, "config.json").unwrap();
         let settings = spec.quantization.unwrap();
-        let eight_bits = Some(Quantization { group_size: 32, bits: 8 });
-        assert_eq!(settings.of("model.layers.0.linear_attn.in_proj_b"), eight_bits);
+        let eight_bits = Some(Some(Quantization { group_size: 32, bits: 8, mode: QuantizationMode::Affine }));
+        assert_eq!(settings.stated("model.layers.0.linear_attn.in_proj_b"), eight_bits);
     }
 
     #[test]
     fn bad_values_name_the_field() {
         for (field, value) in [
-            ("num_experts", json!(8)),
+            ("num_experts", json!(-8)),
             ("linear_num_value_heads", json!(3)),
             ("linear_key_head_dim", json!(1 << 20)),
             ("linear_conv_kernel_dim", json!(1)),

@@ -36,14 +36,25 @@ pub(super) struct RopeDefaults {
     pub theta: Option<f64>,
     /// Share of each head that is rotated.
     pub rotated: f64,
+    /// A field that says how many dimensions are rotated, in place of the share.
+    pub rotated_dims_field: Option<&'static str>,
     /// Whether the fields beside the others scale these layers.
     pub is_scaled: bool,
+    /// Whether these layers have the same base as the others, and are never scaled, whatever is said of all.
+    pub is_plain: bool,
 }
 
 impl RopeDefaults {
     /// All of a head, with this base.
-    pub(super) fn new(theta: impl Into<Option<f64>>) -> Self {
-        Self { theta_field: "rope_theta", theta: theta.into(), rotated: 1.0, is_scaled: true }
+    pub(super) const fn new(theta: Option<f64>) -> Self {
+        Self {
+            theta_field: "rope_theta",
+            theta,
+            rotated: 1.0,
+            rotated_dims_field: None,
+            is_scaled: true,
+            is_plain: false,
+        }
     }
 }
 
@@ -88,7 +99,15 @@ impl Fields<'_> {
         if !(theta > 1.0 && theta.is_finite()) {
             return Err(format!("'{}' must be greater than 1, got {theta}", defaults.theta_field));
         }
-        let rope = RopeSpec::new(rotated_dims(head_dim, rotated)?, theta, interleaved, &scaling);
+        let scaling = if defaults.is_plain { RopeScaling::None } else { scaling };
+        let dims = match defaults.rotated_dims_field.filter(|name| self.get(name).is_some()) {
+            Some(name) => match self.dimension(name, None)? {
+                dims if dims.is_multiple_of(2) && dims <= head_dim => dims,
+                dims => return Err(format!("'{name}' must be even and at most {head_dim}, got {dims}")),
+            },
+            None => rotated_dims(head_dim, rotated)?,
+        };
+        let rope = RopeSpec::new(dims, theta, interleaved, &scaling);
         if !rope.is_usable() {
             return Err(format!(
                 "'{}' and the settings of 'rope_scaling' give no finite frequencies",

@@ -2,8 +2,8 @@ use serde_json::json;
 
 use super::*;
 use crate::models::{
-    names::BlockNames,
-    spec::{NormWeight, Quantization},
+    block_names::BlockNames,
+    spec::{HeadNorms, NormWeight, Quantization, QuantizationMode},
 };
 
 fn llama() -> Value {
@@ -31,7 +31,7 @@ fn llama_defaults_follow_the_reference() {
     let attention = spec.layers[0].attention().unwrap();
     assert_eq!((attention.num_heads, attention.num_kv_heads, attention.head_dim), (4, 2, 16));
     assert_eq!(attention.scale, 0.25);
-    assert!(!attention.qkv_bias && !attention.qk_norm && attention.window.is_none());
+    assert!(!attention.qkv_bias && attention.head_norms == HeadNorms::None && attention.window.is_none());
     assert_eq!(spec.tied_head, Some(true));
     assert_eq!(spec.kv_bytes_per_token(4), 2 * 2 * 2 * 16 * 4);
 }
@@ -74,7 +74,7 @@ fn an_unknown_model_type_lists_the_known_ones() {
 #[test]
 fn layer_types_decide_the_window_and_a_bare_window_does_not() {
     let bare = with("sliding_window", json!(16)).unwrap();
-    assert!(bare.attention_layers().all(|attention| attention.window.is_none()));
+    assert!(bare.kv_layers().all(|attention| attention.window.is_none()));
     let mut config = llama();
     config["sliding_window"] = json!(16);
     config["layer_types"] = json!(["sliding_attention", "full_attention"]);
@@ -93,11 +93,34 @@ fn quantisation_overrides_single_layers() {
     )
     .unwrap();
     let quantization = spec.quantization.unwrap();
-    assert_eq!(quantization.of("anything"), Some(Quantization { group_size: 64, bits: 4 }));
-    assert_eq!(quantization.of("lm_head"), Some(Quantization { group_size: 32, bits: 8 }));
-    assert_eq!(quantization.of("model.norm"), None);
+    let affine = Quantization { group_size: 32, bits: 8, mode: QuantizationMode::Affine };
+    assert_eq!(quantization.stated("anything"), None);
+    assert_eq!(quantization.stated("lm_head"), Some(Some(affine)));
+    assert_eq!(quantization.stated("model.norm"), Some(None));
     assert!(error("quantization", json!({"group_size": 7, "bits": 4})).contains("group size"));
     assert!(error("quantization_config", json!({"quant_method": "gptq"})).contains("gptq"));
+}
+
+/// gpt-oss's conversions say mxfp4 for all, and have every other matrix in an entry of its own without a mode.
+#[test]
+fn quantisation_modes_have_their_settings_and_an_entry_without_a_mode_is_affine() {
+    let settings = json!({"group_size": 32, "bits": 4, "mode": "mxfp4", "lm_head": {"group_size": 64, "bits": 8},
+        "a": {"mode": "nvfp4"}, "b": {"mode": "mxfp8", "bits": 8}});
+    let quantization = with("quantization", settings).unwrap().quantization.unwrap();
+    let stated = |path| quantization.stated(path).unwrap().unwrap();
+    let of = |group_size, bits, mode| Quantization { group_size, bits, mode };
+    assert_eq!(stated("lm_head"), of(64, 8, QuantizationMode::Affine));
+    assert_eq!(stated("a"), of(16, 4, QuantizationMode::Nvfp4));
+    assert_eq!(stated("b"), of(32, 8, QuantizationMode::Mxfp8));
+    for (settings, named) in [
+        (json!({"mode": "mxfp4", "bits": 8}), "mxfp4"),
+        (json!({"mode": "int4"}), "int4"),
+        (json!({"bits": 4}), "group_size"),
+        (json!({"group_size": 64, "bits": 4, "lm_head": {"mode": "nvfp4", "group_size": 32}}), "lm_head"),
+    ] {
+        let message = error("quantization", settings);
+        assert!(message.contains(named), "{message}");
+    }
 }
 
 #[test]
@@ -126,7 +149,7 @@ fn nested_gemma_reads_the_text_config_and_skips_the_vision_tower() {
     let spec = parse_config(&config, "config.json").unwrap();
     assert_eq!((spec.hidden_size, spec.vocab_size), (64, 262_208));
     assert_eq!(spec.layers[0].attention().unwrap().num_heads, 8);
-    assert_eq!(spec.names.prefix, "language_model.");
+    assert_eq!(spec.names.canonical("language_model.model.norm.weight"), "model.norm.weight");
     assert!(spec.names.is_ignored("vision_tower.x"));
 }
 
@@ -135,9 +158,16 @@ fn any_json_value_is_an_answer_or_an_error_but_never_a_panic() {
     let strange =
         [json!(null), json!(-1), json!(1e300), json!("x"), json!([]), json!({}), json!(true), json!(0)];
     let fields: Vec<String> = llama().as_object().unwrap().keys().cloned().collect();
-    let extra =
-        ["head_dim", "rope_scaling", "rope_parameters", "layer_types", "sliding_window", "quantization"];
-    for model_type in ["llama", "mistral", "qwen2", "qwen3", "gemma3", "gemma3_text"] {
+    let extra = [
+        "head_dim",
+        "rope_scaling",
+        "rope_parameters",
+        "layer_types",
+        "sliding_window",
+        "quantization",
+        "text_config",
+    ];
+    for model_type in MODEL_TYPES.iter().map(|known| known.name) {
         for field in fields.iter().map(String::as_str).chain(extra) {
             for value in &strange {
                 let mut config = llama();

@@ -8,7 +8,7 @@ use super::*;
 use crate::models::{
     gguf::testing::{GgufFile, write},
     known_keys::{Effect, KeyRule, Plain},
-    spec::AttentionSpec,
+    spec::{AttentionSpec, HeadNorms},
 };
 
 type Keys = BTreeMap<String, Value>;
@@ -92,8 +92,11 @@ fn gemma_3_of_27b_scales_its_queries_by_another_width_than_a_heads() {
             assert_eq!(attention.window, (!is_full).then_some(1024), "{num_layers} layers, {index}");
             let base = if is_full { 1e6f64 } else { 1e4 };
             let factor = if is_full { 8.0 } else { 1.0 };
-            assert_eq!(attention.rope.frequencies[0], factor as f32);
-            assert_eq!(attention.rope.frequencies[1], (factor * base.powf(2.0 / f64::from(head_dim))) as f32);
+            assert_eq!(attention.rope.as_ref().unwrap().frequencies[0], factor as f32);
+            assert_eq!(
+                attention.rope.as_ref().unwrap().frequencies[1],
+                (factor * base.powf(2.0 / f64::from(head_dim))) as f32
+            );
         }
         assert_eq!((spec.norm.weight, spec.score_softcaps()), (NormWeight::Factor, vec![None; num_layers]));
     }
@@ -101,7 +104,7 @@ fn gemma_3_of_27b_scales_its_queries_by_another_width_than_a_heads() {
 
 impl ModelSpec {
     fn score_softcaps(&self) -> Vec<Option<f32>> {
-        self.attention_layers().map(|attention| attention.score_softcap).collect()
+        self.kv_layers().map(|attention| attention.score_softcap).collect()
     }
 }
 
@@ -109,7 +112,7 @@ impl ModelSpec {
 fn gemmas_windows_have_a_pattern_a_size_and_a_base() {
     let windows = |more: Value| {
         let spec = spec("gemma3", more);
-        spec.attention_layers().map(|attention| attention.window).collect::<Vec<_>>()
+        spec.kv_layers().map(|attention| attention.window).collect::<Vec<_>>()
     };
     let every = |period: usize| {
         (1..=12).map(|number: usize| (!number.is_multiple_of(period)).then_some(9)).collect::<Vec<_>>()
@@ -126,8 +129,8 @@ fn gemmas_windows_have_a_pattern_a_size_and_a_base() {
         assert_eq!(windows(none), [None; 12]);
     }
     let own_base = spec("gemma3", json!({"{}.attention.sliding_window": 9, "{}.rope.freq_base_swa": 16.0}));
-    assert_eq!(attention(&own_base, 0).rope.frequencies[4], 16f32.sqrt());
-    assert_eq!(attention(&own_base, 5).rope.frequencies[4], 10_000f32.sqrt());
+    assert_eq!(attention(&own_base, 0).rope.as_ref().unwrap().frequencies[4], 16f32.sqrt());
+    assert_eq!(attention(&own_base, 5).rope.as_ref().unwrap().frequencies[4], 10_000f32.sqrt());
 }
 
 /// Qwen's and Gemma's own defaults are a base of 1,000,000; llama.cpp's is one for all.
@@ -136,12 +139,16 @@ fn absent_keys_mean_what_they_mean_to_llama_cpp() {
     for architecture in ["llama", "qwen2", "gemma3"] {
         let spec = spec(architecture, json!({}));
         let attention = attention(&spec, 0);
-        assert_eq!(attention.rope.frequencies[4], 100.0, "{architecture}");
+        assert_eq!(attention.rope.as_ref().unwrap().frequencies[4], 100.0, "{architecture}");
         assert_eq!((attention.num_kv_heads, attention.head_dim), (4, 16), "{architecture}");
-        assert_eq!((attention.scale, attention.rope.dims), (0.25, 16), "{architecture}");
-        assert_eq!((attention.rope.interleaved, attention.window), (false, None), "{architecture}");
+        assert_eq!((attention.scale, attention.rope.as_ref().unwrap().dims), (0.25, 16), "{architecture}");
+        assert_eq!(
+            (attention.rope.as_ref().unwrap().interleaved, attention.window),
+            (false, None),
+            "{architecture}"
+        );
         assert_eq!(attention.qkv_bias, architecture == "qwen2");
-        assert_eq!(attention.qk_norm, architecture == "gemma3");
+        assert_eq!(attention.head_norms == HeadNorms::PerHead, architecture == "gemma3");
         assert_eq!(spec.final_logit_softcap, None);
     }
 }
@@ -154,7 +161,10 @@ fn heads_may_be_narrower_than_an_even_share() {
             "{}.rope.dimension_count": 8, "{}.attention.head_count_kv": 2});
         let spec = spec(architecture, more);
         let attention = attention(&spec, 0);
-        assert_eq!((attention.head_dim, attention.rope.dims, attention.num_kv_heads), (8, 8, 2));
+        assert_eq!(
+            (attention.head_dim, attention.rope.as_ref().unwrap().dims, attention.num_kv_heads),
+            (8, 8, 2)
+        );
         assert_eq!(attention.scale, 8f64.powf(-0.5) as f32);
         for key in ["attention.value_length", "rope.dimension_count"] {
             let message = read(&keys(architecture, json!({format!("{{}}.{key}"): 8}))).unwrap_err();
@@ -187,8 +197,8 @@ fn rotary_scaling_is_that_of_a_configuration() {
     let plain = rope(json!({}));
     let linear = rope(json!({"{}.rope.scaling.type": "linear", "{}.rope.scaling.factor": 4.0}));
     assert_eq!(
-        linear.frequencies,
-        plain.frequencies.iter().map(|frequency| frequency * 4.0).collect::<Vec<_>>()
+        linear.as_ref().unwrap().frequencies,
+        plain.as_ref().unwrap().frequencies.iter().map(|frequency| frequency * 4.0).collect::<Vec<_>>()
     );
     // Without a type it is linear, and before there were types the key had another name.
     assert_eq!(rope(json!({"{}.rope.scaling.factor": 4.0})), linear);
@@ -206,7 +216,7 @@ fn rotary_scaling_is_that_of_a_configuration() {
     assert_eq!(rope(yarn.clone()), attention(&expected, 0).rope);
     let mut own = yarn;
     own["{}.rope.scaling.attn_factor"] = json!(0.5);
-    assert_eq!(rope(own).input_scale, (0.5 * (0.1 * 4f64.ln() + 1.0)) as f32);
+    assert_eq!(rope(own).unwrap().input_scale, (0.5 * (0.1 * 4f64.ln() + 1.0)) as f32);
     let message = read(&keys("llama", json!({"{}.rope.scaling.type": "longrope"}))).unwrap_err();
     assert!(message.contains("longrope"), "{message}");
 }
@@ -222,10 +232,17 @@ fn frequency_factors_scale_llamas_positions() {
         read_gguf_config(&header).map_err(|error| error.to_string())
     };
     let plain = spec("llama", json!({}));
-    let expected: Vec<f32> =
-        attention(&plain, 0).rope.frequencies.iter().zip(1u8..).map(|(f, n)| f * f32::from(n)).collect();
+    let expected: Vec<f32> = attention(&plain, 0)
+        .rope
+        .as_ref()
+        .unwrap()
+        .frequencies
+        .iter()
+        .zip(1u8..)
+        .map(|(f, n)| f * f32::from(n))
+        .collect();
     let scaled = with("llama").expect("it is sound").spec;
-    assert_eq!(attention(&scaled, 11).rope.frequencies, expected);
+    assert_eq!(attention(&scaled, 11).rope.as_ref().unwrap().frequencies, expected);
     assert!(with("qwen2").unwrap_err().contains("rope_freqs.weight"));
 }
 

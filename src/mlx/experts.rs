@@ -1,0 +1,234 @@
+//! The experts of one layer: MLPs of the same shape, of which each row goes through some.
+//!
+//! Owns how they are stored in files, whose forms become one, and how the rows of a pass are brought to them. Which
+//! experts a row goes through, and with which weight each counts, is `moe`'s.
+
+use mlx_rs::{Array, ops};
+
+use super::{
+    arrays::concatenated,
+    device::ComputeDevice,
+    error::{MlxError, Result},
+    linear::{MatrixShape, Precision},
+    loader::Loader,
+    mlp::halves,
+    ops::Ops,
+    quantized::Quantized,
+    sys,
+};
+use crate::models::{Activation, DenseSpec, ExpertNames, ExpertRows};
+
+/// Pairs of a row and an expert from which on a GPU is given them sorted by expert: fewer are not worth the
+/// sorting (mlx-lm's threshold).
+const MIN_SORTED_PAIRS: usize = 64;
+
+/// The experts of one layer.
+#[derive(Debug)]
+pub(super) struct Experts {
+    device: ComputeDevice,
+    num_experts: usize,
+    activation: Activation,
+    gate: Projections,
+    up: Projections,
+    down: Projections,
+}
+
+/// The same projection of all experts.
+#[derive(Debug)]
+struct Projections {
+    matrices: Matrices,
+    /// `(E, outputs)`.
+    biases: Option<Array>,
+    precision: Precision,
+}
+
+#[derive(Debug)]
+enum Matrices {
+    /// The transposed view, `(E, inputs, outputs)`.
+    Dense {
+        transposed: Array,
+    },
+    Quantized(Quantized),
+}
+
+impl Experts {
+    /// Loads the experts below `block_path`, in whichever of the family's forms they are stored.
+    pub(super) fn load(
+        loader: &mut Loader<'_>,
+        block_path: &str,
+        names: &ExpertNames,
+        (num_experts, spec): (usize, DenseSpec),
+        device: ComputeDevice,
+    ) -> Result<Self> {
+        let hidden = loader.spec.hidden_size;
+        let DenseSpec { intermediate_size, activation, bias } = spec;
+        let stacked = names.stacked.map(|name| format!("{block_path}.{name}"));
+        if let Some(fused) = names.fused {
+            let [gate_up, down] = [fused.gate_up, fused.down].map(|name| format!("{block_path}.{name}"));
+            if fused.is_transposed {
+                loader.weights.transpose(&gate_up)?;
+                loader.weights.transpose(&down)?;
+            }
+            let [gate, up] = [0, 1].map(|index| stacked[index].clone());
+            let parts = match fused.rows {
+                ExpertRows::Halves => halves(gate, up, intermediate_size),
+                ExpertRows::EveryOther => {
+                    let every_other = |first: i32| (first..2 * intermediate_size as i32).step_by(2).collect();
+                    [(gate, every_other(0)), (up, every_other(1))]
+                }
+            };
+            loader.weights.cut(&gate_up, 1, &parts)?;
+            loader.weights.rename(&down, &stacked[2]);
+        }
+        if let Some(single) = names.single {
+            for (stacked, name) in stacked.iter().zip(single.names) {
+                let one = |index: usize| format!("{block_path}.{}.{index}.{name}", single.list);
+                loader.weights.stack(stacked, num_experts, one)?;
+            }
+        }
+        let mut projections = |index: usize, outputs: usize, inputs: usize| {
+            Projections::load(loader, &stacked[index], (num_experts, MatrixShape { outputs, inputs }), bias)
+        };
+        Ok(Self {
+            device,
+            num_experts,
+            activation,
+            gate: projections(0, intermediate_size, hidden)?,
+            up: projections(1, intermediate_size, hidden)?,
+            down: projections(2, hidden, intermediate_size)?,
+        })
+    }
+
+    /// What each of k experts makes of each row: `(T, hidden)` and `(T, k)` → `(T, k, hidden)`.
+    pub(super) fn forward(&self, rows: &Array, chosen: &Array, ops: &Ops) -> Result<Array> {
+        let (num_rows, num_chosen) = (chosen.dim(0), chosen.dim(1));
+        let results = match self.device {
+            ComputeDevice::Cpu => self.one_after_the_other(rows, chosen, ops)?,
+            ComputeDevice::Gpu => self.gathered(rows, chosen, ops)?,
+        };
+        Ok(results.reshape(&[num_rows, num_chosen, -1])?)
+    }
+
+    /// All pairs of a row and an expert in one operation for each projection: `(T·k, hidden)`.
+    fn gathered(&self, rows: &Array, chosen: &Array, ops: &Ops) -> Result<Array> {
+        let num_chosen = Array::from_slice(&[chosen.dim(1) as u32], &[1]);
+        let experts = chosen.reshape(&[-1])?;
+        if experts.size() < MIN_SORTED_PAIRS {
+            let pairs = ops::arange::<u32, u32>(None, experts.size() as u32, None)?;
+            let rows = rows.take_axis(pairs.floor_divide(&num_chosen)?, 0)?;
+            return self.pairs(&rows, &experts, false, ops);
+        }
+        let order = ops::argsort_axis(&experts, 0)?;
+        let rows = rows.take_axis(order.floor_divide(&num_chosen)?, 0)?;
+        let results = self.pairs(&rows, &experts.take_axis(&order, 0)?, true, ops)?;
+        Ok(results.take_axis(ops::argsort_axis(&order, 0)?, 0)?)
+    }
+
+    /// `(n, hidden)` → `(n, hidden)`, each row by the expert that is named for it.
+    fn pairs(&self, rows: &Array, experts: &Array, is_sorted: bool, ops: &Ops) -> Result<Array> {
+        let rows = rows.expand_dims(1)?;
+        let project =
+            |projections: &Projections, rows: &Array| projections.gathered(rows, experts, is_sorted);
+        let gated = ops.gated(self.activation, project(&self.gate, &rows)?, project(&self.up, &rows)?)?;
+        Ok(project(&self.down, &gated)?.squeeze_axes(&[1])?)
+    }
+
+    /// Expert by expert, each with all of its rows: `(T·k, hidden)`. On the CPU a matrix product of many rows is
+    /// far faster than as many of one, and there is no latency that reading the choice could cost.
+    fn one_after_the_other(&self, rows: &Array, chosen: &Array, ops: &Ops) -> Result<Array> {
+        let num_chosen = chosen.dim(1) as usize;
+        let chosen = chosen.contiguous()?;
+        chosen.eval()?;
+        let chosen = chosen
+            .to_vec_exact::<u32>()
+            .map_err(|error| MlxError::Unsupported(format!("the chosen experts cannot be read: {error}")))?;
+        let mut pairs_of = vec![Vec::new(); self.num_experts];
+        for (pair, &expert) in chosen.iter().enumerate() {
+            pairs_of[expert as usize].push(pair);
+        }
+        let mut results = Vec::new();
+        let mut place_of_pair = vec![0_u32; chosen.len()];
+        let mut num_done = 0;
+        for (expert, pairs) in pairs_of.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
+            for (index, &pair) in pairs.iter().enumerate() {
+                place_of_pair[pair] = (num_done + index) as u32;
+            }
+            num_done += pairs.len();
+            let indices: Vec<u32> = pairs.iter().map(|pair| (pair / num_chosen) as u32).collect();
+            let rows = rows.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)?;
+            let gated =
+                ops.gated(self.activation, self.gate.of(expert, &rows)?, self.up.of(expert, &rows)?)?;
+            let result = self.down.of(expert, &gated)?;
+            // Before the next expert's numbers are made.
+            result.eval()?;
+            results.push(result);
+        }
+        let places = Array::from_slice(&place_of_pair, &[place_of_pair.len() as i32]);
+        Ok(concatenated(results, 0)?.take_axis(places, 0)?)
+    }
+}
+
+impl Projections {
+    fn load(
+        loader: &mut Loader<'_>,
+        path: &str,
+        (num_experts, shape): (usize, MatrixShape),
+        has_biases: bool,
+    ) -> Result<Self> {
+        let precision = loader.precision;
+        let settings = (loader.spec.quantization.as_ref(), precision);
+        let matrices = match Quantized::take(loader.weights, path, (Some(num_experts), shape), settings)? {
+            Some(matrices) => {
+                matrices.settle()?;
+                Matrices::Quantized(matrices)
+            }
+            None => {
+                let shape = [num_experts, shape.outputs, shape.inputs];
+                let weight = loader
+                    .weights
+                    .take(&format!("{path}.weight"), &shape)?
+                    .as_dtype(precision.dtype.mlx())?;
+                weight.eval()?;
+                Matrices::Dense { transposed: weight.transpose_axes(&[0, 2, 1])? }
+            }
+        };
+        let biases = if has_biases {
+            let biases = loader.weights.take(&format!("{path}.bias"), &[num_experts, shape.outputs])?;
+            let biases = biases.as_dtype(precision.dtype.mlx())?;
+            biases.eval()?;
+            Some(biases)
+        } else {
+            None
+        };
+        Ok(Self { matrices, biases, precision })
+    }
+
+    /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the expert that is named for it.
+    fn gathered(&self, rows: &Array, experts: &Array, is_sorted: bool) -> Result<Array> {
+        let y = match &self.matrices {
+            Matrices::Dense { transposed } => ops::gather_mm(rows, transposed, None, experts, is_sorted)?,
+            Matrices::Quantized(matrices) => matrices.multiply_gathered(rows, experts, is_sorted)?,
+        };
+        Ok(match &self.biases {
+            Some(biases) => y.add(biases.take_axis(experts, 0)?.expand_dims(1)?)?,
+            None => y,
+        })
+    }
+
+    /// `(n, inputs)` → `(n, outputs)` by one expert.
+    fn of(&self, expert: usize, rows: &Array) -> Result<Array> {
+        let of_expert = |array: &Array| -> Result<Array> {
+            Ok(sys::slice_axis(array, 0, expert, expert + 1)?.squeeze_axes(&[0])?)
+        };
+        let y = match &self.matrices {
+            Matrices::Dense { transposed } => rows.matmul(of_expert(transposed)?)?,
+            Matrices::Quantized(matrices) => {
+                rows.matmul(matrices.matrix(expert)?.numbers(self.precision.dtype.mlx())?.t())?
+            }
+        };
+        Ok(match &self.biases {
+            Some(biases) => y.add(of_expert(biases)?)?,
+            None => y,
+        })
+    }
+}

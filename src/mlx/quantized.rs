@@ -1,0 +1,196 @@
+//! Quantised matrices, one or the experts' of a layer on top of each other.
+//!
+//! Owns their loading, with settings read off shapes and types, and MLX's operations on them. Whether a
+//! matrix stays quantised is the business of `linear` and `experts`.
+
+use std::ops::Range;
+
+use mlx_rs::{Array, Dtype};
+
+use super::{
+    error::{MlxError, Result},
+    linear::{MatrixShape, Precision},
+    sys::{self, Packing, QuantizedParts},
+    weights::Weights,
+};
+use crate::models::{Quantization, QuantizationMode, QuantizationSpec};
+
+/// What the largest scale of a tensor in nvfp4 stands for: the largest number of its scales' type times that of its
+/// elements'.
+const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
+
+/// Matrices `(outputs, inputs)`, or `(E, outputs, inputs)`, as MLX quantises them. A clone shares its memory.
+#[derive(Debug, Clone)]
+pub(super) struct Quantized {
+    words: Array,
+    scales: Array,
+    biases: Option<Array>,
+    /// On the numbers that the others give: one, or one for each of E matrices.
+    factor: Option<Array>,
+    quantization: Quantization,
+}
+
+impl Quantized {
+    /// Takes `{path}.weight` with all that belongs to it, if it has scales; `num_matrices` is E.
+    pub(super) fn take(
+        weights: &mut Weights,
+        path: &str,
+        (num_matrices, shape): (Option<usize>, MatrixShape),
+        (settings, precision): (Option<&QuantizationSpec>, Precision),
+    ) -> Result<Option<Self>> {
+        if !weights.contains(&format!("{path}.scales")) {
+            return Ok(None);
+        }
+        let words = weights.take_any_shape(&format!("{path}.weight"))?;
+        let scales = weights.take_any_shape(&format!("{path}.scales"))?;
+        let quantization = quantization_of(path, (num_matrices, shape), &words, &scales)?;
+        if let Some(stated) = settings.and_then(|settings| settings.stated(path))
+            && stated != Some(quantization)
+        {
+            let stated = stated.map_or_else(|| "no quantisation".to_owned(), |stated| stated.to_string());
+            return Err(MlxError::Weights(format!(
+                "'{path}' is stored with {quantization}, but the configuration says {stated}"
+            )));
+        }
+        let is_affine = quantization.mode == QuantizationMode::Affine;
+        let dtype = precision.dtype.mlx();
+        let biases = if is_affine {
+            let biases = weights.take_any_shape(&format!("{path}.biases"))?;
+            if biases.shape() != scales.shape() {
+                return Err(MlxError::Weights(format!("'{path}' has scales and biases of different shapes")));
+            }
+            Some(biases.as_dtype(dtype)?)
+        } else {
+            None
+        };
+        let factor = match format!("{path}.global_scale") {
+            name if quantization.mode == QuantizationMode::Nvfp4 && weights.contains(&name) => {
+                let largest = weights.take(&name, num_matrices.as_slice())?.as_dtype(Dtype::Float32)?;
+                Some(largest.multiply(Array::from_f32(1.0 / NVFP4_FULL_SCALE))?.as_dtype(dtype)?)
+            }
+            _ => None,
+        };
+        let scales = if is_affine { scales.as_dtype(dtype)? } else { scales };
+        Ok(Some(Self { words, scales, biases, factor, quantization }))
+    }
+
+    /// Has everything computed that it is made of.
+    pub(super) fn settle(&self) -> Result<()> {
+        let arrays = [&self.words, &self.scales].into_iter().chain(&self.biases).chain(&self.factor);
+        Ok(mlx_rs::transforms::eval(arrays)?)
+    }
+
+    /// The same of each of its arrays that has an entry for each output.
+    fn map(&self, mut each: impl FnMut(&Array) -> Result<Array>) -> Result<Self> {
+        Ok(Self {
+            words: each(&self.words)?,
+            scales: each(&self.scales)?,
+            biases: self.biases.as_ref().map(&mut each).transpose()?,
+            factor: self.factor.clone(),
+            quantization: self.quantization,
+        })
+    }
+
+    /// The chosen rows of one matrix.
+    pub(super) fn rows(&self, indices: &Array) -> Result<Self> {
+        self.map(|array| Ok(array.take_axis(indices, 0)?))
+    }
+
+    /// Some of the outputs of one matrix, as a view.
+    pub(super) fn part(&self, outputs: &Range<usize>) -> Result<Self> {
+        self.map(|array| Ok(sys::slice_axis(array, 0, outputs.start, outputs.end)?))
+    }
+
+    /// One of E matrices, as a view.
+    pub(super) fn matrix(&self, index: usize) -> Result<Self> {
+        let of_matrix = |array: &Array| Ok(sys::slice_axis(array, 0, index, index + 1)?.squeeze_axes(&[0])?);
+        let factor = self.factor.as_ref().map(of_matrix).transpose()?;
+        Ok(Self { factor, ..self.map(of_matrix)? })
+    }
+
+    /// Its numbers in `dtype`.
+    pub(super) fn numbers(&self, dtype: Dtype) -> Result<Array> {
+        self.scaled(sys::dequantize(self.parts(), dtype)?)
+    }
+
+    /// `(T, inputs)` → `(T, outputs)` by one matrix.
+    pub(super) fn multiply(&self, x: &Array) -> Result<Array> {
+        self.scaled(sys::quantized_matmul(x, self.parts())?)
+    }
+
+    /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the one of E matrices that `indices`, `(n,)`, names.
+    /// `is_sorted`: the indices never fall.
+    pub(super) fn multiply_gathered(&self, x: &Array, indices: &Array, is_sorted: bool) -> Result<Array> {
+        let y = sys::gather_quantized_matmul(x, self.parts(), indices, is_sorted)?;
+        Ok(match &self.factor {
+            Some(factor) => y.multiply(factor.take_axis(indices, 0)?.reshape(&[-1, 1, 1])?)?,
+            None => y,
+        })
+    }
+
+    fn scaled(&self, numbers: Array) -> Result<Array> {
+        Ok(match &self.factor {
+            Some(factor) => numbers.multiply(factor.as_dtype(numbers.dtype())?)?,
+            None => numbers,
+        })
+    }
+
+    fn parts(&self) -> QuantizedParts<'_> {
+        let Quantization { group_size, bits, mode } = self.quantization;
+        QuantizedParts {
+            words: &self.words,
+            scales: &self.scales,
+            biases: self.biases.as_ref(),
+            packing: Packing {
+                group_size: group_size as i32,
+                bits: bits as i32,
+                mode: match mode {
+                    QuantizationMode::Affine => c"affine",
+                    QuantizationMode::Mxfp4 => c"mxfp4",
+                    QuantizationMode::Nvfp4 => c"nvfp4",
+                    QuantizationMode::Mxfp8 => c"mxfp8",
+                },
+            },
+        }
+    }
+}
+
+/// Reads the settings off the shapes, which determine bits and group size given a matrix's inputs, and off
+/// the scales' type: those of floating-point modes are bytes.
+fn quantization_of(
+    path: &str,
+    (num_matrices, shape): (Option<usize>, MatrixShape),
+    words: &Array,
+    scales: &Array,
+) -> Result<Quantization> {
+    let wrong = || {
+        MlxError::Weights(format!(
+            "quantised '{path}' has shapes {:?} and {:?}, which do not fit {} outputs of {} inputs",
+            words.shape(),
+            scales.shape(),
+            shape.outputs,
+            shape.inputs
+        ))
+    };
+    let of_matrix = |array: &Array| -> Option<usize> {
+        let sizes: Vec<usize> = array.shape().iter().map(|&size| size as usize).collect();
+        let (columns, rows) = sizes.split_last()?;
+        let expected: Vec<usize> = num_matrices.into_iter().chain([shape.outputs]).collect();
+        (rows == expected && *columns > 0).then_some(*columns)
+    };
+    let columns = of_matrix(words).ok_or_else(wrong)?;
+    let num_groups = of_matrix(scales).ok_or_else(wrong)?;
+    let bits = columns * 32 / shape.inputs;
+    let group_size = shape.inputs / num_groups;
+    if words.dtype() != Dtype::Uint32
+        || bits * shape.inputs != columns * 32
+        || group_size * num_groups != shape.inputs
+    {
+        return Err(wrong());
+    }
+    let mode = QuantizationMode::ALL.into_iter().find(|mode| {
+        let is_affine = *mode == QuantizationMode::Affine;
+        is_affine == (scales.dtype() != Dtype::Uint8) && mode.allows(group_size, bits)
+    });
+    Ok(Quantization { group_size, bits, mode: mode.ok_or_else(wrong)? })
+}

@@ -1,0 +1,203 @@
+//! What the parts of a block are called, family by family.
+//!
+//! Owns the spelling, as constants, below `model.layers.{index}.`. Which parts a block has is the layer
+//! description's business, but for norms: a block has those that have a name here.
+
+/// Names of a block's parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockNames {
+    /// Before the mixer.
+    pub mixer_norm: Option<&'static str>,
+    /// After the mixer, before its result is added.
+    pub mixer_post_norm: Option<&'static str>,
+    /// Before the MLP.
+    pub mlp_norm: Option<&'static str>,
+    /// After the MLP, before its result is added.
+    pub mlp_post_norm: Option<&'static str>,
+    pub attention: AttentionNames,
+    pub mlp: MlpNames,
+    pub moe: MoeNames,
+}
+
+impl BlockNames {
+    /// llama's, which most families follow.
+    pub const PLAIN: Self = Self {
+        mixer_norm: Some("input_layernorm"),
+        mixer_post_norm: None,
+        mlp_norm: Some("post_attention_layernorm"),
+        mlp_post_norm: None,
+        attention: AttentionNames::PLAIN,
+        mlp: MlpNames::PLAIN,
+        moe: MoeNames::QWEN,
+    };
+
+    /// Gemma's, where `post_attention_layernorm` is what it says.
+    pub const GEMMA: Self = Self {
+        mixer_post_norm: Some("post_attention_layernorm"),
+        mlp_norm: Some("pre_feedforward_layernorm"),
+        mlp_post_norm: Some("post_feedforward_layernorm"),
+        ..Self::PLAIN
+    };
+
+    /// LFM2's.
+    pub const LFM2: Self = Self {
+        mixer_norm: Some("operator_norm"),
+        mlp_norm: Some("ffn_norm"),
+        attention: AttentionNames {
+            output: "self_attn.out_proj",
+            query_norm: "self_attn.q_layernorm",
+            key_norm: "self_attn.k_layernorm",
+            ..AttentionNames::PLAIN
+        },
+        mlp: MlpNames {
+            gate: "feed_forward.gate_proj",
+            up: "feed_forward.up_proj",
+            down: "feed_forward.down_proj",
+            ..MlpNames::PLAIN
+        },
+        moe: MoeNames {
+            router: "feed_forward.gate",
+            selection_bias: "feed_forward.expert_bias",
+            experts: ExpertNames {
+                stacked: [
+                    "feed_forward.switch_mlp.gate_proj",
+                    "feed_forward.switch_mlp.up_proj",
+                    "feed_forward.switch_mlp.down_proj",
+                ],
+                single: Some(SingleExperts { list: "feed_forward.experts", names: ["w1", "w3", "w2"] }),
+                fused: Some(FusedExperts {
+                    gate_up: "feed_forward.experts.gate_up_proj",
+                    down: "feed_forward.experts.down_proj",
+                    rows: ExpertRows::Halves,
+                    is_transposed: false,
+                }),
+            },
+            ..MoeNames::QWEN
+        },
+        ..Self::PLAIN
+    };
+}
+
+/// Names of attention's parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionNames {
+    pub query: &'static str,
+    pub key: &'static str,
+    pub value: &'static str,
+    pub output: &'static str,
+    pub query_norm: &'static str,
+    pub key_norm: &'static str,
+    /// A score of each head, with all that follows `.weight` in other names.
+    pub sinks: &'static str,
+    /// One matrix that holds the outputs of queries, keys and values, where files have it.
+    pub fused: Option<&'static str>,
+}
+
+impl AttentionNames {
+    pub const PLAIN: Self = Self {
+        query: "self_attn.q_proj",
+        key: "self_attn.k_proj",
+        value: "self_attn.v_proj",
+        output: "self_attn.o_proj",
+        query_norm: "self_attn.q_norm",
+        key_norm: "self_attn.k_norm",
+        sinks: "self_attn.sinks",
+        fused: None,
+    };
+}
+
+/// Names of an MLP's matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MlpNames {
+    pub gate: &'static str,
+    pub up: &'static str,
+    pub down: &'static str,
+    /// One matrix that holds the gate's outputs, then those of `up`, where files have it.
+    pub gate_up: Option<&'static str>,
+}
+
+impl MlpNames {
+    pub const PLAIN: Self =
+        Self { gate: "mlp.gate_proj", up: "mlp.up_proj", down: "mlp.down_proj", gate_up: None };
+}
+
+/// Names of the parts of a mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoeNames {
+    pub router: &'static str,
+    /// With all that follows `.weight` in other names.
+    pub selection_bias: &'static str,
+    pub per_expert_scale: &'static str,
+    pub experts: ExpertNames,
+    pub shared: MlpNames,
+    pub shared_gate: &'static str,
+}
+
+impl MoeNames {
+    /// Qwen's.
+    pub const QWEN: Self = Self {
+        router: "mlp.gate",
+        selection_bias: "mlp.gate.e_score_correction_bias",
+        per_expert_scale: "mlp.per_expert_scale",
+        experts: ExpertNames::QWEN,
+        shared: MlpNames {
+            gate: "mlp.shared_expert.gate_proj",
+            up: "mlp.shared_expert.up_proj",
+            down: "mlp.shared_expert.down_proj",
+            gate_up: None,
+        },
+        shared_gate: "mlp.shared_expert_gate",
+    };
+}
+
+/// Names of the experts' matrices in the forms in which files have them; the first is what the others are made
+/// into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpertNames {
+    /// Gate, up and down of all experts, `(E, outputs, inputs)` each, as MLX stores them.
+    pub stacked: [&'static str; 3],
+    /// Each expert by itself.
+    pub single: Option<SingleExperts>,
+    /// Gate and up of all experts in one.
+    pub fused: Option<FusedExperts>,
+}
+
+impl ExpertNames {
+    pub const QWEN: Self = Self {
+        stacked: ["mlp.switch_mlp.gate_proj", "mlp.switch_mlp.up_proj", "mlp.switch_mlp.down_proj"],
+        single: Some(SingleExperts { list: "mlp.experts", names: ["gate_proj", "up_proj", "down_proj"] }),
+        fused: Some(FusedExperts {
+            gate_up: "mlp.experts.gate_up_proj",
+            down: "mlp.experts.down_proj",
+            rows: ExpertRows::Halves,
+            is_transposed: false,
+        }),
+    };
+}
+
+/// `{list}.{index}.{name}` for each expert and matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SingleExperts {
+    pub list: &'static str,
+    /// Of gate, up and down.
+    pub names: [&'static str; 3],
+}
+
+/// All experts in two arrays, `(E, 2 · intermediate, hidden)` and `(E, hidden, intermediate)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FusedExperts {
+    pub gate_up: &'static str,
+    pub down: &'static str,
+    pub rows: ExpertRows,
+    /// Whether the last two axes of both are the other way round.
+    pub is_transposed: bool,
+}
+
+/// Which outputs of a fused matrix are the gate's; the others are those of `up`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertRows {
+    /// The first half.
+    Halves,
+    /// The even ones.
+    EveryOther,
+}

@@ -1,0 +1,495 @@
+//! The model types that are served, one row each.
+//!
+//! Owns the table, and of each attention-only family how it differs from llama's. What the fields mean, and
+//! defaults, are those of the reference mlx-lm 0.32; where that passes over a field, or is known to be wrong,
+//! what the publisher's own code makes of it. Families with recurrent layers have readers of their own.
+
+use super::{
+    attention::{AttentionTraits, NormTraits, Pairs, RotatedLayers, ScoreScale},
+    family::{Bias, EmbeddingScale, Family, LLAMA, LogitsScale},
+    fields::Fields,
+    known, lfm2,
+    moe::{self, MoeLayers, MoeTraits, Normalised, SharedTraits},
+    qwen3_5,
+    rope::RopeDefaults,
+    windows::Windows,
+};
+use crate::models::{
+    block_names::{BlockNames, ExpertNames, ExpertRows, FusedExperts, MlpNames, MoeNames, SingleExperts},
+    known_keys::KeyRule,
+    mlp_spec::{Activation, RouterScore, RoutingSpec},
+    spec::{HeadNorms, ModelSpec, NormKind, NormWeight},
+};
+
+/// One model type.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ModelType {
+    pub name: &'static str,
+    pub reader: Reader,
+    /// What is known of the keys that the reader does not ask for.
+    pub known: &'static [KeyRule],
+    /// Types that the language model inside may have, for types that may have one; the first is meant where
+    /// nothing is said.
+    pub inner: &'static [&'static str],
+}
+
+/// How a type's language model is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Reader {
+    Family(&'static Family),
+    Own(fn(&str, &Fields) -> Result<ModelSpec, String>),
+    /// As the type of the language model inside says.
+    Inner,
+}
+
+/// A model type without another inside.
+const fn plain(name: &'static str, family: &'static Family, known: &'static [KeyRule]) -> ModelType {
+    ModelType { name, reader: Reader::Family(family), known, inner: &[] }
+}
+
+/// A model type that is a language model with more around it, such as eyes.
+const fn wrapper(name: &'static str, inner: &'static [&'static str]) -> ModelType {
+    ModelType { name, reader: Reader::Inner, known: &[], inner }
+}
+
+const fn own(
+    name: &'static str,
+    read: fn(&str, &Fields) -> Result<ModelSpec, String>,
+    known: &'static [KeyRule],
+) -> ModelType {
+    ModelType { name, reader: Reader::Own(read), known, inner: &[] }
+}
+
+/// All of them.
+pub(super) const MODEL_TYPES: &[ModelType] = &[
+    plain("llama", &LLAMA, known::LLAMA),
+    plain("mistral", &MISTRAL, &[]),
+    plain("qwen2", &QWEN2, known::QWEN2),
+    plain("qwen3", &QWEN3, known::QWEN3),
+    plain("gemma2", &GEMMA2, known::GEMMA),
+    wrapper("gemma3", &["gemma3_text"]),
+    plain("gemma3_text", &GEMMA3, known::GEMMA3),
+    wrapper("qwen3_5", &["qwen3_5_text"]),
+    own("qwen3_5_text", qwen3_5::spec, known::QWEN3_5),
+    wrapper("qwen3_5_moe", &["qwen3_5_moe_text"]),
+    own("qwen3_5_moe_text", qwen3_5::spec, known::QWEN3_5),
+    own("qwen3_next", qwen3_5::spec_of_next, known::QWEN3_5),
+    own("lfm2", lfm2::spec, known::LFM2),
+    own("lfm2_moe", lfm2::spec_with_experts, known::LFM2),
+    plain("qwen3_moe", &QWEN3_MOE, known::QWEN3),
+    wrapper("qwen3_vl", &["qwen3_vl_text"]),
+    plain("qwen3_vl_text", &QWEN3, known::QWEN3),
+    wrapper("qwen3_vl_moe", &["qwen3_vl_moe_text"]),
+    plain("qwen3_vl_moe_text", &QWEN3_VL_MOE, known::QWEN3),
+    plain("qwen2_moe", &QWEN2_MOE, known::QWEN2),
+    wrapper("qwen2_vl", &["qwen2_vl_text"]),
+    plain("qwen2_vl_text", &QWEN2, known::QWEN2),
+    wrapper("qwen2_5_vl", &["qwen2_5_vl_text"]),
+    plain("qwen2_5_vl_text", &QWEN2, known::QWEN2),
+    wrapper("mistral3", &["mistral", "llama", "ministral3"]),
+    plain("ministral3", &MINISTRAL3, &[]),
+    plain("mixtral", &MIXTRAL, &[]),
+    plain("olmoe", &OLMOE, known::OLMO),
+    plain("olmo2", &OLMO2, known::OLMO),
+    plain("olmo3", &OLMO3, known::OLMO),
+    plain("seed_oss", &SEED_OSS, known::SEED_OSS),
+    plain("ernie4_5", &ERNIE, known::ERNIE),
+    plain("ernie4_5_moe", &ERNIE_MOE, known::ERNIE),
+    plain("glm4_moe", &GLM4_MOE, known::GLM4_MOE),
+    plain("granite", &GRANITE, known::GRANITE),
+    plain("granitemoe", &GRANITE_MOE, known::GRANITE),
+    plain("gpt_oss", &GPT_OSS, known::GPT_OSS),
+    plain("smollm3", &SMOLLM3, known::SMOLLM3),
+    plain("minimax_m2", &MINIMAX_M2, known::MINIMAX_M2),
+    plain("exaone4", &EXAONE4, known::EXAONE4),
+];
+
+impl ModelType {
+    pub(super) fn of(name: &str) -> Option<&'static Self> {
+        MODEL_TYPES.iter().find(|known| known.name == name)
+    }
+}
+
+/// A default of heads of keys and values that stands for as many as queries have.
+const AS_QUERIES: (&str, u64) = ("num_key_value_heads", 0);
+
+const LLAMA_DEFAULTS: &[(&str, u64)] = &[("max_position_embeddings", 32_768), AS_QUERIES];
+
+const MISTRAL: Family =
+    Family { attention: AttentionTraits { windows: Windows::IfStated, ..LLAMA.attention }, ..LLAMA };
+
+const QWEN2: Family = Family {
+    defaults: &[("max_position_embeddings", 32_768)],
+    attention: AttentionTraits {
+        qkv_bias: Bias::Always,
+        output_bias: Bias::Never,
+        windows: Windows::FromLayer,
+        rope: RopeDefaults::new(Some(1_000_000.0)),
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Never,
+    ..LLAMA
+};
+
+const QWEN3: Family = Family {
+    attention: AttentionTraits {
+        qkv_bias: Bias::Field("attention_bias"),
+        output_bias: Bias::Field("attention_bias"),
+        head_norms: NormTraits::Always(HeadNorms::PerHead),
+        rope: RopeDefaults::new(None),
+        pairs: Pairs::Halves,
+        ..QWEN2.attention
+    },
+    ..QWEN2
+};
+
+const QWEN3_MOE: Family = Family { moe: Some(moe::QWEN), ..QWEN3 };
+
+const QWEN3_VL_MOE: Family = Family {
+    moe: Some(MoeTraits { normalised: Normalised::Field("norm_topk_prob", true, 0.0), ..moe::QWEN }),
+    names: BlockNames {
+        moe: MoeNames {
+            experts: ExpertNames {
+                fused: Some(FusedExperts { is_transposed: true, ..QWEN_FUSED }),
+                ..ExpertNames::QWEN
+            },
+            ..MoeNames::QWEN
+        },
+        ..BlockNames::PLAIN
+    },
+    ..QWEN3_MOE
+};
+
+const QWEN_FUSED: FusedExperts = FusedExperts {
+    gate_up: "mlp.experts.gate_up_proj",
+    down: "mlp.experts.down_proj",
+    rows: ExpertRows::Halves,
+    is_transposed: false,
+};
+
+const QWEN2_MOE: Family = Family {
+    attention: AttentionTraits { qkv_bias: Bias::FieldOrTrue("qkv_bias"), ..QWEN2.attention },
+    moe: Some(MoeTraits { shared: SharedTraits::Gated("shared_expert_intermediate_size"), ..moe::QWEN }),
+    ..QWEN2
+};
+
+const GEMMA2: Family = Family {
+    defaults: &[
+        ("hidden_size", 3072),
+        ("num_hidden_layers", 28),
+        ("max_position_embeddings", 8192),
+        ("intermediate_size", 24_576),
+        ("num_attention_heads", 16),
+        ("num_key_value_heads", 16),
+        ("head_dim", 256),
+        ("vocab_size", 256_000),
+        ("sliding_window", 4096),
+    ],
+    eps: ("rms_norm_eps", Some(1e-6)),
+    norm: (NormKind::RootMeanSquare, NormWeight::LessOne),
+    attention: AttentionTraits {
+        scale: ScoreScale::Field("query_pre_attn_scalar", 256.0),
+        windows: Windows::AllBut { fields: &[], default: 2 },
+        pairs: Pairs::Halves,
+        ..AttentionTraits::LLAMA
+    },
+    activation: Activation::GeluTanh,
+    mlp_bias: Bias::Never,
+    embedding_scale: EmbeddingScale::SqrtWidth,
+    says_if_tied: false,
+    names: BlockNames::GEMMA,
+    ..LLAMA
+};
+
+const GEMMA3: Family = Family {
+    defaults: &[
+        ("hidden_size", 1152),
+        ("num_hidden_layers", 26),
+        ("max_position_embeddings", 131_072),
+        ("intermediate_size", 6912),
+        ("num_attention_heads", 4),
+        ("num_key_value_heads", 1),
+        ("head_dim", 256),
+        ("vocab_size", 262_144),
+        ("sliding_window", 512),
+    ],
+    nested_defaults: &[("num_attention_heads", 8), ("num_key_value_heads", 4), ("vocab_size", 262_208)],
+    attention: AttentionTraits {
+        head_norms: NormTraits::Always(HeadNorms::PerHead),
+        windows: Windows::AllBut {
+            fields: &["sliding_window_pattern", "_sliding_window_pattern"],
+            default: 6,
+        },
+        rope: RopeDefaults::new(Some(1_000_000.0)),
+        sliding_rope: Some(RopeDefaults {
+            theta_field: "rope_local_base_freq",
+            is_scaled: false,
+            ..RopeDefaults::new(Some(10_000.0))
+        }),
+        ..GEMMA2.attention
+    },
+    ..GEMMA2
+};
+
+const MINISTRAL3: Family = Family {
+    attention: AttentionTraits { windows: Windows::ByTypes, position_scale: true, ..LLAMA.attention },
+    ..LLAMA
+};
+
+const MIXTRAL: Family = Family {
+    defaults: &[("max_position_embeddings", 32_768), ("num_key_value_heads", 8)],
+    eps: ("rms_norm_eps", Some(1e-5)),
+    attention: AttentionTraits { rope: RopeDefaults::new(Some(1_000_000.0)), ..MISTRAL.attention },
+    mlp_bias: Bias::Never,
+    moe: Some(MoeTraits {
+        num_experts: ("num_local_experts", Some(8)),
+        num_per_token: ("num_experts_per_tok", Some(2)),
+        intermediate_size: "intermediate_size",
+        layers: MoeLayers::All,
+        routing: RoutingSpec::softmax(true),
+        normalised: Normalised::Known,
+        ..moe::QWEN
+    }),
+    names: BlockNames { moe: MIXTRAL_NAMES, ..BlockNames::PLAIN },
+    ..LLAMA
+};
+
+const MIXTRAL_NAMES: MoeNames = MoeNames {
+    router: "block_sparse_moe.gate",
+    selection_bias: "block_sparse_moe.e_score_correction_bias",
+    experts: ExpertNames {
+        stacked: [
+            "block_sparse_moe.switch_mlp.gate_proj",
+            "block_sparse_moe.switch_mlp.up_proj",
+            "block_sparse_moe.switch_mlp.down_proj",
+        ],
+        single: Some(SingleExperts { list: "block_sparse_moe.experts", names: ["w1", "w3", "w2"] }),
+        fused: Some(QWEN_FUSED),
+    },
+    ..MoeNames::QWEN
+};
+
+const MINIMAX_M2: Family = Family {
+    attention: AttentionTraits {
+        head_norms: NormTraits::Always(HeadNorms::FullWidth),
+        rope: RopeDefaults { rotated_dims_field: Some("rotary_dim"), ..RopeDefaults::new(Some(5_000_000.0)) },
+        windows: Windows::ByTypes,
+        ..MIXTRAL.attention
+    },
+    moe: Some(MoeTraits {
+        num_experts: ("num_local_experts", None),
+        num_per_token: ("num_experts_per_tok", None),
+        routing: RoutingSpec {
+            score: RouterScore::Sigmoid,
+            selection_bias: true,
+            normalised: Some(1e-20),
+            ..RoutingSpec::softmax(true)
+        },
+        intermediate_size: "intermediate_size",
+        layers: MoeLayers::All,
+        normalised: Normalised::Known,
+        ..moe::QWEN
+    }),
+    ..MIXTRAL
+};
+
+const OLMOE: Family = Family {
+    defaults: LLAMA_DEFAULTS,
+    eps: ("rms_norm_eps", Some(1e-5)),
+    attention: AttentionTraits { head_norms: NormTraits::Always(HeadNorms::FullWidth), ..LLAMA.attention },
+    moe: Some(MoeTraits { intermediate_size: "intermediate_size", layers: MoeLayers::All, ..moe::QWEN }),
+    ..LLAMA
+};
+
+const OLMO2: Family = Family {
+    moe: None,
+    names: BlockNames {
+        mixer_norm: None,
+        mixer_post_norm: Some("post_attention_layernorm"),
+        mlp_norm: None,
+        mlp_post_norm: Some("post_feedforward_layernorm"),
+        ..BlockNames::PLAIN
+    },
+    ..OLMOE
+};
+
+const OLMO3: Family = Family {
+    attention: AttentionTraits {
+        windows: Windows::AllBut { fields: &[], default: 4 },
+        sliding_rope: Some(RopeDefaults { is_plain: true, ..RopeDefaults::new(Some(10_000.0)) }),
+        ..OLMO2.attention
+    },
+    ..OLMO2
+};
+
+const EXAONE4: Family = Family {
+    attention: AttentionTraits {
+        qkv_bias: Bias::Never,
+        output_bias: Bias::Never,
+        head_norms: NormTraits::Always(HeadNorms::PerHead),
+        windows: Windows::AllBut { fields: &["sliding_window_pattern"], default: 4 },
+        rotated: RotatedLayers::Sliding,
+        pairs: Pairs::Halves,
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Never,
+    ..OLMO2
+};
+
+const SEED_OSS: Family = Family {
+    defaults: &[("max_position_embeddings", 524_288), ("head_dim", 128), AS_QUERIES],
+    attention: AttentionTraits { output_bias: Bias::Field("attention_out_bias"), ..LLAMA.attention },
+    ..LLAMA
+};
+
+const ERNIE: Family = Family {
+    defaults: LLAMA_DEFAULTS,
+    attention: AttentionTraits {
+        qkv_bias: Bias::Field("use_bias"),
+        output_bias: Bias::Field("use_bias"),
+        rope: RopeDefaults::new(Some(500_000.0)),
+        pairs: Pairs::Neighbours,
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Field("use_bias"),
+    ..LLAMA
+};
+
+const ERNIE_MOE: Family = Family {
+    moe: Some(MoeTraits {
+        num_experts: ("moe_num_experts", None),
+        num_per_token: ("moe_k", None),
+        layers: MoeLayers::Ernie,
+        // The publisher's `norm_min`.
+        routing: RoutingSpec { selection_bias: true, normalised: Some(1e-12), ..RoutingSpec::softmax(true) },
+        normalised: Normalised::Known,
+        shared: SharedTraits::Experts("moe_num_shared_experts"),
+        ..moe::QWEN
+    }),
+    names: BlockNames {
+        moe: MoeNames {
+            selection_bias: "mlp.moe_statics.e_score_correction_bias",
+            shared: SHARED_EXPERTS,
+            ..MoeNames::QWEN
+        },
+        ..BlockNames::PLAIN
+    },
+    ..ERNIE
+};
+
+const SHARED_EXPERTS: MlpNames = MlpNames {
+    gate: "mlp.shared_experts.gate_proj",
+    up: "mlp.shared_experts.up_proj",
+    down: "mlp.shared_experts.down_proj",
+    gate_up: None,
+};
+
+const GLM4_MOE: Family = Family {
+    defaults: &[("max_position_embeddings", 131_072)],
+    attention: AttentionTraits {
+        output_bias: Bias::Never,
+        head_norms: NormTraits::PerHeadIf("use_qk_norm"),
+        rope: RopeDefaults { rotated: 0.5, ..RopeDefaults::new(Some(10_000.0)) },
+        pairs: Pairs::Halves,
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Never,
+    moe: Some(moe::DEEPSEEK_V3),
+    extra_layers: Some("num_nextn_predict_layers"),
+    names: BlockNames { moe: MoeNames { shared: SHARED_EXPERTS, ..MoeNames::QWEN }, ..BlockNames::PLAIN },
+    ..LLAMA
+};
+
+const GRANITE: Family = Family {
+    defaults: LLAMA_DEFAULTS,
+    attention: AttentionTraits { scale: ScoreScale::Factor("attention_multiplier"), ..LLAMA.attention },
+    embedding_scale: EmbeddingScale::Field("embedding_multiplier"),
+    residual_scale: Some("residual_multiplier"),
+    logits_scale: LogitsScale::DividedBy("logits_scaling"),
+    ..LLAMA
+};
+
+const GRANITE_MOE: Family = Family {
+    mlp_bias: Bias::Never,
+    moe: Some(MoeTraits {
+        num_experts: ("num_local_experts", None),
+        num_per_token: ("num_experts_per_tok", None),
+        intermediate_size: "intermediate_size",
+        layers: MoeLayers::All,
+        routing: RoutingSpec::softmax(true),
+        normalised: Normalised::Known,
+        ..moe::QWEN
+    }),
+    names: BlockNames {
+        moe: MoeNames {
+            router: "block_sparse_moe.router.layer",
+            experts: ExpertNames {
+                fused: Some(FusedExperts {
+                    gate_up: "block_sparse_moe.input_linear",
+                    down: "block_sparse_moe.output_linear",
+                    rows: ExpertRows::Halves,
+                    is_transposed: false,
+                }),
+                ..MIXTRAL_NAMES.experts
+            },
+            ..MIXTRAL_NAMES
+        },
+        ..BlockNames::PLAIN
+    },
+    ..GRANITE
+};
+
+const GPT_OSS: Family = Family {
+    defaults: &[
+        ("max_position_embeddings", 131_072),
+        ("head_dim", 64),
+        ("num_key_value_heads", 8),
+        ("sliding_window", 128),
+    ],
+    eps: ("rms_norm_eps", Some(1e-5)),
+    attention: AttentionTraits {
+        qkv_bias: Bias::FieldOrTrue("attention_bias"),
+        output_bias: Bias::FieldOrTrue("attention_bias"),
+        windows: Windows::AllBut { fields: &[], default: 2 },
+        rope: RopeDefaults::new(Some(150_000.0)),
+        pairs: Pairs::Halves,
+        sinks: true,
+        ..LLAMA.attention
+    },
+    activation: moe::GPT_OSS_ACTIVATION,
+    mlp_bias: Bias::Never,
+    moe: Some(MoeTraits {
+        num_experts: ("num_local_experts", None),
+        num_per_token: ("num_experts_per_tok", Some(4)),
+        intermediate_size: "intermediate_size",
+        layers: MoeLayers::All,
+        expert_bias: true,
+        routing: RoutingSpec { router_bias: true, ..RoutingSpec::softmax(true) },
+        normalised: Normalised::Known,
+        ..moe::QWEN
+    }),
+    names: BlockNames {
+        moe: MoeNames {
+            router: "mlp.router",
+            experts: ExpertNames {
+                stacked: ["mlp.experts.gate_proj", "mlp.experts.up_proj", "mlp.experts.down_proj"],
+                single: None,
+                fused: Some(FusedExperts { rows: ExpertRows::EveryOther, is_transposed: true, ..QWEN_FUSED }),
+            },
+            ..MoeNames::QWEN
+        },
+        ..BlockNames::PLAIN
+    },
+    ..LLAMA
+};
+
+const SMOLLM3: Family = Family {
+    defaults: LLAMA_DEFAULTS,
+    attention: AttentionTraits {
+        windows: Windows::FromLayer,
+        rope: RopeDefaults::new(Some(2_000_000.0)),
+        rotated: RotatedLayers::Listed,
+        ..LLAMA.attention
+    },
+    ..LLAMA
+};

@@ -1,0 +1,213 @@
+//! A family of attention-only models, as data, and how its configuration is read by it.
+//!
+//! Owns what families may differ in, and the reading of what they have in common. Which families there are is
+//! `families`' business; the parts with rules of their own are `attention`'s, `windows`', `moe`'s and `rope`'s.
+
+use super::{
+    attention::AttentionTraits,
+    fields::{Fields, MAX_LAYERS},
+    moe::MoeTraits,
+};
+use crate::models::{
+    block_names::BlockNames,
+    mlp_spec::{Activation, DenseSpec, MlpSpec},
+    names::WeightNames,
+    spec::{LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+};
+
+/// What differs between the families before any number is read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Family {
+    /// Numbers of fields that a configuration may leave out; without an entry here a field has to be there. 0 heads
+    /// of keys and values are as many as queries have.
+    pub defaults: &'static [(&'static str, u64)],
+    /// Those that come before them in a `text_config`.
+    pub nested_defaults: &'static [(&'static str, u64)],
+    pub eps: (&'static str, Option<f64>),
+    pub norm: (NormKind, NormWeight),
+    pub attention: AttentionTraits,
+    pub activation: Activation,
+    pub mlp_bias: Bias,
+    pub moe: Option<MoeTraits>,
+    pub embedding_scale: EmbeddingScale,
+    /// Factor on what a block's halves add.
+    pub residual_scale: Option<&'static str>,
+    pub logits_scale: LogitsScale,
+    /// Whether the configuration says if the head is the embedding matrix; else the weights do.
+    pub says_if_tied: bool,
+    /// How many blocks there are after the others that guess several tokens at once.
+    pub extra_layers: Option<&'static str>,
+    pub names: BlockNames,
+}
+
+/// Whether projections have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bias {
+    Never,
+    Always,
+    /// As this flag says; `false` where it is absent.
+    Field(&'static str),
+    /// As this flag says; `true` where it is absent.
+    FieldOrTrue(&'static str),
+}
+
+impl Bias {
+    pub(super) fn read(self, fields: &Fields) -> Result<bool, String> {
+        match self {
+            Self::Never => Ok(false),
+            Self::Always => Ok(true),
+            Self::Field(name) => fields.flag(name, false),
+            Self::FieldOrTrue(name) => fields.flag(name, true),
+        }
+    }
+}
+
+/// Factor on the embeddings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EmbeddingScale {
+    None,
+    /// The square root of the width, rounded as its publisher's code rounds it.
+    SqrtWidth,
+    Field(&'static str),
+}
+
+/// Factor on the logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum LogitsScale {
+    None,
+    Times(&'static str, f64),
+    DividedBy(&'static str),
+}
+
+/// llama's; the others are told by how they differ.
+pub(super) const LLAMA: Family = Family {
+    defaults: &[("max_position_embeddings", 32_768), ("num_key_value_heads", 0)],
+    nested_defaults: &[],
+    eps: ("rms_norm_eps", None),
+    norm: (NormKind::RootMeanSquare, NormWeight::Factor),
+    attention: AttentionTraits::LLAMA,
+    activation: Activation::Silu,
+    mlp_bias: Bias::Field("mlp_bias"),
+    moe: None,
+    embedding_scale: EmbeddingScale::None,
+    residual_scale: None,
+    logits_scale: LogitsScale::None,
+    says_if_tied: true,
+    extra_layers: None,
+    names: BlockNames::PLAIN,
+};
+
+impl Family {
+    /// Reads the language model's fields.
+    pub(super) fn spec(&self, model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
+        let sizes = Sizes { family: self, fields, nested: fields.outer().is_some() };
+        let hidden_size = sizes.dimension("hidden_size")?;
+        let num_layers =
+            fields.integer("num_hidden_layers", sizes.default("num_hidden_layers"), 1, MAX_LAYERS)?;
+        let max_context = sizes.dimension("max_position_embeddings")?;
+        let eps = fields.epsilon(self.eps.0, self.eps.1)?;
+        let vocab_size = sizes.vocab_size()?;
+        let attention = self.attention.layers(&sizes, (hidden_size, num_layers, max_context))?;
+        let mlps = self.mlps(&sizes, num_layers)?;
+        let residual_scale = match self.residual_scale {
+            None => 1.0,
+            Some(name) => fields.factor(name, Some(1.0))?,
+        };
+        let extra_layers = match self.extra_layers {
+            None => 0,
+            Some(name) => fields.integer(name, Some(0), 0, MAX_LAYERS)?,
+        };
+        let layers = attention.into_iter().zip(mlps).map(|(attention, mlp)| LayerSpec {
+            mixer: MixerSpec::Attention(attention),
+            mlp,
+            residual_scale,
+        });
+        Ok(ModelSpec {
+            model_type: model_type.to_owned(),
+            hidden_size,
+            vocab_size,
+            max_context,
+            layers: layers.collect(),
+            norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
+            embedding_scale: match self.embedding_scale {
+                EmbeddingScale::None => None,
+                EmbeddingScale::SqrtWidth => Some(round_to_bfloat16((hidden_size as f32).sqrt())),
+                EmbeddingScale::Field(name) => Some(fields.factor(name, Some(1.0))?),
+            },
+            tied_head: if self.says_if_tied { fields.tied_head()? } else { None },
+            logits_scale: match self.logits_scale {
+                LogitsScale::None => None,
+                LogitsScale::Times(name, default) => Some(fields.factor(name, Some(default))?),
+                LogitsScale::DividedBy(name) => Some(1.0 / fields.factor(name, Some(1.0))?),
+            },
+            final_logit_softcap: fields.softcap("final_logit_softcapping")?,
+            quantization: None,
+            names: WeightNames {
+                extra_layers: num_layers..num_layers + extra_layers,
+                ..WeightNames::new(self.names)
+            },
+        })
+    }
+
+    /// What follows the mixer of each layer.
+    fn mlps(&self, sizes: &Sizes<'_>, num_layers: usize) -> Result<Vec<MlpSpec>, String> {
+        let fields = sizes.fields;
+        let bias = self.mlp_bias.read(fields)?;
+        let dense = |intermediate_size| DenseSpec { intermediate_size, activation: self.activation, bias };
+        let Some(moe) = &self.moe else {
+            return Ok(vec![MlpSpec::Dense(dense(sizes.dimension("intermediate_size")?)); num_layers]);
+        };
+        let are_moe = moe.layers.read(fields, num_layers)?;
+        let experts = are_moe.contains(&true).then(|| moe.spec(fields, dense(0))).transpose()?;
+        // A configuration of experts alone may say nothing of dense ones.
+        let dense =
+            are_moe.contains(&false).then(|| sizes.dimension("intermediate_size")).transpose()?.map(dense);
+        let of_layer = |is_moe| match (is_moe, experts, dense) {
+            (true, Some(experts), _) => Some(MlpSpec::Moe(experts)),
+            (_, _, dense) => dense.map(MlpSpec::Dense),
+        };
+        Ok(are_moe.into_iter().filter_map(of_layer).collect())
+    }
+}
+
+/// Fields with a family's defaults.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes<'a> {
+    family: &'a Family,
+    pub fields: &'a Fields<'a>,
+    nested: bool,
+}
+
+impl Sizes<'_> {
+    pub(super) fn default(&self, name: &str) -> Option<u64> {
+        let nested = if self.nested { self.family.nested_defaults } else { &[] };
+        let all = nested.iter().chain(self.family.defaults);
+        all.clone().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    }
+
+    pub(super) fn dimension(&self, name: &str) -> Result<usize, String> {
+        self.fields.dimension(name, self.default(name))
+    }
+
+    /// Rows of the embedding; where it stands beside the `text_config`, that is the one.
+    fn vocab_size(&self) -> Result<usize, String> {
+        let around = self.fields.outer().filter(|outer| outer.get("vocab_size").is_some());
+        let Some(around) = around else { return self.dimension("vocab_size") };
+        let around = around.dimension("vocab_size", None)?;
+        let inner = self.fields.dimension("vocab_size", Some(around as u64))?;
+        if inner != around {
+            return Err(format!(
+                "'vocab_size' and 'text_config.vocab_size' contradict each other: {around} and {inner}; remove \
+                 the wrong one"
+            ));
+        }
+        Ok(inner)
+    }
+}
+
+/// Rounds to the nearest bfloat16, ties to even, as the reference rounds Gemma's embedding factor.
+pub(super) fn round_to_bfloat16(value: f32) -> f32 {
+    let bits = value.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    f32::from_bits(rounded & 0xffff_0000)
+}
