@@ -1,0 +1,178 @@
+"""The table of tiny models that make_fixtures.py writes: configurations and what each is to show.
+
+A `Tiny` is a config.json, and beside it whatever the folder needs that the configuration does
+not say.  Nothing here computes: weights, golden answers and checks are in make_fixtures.py, the
+publishers' names of weights in publisher.py.  Sizes are chosen so that a folder has 100 to 160 KB.
+"""
+from dataclasses import dataclass, field
+
+VOCAB, ENDOFTEXT, EOS = 304, 301, 303
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One folder.  `without` maps a mechanism to the change that takes it out; make_fixtures.py
+    holds that each moves some log-probability by more than 0.01."""
+
+    config: dict
+    without: dict = field(default_factory=dict)  # mechanism: {"config": {key: value}, "weights": {name ending: value}}
+    reference: str = "mlx-lm"  # or "transformers", where mlx-lm computes something else
+    why: str = ""  # why not mlx-lm
+    differ_by: str = ""  # the mechanism of `without` that mlx-lm lacks: taken out, both agree
+    spread: dict = field(default_factory=dict)  # name ending: standard deviation of its random weights
+    quantised: dict = field(default_factory=dict)  # bits, group_size, mode; "paths": {path ending: the same | False}
+    published: bool = False  # weights under the publisher's names and in its layout, not as mlx-lm converts them
+    more: dict = field(default_factory=dict)  # name: shape of weights beside those that mlx-lm's class has
+    steady: bool = True  # its prompts' answers do not hang on rounding (not asked of the first models)
+    lengths: tuple = (3, 17, 40, 64, 100)  # of the prompts, in tokens
+
+
+COMMON = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+              num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=4096, rope_theta=10000.0,
+              tie_word_embeddings=True, bos_token_id=None, eos_token_id=EOS, torch_dtype="bfloat16")
+LLAMA = dict(COMMON, model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False, mlp_bias=False,
+             hidden_act="silu", head_dim=16, rope_scaling=None)
+LINEAR_ATTENTION = dict(linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+                        linear_value_head_dim=8, linear_conv_kernel_dim=4, full_attention_interval=4)
+
+FIRST = {
+    "llama": dict(LLAMA, head_dim=8, intermediate_size=16, torch_dtype="float32"),
+    "llama-sharded": dict(LLAMA),
+    "llama-rope3": dict(LLAMA, tie_word_embeddings=False, intermediate_size=32,
+                        rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                                          original_max_position_embeddings=64)),
+    "llama-linear": dict(LLAMA, rope_scaling=dict(rope_type="linear", factor=4.0)),
+    "llama-yarn": dict(LLAMA, max_position_embeddings=256,
+                       rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64,
+                                         beta_fast=8.0, beta_slow=1.0)),
+    "llama-4bit": dict(LLAMA, hidden_size=64, intermediate_size=32, tie_word_embeddings=False,
+                       torch_dtype="float32"),
+    "mistral-swa": dict(LLAMA, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=16,
+                        tie_word_embeddings=False, intermediate_size=32,
+                        layer_types=["sliding_attention", "full_attention"] * 2),
+    "qwen2": dict(COMMON, model_type="qwen2", architectures=["Qwen2ForCausalLM"], hidden_act="silu",
+                  use_sliding_window=False, intermediate_size=64),
+    "qwen3": dict(COMMON, model_type="qwen3", architectures=["Qwen3ForCausalLM"], hidden_act="silu", head_dim=16),
+    "gemma3": dict(COMMON, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], head_dim=16,
+                   num_key_value_heads=1, num_hidden_layers=6, intermediate_size=24, query_pre_attn_scalar=16,
+                   sliding_window=16, sliding_window_pattern=3, rope_local_base_freq=10000.0, rope_theta=1000000.0,
+                   rope_scaling=None, hidden_activation="gelu_pytorch_tanh", attention_bias=False,
+                   layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2),
+    "lfm2": dict(COMMON, model_type="lfm2", architectures=["Lfm2ForCausalLM"], norm_eps=1e-5, conv_bias=False,
+                 conv_L_cache=3, block_dim=32, block_ff_dim=48, block_multiple_of=16, block_ffn_dim_multiplier=1.0,
+                 block_auto_adjust_ff_dim=False, layer_types=["conv", "conv", "full_attention", "conv"]),
+    "qwen3_5": dict(model_type="qwen3_5", architectures=["Qwen3_5ForConditionalGeneration"],
+                    tie_word_embeddings=True, bos_token_id=None, eos_token_id=EOS, torch_dtype="bfloat16",
+                    text_config=dict({k: v for k, v in COMMON.items() if k != "rope_theta"},
+                                     model_type="qwen3_5_text", head_dim=16, **LINEAR_ATTENTION,
+                                     rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 0],
+                                                          rope_theta=10000.0, partial_rotary_factor=0.25))),
+}
+FOUR_BITS = dict(bits=4, group_size=32)
+
+# ---------------------------------------------------------------- mixtures of experts
+# In float32: MLX's gather_mm has nothing else on a CPU.
+MOE = dict(COMMON, torch_dtype="float32", num_hidden_layers=3, head_dim=8, intermediate_size=16)
+QWEN_MOE = dict(num_experts=8, num_experts_per_tok=3, moe_intermediate_size=6, norm_topk_prob=True,
+                decoder_sparse_step=1, mlp_only_layers=[])
+CORRECTION = {"e_score_correction_bias": 0.3}
+UNSCALED = {"config": {"routed_scaling_factor": 1.0}}
+
+
+def zero(*endings):
+    return {"weights": {e: 0.0 for e in endings}}
+
+
+def wrapped(config, text_type, **more):
+    """`config` as the text_config of a wrapper, the way of models that also take pictures."""
+    outer = {k: config[k] for k in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "torch_dtype")}
+    return dict(outer, text_config=dict(config, model_type=text_type), **more)
+
+
+EXPERTS = {
+    "qwen3_moe": Tiny(
+        dict(MOE, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], hidden_act="silu",
+             **dict(QWEN_MOE, mlp_only_layers=[1])),
+        {"renormalising": {"config": {"norm_topk_prob": False}}, "third expert": {"config": {"num_experts_per_tok": 2}},
+         "dense layer": zero("layers.1.mlp.down_proj.weight")}),
+    "qwen3_moe-4bit": Tiny(
+        dict(MOE, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], hidden_act="silu", hidden_size=64,
+             num_hidden_layers=2, head_dim=16, **dict(QWEN_MOE, moe_intermediate_size=32)),
+        {"third expert": {"config": {"num_experts_per_tok": 2}}}, quantised=FOUR_BITS),
+    "qwen3_5_moe": Tiny(
+        wrapped(dict({k: v for k, v in MOE.items() if k not in ("rope_theta", "intermediate_size")},
+                     **dict(LINEAR_ATTENTION, full_attention_interval=3),
+                     layer_types=["linear_attention", "linear_attention", "full_attention"],
+                     **dict(QWEN_MOE, moe_intermediate_size=4), shared_expert_intermediate_size=8,
+                     rope_parameters=dict(rope_type="default", mrope_section=[1, 0, 0], rope_theta=10000.0,
+                                          partial_rotary_factor=0.25)),
+                "qwen3_5_moe_text", model_type="qwen3_5_moe",
+                architectures=["Qwen3_5MoeForConditionalGeneration"]),
+        {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
+         "experts": zero("switch_mlp.down_proj.weight")}),
+    "mixtral": Tiny(
+        dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="mixtral",
+             architectures=["MixtralForCausalLM"], hidden_act="silu", intermediate_size=6, num_local_experts=8,
+             num_experts_per_tok=2, sliding_window=None),
+        {"second expert": {"config": {"num_experts_per_tok": 1}}}),
+    "qwen2_moe": Tiny(
+        dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="qwen2_moe", tie_word_embeddings=False,
+             architectures=["Qwen2MoeForCausalLM"], hidden_act="silu", num_hidden_layers=2, use_sliding_window=False,
+             **dict(QWEN_MOE, moe_intermediate_size=4, norm_topk_prob=False), shared_expert_intermediate_size=8),
+        {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
+         "biases": zero("_proj.bias")}),
+    "lfm2_moe": Tiny(
+        dict({k: v for k, v in MOE.items() if k not in ("head_dim", "rms_norm_eps")}, model_type="lfm2_moe",
+             architectures=["Lfm2MoeForCausalLM"], norm_eps=1e-5, conv_bias=False, conv_L_cache=3,
+             moe_intermediate_size=4, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, use_expert_bias=True,
+             num_dense_layers=1, routed_scaling_factor=1.5, layer_types=["conv", "full_attention", "conv"]),
+        {"expert bias": zero("expert_bias"), "scaling": UNSCALED,
+         "renormalising": {"config": {"norm_topk_prob": False}}}),
+    "glm4_moe": Tiny(
+        dict(MOE, model_type="glm4_moe", architectures=["Glm4MoeForCausalLM"], hidden_act="silu",
+             tie_word_embeddings=False, moe_intermediate_size=4, n_routed_experts=8, num_experts_per_tok=2,
+             n_shared_experts=1, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.5,
+             first_k_dense_replace=1, attention_bias=True, use_qk_norm=True, partial_rotary_factor=0.5,
+             rope_scaling=None),
+        {"correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED, "biases": zero("_proj.bias"),
+         "shared expert": zero("shared_experts.down_proj.weight"),
+         "partial rotation": {"config": {"partial_rotary_factor": 1.0}}}, spread=CORRECTION),
+    "olmoe": Tiny(
+        dict(MOE, model_type="olmoe", architectures=["OlmoeForCausalLM"], hidden_act="silu", intermediate_size=4,
+             num_experts=8, num_experts_per_tok=3, norm_topk_prob=False, clip_qkv=None, attention_bias=False,
+             rope_scaling=None),
+        {"not renormalising": {"config": {"norm_topk_prob": True}}, "norm of the keys": zero("k_norm.weight")},
+        published=True),
+    "ernie4_5_moe": Tiny(
+        dict(MOE, model_type="ernie4_5_moe", architectures=["Ernie4_5_MoeForCausalLM"], hidden_act="silu",
+             use_bias=False, moe_num_experts=8, moe_k=2, moe_intermediate_size=4, moe_num_shared_experts=2,
+             moe_layer_start_index=1, moe_layer_end_index=2, moe_layer_interval=1, moe_use_aux_free=True,
+             rope_scaling=None),
+        {"correction bias": zero("e_score_correction_bias"), "shared experts": zero("shared_experts.down_proj.weight")},
+        reference="transformers", why="mlx-lm leaves e_score_correction_bias out",
+        differ_by="correction bias", published=True,
+        spread={"e_score_correction_bias": 0.1},
+        more={f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias": (1, 8) for layer in (1, 2)}),
+    "qwen3_next": Tiny(
+        dict(MOE, model_type="qwen3_next", architectures=["Qwen3NextForCausalLM"], hidden_act="silu",
+             **dict(LINEAR_ATTENTION, full_attention_interval=3), partial_rotary_factor=0.25,
+             **dict(QWEN_MOE, moe_intermediate_size=4), shared_expert_intermediate_size=8, rope_scaling=None),
+        {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
+         "partial rotation": {"config": {"partial_rotary_factor": 0.5}}}),
+    "granitemoe": Tiny(
+        dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="granitemoe",
+             architectures=["GraniteMoeForCausalLM"], hidden_act="silu", intermediate_size=4, num_local_experts=8,
+             num_experts_per_tok=3, attention_bias=False, attention_multiplier=0.2, embedding_multiplier=6.0,
+             residual_multiplier=0.5, logits_scaling=4.0, rope_scaling=None),
+        {"attention_multiplier": {"config": {"attention_multiplier": 8 ** -0.5}},
+         "embedding_multiplier": {"config": {"embedding_multiplier": 1.0}},
+         "residual_multiplier": {"config": {"residual_multiplier": 1.0}},
+         "logits_scaling": {"config": {"logits_scaling": 1.0}}}, published=True),
+}
+
+MODELS = {
+    **{name: Tiny(config, steady=False, quantised=dict(FOUR_BITS, paths={
+        "lm_head": dict(group_size=64, bits=8), "layers.2.mlp.down_proj": dict(group_size=32, bits=8),
+        "layers.1.self_attn.k_proj": False}) if name.endswith("-4bit") else {}) for name, config in FIRST.items()},
+    **EXPERTS,
+}
