@@ -14,7 +14,7 @@ import tempfile
 import mlx.core as mx
 
 # What a text model of a wrapper is by itself, where transformers has no causal class for it.
-BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2"}
+BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2"}
 VISION = re.compile(r"(^|\.)(visual|vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio)\.")
 GLU = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 W123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
@@ -28,9 +28,9 @@ LESS_ONE = re.compile(r"(layernorm|[qk]_norm|^model\.norm)\.weight$")
 
 def text_config(config):
     """The configuration of the text model, under the name transformers has for it alone."""
-    if "text_config" not in config:
-        return config
-    text = dict(config["text_config"])
+    text = dict(config.get("text_config", config))
+    if (text.get("rope_scaling") or {}).get("type") == "mrope":  # for text the same as none
+        text["rope_scaling"] = None
     text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings", False))
     return dict(text, model_type=BY_ITSELF.get(text["model_type"], text["model_type"]))
 

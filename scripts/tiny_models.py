@@ -170,9 +170,90 @@ EXPERTS = {
          "logits_scaling": {"config": {"logits_scaling": 1.0}}}, published=True),
 }
 
+# ---------------------------------------------------------------- gpt-oss and the modes of quantisation
+GPT_OSS = dict(MOE, model_type="gpt_oss", architectures=["GptOssForCausalLM"], hidden_act="silu", head_dim=16,
+               num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"], sliding_window=16,
+               tie_word_embeddings=False, intermediate_size=4, num_local_experts=8, num_experts_per_tok=2,
+               experts_per_token=2, attention_bias=True, swiglu_limit=7.0, max_position_embeddings=2048,
+               initial_context_length=64,
+               rope_scaling=dict(rope_type="yarn", factor=32.0, beta_fast=4.0, beta_slow=1.0, truncate=False,
+                                 original_max_position_embeddings=64))
+GPT_OSS_WITHOUT = {
+    "truncate false": {"config": {"rope_scaling": dict(GPT_OSS["rope_scaling"], truncate=True)}},
+    "sinks": {"weights": {"sinks": -1e4}}, "window": {"config": {"sliding_window": 4096}},
+    "clamping": {"config": {"swiglu_limit": 1e6}}, "bias of the router": zero("router.bias"),
+    "bias of the output": zero("o_proj.bias"),
+}
+GPT_OSS_BIASES = {f"biases of the experts' {which}": zero(f"experts.{which}_proj.bias") for which in ("gate", "up", "down")}
+GPT_OSS_MORE = dict(reference="transformers", why="mlx-lm floors and ceils yarn's range whatever `truncate` says",
+                    differ_by="truncate false", spread={"sinks": 1.0, "experts.gate_proj.weight": 0.7,
+                                                        "experts.up_proj.weight": 0.7})
+QUANTISED_LLAMA = dict(LLAMA, hidden_size=64, intermediate_size=32, tie_word_embeddings=False, torch_dtype="float32")
+MODES = {
+    "gpt_oss": Tiny(GPT_OSS, {**GPT_OSS_WITHOUT, **GPT_OSS_BIASES}, **GPT_OSS_MORE),
+    # As gpt-oss's conversions are: experts in the publisher's mxfp4, the rest affine at 8 bits.
+    "gpt_oss-mxfp4": Tiny(
+        dict(GPT_OSS, hidden_size=64, intermediate_size=32), {**GPT_OSS_WITHOUT, **GPT_OSS_BIASES}, **GPT_OSS_MORE,
+        quantised=dict(bits=4, group_size=32, mode="mxfp4", paths={
+            ending: dict(group_size=32, bits=8) for ending in (
+                "embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "o_proj", "router")})),
+    "llama-mxfp4": Tiny(QUANTISED_LLAMA, quantised=dict(bits=4, group_size=32, mode="mxfp4")),
+    "llama-nvfp4": Tiny(QUANTISED_LLAMA, quantised=dict(bits=4, group_size=16, mode="nvfp4")),
+    "llama-mxfp8": Tiny(QUANTISED_LLAMA, quantised=dict(bits=8, group_size=32, mode="mxfp8")),
+}
+
+# ---------------------------------------------------------------- old mechanisms under new names
+WINDOW_OFF = {"config": {"sliding_window": 4096}}
+PATCHES = {"patch_embed.proj.weight": (8, 2, 2, 2, 3), "blocks.0.attn.qkv.weight": (24, 8),
+           "blocks.0.attn.qkv.bias": (24,), "merger.mlp.0.weight": (8, 8)}
+VISION_CONFIG = dict(depth=1, hidden_size=8, num_heads=1, patch_size=2, out_hidden_size=32)
+RENAMED = {
+    "gemma2": Tiny(
+        dict(COMMON, model_type="gemma2", architectures=["Gemma2ForCausalLM"], head_dim=16, num_key_value_heads=1,
+             intermediate_size=24, hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0,
+             final_logit_softcapping=20.0, query_pre_attn_scalar=8, sliding_window=16, attention_bias=False),
+        {"window": WINDOW_OFF, "cap of the scores": {"config": {"attn_logit_softcapping": 1e6}},
+         "cap of the logits": {"config": {"final_logit_softcapping": 1e6}},
+         "query_pre_attn_scalar": {"config": {"query_pre_attn_scalar": 16}}},
+        reference="transformers", why="mlx-lm attends fully in the layers that have a window", differ_by="window"),
+    "seed_oss": Tiny(
+        dict(COMMON, model_type="seed_oss", architectures=["SeedOssForCausalLM"], hidden_act="silu", head_dim=16,
+             attention_bias=True, attention_out_bias=False, mlp_bias=False, rope_scaling=dict(rope_type="default")),
+        {"biases": zero("_proj.bias")}),
+    "ernie4_5": Tiny(
+        dict(COMMON, model_type="ernie4_5", architectures=["Ernie4_5ForCausalLM"], hidden_act="silu", head_dim=16,
+             use_bias=False, rope_scaling=None),
+        {"rotation of neighbours": {"config": {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}}}),
+    # As mlx-vlm's conversions are.
+    "qwen3_vl": Tiny(
+        wrapped(dict(COMMON, head_dim=16, hidden_act="silu", attention_bias=False,
+                     rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[4, 2, 2])),
+                "qwen3_vl_text", model_type="qwen3_vl", architectures=["Qwen3VLForConditionalGeneration"],
+                vision_config=dict(VISION_CONFIG, model_type="qwen3_vl", deepstack_visual_indexes=[0])),
+        {"norm of the keys": zero("k_norm.weight")},
+        more={**{f"vision_tower.{name}": shape for name, shape in PATCHES.items()},
+              "vision_tower.deepstack_merger_list.0.norm.weight": (8,)}),
+    # As the publisher's are: no text_config, weights of the text under `model.`
+    "qwen2_5_vl": Tiny(
+        dict(COMMON, model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"], hidden_act="silu",
+             intermediate_size=64, use_sliding_window=False, sliding_window=4096, max_window_layers=4,
+             rope_scaling=dict(type="mrope", mrope_section=[2, 1, 1]),
+             vision_config=dict(VISION_CONFIG, model_type="qwen2_5_vl")),
+        {"biases": zero("_proj.bias")}, published=True,
+        more={f"visual.{name}": shape for name, shape in PATCHES.items()}),
+    "mistral3": Tiny(
+        wrapped(dict({k: v for k, v in LLAMA.items() if k != "architectures"}, intermediate_size=32,
+                     sliding_window=None, tie_word_embeddings=False), "mistral",
+                model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"], spatial_merge_size=2,
+                vision_config=dict(model_type="pixtral", hidden_size=8, num_hidden_layers=1)),
+        {"own head": zero("lm_head.weight")},
+        more={"vision_tower.patch_conv.weight": (8, 2, 2, 3), "vision_tower.ln_pre.weight": (8,),
+              "multi_modal_projector.linear_1.weight": (32, 8)}),
+}
+
 MODELS = {
     **{name: Tiny(config, steady=False, quantised=dict(FOUR_BITS, paths={
         "lm_head": dict(group_size=64, bits=8), "layers.2.mlp.down_proj": dict(group_size=32, bits=8),
         "layers.1.self_attn.k_proj": False}) if name.endswith("-4bit") else {}) for name, config in FIRST.items()},
-    **EXPERTS,
+    **EXPERTS, **MODES, **RENAMED,
 }
