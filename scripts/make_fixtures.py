@@ -38,6 +38,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -363,6 +364,8 @@ def make(name, root, compare):
         has_experts = any(p.ndim == 3 and "conv" not in n for n, p in params.items())
         if tiny.published:
             params = publish(params, cfg)
+            if "text_config" in cfg:
+                params = {re.sub(r"^model\.", "model.language_model.", n): p for n, p in params.items()}
         params.update(more_weights(tiny, seed))
         write_weights(params, out, name.endswith("-sharded"))
         dump(cfg, os.path.join(out, "config.json"))
@@ -378,11 +381,11 @@ def make(name, root, compare):
     else:
         raise RuntimeError(f"{name}: no seed gives clear answers")
     dump(g, os.path.join(out, "golden.json"))
-    # what the file says, checked another way: token by token instead of the whole prompt at once
+    # what the file says, checked another way: token by token (or without a cache) instead of at once
     last = g["prompts"][-1]
     cache = reference.cache()
-    for t in last["prompt_ids"]:
-        y = reference.step([t], cache)
+    for t in [[t] for t in last["prompt_ids"]] if tiny.stepwise else [last["prompt_ids"]]:
+        y = reference.step(t, cache if tiny.stepwise else None)
     stepwise = farthest(y, last)
     assert stepwise < 1e-3, stepwise
     moved = moved_without(out, tiny, g["prompts"])

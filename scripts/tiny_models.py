@@ -24,6 +24,7 @@ class Tiny:
     published: bool = False  # weights under the publisher's names and in its layout, not as mlx-lm converts them
     more: dict = field(default_factory=dict)  # name: shape of weights beside those that mlx-lm's class has
     steady: bool = True  # its prompts' answers do not hang on rounding (not asked of the first models)
+    stepwise: bool = True  # keys do not depend on how long the sequence is in the end
     lengths: tuple = (3, 17, 40, 64, 100)  # of the prompts, in tokens
 
 
@@ -251,9 +252,133 @@ RENAMED = {
               "multi_modal_projector.linear_1.weight": (32, 8)}),
 }
 
+# ---------------------------------------------------------------- attention of other kinds
+GEMMA4 = dict({k: v for k, v in COMMON.items() if k != "rope_theta"}, head_dim=8, global_head_dim=16,
+              hidden_activation="gelu_pytorch_tanh", attention_bias=False, sliding_window=16,
+              final_logit_softcapping=20.0, vocab_size_per_layer_input=VOCAB, use_bidirectional_attention=None,
+              rope_parameters=dict(
+                  sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                  full_attention=dict(rope_type="proportional", partial_rotary_factor=0.25, rope_theta=1000000.0)))
+GEMMA4_WITHOUT = {
+    "window": WINDOW_OFF, "cap of the logits": {"config": {"final_logit_softcapping": 1e6}},
+    "layer scalar": {"weights": {"layer_scalar": 1.0}},
+    "partial rotation": {"config": {"rope_parameters": dict(
+        GEMMA4["rope_parameters"], full_attention=dict(GEMMA4["rope_parameters"]["full_attention"],
+                                                       partial_rotary_factor=1.0))}},
+}
+OLMO3_YARN = dict(rope_type="yarn", factor=8.0, original_max_position_embeddings=64, beta_fast=4.0, beta_slow=1.0)
+MINISTRAL_ROPE = dict(type="yarn", rope_type="yarn", rope_theta=10000.0, factor=8.0, beta_fast=4.0, beta_slow=1.0,
+                      original_max_position_embeddings=32, max_position_embeddings=256, mscale=1.0, mscale_all_dim=1.0,
+                      llama_4_scaling_beta=0.3)
+ATTENTION = {
+    # As E2B and E4B: per-layer embeddings, keys and values of the last three layers from earlier ones.
+    "gemma4": Tiny(
+        wrapped(dict(GEMMA4, num_hidden_layers=6, num_key_value_heads=1, intermediate_size=16,
+                     layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+                     num_kv_shared_layers=3, use_double_wide_mlp=True, hidden_size_per_layer_input=4,
+                     attention_k_eq_v=False, num_global_key_value_heads=None, enable_moe_block=False,
+                     num_experts=None, top_k_experts=None, moe_intermediate_size=None),
+                "gemma4_text", model_type="gemma4", architectures=["Gemma4ForConditionalGeneration"],
+                vocab_size=VOCAB, vision_config=dict(model_type="gemma4_vision", hidden_size=8),
+                audio_config=dict(model_type="gemma4_audio", hidden_size=8)),
+        {**GEMMA4_WITHOUT, "embeddings of the layers": zero("embed_tokens_per_layer.weight"),
+         "per-layer inputs": zero("per_layer_projection.weight")},
+        spread={"embed_tokens_per_layer.weight": 0.5, "layer_scalar": 0.3},
+        more={"vision_tower.patch_embedder.input_proj.weight": (8, 12), "embed_vision.embedding_projection.weight": (32, 8),
+              "audio_tower.output_proj.weight": (8, 8), "embed_audio.embedding_projection.weight": (32, 8)}),
+    # As 26B-A4B: experts beside the MLP, values from the keys' projection in the full layers.
+    "gemma4-moe": Tiny(
+        wrapped(dict(GEMMA4, torch_dtype="float32", num_hidden_layers=3, num_key_value_heads=2, intermediate_size=8,
+                     layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+                     num_kv_shared_layers=0, use_double_wide_mlp=False, hidden_size_per_layer_input=0,
+                     attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=8,
+                     top_k_experts=2, moe_intermediate_size=4),
+                "gemma4_text", model_type="gemma4", architectures=["Gemma4ForConditionalGeneration"],
+                vocab_size=VOCAB, vision_config=dict(model_type="gemma4_vision", hidden_size=8)),
+        {**GEMMA4_WITHOUT, "experts": zero("experts.down_proj"), "MLP": zero("mlp.down_proj.weight"),
+         "scale of an expert": {"weights": {"per_expert_scale": 1.0}},
+         "scale of the router": {"weights": {"router.scale": 1.0}}},
+        published=True, spread={"layer_scalar": 0.3, "router.scale": 0.3, "per_expert_scale": 0.3},
+        more={"model.vision_tower.patch_embedder.input_proj.weight": (8, 12),
+              "model.embed_vision.embedding_projection.weight": (32, 8)}),
+    "smollm3": Tiny(
+        dict(COMMON, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT,
+             attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 0, 1], no_rope_layer_interval=3,
+             use_sliding_window=False, sliding_window=None, layer_types=["full_attention"] * 4, rope_scaling=None),
+        {"layer without rotation": {"config": {"no_rope_layers": [1, 1, 1, 1]}}}),
+    "ministral3": Tiny(
+        wrapped(dict({k: v for k, v in COMMON.items() if k != "rope_theta"}, head_dim=16, hidden_act="silu",
+                     sliding_window=None, max_position_embeddings=256, rope_parameters=MINISTRAL_ROPE),
+                "ministral3", model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"],
+                vision_config=dict(model_type="pixtral", hidden_size=8, num_hidden_layers=1)),
+        {"scaling of the queries": {"config": {"rope_parameters": dict(MINISTRAL_ROPE, llama_4_scaling_beta=0.0)}},
+         "yarn": {"config": {"rope_parameters": dict(MINISTRAL_ROPE, factor=1.0)}}},
+        more={"vision_tower.patch_conv.weight": (8, 2, 2, 3), "multi_modal_projector.linear_1.weight": (32, 8)}),
+    "minimax_m2": Tiny(
+        dict(MOE, model_type="minimax_m2", architectures=["MiniMaxM2ForCausalLM"], hidden_act="silu",
+             intermediate_size=4, shared_intermediate_size=0, num_local_experts=8, num_experts_per_tok=2,
+             scoring_func="sigmoid", use_routing_bias=True, use_qk_norm=True, qk_norm_type="per_layer", rotary_dim=4,
+             rope_scaling=None),
+        {"correction bias": zero("e_score_correction_bias"), "norm of the keys": zero("k_norm.weight"),
+         "partial rotation": {"config": {"rotary_dim": 8}}}, spread=CORRECTION),
+    "olmo2": Tiny(
+        dict(COMMON, model_type="olmo2", architectures=["Olmo2ForCausalLM"], hidden_act="silu", attention_bias=False,
+             rope_scaling=None),
+        {"norm of the keys": zero("k_norm.weight"), "MLP": zero("post_feedforward_layernorm.weight")}),
+    "olmo3": Tiny(
+        dict(COMMON, model_type="olmo3", architectures=["Olmo3ForCausalLM"], hidden_act="silu", attention_bias=False,
+             sliding_window=16, layer_types=["sliding_attention"] * 3 + ["full_attention"], rope_theta=500000.0,
+             rope_scaling=dict(OLMO3_YARN, attention_factor=1.4), tie_word_embeddings=False),
+        {"window": WINDOW_OFF, "attention_factor": {"config": {"rope_scaling": OLMO3_YARN}},
+         "yarn": {"config": {"rope_scaling": None}}},
+        reference="transformers", why="mlx-lm ignores yarn's attention_factor", differ_by="attention_factor"),
+    "exaone4": Tiny(
+        dict(COMMON, model_type="exaone4", architectures=["Exaone4ForCausalLM"], hidden_act="silu", head_dim=16,
+             sliding_window=16, sliding_window_pattern="LLLG",
+             layer_types=["sliding_attention"] * 3 + ["full_attention"],
+             rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                               original_max_position_embeddings=64)),
+        {"window": WINDOW_OFF, "scaled rotation": {"config": {"rope_scaling": dict(rope_type="default")}}}),
+}
+
+# ---------------------------------------------------------------- fused matrices, multipliers, parallel blocks
+LONGROPE = dict(type="longrope", rope_type="longrope", long_factor=[1.5, 6.0, 20.0], short_factor=[1.0, 1.3, 2.0])
+FUSED = {
+    # Prompts on either side of the original length, 88, and their answers on the same.
+    "phi3": Tiny(
+        dict(COMMON, model_type="phi3", architectures=["Phi3ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT,
+             attention_bias=False,
+             partial_rotary_factor=0.75, max_position_embeddings=1024, original_max_position_embeddings=88,
+             rope_scaling=LONGROPE, sliding_window=None),
+        {"short factors": {"config": {"rope_scaling": dict(LONGROPE, short_factor=LONGROPE["long_factor"])}},
+         "long factors": {"config": {"rope_scaling": dict(LONGROPE, long_factor=LONGROPE["short_factor"])}},
+         "scaled rotation": {"config": {"max_position_embeddings": 88}}},
+        reference="transformers", why="mlx-lm takes the long factors for short sequences, too",
+        differ_by="short factors", stepwise=False, lengths=(3, 17, 40, 90, 130)),
+    "glm4": Tiny(
+        dict(COMMON, model_type="glm4", architectures=["Glm4ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT, head_dim=16,
+             attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False, intermediate_size=24),
+        {"biases": zero("_proj.bias"), "partial rotation": {"config": {"partial_rotary_factor": 1.0}},
+         "norm after the MLP": zero("post_mlp_layernorm.weight")}),
+    "granite": Tiny(
+        dict(COMMON, model_type="granite", architectures=["GraniteForCausalLM"], hidden_act="silu",
+             attention_bias=False, mlp_bias=False, attention_multiplier=0.2, embedding_multiplier=6.0,
+             residual_multiplier=0.5, logits_scaling=4.0, rope_scaling=None),
+        {"attention_multiplier": {"config": {"attention_multiplier": 8 ** -0.5}},
+         "embedding_multiplier": {"config": {"embedding_multiplier": 1.0}},
+         "residual_multiplier": {"config": {"residual_multiplier": 1.0}},
+         "logits_scaling": {"config": {"logits_scaling": 1.0}}}),
+    "cohere2": Tiny(
+        dict({k: v for k, v in COMMON.items() if k != "rms_norm_eps"}, model_type="cohere2",
+             architectures=["Cohere2ForCausalLM"], hidden_act="silu", head_dim=8, layer_norm_eps=1e-5,
+             logit_scale=0.25, attention_bias=False, sliding_window=16, sliding_window_pattern=4,
+             layer_types=["sliding_attention"] * 3 + ["full_attention"]),
+        {"window": WINDOW_OFF, "logit_scale": {"config": {"logit_scale": 1.0}}}),
+}
+
 MODELS = {
     **{name: Tiny(config, steady=False, quantised=dict(FOUR_BITS, paths={
         "lm_head": dict(group_size=64, bits=8), "layers.2.mlp.down_proj": dict(group_size=32, bits=8),
         "layers.1.self_attn.k_proj": False}) if name.endswith("-4bit") else {}) for name, config in FIRST.items()},
-    **EXPERTS, **MODES, **RENAMED,
+    **EXPERTS, **MODES, **RENAMED, **ATTENTION, **FUSED,
 }
