@@ -1,45 +1,64 @@
 #!/usr/bin/env python3
-"""Write the tiny random-weight models under fixtures/, with golden answers by mlx-lm.
+"""Write the tiny random-weight models under fixtures/, with golden answers.
 
-  python make_fixtures.py [--out fixtures] [name ...]      (no name: the default list)
+  python make_fixtures.py [--out fixtures] [--compare] [name ...]      (no name: all)
   python make_fixtures.py --list
 
-Each OUT/tiny-NAME has config.json, model.safetensors, tokenizer.json, tokenizer_config.json
-(ChatML template), generation_config.json and golden.json; together at most some 150 KB.
+Which models, and what each is to show, is in tiny_models.py.  Each OUT/tiny-NAME has config.json,
+model.safetensors, tokenizer.json, tokenizer_config.json (ChatML template), generation_config.json
+and golden.json; together 100 to 180 KB.
 The weights mean nothing: a small byte-level BPE of 304 entries, hidden size 32 (64
-where quantised), logits brought to a standard deviation of 3.  Weights lie on disk in float32
-(llama, llama-4bit) or bfloat16 (the others); ALL golden values are computed in float32 on
-the weights widened to float32, so a reader has to widen too.
+where quantised), logits brought to a standard deviation of 3.  Weights lie on disk in the
+configuration's torch_dtype; ALL golden values are computed in float32 on the weights widened
+to float32, so a reader has to widen too.
 
-golden.json, computed from the written folder by mlx-lm's model class with its own KV cache,
+golden.json, computed from the written folder by mlx-lm's model class with its own KV cache
+(by transformers' where mlx-lm computes something else: then `reference` and `why` say so),
 one sequence alone, EOS ignored:
-  prompts      five, of 3, 17, 40, 64 and 100 ids; each with
+  prompts      five, most often of 3, 17, 40, 64 and 100 ids; each with
     prompt_ids, greedy_ids (40), gaps (two best logits of each step; all above 5e-3),
     last_logprobs (the whole distribution after the prompt, six decimals)
+    router_gap   experts only: the least distance between the scores of the last expert that is
+                 chosen and the first that is not, of all layers and tokens; above 1e-4
   chat         llama only: messages, prompt_ids (chat template), greedy_ids, greedy_text (special
                tokens spelled out), greedy_text_no_special (left out), gaps
 
-The result depends on nothing but the versions: mlx[cpu] 0.32.2, mlx-lm 0.32.2, tokenizers,
-transformers (chat template).  BLAS changes the last bits only, hence the gaps.
+Checked while writing: token by token gives the same as the whole prompt; noise of 1e-6 on the
+weights moves no log-probability by 2e-4; each mechanism of `Tiny.without`, taken out, moves some
+by more than 0.01; and with --compare, what the other reference answers (mlx-lm's and transformers'
+code have nothing in common: agreement speaks for both).
+
+The result depends on nothing but the versions: mlx[cpu] 0.32.2 (0.32.4 for the models after
+qwen3_5: before, mlx-lm's quantised experts do not run), mlx-lm 0.32.2, tokenizers, transformers
+5.24.0 and torch 2.15.0 (--compare, and where transformers is the reference).  BLAS changes the
+last bits only, hence the gaps.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import tempfile
 from importlib.metadata import version
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes, load, quantize_model
+from publisher import Transformers, publish, text_config
+from tiny_models import ENDOFTEXT, EOS, MODELS, VOCAB
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCAB, MERGES = 304, 45
+MERGES = 45
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # ids 301, 302, 303
-ENDOFTEXT, IM_END = 301, 303
-LENGTHS, STEPS, MIN_GAP, MIN_DISTINCT = (3, 17, 40, 64, 100), 40, 5e-3, 8
+STEPS, MIN_GAP, MIN_DISTINCT = 40, 5e-3, 8
+MIN_ROUTER_GAP = 1e-4  # between the scores of the last expert that is chosen and the first that is not
+# Rounding differs from one way to compute to another: prompts whose answer hangs on it are no good.
+SHAKE, MAX_SHAKEN = 1e-6, 2e-4  # relative noise on all weights, and what it may do to a log-probability
+MIN_MOVED = 1e-2  # of some log-probability, when a mechanism is taken out
 
 CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
           "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -60,50 +79,7 @@ MESSAGES = [
     {"role": "user", "content": "Is \"seven < eight\" & true — même à Zürich?"},
 ]
 
-COMMON = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-              num_key_value_heads=2, rms_norm_eps=1e-6, max_position_embeddings=4096, rope_theta=10000.0,
-              tie_word_embeddings=True, bos_token_id=None, eos_token_id=IM_END, torch_dtype="bfloat16")
-LLAMA = dict(COMMON, model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False, mlp_bias=False,
-             hidden_act="silu", head_dim=16, rope_scaling=None)
-LINEAR_ATTENTION = dict(linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
-                        linear_value_head_dim=8, linear_conv_kernel_dim=4, full_attention_interval=4)
-
-DEFAULT = {
-    "llama": dict(LLAMA, head_dim=8, intermediate_size=16, torch_dtype="float32"),
-    "llama-sharded": dict(LLAMA),
-    "llama-rope3": dict(LLAMA, tie_word_embeddings=False, intermediate_size=32,
-                        rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-                                          original_max_position_embeddings=64)),
-    "llama-linear": dict(LLAMA, rope_scaling=dict(rope_type="linear", factor=4.0)),
-    "llama-yarn": dict(LLAMA, max_position_embeddings=256,
-                       rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64,
-                                         beta_fast=8.0, beta_slow=1.0)),
-    "llama-4bit": dict(LLAMA, hidden_size=64, intermediate_size=32, tie_word_embeddings=False,
-                       torch_dtype="float32"),
-    "mistral-swa": dict(LLAMA, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=16,
-                        tie_word_embeddings=False, intermediate_size=32,
-                        layer_types=["sliding_attention", "full_attention"] * 2),
-    "qwen2": dict(COMMON, model_type="qwen2", architectures=["Qwen2ForCausalLM"], hidden_act="silu",
-                  use_sliding_window=False, intermediate_size=64),
-    "qwen3": dict(COMMON, model_type="qwen3", architectures=["Qwen3ForCausalLM"], hidden_act="silu", head_dim=16),
-    "gemma3": dict(COMMON, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], head_dim=16,
-                   num_key_value_heads=1, num_hidden_layers=6, intermediate_size=24, query_pre_attn_scalar=16,
-                   sliding_window=16, sliding_window_pattern=3, rope_local_base_freq=10000.0, rope_theta=1000000.0,
-                   rope_scaling=None, hidden_activation="gelu_pytorch_tanh", attention_bias=False,
-                   layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2),
-}
-EXTRA = {  # hybrids, for later
-    "lfm2": dict(COMMON, model_type="lfm2", architectures=["Lfm2ForCausalLM"], norm_eps=1e-5, conv_bias=False,
-                 conv_L_cache=3, block_dim=32, block_ff_dim=48, block_multiple_of=16, block_ffn_dim_multiplier=1.0,
-                 block_auto_adjust_ff_dim=False, layer_types=["conv", "conv", "full_attention", "conv"]),
-    "qwen3_5": dict(model_type="qwen3_5", architectures=["Qwen3_5ForConditionalGeneration"],
-                    tie_word_embeddings=True, bos_token_id=None, eos_token_id=IM_END, torch_dtype="bfloat16",
-                    text_config=dict({k: v for k, v in COMMON.items() if k != "rope_theta"},
-                                     model_type="qwen3_5_text", head_dim=16, **LINEAR_ATTENTION,
-                                     rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 0],
-                                                          rope_theta=10000.0, partial_rotary_factor=0.25))),
-}
-ONE_PLUS = {"gemma3_text"}  # its RMSNorm multiplies by 1 + weight
+ONE_PLUS = {"gemma2", "gemma3_text"}  # its RMSNorm multiplies by 1 + weight
 
 
 def dump(x, path):
@@ -120,7 +96,7 @@ def build_tokenizer():
     tk.train_from_iterator([TEXT], trainers.BpeTrainer(
         vocab_size=256 + MERGES, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False))
     tk.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
-    assert tk.get_vocab_size() == VOCAB and tk.token_to_id("<|im_end|>") == IM_END
+    assert tk.get_vocab_size() == VOCAB and tk.token_to_id("<|im_end|>") == EOS
     assert tk.token_to_id("<|endoftext|>") == ENDOFTEXT
     return tk
 
@@ -131,20 +107,29 @@ def write_tokenizer(tk, out):
               pad_token="<|endoftext|>", unk_token=None, add_bos_token=False, add_prefix_space=False,
               clean_up_tokenization_spaces=False, model_max_length=4096, chat_template=CHATML),
          os.path.join(out, "tokenizer_config.json"))
-    dump(dict(eos_token_id=[IM_END, ENDOFTEXT], pad_token_id=ENDOFTEXT, do_sample=False),
+    dump(dict(eos_token_id=[EOS, ENDOFTEXT], pad_token_id=ENDOFTEXT, do_sample=False),
          os.path.join(out, "generation_config.json"))
 
 
 # ---------------------------------------------------------------- weights
-def init(model, model_type, hidden, seed):
-    key, new = mx.random.key(seed), []
+def embedding_scale(text):
+    """What the model multiplies embeddings by."""
+    return text.get("embedding_multiplier") or (
+        math.sqrt(text["hidden_size"]) if text["model_type"].startswith("gemma") else 1.0)
+
+
+def init(model, text, spread, seed):
+    key, new, model_type = mx.random.key(seed), [], text["model_type"]
     # a model that scales its embeddings up would otherwise only repeat the last token (tied head)
-    emb = 0.1 / (math.sqrt(hidden) if model_type in ONE_PLUS else 1.0)
+    emb = 0.1 / embedding_scale(text)
     for name, p in sorted(tree_flatten(model.parameters())):
         key, k = mx.random.split(key)
         g = lambda s=1.0: mx.random.normal(p.shape, key=k) * s  # noqa: B023,E731
         last = name.split(".")[-1]
-        if last == "A_log":
+        given = next((std for ending, std in spread.items() if name.endswith(ending)), None)
+        if given is not None:
+            v = g(given) + (1.0 if p.ndim == 1 and last in ("weight", "scale", "per_expert_scale", "layer_scalar") else 0.0)
+        elif last == "A_log":
             v = mx.log(mx.random.uniform(1.0, 16.0, p.shape, key=k))
         elif last == "dt_bias":
             v = g(0.5) - 1.0
@@ -162,6 +147,13 @@ def init(model, model_type, hidden, seed):
     mx.eval(model.parameters())
 
 
+def more_weights(tiny, seed):
+    """Weights that mlx-lm's class has no place for."""
+    keys = mx.random.split(mx.random.key(1000 + seed), len(tiny.more) + 1)
+    std = lambda name: next((s for ending, s in tiny.spread.items() if name.endswith(ending)), 1.0)  # noqa: E731
+    return {n: mx.random.normal(shape, key=k) * std(n) for (n, shape), k in zip(tiny.more.items(), keys)}
+
+
 def scale_logits(model, model_type, ids, target=3.0):
     names = [n for n, _ in tree_flatten(model.parameters()) if "layers." not in n]
     fn = next(n for s in ("model.norm.weight", "embedding_norm.weight") for n in names if n.endswith(s))
@@ -171,11 +163,16 @@ def scale_logits(model, model_type, ids, target=3.0):
         model.update(tree_unflatten([(fn, (1 + w) * f - 1 if model_type in ONE_PLUS else w * f)]))
 
 
-def quantise(model, cfg):
-    """4 bits in groups of 32; lm_head at 8 bits in groups of 64, one down_proj at 8, one k_proj left as it is."""
-    special = {"lm_head": dict(group_size=64, bits=8), "model.layers.2.mlp.down_proj": dict(group_size=32, bits=8),
-               "model.layers.1.self_attn.k_proj": False}
-    model, cfg = quantize_model(model, cfg, 32, 4, quant_predicate=lambda path, _: special.get(path, True))
+def quantise(model, cfg, settings):
+    """By mlx-lm, with what the model's class asks for (routers at 8 bits) unless `paths` says otherwise."""
+    paths = dict(settings.get("paths", {}))
+    by_class = getattr(model, "quant_predicate", None) or (lambda path, _: True)
+
+    def predicate(path, module):
+        return next((own for ending, own in paths.items() if path.endswith(ending)), by_class(path, module))
+
+    model, cfg = quantize_model(model, cfg, settings["group_size"], settings["bits"],
+                                mode=settings.get("mode", "affine"), quant_predicate=predicate)
     cfg["quantization_config"] = cfg["quantization"]  # mlx-lm writes both
     return model, cfg
 
@@ -197,9 +194,46 @@ def write_weights(params, out, sharded):
 
 
 # ---------------------------------------------------------------- golden answers
-def greedy(model, ids, steps):
-    cache = make_prompt_cache(model)
-    first = y = model(mx.array([ids]), cache=cache)[0, -1]
+class MlxLm:
+    """A folder's model as mlx-lm computes it in float32."""
+
+    def __init__(self, folder):
+        self.model, self.tokenizer = load(folder)
+        if not any(name.endswith(".scales") for name, _ in tree_flatten(self.model.parameters())):
+            self.model.set_dtype(mx.float32)
+
+    def cache(self):
+        return make_prompt_cache(self.model)
+
+    def step(self, ids, cache=None):
+        """Logits after the last of `ids`, which follow what `cache` holds."""
+        return self.model(mx.array([ids]), cache=cache)[0, -1]
+
+    @contextlib.contextmanager
+    def choices(self, gaps):
+        """Appends to `gaps` the least distance between a chosen expert's score and the next one's."""
+        argpartition = mx.argpartition
+
+        def watched(a, kth, axis=-1):
+            ordered, last = mx.sort(a, axis=axis), kth if kth < 0 else kth + 1
+            gaps.append((mx.take(ordered, last, axis=axis) - mx.take(ordered, last - 1, axis=axis)).min().item())
+            return argpartition(a, kth=kth, axis=axis)
+
+        mx.argpartition = watched
+        mx.disable_compile()  # a compiled router would be watched only while it is traced
+        try:
+            yield
+        finally:
+            mx.argpartition = argpartition
+            mx.enable_compile()
+
+
+REFERENCES = {"mlx-lm": MlxLm, "transformers": Transformers}
+
+
+def greedy(reference, ids, steps):
+    cache = reference.cache()
+    first = y = reference.step(ids, cache)
     out, gaps = [], []
     while True:
         top = mx.sort(y)[-2:]
@@ -207,28 +241,43 @@ def greedy(model, ids, steps):
         gaps.append(round((top[1] - top[0]).item(), 5))
         if len(out) == steps:
             return out, gaps, first
-        y = model(mx.array([[out[-1]]]), cache=cache)[0, -1]
+        y = reference.step([out[-1]], cache)
 
 
-def golden(model, name, seed, pool, tok):
+def log_probabilities(y):
+    return y - mx.logsumexp(y)
+
+
+def golden(reference, shaken, name, tiny, seed, pool, has_experts):
     prompts, shift = [], seed
-    for n in LENGTHS:
+    for n in tiny.lengths:
         for _ in range(400):
             shift += 7
-            ids = [pool[(shift + i) % len(pool)] for i in range(n)]
-            out, gaps, y = greedy(model, ids, STEPS)
-            if min(gaps) > MIN_GAP and len(set(out)) >= MIN_DISTINCT:
+            ids, routed = [pool[(shift + i) % len(pool)] for i in range(n)], []
+            if shaken is not None:
+                moved = mx.abs(log_probabilities(shaken.step(ids)) - log_probabilities(reference.step(ids))).max()
+                if moved.item() > MAX_SHAKEN:
+                    continue
+            with reference.choices(routed) if has_experts else contextlib.nullcontext():
+                out, gaps, y = greedy(reference, ids, STEPS)
+            if min(gaps) > MIN_GAP and len(set(out)) >= MIN_DISTINCT and min(routed, default=1.0) > MIN_ROUTER_GAP:
                 break
         else:
             return None
-        lp = y - mx.logsumexp(y)
+        assert bool(routed) == has_experts
         prompts.append(dict(prompt_ids=ids, greedy_ids=out, gaps=gaps,
-                            last_logprobs=[round(x, 6) for x in lp.tolist()]))
-    g = dict(model_type=model.model_type, computed_in="float32", steps=STEPS, min_gap=MIN_GAP,
-             made_with={k: version(k) for k in ("mlx", "mlx-lm", "tokenizers")}, prompts=prompts)
+                            last_logprobs=[round(x, 6) for x in log_probabilities(y).tolist()]))
+        if has_experts:
+            prompts[-1]["router_gap"] = round(min(routed), 6)
+    packages = ["mlx", "mlx-lm", "tokenizers"] + (["transformers", "torch"] if tiny.reference != "mlx-lm" else [])
+    g = dict(model_type=tiny.config["model_type"], computed_in="float32", steps=STEPS, min_gap=MIN_GAP,
+             made_with={k: version(k) for k in packages}, prompts=prompts)
+    if tiny.reference != "mlx-lm":
+        g.update(reference=tiny.reference, why=tiny.why)
     if name == "llama":
+        tok = reference.tokenizer
         ids = list(tok.apply_chat_template(MESSAGES, add_generation_prompt=True, tokenize=True, return_dict=False))
-        out, gaps, _ = greedy(model, ids, STEPS)
+        out, gaps, _ = greedy(reference, ids, STEPS)
         if min(gaps) <= MIN_GAP or len(set(out)) < MIN_DISTINCT:
             return None
         g["chat"] = [dict(messages=MESSAGES, prompt_ids=ids, greedy_ids=out, greedy_text=tok.decode(out),
@@ -236,49 +285,124 @@ def golden(model, name, seed, pool, tok):
     return g
 
 
-def make(name, root):
-    tk = build_tokenizer()
+# ---------------------------------------------------------------- checks
+def farthest(y, prompt):
+    """The largest difference of a log-probability from what golden.json says."""
+    return mx.abs(log_probabilities(y) - mx.array(prompt["last_logprobs"])).max().item()
+
+
+def changed(folder, change, away, noise=0.0):
+    """Copies `folder` to `away` with a mechanism taken out, and relative noise on the weights."""
+    shutil.copytree(folder, away, dirs_exist_ok=True)
+    path = os.path.join(away, "config.json")
+    with open(path, encoding="utf-8") as f:
+        cfg = json.load(f)
+    (cfg.get("text_config") or cfg).update(change.get("config", {}))
+    dump(cfg, path)
+    path = os.path.join(away, "model.safetensors")
+    params = dict(mx.load(path))
+    for ending, value in change.get("weights", {}).items():
+        hit = [n for n in params if n.endswith(ending)]
+        assert hit, ending
+        params.update({n: mx.full(params[n].shape, value, params[n].dtype) for n in hit})
+    if noise:
+        keys = mx.random.split(mx.random.key(0), len(params))
+        params = {n: p.astype(mx.float32) * (1 + noise * mx.random.normal(p.shape, key=k))
+                  if mx.issubdtype(p.dtype, mx.floating) else p for (n, p), k in zip(params.items(), keys)}
+    mx.eval(params)
+    mx.save_safetensors(path, params, metadata={"format": "mlx"})
+
+
+def moved_without(folder, tiny, prompts):
+    """For each mechanism: how far some log-probability moves when it is left out."""
+    moved = {}
+    for mechanism, change in tiny.without.items():
+        with tempfile.TemporaryDirectory() as away:
+            changed(folder, change, away)
+            reference = REFERENCES[tiny.reference](away)
+            moved[mechanism] = max(farthest(reference.step(p["prompt_ids"]), p) for p in prompts)
+        assert moved[mechanism] > MIN_MOVED, (mechanism, moved[mechanism])
+    return moved
+
+
+def against(kind, folder, prompts):
+    """The largest difference of another reference, and whether its greedy answers are the same."""
+    reference = REFERENCES[kind](folder)
+    far = max(farthest(reference.step(p["prompt_ids"]), p) for p in prompts)
+    return far, all(greedy(reference, p["prompt_ids"], STEPS)[0] == p["greedy_ids"] for p in prompts)
+
+
+def references_without(folder, change, prompts):
+    """The largest difference between the two references with a mechanism taken out."""
+    with tempfile.TemporaryDirectory() as away:
+        changed(folder, change, away)
+        one, other = (kind(away) for kind in REFERENCES.values())
+        return max(mx.abs(log_probabilities(one.step(p["prompt_ids"])) -
+                          log_probabilities(other.step(p["prompt_ids"]))).max().item() for p in prompts)
+
+
+def make(name, root, compare):
+    tk, tiny = build_tokenizer(), MODELS[name]
     pool = tk.encode(TEXT.replace("\n", " ")).ids
     out = os.path.join(root, "tiny-" + name)
     for seed in range(1, 40):
-        cfg = json.loads(json.dumps({**DEFAULT, **EXTRA}[name]))
-        model_type, hidden = cfg["model_type"], cfg.get("text_config", cfg)["hidden_size"]
+        cfg = json.loads(json.dumps(tiny.config))
+        text = text_config(cfg)
         Model, Args = _get_classes(cfg)
         model = Model(Args.from_dict(json.loads(json.dumps(cfg))))
-        if model_type == "gemma3_text":  # tied: drop the class's separate head as its loader does
+        if cfg["model_type"] == "gemma3_text":  # tied: drop the class's separate head as its loader does
             model.sanitize({})
-        init(model, model_type, hidden, seed)
-        scale_logits(model, model_type, pool[:100])
-        if name.endswith("-4bit"):
-            model, cfg = quantise(model, cfg)
+        init(model, text, tiny.spread, seed)
+        scale_logits(model, text["model_type"], pool[:100])
+        if tiny.quantised:
+            model, cfg = quantise(model, cfg, tiny.quantised)
         else:
             model.set_dtype(getattr(mx, cfg["torch_dtype"]))
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
-        write_weights(dict(tree_flatten(model.parameters())), out, name.endswith("-sharded"))
+        params = dict(tree_flatten(model.parameters()))
+        has_experts = any(p.ndim == 3 and "conv" not in n for n, p in params.items())
+        if tiny.published:
+            params = publish(params, cfg)
+            if "text_config" in cfg:
+                params = {re.sub(r"^model\.", "model.language_model.", n): p for n, p in params.items()}
+        params.update(more_weights(tiny, seed))
+        write_weights(params, out, name.endswith("-sharded"))
         dump(cfg, os.path.join(out, "config.json"))
         write_tokenizer(tk, out)
-        model, tok = load(out)  # from what was written
-        if not name.endswith("-4bit"):
-            model.set_dtype(mx.float32)
-        g = golden(model, name, seed, pool, tok)
+        reference = REFERENCES[tiny.reference](out)  # from what was written
+        with tempfile.TemporaryDirectory() as away:
+            if tiny.steady:
+                changed(out, {}, away, SHAKE)
+            shaken = REFERENCES[tiny.reference](away) if tiny.steady else None
+        g = golden(reference, shaken, name, tiny, seed, pool, has_experts)
         if g is not None:
             break
     else:
         raise RuntimeError(f"{name}: no seed gives clear answers")
     dump(g, os.path.join(out, "golden.json"))
-    # what the file says, checked another way: token by token instead of the whole prompt at once
-    ids = g["prompts"][-1]["prompt_ids"]
-    cache = make_prompt_cache(model)
-    for t in ids:
-        y = model(mx.array([[t]]), cache=cache)[0, -1]
-    diff = mx.abs(y - mx.logsumexp(y) - mx.array(g["prompts"][-1]["last_logprobs"])).max().item()
-    assert diff < 1e-3, diff
+    # what the file says, checked another way: token by token (or without a cache) instead of at once
+    last = g["prompts"][-1]
+    cache = reference.cache()
+    for t in [[t] for t in last["prompt_ids"]] if tiny.stepwise else [last["prompt_ids"]]:
+        y = reference.step(t, cache if tiny.stepwise else None)
+    stepwise = farthest(y, last)
+    assert stepwise < 1e-3, stepwise
+    moved = moved_without(out, tiny, g["prompts"])
     size = sum(os.path.getsize(os.path.join(out, f)) for f in os.listdir(out))
-    std = mx.std(model(mx.array([ids]))).item()
-    print(f"{name:14s} seed {seed}, {sum(p.size for _, p in tree_flatten(model.parameters()))} stored values, "
-          f"{size / 1000:.0f} kB, logits std {std:.2f}, smallest gap {min(min(p['gaps']) for p in g['prompts']):.4f}, "
-          f"distinct {[len(set(p['greedy_ids'])) for p in g['prompts']]}, stepwise diff {diff:.1e}", flush=True)
+    print(f"{name:14s} seed {seed}, {sum(p.size for p in params.values())} stored values, "
+          f"{size / 1000:.0f} kB, logits std {mx.std(y).item():.2f}, "
+          f"smallest gap {min(min(p['gaps']) for p in g['prompts']):.4f}, "
+          f"distinct {[len(set(p['greedy_ids'])) for p in g['prompts']]}, stepwise diff {stepwise:.1e}", flush=True)
+    for mechanism, far in moved.items():
+        print(f"    without {mechanism}: {far:.3f}")
+    for kind in REFERENCES if compare else ():
+        if kind != tiny.reference:
+            far, same = against(kind, out, g["prompts"])
+            print(f"    {kind} instead of {tiny.reference}: {far:.1e}, answers {'the same' if same else 'differ'}", flush=True)
+    if compare and tiny.differ_by:
+        far = references_without(out, tiny.without[tiny.differ_by], g["prompts"])
+        print(f"    both without {tiny.differ_by}: {far:.1e}", flush=True)
 
 
 def main():
@@ -286,13 +410,13 @@ def main():
     ap.add_argument("names", nargs="*")
     ap.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fixtures"))
     ap.add_argument("--list", action="store_true")
+    ap.add_argument("--compare", action="store_true", help="with the other reference, too (needs torch)")
     a = ap.parse_args()
     if a.list:
-        print("default:", *DEFAULT)
-        print("extra:", *EXTRA)
+        print(*MODELS)
         return 0
-    for n in a.names or DEFAULT:
-        make(n, a.out)
+    for n in a.names or MODELS:
+        make(n, a.out, a.compare)
     return 0
 
 
