@@ -17,7 +17,7 @@ use mlxbatch::{
     mlx::ComputeDevice,
 };
 
-const MODELS: [&str; 22] = [
+const MODELS: &[&str] = &[
     "tiny-llama",
     "tiny-llama-sharded",
     "tiny-llama-rope3",
@@ -40,6 +40,25 @@ const MODELS: [&str; 22] = [
     "tiny-olmoe",
     "tiny-ernie4_5_moe",
     "tiny-granitemoe",
+    "tiny-qwen3_next",
+    "tiny-gpt_oss",
+    "tiny-gpt_oss-mxfp4",
+    "tiny-llama-mxfp4",
+    "tiny-llama-mxfp8",
+    "tiny-llama-nvfp4",
+    "tiny-gemma2",
+    "tiny-seed_oss",
+    "tiny-ernie4_5",
+    "tiny-qwen3_vl",
+    "tiny-qwen2_5_vl",
+    "tiny-mistral3",
+    "tiny-smollm3",
+    "tiny-ministral3",
+    "tiny-minimax_m2",
+    "tiny-olmo2",
+    "tiny-olmo3",
+    "tiny-exaone4",
+    "tiny-granite",
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +120,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
 
 #[test]
 fn log_probabilities_of_the_last_position_agree() {
-    for (model, device) in on_both_kinds(MODELS) {
+    for (model, device) in on_both_kinds(MODELS.iter().copied()) {
         let mut runner = load(model, device);
         for (index, golden) in golden(model).iter().enumerate() {
             let ours = runner.next_log_probabilities(&golden.prompt).unwrap();
@@ -128,7 +147,7 @@ fn greedy_tokens_agree_whatever_the_batch() {
             Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true, ..base },
         ]
     };
-    for (model, device) in on_both_kinds(MODELS) {
+    for (model, device) in on_both_kinds(MODELS.iter().copied()) {
         let prompts = golden(model);
         for setting in settings(device) {
             for (index, (ours, golden)) in answers(model, &prompts, setting).iter().zip(&prompts).enumerate()

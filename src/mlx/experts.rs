@@ -62,9 +62,10 @@ impl Experts {
     ) -> Result<Self> {
         let hidden = loader.spec.hidden_size;
         let DenseSpec { intermediate_size, activation, bias } = spec;
-        let stacked = names.stacked.map(|name| format!("{block_path}.{name}"));
-        if let Some(fused) = names.fused {
-            let [gate_up, down] = [fused.gate_up, fused.down].map(|name| format!("{block_path}.{name}"));
+        let path = |name: &str| format!("{block_path}.{name}");
+        let stacked = names.stacked.map(path);
+        if let Some(fused) = names.fused.filter(|fused| loader.weights.has_matrix(&path(fused.gate_up))) {
+            let [gate_up, down] = [fused.gate_up, fused.down].map(path);
             if fused.is_transposed {
                 loader.weights.transpose(&gate_up)?;
                 loader.weights.transpose(&down)?;

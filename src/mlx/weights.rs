@@ -68,6 +68,11 @@ impl Weights {
         self.arrays.contains_key(name)
     }
 
+    /// Whether there is a matrix at this path, whose name may be bare.
+    pub(super) fn has_matrix(&self, path: &str) -> bool {
+        self.contains(path) || self.contains(&format!("{path}.weight"))
+    }
+
     /// Hands out a weight, which must have the given shape.
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Array> {
         let array = self.take_any_shape(name)?;

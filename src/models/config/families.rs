@@ -88,7 +88,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("qwen2_5_vl_text", &QWEN2, known::QWEN2),
     wrapper("mistral3", &["mistral", "llama", "ministral3"]),
     plain("ministral3", &MINISTRAL3, &[]),
-    plain("mixtral", &MIXTRAL, &[]),
+    plain("mixtral", &MIXTRAL, known::MIXTRAL),
     plain("olmoe", &OLMOE, known::OLMO),
     plain("olmo2", &OLMO2, known::OLMO),
     plain("olmo3", &OLMO3, known::OLMO),
@@ -232,7 +232,11 @@ const GEMMA3: Family = Family {
 };
 
 const MINISTRAL3: Family = Family {
-    attention: AttentionTraits { windows: Windows::ByTypes, position_scale: true, ..LLAMA.attention },
+    attention: AttentionTraits {
+        rope: RopeDefaults { scales_queries: true, ..LLAMA.attention.rope },
+        position_scale: true,
+        ..LLAMA.attention
+    },
     ..LLAMA
 };
 

@@ -195,6 +195,11 @@ pub(super) const SMOLLM3: &[KeyRule] =
 
 pub(super) const MINIMAX_M2: &[KeyRule] = &[
     rule("use_qk_norm", ErrorUnless(&[Bool(true)], "queries and keys are normed")),
+    rule("use_routing_bias", ErrorUnless(&[Bool(true)], "experts are chosen with a bias")),
+    rule(
+        "shared_intermediate_size",
+        ErrorUnless(&[Number(0.0)], "there are no experts that all tokens go through"),
+    ),
     rule(
         "qk_norm_type",
         ErrorUnless(&[Text("per_layer")], "queries and keys are normed over their full width"),
@@ -208,7 +213,12 @@ pub(super) const MINIMAX_M2: &[KeyRule] = &[
     rule("use_mtp", Nothing("layers that guess several tokens at once are not run; answers are the same")),
 ];
 
-pub(super) const EXAONE4: &[KeyRule] = &[];
+pub(super) const EXAONE4: &[KeyRule] = &[
+    rule("sliding_window_pattern", Nothing("read where there is no 'layer_types'")),
+    rule("sliding_window", Nothing("read where a layer has a window")),
+];
+
+pub(super) const MIXTRAL: &[KeyRule] = &[rule("router_jitter_noise", TRAINING)];
 
 pub(super) const GEMMA3: &[KeyRule] = &[
     rule("rope_theta", Nothing("read where a layer sees everything")),
@@ -250,6 +260,9 @@ pub(super) const WRAPPER: &[KeyRule] = &[
     rule("vision_*", PICTURES),
     rule("image_*", PICTURES),
     rule("video_*", PICTURES),
+    rule("spatial_merge_size", PICTURES),
+    rule("projector_*", PICTURES),
+    rule("multimodal_projector_bias", PICTURES),
     rule("audio_*", PICTURES),
     rule("boi_*", PICTURES),
     rule("eoi_*", PICTURES),
@@ -260,6 +273,8 @@ pub(super) const WRAPPER: &[KeyRule] = &[
 
 /// For the objects of rotary positions.
 pub(super) const ROPE: &[KeyRule] = &[
+    rule("max_position_embeddings", Nothing("the configuration's own is read")),
+    rule("llama_4_scaling_beta", ErrorUnless(&[Number(0.0)], "queries would grow with their position")),
     rule("mrope_section", Nothing("a text's positions are the same in all sections")),
     rule("mrope_interleaved", Nothing("a text's positions are the same in all sections")),
 ];

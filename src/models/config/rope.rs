@@ -40,6 +40,8 @@ pub(super) struct RopeDefaults {
     pub rotated_dims_field: Option<&'static str>,
     /// Whether the fields beside the others scale these layers.
     pub is_scaled: bool,
+    /// Whether what grows queries with their position is this family's business.
+    pub scales_queries: bool,
     /// Whether these layers have the same base as the others, and are never scaled, whatever is said of all.
     pub is_plain: bool,
 }
@@ -53,6 +55,7 @@ impl RopeDefaults {
             rotated: 1.0,
             rotated_dims_field: None,
             is_scaled: true,
+            scales_queries: false,
             is_plain: false,
         }
     }
@@ -94,6 +97,9 @@ impl Fields<'_> {
             (None, None) => RopeScaling::None,
         };
         for object in [&beside, &parameters].into_iter().flatten() {
+            if defaults.scales_queries {
+                object.optional_number("llama_4_scaling_beta")?;
+            }
             object.account(&[ROPE])?;
         }
         if !(theta > 1.0 && theta.is_finite()) {
