@@ -59,6 +59,11 @@ const MODELS: &[&str] = &[
     "tiny-olmo3",
     "tiny-exaone4",
     "tiny-granite",
+    "tiny-gemma4",
+    "tiny-gemma4-moe",
+    "tiny-phi3",
+    "tiny-glm4",
+    "tiny-cohere2",
 ];
 
 #[derive(Debug, Clone, Copy)]

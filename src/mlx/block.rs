@@ -15,11 +15,12 @@ use super::{
     moe::Moe,
     norm::{Norm, normed_by},
     ops::Ops,
+    per_layer::PerLayerInput,
     recurrent::RecurrentMixer,
     self_attention::{AttentionPlace, SelfAttention},
     states::RecurrentState,
 };
-use crate::models::{AttentionSpec, KeyValueSource, LayerSpec, MixerSpec, MlpSpec, RopeSpec};
+use crate::models::{AttentionSpec, BlockNames, KeyValueSource, LayerSpec, MixerSpec, MlpSpec, RopeSpec};
 
 /// What is shared between blocks while they load, and how many of each kind there are.
 #[derive(Debug)]
@@ -67,6 +68,10 @@ pub(super) struct Block {
     rest: Rest,
     mlp_post_norm: Option<Norm>,
     residual_scale: Option<Array>,
+    is_parallel: bool,
+    per_layer_input: Option<PerLayerInput>,
+    /// `(1,)`, on the block's result.
+    output_scale: Option<Array>,
 }
 
 #[derive(Debug)]
@@ -84,6 +89,17 @@ enum Mixer {
 enum Rest {
     Dense(Mlp),
     Moe(Box<Moe>),
+    Both(Box<Both>),
+}
+
+/// An MLP and experts side by side, whose results are added up.
+#[derive(Debug)]
+struct Both {
+    dense: Mlp,
+    dense_post_norm: Norm,
+    moe_norm: Norm,
+    moe: Moe,
+    moe_post_norm: Norm,
 }
 
 impl Block {
@@ -118,17 +134,25 @@ impl Block {
             },
             mixer_post_norm: norm(loader, names.mixer_post_norm)?,
             mlp_norm: norm(loader, names.mlp_norm)?,
-            rest: match &layer.mlp {
-                MlpSpec::Dense(spec) => Rest::Dense(Mlp::load(loader, &block_path, names.mlp, *spec)?),
-                MlpSpec::Moe(spec) => {
-                    Rest::Moe(Box::new(Moe::load(loader, &block_path, &names.moe, spec, places.device)?))
-                }
-                MlpSpec::DenseAndMoe(..) => todo!(),
-            },
+            rest: Rest::load(loader, (&block_path, names), &layer.mlp, places.device)?,
             mlp_post_norm: norm(loader, names.mlp_post_norm)?,
             residual_scale: match layer.residual_scale {
                 1.0 => None,
                 scale => Some(Array::from_f32(scale).as_dtype(loader.precision.dtype.mlx())?),
+            },
+            is_parallel: layer.is_parallel,
+            per_layer_input: match loader.spec.per_layer_inputs {
+                Some(spec) => Some(PerLayerInput::load(loader, &block_path, index, spec)?),
+                None => None,
+            },
+            output_scale: match layer.output_scale {
+                true => {
+                    let dtype = loader.precision.dtype.mlx();
+                    let scale = loader.vector(&path("layer_scalar"), 1)?.as_dtype(dtype)?;
+                    scale.eval()?;
+                    Some(scale)
+                }
+                false => None,
             },
         })
     }
@@ -154,16 +178,18 @@ impl Block {
             Mixer::Attention(attention) => {
                 let kv = attention.append(&normed, pass)?;
                 for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-                    let mixed = attention.attend(normed, index, &kv, pass)?;
-                    *rows = self.finish(rows, mixed, pass.ops)?;
+                    let mixed = attention.attend(&normed, index, &kv, pass)?;
+                    *rows = self.finish(rows, normed, mixed, (index, pass))?;
                     pass.settle(&[rows])?;
                 }
             }
             Mixer::Recurrent { mixer, state_index } => {
-                let mixed = mixer.forward(&concatenated(normed, 0)?, *state_index, pass)?;
+                let together = concatenated(normed.clone(), 0)?;
+                let mixed = mixer.forward(&together, *state_index, pass)?;
                 let num_rows = mixed.dim(0) as usize;
-                for (rows, range) in hidden.iter_mut().zip(&pass.row_blocks) {
-                    *rows = self.finish(rows, rows_of(&mixed, range, num_rows)?, pass.ops)?;
+                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
+                    let mixed = rows_of(&mixed, &pass.row_blocks[index], num_rows)?;
+                    *rows = self.finish(rows, normed, mixed, (index, pass))?;
                     pass.settle(&[rows])?;
                 }
             }
@@ -171,17 +197,36 @@ impl Block {
         Ok(())
     }
 
-    /// What follows the mixer: its rows added to its input, and the MLP.
-    fn finish(&self, hidden: &Array, mixed: Array, ops: &Ops) -> Result<Array> {
-        let mixed = normed_by(self.mixer_post_norm.as_ref(), mixed)?;
-        let hidden = hidden.add(self.scaled(mixed)?)?;
-        let normed = normed_by(self.mlp_norm.as_ref(), hidden.clone())?;
-        let update = match &self.rest {
-            Rest::Dense(mlp) => mlp.forward(&normed, ops)?,
-            Rest::Moe(moe) => moe.forward(&normed, ops)?,
+    /// What follows the mixer, for one row block: its rows added to its input, and the MLP. `normed` is what
+    /// the mixer saw.
+    fn finish(
+        &self,
+        hidden: &Array,
+        normed: Array,
+        mixed: Array,
+        (row_block, pass): (usize, &BlockPass<'_>),
+    ) -> Result<Array> {
+        let mixed = self.scaled(normed_by(self.mixer_post_norm.as_ref(), mixed)?)?;
+        let hidden = hidden.add(mixed)?;
+        let normed = match self.is_parallel {
+            true => normed,
+            false => normed_by(self.mlp_norm.as_ref(), hidden.clone())?,
         };
-        let update = normed_by(self.mlp_post_norm.as_ref(), update)?;
-        Ok(hidden.add(self.scaled(update)?)?)
+        let update = match &self.rest {
+            Rest::Dense(mlp) => mlp.forward(&normed, pass.ops)?,
+            Rest::Moe(moe) => moe.forward(&normed, pass.ops)?,
+            Rest::Both(both) => both.forward(&hidden, &normed, pass.ops)?,
+        };
+        let update = self.scaled(normed_by(self.mlp_post_norm.as_ref(), update)?)?;
+        let mut hidden = hidden.add(update)?;
+        if let Some(input) = &self.per_layer_input {
+            let inputs = &pass.per_layer_inputs[row_block];
+            hidden = hidden.add(input.update(&hidden, inputs, pass.ops)?)?;
+        }
+        if let Some(scale) = &self.output_scale {
+            hidden = hidden.multiply(scale)?;
+        }
+        Ok(hidden)
     }
 
     /// What is added to the input of a half of the block.
@@ -190,5 +235,41 @@ impl Block {
             Some(scale) => Ok(update.multiply(scale)?),
             None => Ok(update),
         }
+    }
+}
+
+impl Rest {
+    fn load(
+        loader: &mut Loader<'_>,
+        (block_path, names): (&str, BlockNames),
+        spec: &MlpSpec,
+        device: ComputeDevice,
+    ) -> Result<Self> {
+        let moe = |loader: &mut Loader<'_>, spec| Moe::load(loader, block_path, &names.moe, spec, device);
+        Ok(match spec {
+            MlpSpec::Dense(spec) => Self::Dense(Mlp::load(loader, block_path, names.mlp, *spec)?),
+            MlpSpec::Moe(spec) => Self::Moe(Box::new(moe(loader, spec)?)),
+            MlpSpec::DenseAndMoe(dense, spec) => {
+                let hidden = loader.spec.hidden_size;
+                let [dense_post, moe_before, moe_post] =
+                    names.both_norms.map(|name| loader.norm(&format!("{block_path}.{name}"), hidden));
+                Self::Both(Box::new(Both {
+                    dense: Mlp::load(loader, block_path, names.mlp, *dense)?,
+                    dense_post_norm: dense_post?,
+                    moe_norm: moe_before?,
+                    moe: moe(loader, spec)?,
+                    moe_post_norm: moe_post?,
+                }))
+            }
+        })
+    }
+}
+
+impl Both {
+    /// What is added to hidden states `(n, hidden)`; `normed` is what the MLP sees of them.
+    fn forward(&self, hidden: &Array, normed: &Array, ops: &Ops) -> Result<Array> {
+        let dense = self.dense_post_norm.forward(&self.dense.forward(normed, ops)?)?;
+        let mixed = self.moe.forward_routed(&self.moe_norm.forward(hidden)?, hidden, ops)?;
+        Ok(dense.add(self.moe_post_norm.forward(&mixed)?)?)
     }
 }

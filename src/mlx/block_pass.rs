@@ -29,6 +29,9 @@ pub(super) struct BlockPass<'a> {
     pub rotations: Vec<(&'a Rope, Vec<RopeTable>)>,
     /// The position of each packed row.
     pub positions: &'a [i32],
+    /// Inputs of all layers besides the hidden states, `(n, layers, width)` for each row block, for models that
+    /// have them.
+    pub per_layer_inputs: Vec<Array>,
     /// KV of layers that later ones use too, by the index of the layer that keeps it.
     pub kv_of_layers: HashMap<usize, Rc<PassKv>>,
     pub rows: &'a LivePass,

@@ -18,6 +18,7 @@ use super::{
     loader::Loader,
     norm::Norm,
     ops::Ops,
+    per_layer::PerLayerInputs,
     rope::Rope,
     sampler::Chosen,
     states::RecurrentState,
@@ -39,6 +40,7 @@ pub(super) struct Decoder {
     ops: Ops,
     embedding: Embedding,
     embedding_scale: Option<Array>,
+    per_layer_inputs: Option<PerLayerInputs>,
     blocks: Vec<Block>,
     initial_states: Vec<RecurrentState>,
     /// The distinct rotations of the layers.
@@ -58,8 +60,10 @@ impl Decoder {
     ) -> Result<Self> {
         let tied = spec.tied_head.unwrap_or_else(|| !weights.contains("lm_head.weight"));
         let mut loader = Loader::new(spec, &mut weights, precision);
-        let embedding = loader.embedding("model.embed_tokens")?;
+        let embedding = loader.table("model.embed_tokens", spec.vocab_size, spec.hidden_size)?;
         let mut places = Places::new(device);
+        let per_layer_inputs =
+            spec.per_layer_inputs.map(|inputs| PerLayerInputs::load(&mut loader, inputs)).transpose()?;
         let blocks = spec
             .layers
             .iter()
@@ -85,6 +89,7 @@ impl Decoder {
                 .embedding_scale
                 .map(|scale| Array::from_f32(scale).as_dtype(precision.dtype.mlx()))
                 .transpose()?,
+            per_layer_inputs,
             initial_states: blocks.iter().filter_map(Block::initial_state).collect::<Result<_>>()?,
             blocks,
             ropes: places.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
@@ -117,12 +122,18 @@ impl Decoder {
             })
             .collect::<Result<_>>()?;
         let mut hidden = Vec::with_capacity(row_blocks.len());
+        let mut per_layer_inputs = Vec::new();
         for rows in &row_blocks {
-            let rows = self.embedding.lookup(&rows_of(tokens, rows, positions.len())?)?;
-            hidden.push(match &self.embedding_scale {
+            let tokens = rows_of(tokens, rows, positions.len())?;
+            let rows = self.embedding.lookup(&tokens)?;
+            let rows = match &self.embedding_scale {
                 Some(scale) => rows.multiply(scale)?,
                 None => rows,
-            });
+            };
+            if let Some(inputs) = &self.per_layer_inputs {
+                per_layer_inputs.push(inputs.of(&tokens, &rows)?);
+            }
+            hidden.push(rows);
         }
         let mut block_pass = BlockPass {
             ops: &self.ops,
@@ -130,6 +141,7 @@ impl Decoder {
             row_blocks,
             rotations,
             positions: &positions,
+            per_layer_inputs,
             kv_of_layers: HashMap::new(),
             rows: pass,
             live: &mut *live,

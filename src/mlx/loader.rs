@@ -40,9 +40,9 @@ impl<'a> Loader<'a> {
         Linear::load(self.weights, path, MatrixShape { outputs, inputs }, bias, settings)
     }
 
-    /// The table of token embeddings.
-    pub(super) fn embedding(&mut self, path: &str) -> Result<Embedding> {
-        let shape = MatrixShape { outputs: self.spec.vocab_size, inputs: self.spec.hidden_size };
+    /// A table with a row for each token.
+    pub(super) fn table(&mut self, path: &str, num_rows: usize, width: usize) -> Result<Embedding> {
+        let shape = MatrixShape { outputs: num_rows, inputs: width };
         Embedding::load(self.weights, path, shape, (self.spec.quantization.as_ref(), self.precision))
     }
 

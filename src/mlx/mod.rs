@@ -28,6 +28,7 @@ mod moe;
 mod norm;
 mod ops;
 mod packed;
+mod per_layer;
 mod quantized;
 mod read_shared;
 mod recurrent;

@@ -11,15 +11,18 @@ use super::{
     linear::Linear,
     loader::Loader,
     mlp::Mlp,
+    norm::{Norm, normed_by},
     ops::Ops,
     sys,
 };
-use crate::models::{ExpertGroups, GroupScore, MoeNames, MoeSpec, RouterScore};
+use crate::models::{ExpertGroups, GroupScore, MoeNames, MoeSpec, NormKind, RouterScore};
 
 /// A mixture of experts.
 #[derive(Debug)]
 pub(super) struct Moe {
     spec: MoeSpec,
+    /// What the router sees is normed by it.
+    router_norm: Option<Norm>,
     router: Linear,
     /// `(E,)`, float32, added to the scores for the choice alone.
     selection_bias: Option<Array>,
@@ -61,6 +64,18 @@ impl Moe {
             routing.selection_bias.then(|| vector(loader, names.selection_bias)).transpose()?;
         let per_expert_scale =
             routing.per_expert_scale.then(|| vector(loader, names.per_expert_scale)).transpose()?;
+        let router_norm = match routing.own_norm {
+            true => {
+                let scale = (hidden as f32).sqrt().recip();
+                let factors =
+                    loader.vector(&path(names.router_norm), hidden)?.multiply(Array::from_f32(scale))?;
+                let factors = factors.as_dtype(loader.precision.dtype.mlx())?;
+                factors.eval()?;
+                let kind = NormKind::RootMeanSquare;
+                Some(Norm { kind, weight: Some(factors), eps: loader.spec.norm.eps })
+            }
+            false => None,
+        };
         let (shared, shared_gate) = match &spec.shared {
             None => (None, None),
             Some(shared) => {
@@ -70,6 +85,7 @@ impl Moe {
             }
         };
         Ok(Self {
+            router_norm,
             router: loader.linear(&path(names.router), spec.num_experts, hidden, routing.router_bias)?,
             selection_bias,
             per_expert_scale,
@@ -107,7 +123,8 @@ impl Moe {
     /// The experts of each row and the weight with which each counts, `(T, k)` each, uint32 and float32.
     fn route(&self, rows: &Array) -> Result<(Array, Array)> {
         let routing = &self.spec.routing;
-        let logits = self.router.forward(rows)?.as_dtype(Dtype::Float32)?;
+        let rows = normed_by(self.router_norm.as_ref(), rows.clone())?;
+        let logits = self.router.forward(&rows)?.as_dtype(Dtype::Float32)?;
         let scores = match routing.score {
             RouterScore::Softmax => ops::softmax_axis(&logits, -1, true)?,
             RouterScore::Sigmoid => ops::sigmoid(&logits)?,

@@ -83,7 +83,13 @@ impl SelfAttention {
             HeadNorms::FullWidth => loader.norm(&path(name), num_heads * spec.head_dim).map(Some),
         };
         let key_values = match spec.kv {
-            KeyValueSource::Layer(_) => None,
+            KeyValueSource::Layer(_) => {
+                // Publishers' files have them all the same.
+                for name in [names.key, names.value, names.key_norm] {
+                    loader.weights.drop_matrix(&path(name));
+                }
+                None
+            }
             source => Some(KeyValues {
                 key_norm: norm(loader, names.key_norm, spec.num_kv_heads)?,
                 key: loader.linear(&path(names.key), kv_width, hidden, spec.qkv_bias)?,
@@ -144,13 +150,12 @@ impl SelfAttention {
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.
     pub(super) fn attend(
         &self,
-        normed: Array,
+        normed: &Array,
         row_block: usize,
         kv: &PassKv,
         pass: &BlockPass<'_>,
     ) -> Result<Array> {
-        let projected = self.query.forward(&normed)?;
-        drop(normed);
+        let projected = self.query.forward(normed)?;
         let (queries, gate) = if self.spec.output_gate {
             let both = Self::heads(&projected, self.spec.num_heads)?;
             let head_dim = self.spec.head_dim;

@@ -93,6 +93,13 @@ impl Weights {
         self.arrays.remove(name);
     }
 
+    /// Forgets all that belongs to a matrix that nobody needs.
+    pub(super) fn drop_matrix(&mut self, path: &str) {
+        for (suffix, bare) in SUFFIXES {
+            self.take_of(path, suffix, bare);
+        }
+    }
+
     /// Gives all that belongs to a matrix another path, where it is there.
     pub(super) fn rename(&mut self, path: &str, new_path: &str) {
         for (suffix, bare) in SUFFIXES {

@@ -17,6 +17,8 @@ pub struct BlockNames {
     pub attention: AttentionNames,
     pub mlp: MlpNames,
     pub moe: MoeNames,
+    /// Of an MLP and experts side by side: after the MLP, before the experts, after them.
+    pub both_norms: [&'static str; 3],
 }
 
 impl BlockNames {
@@ -29,6 +31,11 @@ impl BlockNames {
         attention: AttentionNames::PLAIN,
         mlp: MlpNames::PLAIN,
         moe: MoeNames::QWEN,
+        both_norms: [
+            "post_feedforward_layernorm_1",
+            "pre_feedforward_layernorm_2",
+            "post_feedforward_layernorm_2",
+        ],
     };
 
     /// Gemma's, where `post_attention_layernorm` is what it says.
@@ -36,6 +43,44 @@ impl BlockNames {
         mixer_post_norm: Some("post_attention_layernorm"),
         mlp_norm: Some("pre_feedforward_layernorm"),
         mlp_post_norm: Some("post_feedforward_layernorm"),
+        ..Self::PLAIN
+    };
+
+    /// Gemma 4's.
+    pub const GEMMA4: Self = Self {
+        moe: MoeNames {
+            router: "router.proj",
+            experts: ExpertNames {
+                stacked: [
+                    "experts.switch_glu.gate_proj",
+                    "experts.switch_glu.up_proj",
+                    "experts.switch_glu.down_proj",
+                ],
+                single: None,
+                fused: Some(FusedExperts {
+                    gate_up: "experts.gate_up_proj",
+                    down: "experts.down_proj",
+                    rows: ExpertRows::Halves,
+                    is_transposed: false,
+                }),
+            },
+            ..MoeNames::QWEN
+        },
+        ..Self::GEMMA
+    };
+
+    /// Phi-3's: llama's with fused matrices.
+    pub const PHI3: Self = Self {
+        attention: AttentionNames { fused: Some("self_attn.qkv_proj"), ..AttentionNames::PLAIN },
+        mlp: MlpNames { gate_up: Some("mlp.gate_up_proj"), ..MlpNames::PLAIN },
+        ..Self::PLAIN
+    };
+
+    /// GLM-4's.
+    pub const GLM4: Self = Self {
+        mixer_post_norm: Some("post_self_attn_layernorm"),
+        mlp_post_norm: Some("post_mlp_layernorm"),
+        mlp: MlpNames { gate_up: Some("mlp.gate_up_proj"), ..MlpNames::PLAIN },
         ..Self::PLAIN
     };
 
@@ -128,6 +173,8 @@ pub struct MoeNames {
     /// With all that follows `.weight` in other names.
     pub selection_bias: &'static str,
     pub per_expert_scale: &'static str,
+    /// The factors of the router's own norm.
+    pub router_norm: &'static str,
     pub experts: ExpertNames,
     pub shared: MlpNames,
     pub shared_gate: &'static str,
@@ -138,7 +185,8 @@ impl MoeNames {
     pub const QWEN: Self = Self {
         router: "mlp.gate",
         selection_bias: "mlp.gate.e_score_correction_bias",
-        per_expert_scale: "mlp.per_expert_scale",
+        per_expert_scale: "router.per_expert_scale",
+        router_norm: "router.scale",
         experts: ExpertNames::QWEN,
         shared: MlpNames {
             gate: "mlp.shared_expert.gate_proj",

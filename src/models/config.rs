@@ -8,6 +8,7 @@ mod attention;
 mod families;
 mod family;
 mod fields;
+mod gemma4;
 mod known;
 mod lfm2;
 mod moe;

@@ -37,5 +37,5 @@ pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
     AttentionSpec, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
-    NormWeight, PositionScale, Quantization, QuantizationMode, QuantizationSpec,
+    NormWeight, PerLayerInputSpec, PositionScale, Quantization, QuantizationMode, QuantizationSpec,
 };

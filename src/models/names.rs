@@ -50,7 +50,9 @@ impl WeightNames {
     pub fn is_ignored(&self, name: &str) -> bool {
         let inner = name.strip_prefix("model.").unwrap_or(name);
         let layer = inner.strip_prefix("layers.").and_then(|rest| rest.split('.').next()?.parse().ok());
+        let is_range = [".input_max", ".input_min", ".output_max", ".output_min"].iter();
         name.ends_with("rotary_emb.inv_freq")
+            || is_range.clone().any(|range| name.ends_with(range))
             || IGNORED_PREFIXES.iter().any(|prefix| inner.starts_with(prefix))
             || layer.is_some_and(|layer: usize| self.extra_layers.contains(&layer))
     }

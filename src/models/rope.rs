@@ -16,6 +16,8 @@ pub struct RopeSpec {
     pub frequencies: Vec<f32>,
     /// Factor on queries and keys before rotation (yarn's mscale).
     pub input_scale: f32,
+    /// Whether pairs may have an infinite wavelength, and are not rotated.
+    pub may_rest: bool,
 }
 
 /// A `rope_scaling` entry.
@@ -30,6 +32,17 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         high_freq_factor: f64,
         original_context: f64,
+    },
+    /// Of the pairs of a whole head only the first are rotated (Gemma 4).
+    Proportional {
+        /// Dimensions that are.
+        rotated_dims: usize,
+    },
+    /// A factor of its own for each pair (LongRoPE, arXiv 2402.13753).
+    PerPair {
+        factors: Vec<f64>,
+        /// Factor on queries and keys.
+        attention_factor: f64,
     },
     Yarn {
         factor: f64,
@@ -60,10 +73,18 @@ impl RopeSpec {
     pub fn new(dims: usize, theta: f64, interleaved: bool, scaling: &RopeScaling) -> Self {
         let plain = (0..dims / 2).map(|pair| theta.powf(2.0 * pair as f64 / dims as f64));
         let mut input_scale = 1.0;
-        let frequencies: Vec<f64> = match *scaling {
+        let frequencies: Vec<f64> = match scaling {
             RopeScaling::None => plain.collect(),
-            RopeScaling::Linear { factor } => plain.map(|frequency| frequency * factor).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
+            RopeScaling::Proportional { rotated_dims } => plain
+                .enumerate()
+                .map(|(pair, frequency)| if 2 * pair < *rotated_dims { frequency } else { f64::INFINITY })
+                .collect(),
+            RopeScaling::PerPair { factors, attention_factor } => {
+                input_scale = *attention_factor;
+                plain.zip(factors).map(|(frequency, factor)| frequency * factor).collect()
+            }
+            &RopeScaling::Linear { factor } => plain.map(|frequency| frequency * factor).collect(),
+            &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
                 .map(|frequency| {
                     let wavelength = 2.0 * PI * frequency;
                     if wavelength > original_context / low_freq_factor {
@@ -77,7 +98,7 @@ impl RopeSpec {
                     }
                 })
                 .collect(),
-            RopeScaling::Yarn {
+            &RopeScaling::Yarn {
                 factor,
                 original_context,
                 beta_fast,
@@ -113,13 +134,16 @@ impl RopeSpec {
             interleaved,
             frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(),
             input_scale: input_scale as f32,
+            may_rest: matches!(scaling, RopeScaling::Proportional { .. }),
         }
     }
 
     /// Whether all numbers are such that an angle can be computed with them.
     pub(super) fn is_usable(&self) -> bool {
         let is_positive = |number: f32| number > 0.0 && number.is_finite();
-        is_positive(self.input_scale) && self.frequencies.iter().copied().all(is_positive)
+        // A pair that is not rotated has an infinite one.
+        let is_usable = |&number: &f32| is_positive(number) || (self.may_rest && number == f32::INFINITY);
+        is_positive(self.input_scale) && self.frequencies.iter().all(is_usable)
     }
 }
 

@@ -22,6 +22,8 @@ pub struct ModelSpec {
     pub embedding_scale: Option<f32>,
     /// Whether the head is the embedding matrix. `None`: the weights decide.
     pub tied_head: Option<bool>,
+    /// What is added to each layer's result besides, from a table of its own.
+    pub per_layer_inputs: Option<PerLayerInputSpec>,
     /// Factor on the logits.
     pub logits_scale: Option<f32>,
     /// Cap of `cap * tanh(logits / cap)`.
@@ -68,6 +70,10 @@ pub struct LayerSpec {
     pub mlp: MlpSpec,
     /// Factor on what the mixer and the MLP add to their input.
     pub residual_scale: f32,
+    /// Whether the MLP sees what the mixer sees, and both are added at once.
+    pub is_parallel: bool,
+    /// Whether there is a factor on the layer's result, among the weights.
+    pub output_scale: bool,
 }
 
 impl LayerSpec {
@@ -78,6 +84,16 @@ impl LayerSpec {
             MixerSpec::Recurrent(_) => None,
         }
     }
+}
+
+/// A second table of embeddings, of all layers side by side, of which each layer adds what it makes of its own
+/// (Gemma 3n, Gemma 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerLayerInputSpec {
+    /// Rows of the table.
+    pub vocab_size: usize,
+    /// Columns of each layer.
+    pub width: usize,
 }
 
 /// How a layer looks at other positions.

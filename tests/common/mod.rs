@@ -27,8 +27,11 @@ fn numbers<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
     value.as_array().unwrap().iter().map(|item| convert(item).unwrap()).collect()
 }
 
-/// The prompts of a model and what mlx-lm 0.32.2 made of them.
+/// The prompts of a model and what its reference made of them, as far as prompt and answer fit into the contexts
+/// that are served.
 pub fn golden(model: &str) -> Vec<Golden> {
+    let config = Path::new("fixtures").join(model).join("config.json");
+    let max_context = read_config(&config).unwrap().max_context;
     let text = std::fs::read_to_string(format!("fixtures/{model}/golden.json")).unwrap();
     let value: Value = serde_json::from_str(&text).unwrap();
     let token = |value: &Value| value.as_u64().map(|token| token as u32);
@@ -41,6 +44,7 @@ pub fn golden(model: &str) -> Vec<Golden> {
             greedy: numbers(&prompt["greedy_ids"], token),
             last_logprobs: numbers(&prompt["last_logprobs"], Value::as_f64),
         })
+        .filter(|golden| golden.prompt.len() + golden.greedy.len() <= max_context)
         .collect()
 }
 

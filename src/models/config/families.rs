@@ -8,7 +8,7 @@ use super::{
     attention::{AttentionTraits, NormTraits, Pairs, RotatedLayers, ScoreScale},
     family::{Bias, EmbeddingScale, Family, LLAMA, LogitsScale},
     fields::Fields,
-    known, lfm2,
+    gemma4, known, lfm2,
     moe::{self, MoeLayers, MoeTraits, Normalised, SharedTraits},
     qwen3_5,
     rope::RopeDefaults,
@@ -102,6 +102,12 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("smollm3", &SMOLLM3, known::SMOLLM3),
     plain("minimax_m2", &MINIMAX_M2, known::MINIMAX_M2),
     plain("exaone4", &EXAONE4, known::EXAONE4),
+    wrapper("gemma4", &["gemma4_text"]),
+    wrapper("gemma4_unified", &["gemma4_text"]),
+    own("gemma4_text", gemma4::spec, known::GEMMA4),
+    plain("phi3", &PHI3, known::PHI3),
+    plain("glm4", &GLM4, &[]),
+    plain("cohere2", &COHERE2, known::COHERE2),
 ];
 
 impl ModelType {
@@ -495,5 +501,49 @@ const SMOLLM3: Family = Family {
         rotated: RotatedLayers::Listed,
         ..LLAMA.attention
     },
+    ..LLAMA
+};
+
+const PHI3: Family = Family {
+    defaults: LLAMA_DEFAULTS,
+    attention: AttentionTraits {
+        qkv_bias: Bias::Never,
+        output_bias: Bias::Never,
+        windows: Windows::IfStated,
+        pairs: Pairs::Halves,
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Never,
+    names: BlockNames::PHI3,
+    ..LLAMA
+};
+
+const GLM4: Family = Family {
+    attention: AttentionTraits {
+        output_bias: Bias::Never,
+        rope: RopeDefaults { rotated: 0.5, ..RopeDefaults::new(Some(10_000.0)) },
+        pairs: Pairs::Neighbours,
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Never,
+    names: BlockNames::GLM4,
+    ..LLAMA
+};
+
+const COHERE2: Family = Family {
+    defaults: &[("max_position_embeddings", 8192), ("sliding_window", 4096), AS_QUERIES],
+    eps: ("layer_norm_eps", Some(1e-5)),
+    norm: (NormKind::Layer, NormWeight::Factor),
+    attention: AttentionTraits {
+        windows: Windows::AllBut { fields: &["sliding_window_pattern"], default: 4 },
+        rope: RopeDefaults::new(Some(10_000.0)),
+        pairs: Pairs::Neighbours,
+        rotated: RotatedLayers::Sliding,
+        ..LLAMA.attention
+    },
+    mlp_bias: Bias::Never,
+    is_parallel: true,
+    logits_scale: LogitsScale::Times("logit_scale", 0.0625),
+    names: BlockNames { mlp_norm: None, ..BlockNames::PLAIN },
     ..LLAMA
 };

@@ -32,6 +32,8 @@ pub(super) struct Family {
     pub embedding_scale: EmbeddingScale,
     /// Factor on what a block's halves add.
     pub residual_scale: Option<&'static str>,
+    /// Whether the MLP sees what the attention sees.
+    pub is_parallel: bool,
     pub logits_scale: LogitsScale,
     /// Whether the configuration says if the head is the embedding matrix; else the weights do.
     pub says_if_tied: bool,
@@ -91,6 +93,7 @@ pub(super) const LLAMA: Family = Family {
     moe: None,
     embedding_scale: EmbeddingScale::None,
     residual_scale: None,
+    is_parallel: false,
     logits_scale: LogitsScale::None,
     says_if_tied: true,
     extra_layers: None,
@@ -121,12 +124,14 @@ impl Family {
             mixer: MixerSpec::Attention(attention),
             mlp,
             residual_scale,
+            is_parallel: self.is_parallel,
+            output_scale: false,
         });
         Ok(ModelSpec {
             model_type: model_type.to_owned(),
             hidden_size,
             vocab_size,
-            max_context,
+            max_context: fields.context_of_rope(max_context)?,
             layers: layers.collect(),
             norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
             embedding_scale: match self.embedding_scale {
@@ -135,6 +140,7 @@ impl Family {
                 EmbeddingScale::Field(name) => Some(fields.factor(name, Some(1.0))?),
             },
             tied_head: if self.says_if_tied { fields.tied_head()? } else { None },
+            per_layer_inputs: None,
             logits_scale: match self.logits_scale {
                 LogitsScale::None => None,
                 LogitsScale::Times(name, default) => Some(fields.factor(name, Some(default))?),

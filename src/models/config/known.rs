@@ -218,6 +218,50 @@ pub(super) const EXAONE4: &[KeyRule] = &[
     rule("sliding_window", Nothing("read where a layer has a window")),
 ];
 
+pub(super) const GEMMA4: &[KeyRule] = &[
+    rule("hidden_activation", GELU_TANH),
+    rule("hidden_act", GELU_TANH),
+    rule("num_global_key_value_heads", Nothing("read where values are keys")),
+    rule("use_double_wide_mlp", Nothing("read where layers share keys and values")),
+    rule("num_experts", Nothing("read with 'enable_moe_block'")),
+    rule("top_k_experts", Nothing("read with 'enable_moe_block'")),
+    rule("moe_intermediate_size", Nothing("read with 'enable_moe_block'")),
+    rule("vocab_size_per_layer_input", Nothing("read where layers have inputs of their own")),
+    rule(
+        "use_bidirectional_attention",
+        ErrorUnless(&[Bool(false), Text("vision")], "texts are read forwards"),
+    ),
+    rule("tie_word_embeddings", Nothing("the weights show whether the head is one of them")),
+    rule(
+        "global_partial_rotary_factor",
+        ErrorUnless(&[Number(0.25)], "'rope_parameters' says how many are rotated"),
+    ),
+];
+
+pub(super) const PHI3: &[KeyRule] = &[
+    rule("original_max_position_embeddings", Nothing("read with longrope")),
+    rule("embd_pdrop", TRAINING),
+    rule("attention_bias", ErrorUnless(&[Bool(false)], "projections have no biases")),
+];
+
+pub(super) const COHERE2: &[KeyRule] = &[
+    rule("rms_norm_eps", Nothing("'layer_norm_eps' is this model type's")),
+    rule("layer_norm_bias", ErrorUnless(&[Bool(false)], "norms have no biases")),
+    rule("use_qk_norm", ErrorUnless(&[Bool(false)], "queries and keys are not normed")),
+    rule("sliding_window_pattern", Nothing("read where there is no 'layer_types'")),
+    rule("use_parallel_block", ErrorUnless(&[Bool(true)], "the MLP sees what the attention sees")),
+    rule("use_parallel_embedding", Nothing("it chooses among ways to compute the same")),
+    rule("rotary_pct", ErrorUnless(&[Number(1.0)], "whole heads are rotated")),
+    rule("position_embedding_type", ErrorUnless(&[Text("rope_gptj")], "neighbouring dimensions are rotated")),
+    rule(
+        "order_of_interleaved_layers",
+        ErrorUnless(&[Text("local_attn_first")], "layers with a window come first"),
+    ),
+    rule("use_embedding_sharing", Nothing("the weights show whether the head is one of them")),
+    rule("use_gated_activation", ErrorUnless(&[Bool(true)], "MLPs have gates")),
+    rule("cache_implementation", Nothing("it chooses among ways to compute the same")),
+];
+
 pub(super) const MIXTRAL: &[KeyRule] = &[rule("router_jitter_noise", TRAINING)];
 
 pub(super) const GEMMA3: &[KeyRule] = &[
@@ -274,6 +318,10 @@ pub(super) const WRAPPER: &[KeyRule] = &[
 /// For the objects of rotary positions.
 pub(super) const ROPE: &[KeyRule] = &[
     rule("max_position_embeddings", Nothing("the configuration's own is read")),
+    rule(
+        "long_factor",
+        WarningUnless(&[], "contexts longer than the model was first made for need it: these are refused"),
+    ),
     rule("llama_4_scaling_beta", ErrorUnless(&[Number(0.0)], "queries would grow with their position")),
     rule("mrope_section", Nothing("a text's positions are the same in all sections")),
     rule("mrope_interleaved", Nothing("a text's positions are the same in all sections")),

@@ -75,6 +75,8 @@ fn read(
             },
             mlp,
             residual_scale: 1.0,
+            is_parallel: false,
+            output_scale: false,
         })
         .collect();
     Ok(ModelSpec {
@@ -90,6 +92,7 @@ fn read(
         },
         embedding_scale: None,
         tied_head: tied_head(fields)?,
+        per_layer_inputs: None,
         logits_scale: None,
         final_logit_softcap: None,
         quantization: None,

@@ -51,6 +51,8 @@ fn read(
             },
             mlp,
             residual_scale: 1.0,
+            is_parallel: false,
+            output_scale: false,
         })
         .collect();
     Ok(ModelSpec {
@@ -66,6 +68,7 @@ fn read(
         },
         embedding_scale: None,
         tied_head: fields.tied_head()?,
+        per_layer_inputs: None,
         logits_scale: None,
         final_logit_softcap: None,
         quantization: None,

@@ -40,6 +40,8 @@ pub(super) struct RopeDefaults {
     pub rotated_dims_field: Option<&'static str>,
     /// Whether the fields beside the others scale these layers.
     pub is_scaled: bool,
+    /// Whether these layers rotate a quarter of the pairs of whole heads where nothing is said.
+    pub is_proportional: bool,
     /// Whether what grows queries with their position is this family's business.
     pub scales_queries: bool,
     /// Whether these layers have the same base as the others, and are never scaled, whatever is said of all.
@@ -55,6 +57,7 @@ impl RopeDefaults {
             rotated: 1.0,
             rotated_dims_field: None,
             is_scaled: true,
+            is_proportional: false,
             scales_queries: false,
             is_plain: false,
         }
@@ -80,9 +83,10 @@ impl Fields<'_> {
         let rotated = self
             .in_one_of(whole, "partial_rotary_factor", "partial_rotary_factor")?
             .unwrap_or(defaults.rotated);
+        let read = |object: &Fields<'_>| scaling(object, max_context, head_dim);
         let scaling = match (&beside, &parameters) {
             (Some(old), Some(new)) => {
-                let (old_scaling, new_scaling) = (scaling(old, max_context)?, scaling(new, max_context)?);
+                let (old_scaling, new_scaling) = (read(old)?, read(new)?);
                 if old_scaling != new_scaling {
                     return Err(format!(
                         "'rope_scaling' and '{}' contradict each other: {} and {}; remove the wrong one",
@@ -93,7 +97,10 @@ impl Fields<'_> {
                 }
                 new_scaling
             }
-            (Some(one), None) | (None, Some(one)) => scaling(one, max_context)?,
+            (Some(one), None) | (None, Some(one)) => read(one)?,
+            (None, None) if defaults.is_proportional => {
+                RopeScaling::Proportional { rotated_dims: head_dim / 4 }
+            }
             (None, None) => RopeScaling::None,
         };
         for object in [&beside, &parameters].into_iter().flatten() {
@@ -111,8 +118,19 @@ impl Fields<'_> {
                 dims if dims.is_multiple_of(2) && dims <= head_dim => dims,
                 dims => return Err(format!("'{name}' must be even and at most {head_dim}, got {dims}")),
             },
+            // All pairs of a head, most of which rest.
+            None if matches!(scaling, RopeScaling::Proportional { .. }) => head_dim,
             None => rotated_dims(head_dim, rotated)?,
         };
+        if let RopeScaling::PerPair { factors, .. } = &scaling
+            && factors.len() != dims / 2
+        {
+            return Err(format!(
+                "'rope_scaling' has factors for {} pairs of dimensions, and {} are rotated",
+                factors.len(),
+                dims / 2
+            ));
+        }
         let rope = RopeSpec::new(dims, theta, interleaved, &scaling);
         if !rope.is_usable() {
             return Err(format!(
@@ -186,7 +204,7 @@ fn rotated_dims(head_dim: usize, rotated: f64) -> Result<usize, String> {
 }
 
 /// What an object of scaling says; defaults are transformers', which are mlx-lm's where that has any.
-fn scaling(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, String> {
+fn scaling(object: &Fields<'_>, max_context: usize, head_dim: usize) -> Result<RopeScaling, String> {
     let name = object.place();
     let kinds = ["rope_type", "type"].map(|field| object.get(field));
     if let [Some(new), Some(old)] = kinds
@@ -211,6 +229,11 @@ fn scaling(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, Strin
     let original_context = || positive("original_max_position_embeddings", Some(max_context as f64));
     Ok(match kind {
         "default" | "mrope" => RopeScaling::None,
+        "proportional" => {
+            let rotated = object.number("partial_rotary_factor", Some(1.0)).map_err(in_scaling)?;
+            RopeScaling::Proportional { rotated_dims: rotated_dims(head_dim, rotated).map_err(in_scaling)? }
+        }
+        "longrope" | "su" => long_rope(object, max_context).map_err(in_scaling)?,
         "linear" => RopeScaling::Linear { factor: positive("factor", None)? },
         "llama3" => RopeScaling::Llama3 {
             factor: positive("factor", None)?,
@@ -234,8 +257,56 @@ fn scaling(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, Strin
         }
         other => {
             return Err(format!(
-                "'{name}' of type '{other}' is not supported (default, linear, llama3 and yarn are)"
+                "'{name}' of type '{other}' is not supported (default, linear, llama3, longrope, proportional and yarn are)"
             ));
         }
     })
+}
+
+/// LongRoPE's factors for contexts as long as the model was first made for. Those for longer ones would give other
+/// keys to the same tokens, so `max_context` ends where they begin.
+fn long_rope(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, String> {
+    let factors = |name: &str| -> Result<Vec<f64>, String> {
+        let list =
+            object.get(name).and_then(Value::as_array).ok_or_else(|| format!("'{name}' must be a list"))?;
+        let factors = list.iter().map(|factor| factor.as_f64().filter(|factor| *factor > 0.0)).collect();
+        Option::ok_or(factors, format!("'{name}' must be a list of positive numbers"))
+    };
+    // Read to be known; see `Fields::long_rope_context`.
+    object.get("original_max_position_embeddings");
+    object.get("factor");
+    let original = object.long_rope_context(max_context)?;
+    let stretch = max_context as f64 / original as f64;
+    let usual = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
+    let attention_factor = ["attention_factor", "short_mscale"].map(|name| object.optional_number(name));
+    object.get("long_mscale");
+    let [stated, short] = attention_factor;
+    Ok(RopeScaling::PerPair {
+        factors: factors("short_factor")?,
+        attention_factor: stated?.or(short?).unwrap_or(usual),
+    })
+}
+
+impl Fields<'_> {
+    /// The longest context that rotary positions are served for: with LongRoPE that which the model was first made for.
+    pub(super) fn context_of_rope(&self, max_context: usize) -> Result<usize, String> {
+        for name in ["rope_scaling", "rope_parameters"] {
+            let Some(object) = self.nested(name)? else { continue };
+            let kind = ["rope_type", "type"].into_iter().find_map(|kind| object.get(kind)?.as_str());
+            if matches!(kind, Some("longrope" | "su")) {
+                return Ok(object.long_rope_context(max_context)?.min(max_context));
+            }
+        }
+        Ok(max_context)
+    }
+
+    /// The context that a model with LongRoPE was first made for: in the object of its settings, or beside it.
+    pub(super) fn long_rope_context(&self, max_context: usize) -> Result<usize, String> {
+        const NAME: &str = "original_max_position_embeddings";
+        let around = self.outer().filter(|outer| outer.get(NAME).is_some());
+        match (self.get(NAME), around) {
+            (None, Some(around)) => around.dimension(NAME, None),
+            _ => self.dimension(NAME, Some(max_context as u64)),
+        }
+    }
 }
