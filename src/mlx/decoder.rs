@@ -240,7 +240,8 @@ mod tests {
     fn load(folder: &str, device: ComputeDevice) -> Decoder {
         let folder = PathBuf::from("fixtures").join(folder);
         let spec = read_config(&folder.join("config.json")).unwrap();
-        let weights = Weights::from_safetensors(&[folder.join("model.safetensors")], &spec.names).unwrap();
+        let weights =
+            Weights::from_safetensors(&[folder.join("model.safetensors")], &spec.names, None).unwrap();
         // Quantised matrices as they are.
         let precision = Precision { dtype: ComputeDtype::Float32, widen_quantized: false };
         Decoder::load(&spec, weights, precision, device).unwrap()

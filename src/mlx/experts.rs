@@ -66,7 +66,8 @@ impl Experts {
         let stacked = names.stacked.map(path);
         if let Some(fused) = names.fused.filter(|fused| loader.weights.has_matrix(&path(fused.gate_up))) {
             let [gate_up, down] = [fused.gate_up, fused.down].map(path);
-            if fused.is_transposed {
+            // Quantised ones never are.
+            if fused.is_transposed && !loader.weights.contains(&format!("{gate_up}.scales")) {
                 loader.weights.transpose(&gate_up)?;
                 loader.weights.transpose(&down)?;
             }

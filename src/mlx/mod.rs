@@ -29,6 +29,7 @@ mod norm;
 mod ops;
 mod packed;
 mod per_layer;
+mod publishers;
 mod quantized;
 mod read_shared;
 mod recurrent;

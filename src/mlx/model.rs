@@ -44,7 +44,10 @@ impl LoadedModel {
             Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
         device.keep_no_free_buffers();
         let weights = match source {
-            WeightSource::Safetensors(files) => Weights::from_safetensors(files, &spec.names)?,
+            WeightSource::Safetensors(files) => {
+                let format = spec.quantization.as_ref().and_then(|settings| settings.publisher);
+                Weights::from_safetensors(files, &spec.names, format)?
+            }
             WeightSource::Gguf(path) => weights_gguf::load(path, spec, precision)?,
         };
         Ok(Self { decoder: Decoder::load(spec, weights, precision, device)? })

@@ -17,7 +17,7 @@ use crate::models::{Quantization, QuantizationMode, QuantizationSpec};
 
 /// What the largest scale of a tensor in nvfp4 stands for: the largest number of its scales' type times that of its
 /// elements'.
-const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
+pub(super) const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
 
 /// Matrices `(outputs, inputs)`, or `(E, outputs, inputs)`, as MLX quantises them. A clone shares its memory.
 #[derive(Debug, Clone)]

@@ -7,7 +7,9 @@ mod quantized;
 
 use mlx_rs::{Array, Dtype, Stream, error::Exception};
 
-pub(super) use quantized::{Packing, QuantizedParts, dequantize, gather_quantized_matmul, quantized_matmul};
+pub(super) use quantized::{
+    Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
+};
 
 /// The clock that mlx-rs seeds its random generator with; only macOS has it.
 #[cfg(target_os = "linux")]

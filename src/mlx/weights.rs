@@ -12,9 +12,9 @@ use mlx_rs::Array;
 
 use super::{
     error::{MlxError, Result},
-    sys,
+    publishers, sys,
 };
-use crate::models::WeightNames;
+use crate::models::{PublisherFormat, WeightNames};
 
 /// What belongs to a matrix, each with an entry for each of its outputs, and whether its name may be bare.
 const SUFFIXES: [(&str, bool); 6] = [
@@ -37,7 +37,11 @@ impl Weights {
     ///
     /// Headers and lengths are checked first, since MLX reads data lazily and on its own threads,
     /// where a short file could not be reported.
-    pub(super) fn from_safetensors(files: &[PathBuf], names: &WeightNames) -> Result<Self> {
+    pub(super) fn from_safetensors(
+        files: &[PathBuf],
+        names: &WeightNames,
+        format: Option<PublisherFormat>,
+    ) -> Result<Self> {
         let mut arrays = HashMap::new();
         for file in files {
             check_safetensors(file)?;
@@ -49,6 +53,9 @@ impl Weights {
                     return Err(weight_file_error(file, format!("'{name}' is in another weight file too")));
                 }
             }
+        }
+        if let Some(format) = format {
+            publishers::convert(&mut arrays, format)?;
         }
         Ok(Self::from_arrays(arrays))
     }
@@ -243,7 +250,7 @@ mod tests {
         let path = folder.path().join("model.safetensors");
         for length in (0..whole.len()).step_by(4999).chain([7, 8, 9, whole.len() - 1]) {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let error = Weights::from_safetensors(std::slice::from_ref(&path), &names()).unwrap_err();
+            let error = Weights::from_safetensors(std::slice::from_ref(&path), &names(), None).unwrap_err();
             assert!(error.to_string().contains("model.safetensors"), "{error}");
         }
     }

@@ -113,9 +113,14 @@ impl ModelType {
             settings.overrides =
                 overrides.map(|(path, setting)| (spec.names.canonical(&path), setting)).collect();
         }
-        fields.account(&[known.known, known::COMMON])?;
-        if text.is_some() {
-            root.account(&[known::WRAPPER, known::COMMON])?;
+        let wrapper = if self.inner.is_empty() { &[] } else { known::WRAPPER };
+        match &text {
+            Some(text) => {
+                text.account(&[known.known, known::COMMON])?;
+                root.account(&[wrapper, known::COMMON])?;
+            }
+            // Older files of such a type have the language model's settings beside the others.
+            None => root.account(&[known.known, wrapper, known::COMMON])?,
         }
         Ok(spec)
     }

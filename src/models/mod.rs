@@ -37,5 +37,6 @@ pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
     AttentionSpec, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
-    NormWeight, PerLayerInputSpec, PositionScale, Quantization, QuantizationMode, QuantizationSpec,
+    NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat, Quantization, QuantizationMode,
+    QuantizationSpec,
 };

@@ -277,6 +277,19 @@ impl QuantizationMode {
 pub struct QuantizationSpec {
     /// Settings of single matrices by weight path; `None` keeps that matrix unquantised.
     pub overrides: HashMap<String, Option<Quantization>>,
+    /// The form in which a publisher has quantised them, where it is not MLX's.
+    pub publisher: Option<PublisherFormat>,
+}
+
+/// Forms of quantised weights besides MLX's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PublisherFormat {
+    /// gpt-oss's experts: `…_blocks` of 16 bytes and `…_scales`.
+    Mxfp4Blocks,
+    /// 8-bit floating point (E4M3) with a factor for each block of `(rows, columns)`, or for each matrix.
+    Fp8 { block: Option<(usize, usize)> },
+    /// NVIDIA's ModelOpt: 4-bit floating point in groups of 16 with 8-bit scales and a factor for each matrix.
+    ModelOptNvfp4,
 }
 
 impl QuantizationSpec {

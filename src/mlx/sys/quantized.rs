@@ -118,3 +118,12 @@ pub(in crate::mlx) fn dequantize(matrix: QuantizedParts<'_>, dtype: Dtype) -> Re
         }
     })
 }
+
+/// The numbers that bytes stand for in 8-bit floating point (E4M3).
+pub(in crate::mlx) fn from_fp8(bytes: &Array, dtype: Dtype) -> Result<Array, Exception> {
+    let stream = Stream::thread_local_or_default();
+    array_from("from fp8", |result| {
+        // SAFETY: all handles are alive during the call.
+        unsafe { mlx_sys::mlx_from_fp8(result, bytes.as_ptr(), dtype.into(), stream.as_ptr()) }
+    })
+}

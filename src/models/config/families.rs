@@ -66,7 +66,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("mistral", &MISTRAL, &[]),
     plain("qwen2", &QWEN2, known::QWEN2),
     plain("qwen3", &QWEN3, known::QWEN3),
-    plain("gemma2", &GEMMA2, known::GEMMA),
+    plain("gemma2", &GEMMA2, known::GEMMA2),
     wrapper("gemma3", &["gemma3_text"]),
     plain("gemma3_text", &GEMMA3, known::GEMMA3),
     wrapper("qwen3_5", &["qwen3_5_text"]),

@@ -109,7 +109,7 @@ impl Family {
             fields.integer("num_hidden_layers", sizes.default("num_hidden_layers"), 1, MAX_LAYERS)?;
         let max_context = sizes.dimension("max_position_embeddings")?;
         let eps = fields.epsilon(self.eps.0, self.eps.1)?;
-        let vocab_size = sizes.vocab_size()?;
+        let vocab_size = fields.vocab_size(sizes.default("vocab_size"))?;
         let attention = self.attention.layers(&sizes, (hidden_size, num_layers, max_context))?;
         let mlps = self.mlps(&sizes, num_layers)?;
         let residual_scale = match self.residual_scale {
@@ -193,21 +193,6 @@ impl Sizes<'_> {
 
     pub(super) fn dimension(&self, name: &str) -> Result<usize, String> {
         self.fields.dimension(name, self.default(name))
-    }
-
-    /// Rows of the embedding; where it stands beside the `text_config`, that is the one.
-    fn vocab_size(&self) -> Result<usize, String> {
-        let around = self.fields.outer().filter(|outer| outer.get("vocab_size").is_some());
-        let Some(around) = around else { return self.dimension("vocab_size") };
-        let around = around.dimension("vocab_size", None)?;
-        let inner = self.fields.dimension("vocab_size", Some(around as u64))?;
-        if inner != around {
-            return Err(format!(
-                "'vocab_size' and 'text_config.vocab_size' contradict each other: {around} and {inner}; remove \
-                 the wrong one"
-            ));
-        }
-        Ok(inner)
     }
 }
 

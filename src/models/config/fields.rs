@@ -97,6 +97,21 @@ impl<'a> Fields<'a> {
         self.integer(name, default, 1, MAX_DIMENSION)
     }
 
+    /// Rows of the embedding, which may stand beside the `text_config` too.
+    pub(super) fn vocab_size(&self, default: Option<u64>) -> Result<usize, String> {
+        let around = self.outer.filter(|outer| outer.get("vocab_size").is_some());
+        let Some(around) = around else { return self.dimension("vocab_size", default) };
+        let around = around.dimension("vocab_size", None)?;
+        let inner = self.dimension("vocab_size", Some(around as u64))?;
+        if inner != around {
+            return Err(format!(
+                "'vocab_size' and 'text_config.vocab_size' contradict each other: {around} and {inner}; remove \
+                 the wrong one"
+            ));
+        }
+        Ok(inner)
+    }
+
     pub(super) fn optional_number(&self, name: &str) -> Result<Option<f64>, String> {
         self.get(name)
             .map(|value| value.as_f64().ok_or_else(|| format!("'{name}' must be a number, got {value}")))

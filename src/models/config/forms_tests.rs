@@ -295,3 +295,16 @@ fn nothing_is_left_to_be_said_of_the_fixtures() {
     }
     assert!(num_models >= 10, "only {num_models}");
 }
+
+/// Of all of them a mixture of settings that matter is read, and none is left that nobody knows.
+#[test]
+fn nothing_is_left_to_be_said_of_published_configurations() {
+    let mut said: Vec<String> = Vec::new();
+    for (name, config) in published::all() {
+        match parse_model_config(&config, &name) {
+            Ok(config) => said.extend(config.warnings),
+            Err(error) => said.push(error.to_string()),
+        }
+    }
+    assert_eq!(said, Vec::<String>::new());
+}

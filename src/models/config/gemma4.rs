@@ -34,7 +34,7 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
     let hidden_size = fields.dimension("hidden_size", Some(2304))?;
     let num_layers = fields.integer("num_hidden_layers", Some(30), 1, MAX_LAYERS)?;
     let max_context = fields.dimension("max_position_embeddings", Some(131_072))?;
-    let vocab_size = fields.dimension("vocab_size", Some(262_144))?;
+    let vocab_size = fields.vocab_size(Some(262_144))?;
     let slides = slides(fields, num_layers)?;
     let num_shared = fields.integer("num_kv_shared_layers", Some(0), 0, MAX_LAYERS)?;
     if num_shared >= num_layers {

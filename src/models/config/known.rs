@@ -14,6 +14,7 @@ const TRAINING: Effect = Nothing("it counts in training only");
 const HISTORY: Effect = Nothing("it tells how the file was made");
 const OTHER_TASK: Effect = Nothing("it is for classifiers, or encoders and decoders in one");
 const OUTPUTS: Effect = Nothing("it chooses what Python gets back");
+const MTP: Effect = Nothing("layers that guess several tokens at once are not run; answers are the same");
 const PICTURES: Effect = Nothing("it is for pictures and sound, and requests with these are refused");
 const SAMPLING: Effect = Nothing("transformers 5 drops it too: generation_config.json has its place");
 const EXPERTS: Effect =
@@ -157,13 +158,15 @@ pub(super) const QWEN2: &[KeyRule] = &[
 pub(super) const QWEN3: &[KeyRule] =
     &[rule("sliding_window", QWEN_WINDOW_UNUSED), rule("max_window_layers", QWEN_WINDOW_UNUSED)];
 
-pub(super) const GEMMA: &[KeyRule] = &[
+pub(super) const GEMMA2: &[KeyRule] = &[
+    rule("sliding_window_size", Nothing("'sliding_window' is what the publisher's code reads")),
     rule(
         "hidden_act",
         Nothing("'hidden_activation' is what the publisher's code reads, and gelu's tanh form is meant"),
     ),
     rule("hidden_activation", GELU_TANH),
     rule("tie_word_embeddings", Nothing("the weights show whether the head is one of them")),
+    rule("sliding_window", Nothing("read where a layer has a window")),
 ];
 
 pub(super) const OLMO: &[KeyRule] = &[rule("clip_qkv", ErrorUnless(&[], "it cuts queries, keys and values"))];
@@ -173,6 +176,7 @@ pub(super) const SEED_OSS: &[KeyRule] = &[rule("residual_dropout", TRAINING)];
 pub(super) const ERNIE: &[KeyRule] = &[
     rule("moe_gate_act", ErrorUnless(&[Text("softmax")], "experts are scored by softmax")),
     rule("moe_capacity", TRAINING),
+    rule("num_nextn_predict_layers", MTP),
     rule("moe_use_aux_free", Nothing("the weights show whether there are biases for the choice")),
     rule("fuse_rms_norm", Nothing("it chooses among ways to compute the same")),
 ];
@@ -205,7 +209,8 @@ pub(super) const MINIMAX_M2: &[KeyRule] = &[
         ErrorUnless(&[Text("per_layer")], "queries and keys are normed over their full width"),
     ),
     rule("scoring_func", ErrorUnless(&[Text("sigmoid")], "experts are scored by sigmoid")),
-    rule("mtp_*", Nothing("layers that guess several tokens at once are not run; answers are the same")),
+    rule("mtp_*", MTP),
+    rule("use_sliding_window", ErrorUnless(&[Bool(false)], "this model type has no windows")),
     rule(
         "num_mtp_modules",
         Nothing("layers that guess several tokens at once are not run; answers are the same"),
@@ -240,7 +245,10 @@ pub(super) const GEMMA4: &[KeyRule] = &[
 
 pub(super) const PHI3: &[KeyRule] = &[
     rule("original_max_position_embeddings", Nothing("read with longrope")),
-    rule("embd_pdrop", TRAINING),
+    rule("full_attn_mod", ErrorUnless(&[Number(1.0)], "layers attend alike")),
+    rule("interpolate_factor", ErrorUnless(&[Number(1.0)], "positions are not stretched")),
+    rule("lm_head_bias", ErrorUnless(&[Bool(false)], "projections have no biases")),
+    rule("mlp_bias", ErrorUnless(&[Bool(false)], "projections have no biases")),
     rule("attention_bias", ErrorUnless(&[Bool(false)], "projections have no biases")),
 ];
 
@@ -250,6 +258,7 @@ pub(super) const COHERE2: &[KeyRule] = &[
     rule("use_qk_norm", ErrorUnless(&[Bool(false)], "queries and keys are not normed")),
     rule("sliding_window_pattern", Nothing("read where there is no 'layer_types'")),
     rule("use_parallel_block", ErrorUnless(&[Bool(true)], "the MLP sees what the attention sees")),
+    rule("layer_switch", Nothing("'sliding_window_pattern' says it too")),
     rule("use_parallel_embedding", Nothing("it chooses among ways to compute the same")),
     rule("rotary_pct", ErrorUnless(&[Number(1.0)], "whole heads are rotated")),
     rule("position_embedding_type", ErrorUnless(&[Text("rope_gptj")], "neighbouring dimensions are rotated")),
@@ -278,7 +287,8 @@ pub(super) const QWEN3_5: &[KeyRule] = &[
     rule("attn_output_gate", ErrorUnless(&[Bool(true)], "attention without a gate is not supported")),
     rule("mamba_ssm_dtype", WarningUnless(&[Text("float32")], "states are kept as float32")),
     rule("mlp_only_layers", Nothing("every layer's MLP is dense")),
-    rule("mtp_*", Nothing("layers that guess several tokens at once are not run; answers are the same")),
+    rule("mtp_*", MTP),
+    rule("use_sliding_window", ErrorUnless(&[Bool(false)], "this model type has no windows")),
 ];
 
 pub(super) const LFM2: &[KeyRule] = &[
@@ -309,6 +319,8 @@ pub(super) const WRAPPER: &[KeyRule] = &[
     rule("multimodal_projector_bias", PICTURES),
     rule("audio_*", PICTURES),
     rule("boi_*", PICTURES),
+    rule("boa_*", PICTURES),
+    rule("eoa_*", PICTURES),
     rule("eoi_*", PICTURES),
     rule("mm_tokens_per_image", PICTURES),
     rule("language_model_only", PICTURES),
@@ -326,6 +338,23 @@ pub(super) const ROPE: &[KeyRule] = &[
     rule("mrope_section", Nothing("a text's positions are the same in all sections")),
     rule("mrope_interleaved", Nothing("a text's positions are the same in all sections")),
 ];
+
+/// For the object of a publisher's own quantisation settings.
+pub(super) const PUBLISHED_QUANTIZATION: &[KeyRule] = &[
+    rule("modules_to_not_convert", WEIGHTS_SHOW),
+    rule("ignore", WEIGHTS_SHOW),
+    rule("ignored_layers", WEIGHTS_SHOW),
+    rule("activation_scheme", EXACT_ACTIVATIONS),
+    rule("kv_cache_scheme", Nothing("keys and values are kept as they are computed, which is more exact")),
+    rule("fmt", ErrorUnless(&[Text("float8_e4m3fn"), Text("e4m3")], "another 8-bit format")),
+    rule("scale_fmt", WEIGHTS_SHOW),
+    rule("dequantize", WEIGHTS_SHOW),
+    rule("config_groups", WEIGHTS_SHOW),
+    rule("producer", HISTORY),
+];
+
+const WEIGHTS_SHOW: Effect = Nothing("the weights show what is quantised, and how");
+const EXACT_ACTIVATIONS: Effect = Nothing("activations are not rounded, which is more exact");
 
 /// For the object of quantisation settings.
 pub(super) const QUANTIZATION: &[KeyRule] =

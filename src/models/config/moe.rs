@@ -48,8 +48,6 @@ pub(super) enum SharedTraits {
     Gated(&'static str),
     /// Of so many experts' width; none where it is 0 or absent.
     Experts(&'static str),
-    /// Of this width; none where it is 0 or absent.
-    Width(&'static str),
 }
 
 /// Which layers have experts.
@@ -144,7 +142,6 @@ impl MoeTraits {
             SharedTraits::Gated(name) => {
                 width(name, 1)?.map(|shared| SharedExpertSpec { gated: true, ..shared })
             }
-            SharedTraits::Width(name) => width(name, 1)?,
             SharedTraits::Experts(name) => width(name, intermediate_size)?,
         };
         Ok(MoeSpec { num_experts, num_per_token, expert, routing, shared })

@@ -16,6 +16,20 @@ pub(super) fn changed(mut config: Value, changes: Value) -> Value {
     config
 }
 
+/// Those in `fixtures/configs`, by file name.
+pub(super) fn all() -> Vec<(String, Value)> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/configs");
+    let files = std::fs::read_dir(folder).expect("the folder is there").flatten();
+    let paths =
+        files.map(|file| file.path()).filter(|path| path.extension().is_some_and(|end| end == "json"));
+    let read = |path: std::path::PathBuf| {
+        let text = std::fs::read_to_string(&path).expect("it can be read");
+        let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
+        (name, serde_json::from_str(&text).expect("it is JSON"))
+    };
+    paths.map(read).collect()
+}
+
 pub(super) fn repeated(pattern: &[&str], num_layers: usize) -> Value {
     pattern.iter().cycle().take(num_layers).copied().map(Value::from).collect()
 }

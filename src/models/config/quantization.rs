@@ -6,8 +6,11 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{fields::Fields, known::QUANTIZATION};
-use crate::models::spec::{Quantization, QuantizationMode, QuantizationSpec};
+use super::{
+    fields::Fields,
+    known::{PUBLISHED_QUANTIZATION, QUANTIZATION},
+};
+use crate::models::spec::{PublisherFormat, Quantization, QuantizationMode, QuantizationSpec};
 
 /// Reads which matrices are quantised and how; `None` if none is.
 pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Option<QuantizationSpec>, String> {
@@ -18,9 +21,9 @@ pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Optio
         return Ok(None);
     };
     if let Some(method) = settings.get("quant_method") {
-        return Err(format!(
-            "weights quantised by {method} are not supported; use an MLX conversion (affine) of this model"
-        ));
+        let publisher = Some(publisher_format(method, &settings)?);
+        settings.account(&[PUBLISHED_QUANTIZATION])?;
+        return Ok(Some(QuantizationSpec { overrides: HashMap::new(), publisher }));
     }
     let default = settings_of(&settings, None)?;
     let mut overrides = HashMap::new();
@@ -41,12 +44,41 @@ pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Optio
         }
     }
     settings.account(&[QUANTIZATION])?;
-    Ok(Some(QuantizationSpec { overrides }))
+    Ok(Some(QuantizationSpec { overrides, publisher: None }))
 }
 
 /// Whether the tables know a key, so that it is no weight's path.
 fn is_setting(key: &str) -> bool {
     QUANTIZATION.iter().any(|rule| rule.key == key)
+}
+
+/// A publisher's own form, by its `quant_method`.
+fn publisher_format(method: &Value, settings: &Fields) -> Result<PublisherFormat, String> {
+    match method.as_str() {
+        Some("mxfp4") => Ok(PublisherFormat::Mxfp4Blocks),
+        Some("fp8") => {
+            let block = match settings.get("weight_block_size") {
+                None => None,
+                Some(size) => {
+                    let wrong = || format!("'weight_block_size' must be two positive numbers, got {size}");
+                    let sizes = size.as_array().ok_or_else(wrong)?.iter();
+                    let sizes = sizes.map(|size| size.as_u64().filter(|&size| size > 0 && size <= 1 << 20));
+                    match sizes.collect::<Option<Vec<_>>>().ok_or_else(wrong)?[..] {
+                        [rows, columns] => Some((rows as usize, columns as usize)),
+                        _ => return Err(wrong()),
+                    }
+                }
+            };
+            Ok(PublisherFormat::Fp8 { block })
+        }
+        Some("modelopt") if settings.get("quant_algo").is_some_and(|algorithm| algorithm == "NVFP4") => {
+            Ok(PublisherFormat::ModelOptNvfp4)
+        }
+        _ => Err(format!(
+            "weights quantised by {method} are not supported (fp8, mxfp4 and modelopt's NVFP4 are); use an MLX \
+             conversion of this model"
+        )),
+    }
 }
 
 /// One set of settings; what it leaves out is as in `default`.

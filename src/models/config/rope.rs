@@ -267,10 +267,12 @@ fn scaling(object: &Fields<'_>, max_context: usize, head_dim: usize) -> Result<R
 /// keys to the same tokens, so `max_context` ends where they begin.
 fn long_rope(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, String> {
     let factors = |name: &str| -> Result<Vec<f64>, String> {
-        let list =
-            object.get(name).and_then(Value::as_array).ok_or_else(|| format!("'{name}' must be a list"))?;
+        let list = object
+            .get(name)
+            .and_then(Value::as_array)
+            .ok_or_else(|| format!("'{name}' of longrope must be a list"))?;
         let factors = list.iter().map(|factor| factor.as_f64().filter(|factor| *factor > 0.0)).collect();
-        Option::ok_or(factors, format!("'{name}' must be a list of positive numbers"))
+        Option::ok_or(factors, format!("'{name}' of longrope must be a list of positive numbers"))
     };
     // Read to be known; see `Fields::long_rope_context`.
     object.get("original_max_position_embeddings");
