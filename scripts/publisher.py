@@ -1,15 +1,10 @@
-"""The publishers' side of a tiny model: their names and layout of the weights, and transformers as a reference.
+"""The publishers' names and layout of a text model's weights, from mlx-lm's.
 
 `publish` undoes what mlx-lm's conversion does to names and shapes, so that the same weights can
-be read by transformers' classes (and so that make_fixtures.py can write a folder as a publisher
-would).  `Transformers` answers with the interface that make_fixtures.py has for mlx-lm.  Torch
-and transformers are needed only where a `Transformers` is made.
+be read by transformers' classes, and so that make_fixtures.py can write a folder as a publisher
+would.  What the models compute is none of this file's business.
 """
-import contextlib
-import json
-import os
 import re
-import tempfile
 
 import mlx.core as mx
 
@@ -125,63 +120,3 @@ def dequantised(params, config):
             out[name] = mx.dequantize(value, params[f"{path}.scales"], params.get(f"{path}.biases"),
                                       dtype=mx.float32, **own)
     return out
-
-
-class Transformers:
-    """A folder's text model as transformers computes it in float32."""
-
-    def __init__(self, folder):
-        import numpy
-        import torch
-        from transformers import AutoModelForCausalLM, DynamicCache, logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        torch.set_num_threads(1)
-        self.torch, self.numpy, self.new_cache = torch, numpy, DynamicCache
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-            config = json.load(f)
-        params = {}
-        for file in sorted(os.listdir(folder)):
-            if file.endswith(".safetensors"):
-                params.update(mx.load(os.path.join(folder, file)))
-        params = {n: v.astype(mx.float32) if v.dtype != mx.uint32 and v.dtype != mx.uint8 else v
-                  for n, v in params.items()}
-        text = {k: v for k, v in text_config(config).items() if not k.startswith("quantization")}
-        with tempfile.TemporaryDirectory() as away:
-            mx.save_safetensors(os.path.join(away, "model.safetensors"), publish(dequantised(params, config), config),
-                                metadata={"format": "pt"})
-            with open(os.path.join(away, "config.json"), "w", encoding="utf-8") as f:
-                json.dump(dict(text, dtype="float32", torch_dtype="float32"), f)
-            self.model, info = AutoModelForCausalLM.from_pretrained(
-                away, dtype=torch.float32, attn_implementation="eager",
-                experts_implementation="eager", output_loading_info=True)
-        wrong = {k: v for k, v in info.items() if v}
-        assert not wrong, wrong
-        self.model.eval()
-
-    def cache(self):
-        return self.new_cache(config=self.model.config)
-
-    def step(self, ids, cache=None):
-        """Logits after the last of `ids`, which follow what `cache` holds."""
-        with self.torch.no_grad():
-            y = self.model(self.torch.tensor([ids]), cache=cache, use_cache=cache is not None).logits[0, -1]
-        return mx.array(y.numpy())
-
-    @contextlib.contextmanager
-    def choices(self, gaps):
-        """Appends to `gaps` the least distance between a chosen expert's score and the next one's."""
-        torch, topk = self.torch, self.torch.topk
-
-        def watched(scores, k, *args, **kwargs):
-            if k < scores.shape[-1]:
-                best = topk(scores, k + 1, dim=-1).values
-                gaps.append((best[..., -2] - best[..., -1]).min().item())
-            return topk(scores, k, *args, **kwargs)
-
-        before, torch.topk, torch.Tensor.topk = torch.Tensor.topk, watched, watched
-        try:
-            yield
-        finally:
-            torch.topk, torch.Tensor.topk = topk, before

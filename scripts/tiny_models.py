@@ -11,7 +11,7 @@ VOCAB, ENDOFTEXT, EOS = 304, 301, 303
 
 @dataclass(frozen=True)
 class Tiny:
-    """One folder.  `without` maps a mechanism to the change that takes it out; make_fixtures.py
+    """One folder.  `without` maps a mechanism to the change that takes it out; check_fixtures.py
     holds that each moves some log-probability by more than 0.01."""
 
     config: dict
@@ -185,7 +185,8 @@ GPT_OSS_WITHOUT = {
     "clamping": {"config": {"swiglu_limit": 1e6}}, "bias of the router": zero("router.bias"),
     "bias of the output": zero("o_proj.bias"),
 }
-GPT_OSS_BIASES = {f"biases of the experts' {which}": zero(f"experts.{which}_proj.bias") for which in ("gate", "up", "down")}
+GPT_OSS_BIASES = {f"biases of the experts' {which}": zero(f"experts.{which}_proj.bias")
+                  for which in ("gate", "up", "down")}
 GPT_OSS_MORE = dict(reference="transformers", why="mlx-lm floors and ceils yarn's range whatever `truncate` says",
                     differ_by="truncate false", spread={"sinks": 1.0, "experts.gate_proj.weight": 0.7,
                                                         "experts.up_proj.weight": 0.7})
@@ -284,8 +285,9 @@ ATTENTION = {
         {**GEMMA4_WITHOUT, "embeddings of the layers": zero("embed_tokens_per_layer.weight"),
          "per-layer inputs": zero("per_layer_projection.weight")},
         spread={"embed_tokens_per_layer.weight": 0.5, "layer_scalar": 0.3},
-        more={"vision_tower.patch_embedder.input_proj.weight": (8, 12), "embed_vision.embedding_projection.weight": (32, 8),
-              "audio_tower.output_proj.weight": (8, 8), "embed_audio.embedding_projection.weight": (32, 8)}),
+        more={"vision_tower.patch_embedder.input_proj.weight": (8, 12),
+              "embed_vision.embedding_projection.weight": (32, 8), "audio_tower.output_proj.weight": (8, 8),
+              "embed_audio.embedding_projection.weight": (32, 8)}),
     # As 26B-A4B: experts beside the MLP, values from the keys' projection in the full layers.
     "gemma4-moe": Tiny(
         wrapped(dict(GEMMA4, torch_dtype="float32", num_hidden_layers=3, num_key_value_heads=2, intermediate_size=8,
@@ -302,9 +304,9 @@ ATTENTION = {
         more={"model.vision_tower.patch_embedder.input_proj.weight": (8, 12),
               "model.embed_vision.embedding_projection.weight": (32, 8)}),
     "smollm3": Tiny(
-        dict(COMMON, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT,
-             attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 0, 1], no_rope_layer_interval=3,
-             use_sliding_window=False, sliding_window=None, layer_types=["full_attention"] * 4, rope_scaling=None),
+        dict(COMMON, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], hidden_act="silu",
+             pad_token_id=ENDOFTEXT, attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 0, 1],
+             no_rope_layer_interval=3, use_sliding_window=False, sliding_window=None, layer_types=["full_attention"] * 4, rope_scaling=None),
         {"layer without rotation": {"config": {"no_rope_layers": [1, 1, 1, 1]}}}),
     "ministral3": Tiny(
         wrapped(dict({k: v for k, v in COMMON.items() if k != "rope_theta"}, head_dim=16, hidden_act="silu",
@@ -356,8 +358,9 @@ FUSED = {
         reference="transformers", why="mlx-lm takes the long factors for short sequences, too",
         differ_by="short factors", stepwise=False, lengths=(3, 17, 40, 90, 130)),
     "glm4": Tiny(
-        dict(COMMON, model_type="glm4", architectures=["Glm4ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT, head_dim=16,
-             attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False, intermediate_size=24),
+        dict(COMMON, model_type="glm4", architectures=["Glm4ForCausalLM"], hidden_act="silu",
+             pad_token_id=ENDOFTEXT, head_dim=16, attention_bias=True, partial_rotary_factor=0.5,
+             tie_word_embeddings=False, intermediate_size=24),
         {"biases": zero("_proj.bias"), "partial rotation": {"config": {"partial_rotary_factor": 1.0}},
          "norm after the MLP": zero("post_mlp_layernorm.weight")}),
     "granite": Tiny(
