@@ -2,15 +2,18 @@
 
 `publish` undoes what mlx-lm's conversion does to names and shapes, so that the same weights can
 be read by transformers' classes, and so that make_fixtures.py can write a folder as a publisher
-would.  What the models compute is none of this file's business.
+would; `dequantised` decodes MLX's quantised matrices without MLX.  What the models compute is none
+of this file's business.
 """
 import re
 
 import mlx.core as mx
+import numpy
 
 # What a text model of a wrapper is by itself, where transformers has no causal class for it.
 BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2"}
-VISION = re.compile(r"(^|\.)(visual|vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio)\.")
+OTHER_PARTS = re.compile(
+    r"(^|\.)(visual|vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio|mtp_\w+)\.")
 GLU = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 W123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 ONE_BY_ONE = {  # experts each with matrices of their own, and what these are called
@@ -26,7 +29,8 @@ def text_config(config):
     text = dict(config.get("text_config", config))
     if (text.get("rope_scaling") or {}).get("type") == "mrope":  # for text the same as none
         text["rope_scaling"] = None
-    text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings", False))
+    if "tie_word_embeddings" in config:
+        text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
     return dict(text, model_type=BY_ITSELF.get(text["model_type"], text["model_type"]))
 
 
@@ -85,7 +89,7 @@ def publish(params, config):
     """
     text = text_config(config)
     model_type, out = text["model_type"], {}
-    params = {n.removeprefix("language_model."): v for n, v in params.items() if not VISION.search(n)}
+    params = {n.removeprefix("language_model."): v for n, v in params.items() if not OTHER_PARTS.search(n)}
     params = {re.sub(r"^model\.language_model\.", "model.", n): v for n, v in params.items()}
     if model_type == "gpt_oss":
         params = gpt_oss(params)
@@ -105,6 +109,31 @@ def publish(params, config):
     return out
 
 
+def unpacked(packed, bits):
+    """Unsigned integers of `bits` (4 or 8) each from words of 32, lowest bits first: (..., 32 // bits * words)."""
+    lanes = packed[..., None] >> numpy.arange(0, 32, bits, dtype=numpy.uint32) & (2 ** bits - 1)
+    return lanes.reshape(*packed.shape[:-1], -1)
+
+
+def small_float(code, exponent_bits, mantissa_bits):
+    """What a float of few bits (e2m1, e4m3) means; the formats have no infinities, and no NaN is expected."""
+    bias = 2 ** (exponent_bits - 1) - 1
+    mantissa = (code & (2 ** mantissa_bits - 1)) / 2.0 ** mantissa_bits
+    exponent = (code >> mantissa_bits & (2 ** exponent_bits - 1)).astype(numpy.int64)
+    size = numpy.where(exponent > 0, (1 + mantissa) * 2.0 ** (exponent - bias), mantissa * 2.0 ** (1 - bias))
+    return numpy.where(code >> (exponent_bits + mantissa_bits) & 1, -size, size)
+
+
+def decoded(packed, scales, biases, group_size, bits, mode="affine"):
+    """The matrix that MLX's packed one stands for, by the formats' definitions (float64)."""
+    code = unpacked(packed, bits)
+    spread = lambda x: numpy.repeat(x, group_size, axis=-1)  # noqa: E731
+    if mode == "affine":
+        return code * spread(scales.astype(float)) + spread(biases.astype(float))
+    values = small_float(code, *((2, 1) if bits == 4 else (4, 3)))
+    return values * spread(small_float(scales, 4, 3) if mode == "nvfp4" else 2.0 ** (scales.astype(float) - 127))
+
+
 def dequantised(params, config):
     """`params` with each quantised matrix as the float32 matrix that it stands for."""
     settings = config.get("quantization")
@@ -117,6 +146,8 @@ def dequantised(params, config):
             out[name] = value
         elif part == "weight":
             own = settings.get(path) or {k: settings[k] for k in ("group_size", "bits", "mode") if k in settings}
-            out[name] = mx.dequantize(value, params[f"{path}.scales"], params.get(f"{path}.biases"),
-                                      dtype=mx.float32, **own)
+            packed, scales, biases = (
+                None if array is None else numpy.array(array)
+                for array in (value, params[f"{path}.scales"], params.get(f"{path}.biases")))
+            out[name] = mx.array(decoded(packed, scales, biases, **own).astype(numpy.float32))
     return out

@@ -54,14 +54,13 @@ class Transformers:
     """A folder's text model as transformers computes it in float32."""
 
     def __init__(self, folder):
-        import numpy
         import torch
         from transformers import AutoModelForCausalLM, DynamicCache, logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(1)
-        self.torch, self.numpy, self.new_cache = torch, numpy, DynamicCache
+        self.torch, self.new_cache = torch, DynamicCache
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
             config = json.load(f)
         params = {}

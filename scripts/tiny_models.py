@@ -86,8 +86,8 @@ def zero(*endings):
 
 def wrapped(config, text_type, **more):
     """`config` as the text_config of a wrapper, the way of models that also take pictures."""
-    outer = {k: config[k] for k in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "torch_dtype")}
-    return dict(outer, text_config=dict(config, model_type=text_type), **more)
+    both = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "torch_dtype")
+    return dict({k: config[k] for k in both if k in config}, text_config=dict(config, model_type=text_type), **more)
 
 
 EXPERTS = {
@@ -104,9 +104,11 @@ EXPERTS = {
         wrapped(dict({k: v for k, v in MOE.items() if k not in ("rope_theta", "intermediate_size")},
                      **dict(LINEAR_ATTENTION, full_attention_interval=3),
                      layer_types=["linear_attention", "linear_attention", "full_attention"],
-                     **dict(QWEN_MOE, moe_intermediate_size=4), shared_expert_intermediate_size=8,
-                     rope_parameters=dict(rope_type="default", mrope_section=[1, 0, 0], rope_theta=10000.0,
-                                          partial_rotary_factor=0.25)),
+                     num_experts=8, num_experts_per_tok=3, moe_intermediate_size=4, mlp_only_layers=[],
+                     shared_expert_intermediate_size=8, attn_output_gate=True, mamba_ssm_dtype="float32",
+                     mtp_num_hidden_layers=1, mtp_use_dedicated_embeddings=False,
+                     rope_parameters=dict(rope_type="default", mrope_interleaved=True, mrope_section=[1, 0, 0],
+                                          rope_theta=10000.0, partial_rotary_factor=0.25)),
                 "qwen3_5_moe_text", model_type="qwen3_5_moe",
                 architectures=["Qwen3_5MoeForConditionalGeneration"]),
         {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
@@ -119,6 +121,7 @@ EXPERTS = {
     "qwen2_moe": Tiny(
         dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="qwen2_moe", tie_word_embeddings=False,
              architectures=["Qwen2MoeForCausalLM"], hidden_act="silu", num_hidden_layers=2, use_sliding_window=False,
+             sliding_window=32, max_window_layers=1, output_router_logits=False,
              **dict(QWEN_MOE, moe_intermediate_size=4, norm_topk_prob=False), shared_expert_intermediate_size=8),
         {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
          "biases": zero("_proj.bias")}),
@@ -133,8 +136,8 @@ EXPERTS = {
         dict(MOE, model_type="glm4_moe", architectures=["Glm4MoeForCausalLM"], hidden_act="silu",
              tie_word_embeddings=False, moe_intermediate_size=4, n_routed_experts=8, num_experts_per_tok=2,
              n_shared_experts=1, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.5,
-             first_k_dense_replace=1, attention_bias=True, use_qk_norm=True, partial_rotary_factor=0.5,
-             rope_scaling=None),
+             first_k_dense_replace=1, num_nextn_predict_layers=1, attention_bias=True, use_qk_norm=True,
+             partial_rotary_factor=0.5, rope_scaling=None),
         {"correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED, "biases": zero("_proj.bias"),
          "shared expert": zero("shared_experts.down_proj.weight"),
          "partial rotation": {"config": {"partial_rotary_factor": 1.0}}}, spread=CORRECTION),
@@ -148,12 +151,14 @@ EXPERTS = {
         dict(MOE, model_type="ernie4_5_moe", architectures=["Ernie4_5_MoeForCausalLM"], hidden_act="silu",
              use_bias=False, moe_num_experts=8, moe_k=2, moe_intermediate_size=4, moe_num_shared_experts=2,
              moe_layer_start_index=1, moe_layer_end_index=2, moe_layer_interval=1, moe_use_aux_free=True,
-             rope_scaling=None),
+             moe_capacity=[8, 8, 8], num_nextn_predict_layers=1, rope_scaling=None),
         {"correction bias": zero("e_score_correction_bias"), "shared experts": zero("shared_experts.down_proj.weight")},
         reference="transformers", why="mlx-lm leaves e_score_correction_bias out",
         differ_by="correction bias", published=True,
         spread={"e_score_correction_bias": 0.1},
-        more={f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias": (1, 8) for layer in (1, 2)}),
+        more={**{f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias": (1, 8) for layer in (1, 2)},
+              "model.mtp_emb_norm.0.weight": (32,), "model.mtp_hidden_norm.0.weight": (32,),
+              "model.mtp_linear_proj.0.weight": (32, 64), "model.mtp_block.0.self_attn.q_proj.weight": (32, 32)}),
     "qwen3_next": Tiny(
         dict(MOE, model_type="qwen3_next", architectures=["Qwen3NextForCausalLM"], hidden_act="silu",
              **dict(LINEAR_ATTENTION, full_attention_interval=3), partial_rotary_factor=0.25,
@@ -163,8 +168,9 @@ EXPERTS = {
     "granitemoe": Tiny(
         dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="granitemoe",
              architectures=["GraniteMoeForCausalLM"], hidden_act="silu", intermediate_size=4, num_local_experts=8,
-             num_experts_per_tok=3, attention_bias=False, attention_multiplier=0.2, embedding_multiplier=6.0,
-             residual_multiplier=0.5, logits_scaling=4.0, rope_scaling=None),
+             num_experts_per_tok=3, attention_bias=False, attention_dropout=0.1, output_router_logits=False,
+             attention_multiplier=0.2, embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=4.0,
+             rope_scaling=None),
         {"attention_multiplier": {"config": {"attention_multiplier": 8 ** -0.5}},
          "embedding_multiplier": {"config": {"embedding_multiplier": 1.0}},
          "residual_multiplier": {"config": {"residual_multiplier": 1.0}},
@@ -211,16 +217,19 @@ PATCHES = {"patch_embed.proj.weight": (8, 2, 2, 2, 3), "blocks.0.attn.qkv.weight
 VISION_CONFIG = dict(depth=1, hidden_size=8, num_heads=1, patch_size=2, out_hidden_size=32)
 RENAMED = {
     "gemma2": Tiny(
-        dict(COMMON, model_type="gemma2", architectures=["Gemma2ForCausalLM"], head_dim=16, num_key_value_heads=1,
-             intermediate_size=24, hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0,
-             final_logit_softcapping=20.0, query_pre_attn_scalar=8, sliding_window=16, attention_bias=False),
+        dict({k: v for k, v in COMMON.items() if k != "tie_word_embeddings"}, model_type="gemma2",
+             architectures=["Gemma2ForCausalLM"], head_dim=16, num_key_value_heads=1, intermediate_size=24,
+             hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0,
+             final_logit_softcapping=20.0, query_pre_attn_scalar=8, sliding_window=16, sliding_window_size=16,
+             hidden_act="gelu_pytorch_tanh", cache_implementation="hybrid", attention_bias=False),
         {"window": WINDOW_OFF, "cap of the scores": {"config": {"attn_logit_softcapping": 1e6}},
          "cap of the logits": {"config": {"final_logit_softcapping": 1e6}},
          "query_pre_attn_scalar": {"config": {"query_pre_attn_scalar": 16}}},
         reference="transformers", why="mlx-lm attends fully in the layers that have a window", differ_by="window"),
     "seed_oss": Tiny(
         dict(COMMON, model_type="seed_oss", architectures=["SeedOssForCausalLM"], hidden_act="silu", head_dim=16,
-             attention_bias=True, attention_out_bias=False, mlp_bias=False, rope_scaling=dict(rope_type="default")),
+             attention_bias=True, attention_out_bias=False, mlp_bias=False, attention_dropout=0.1,
+             residual_dropout=0.1, rope_scaling=dict(rope_type="default")),
         {"biases": zero("_proj.bias")}),
     "ernie4_5": Tiny(
         dict(COMMON, model_type="ernie4_5", architectures=["Ernie4_5ForCausalLM"], hidden_act="silu", head_dim=16,
@@ -243,9 +252,10 @@ RENAMED = {
              vision_config=dict(VISION_CONFIG, model_type="qwen2_5_vl")),
         {"biases": zero("_proj.bias")}, published=True,
         more={f"visual.{name}": shape for name, shape in PATCHES.items()}),
+    # As the publisher's: tie_word_embeddings is nowhere, which means that they are not.
     "mistral3": Tiny(
-        wrapped(dict({k: v for k, v in LLAMA.items() if k != "architectures"}, intermediate_size=32,
-                     sliding_window=None, tie_word_embeddings=False), "mistral",
+        wrapped(dict({k: v for k, v in LLAMA.items() if k not in ("architectures", "tie_word_embeddings")},
+                     intermediate_size=32, sliding_window=None), "mistral",
                 model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"], spatial_merge_size=2,
                 vision_config=dict(model_type="pixtral", hidden_size=8, num_hidden_layers=1)),
         {"own head": zero("lm_head.weight")},
@@ -294,6 +304,7 @@ ATTENTION = {
                      layer_types=["sliding_attention", "sliding_attention", "full_attention"],
                      num_kv_shared_layers=0, use_double_wide_mlp=False, hidden_size_per_layer_input=0,
                      attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=8,
+                     use_bidirectional_attention="vision",
                      top_k_experts=2, moe_intermediate_size=4),
                 "gemma4_text", model_type="gemma4", architectures=["Gemma4ForConditionalGeneration"],
                 vocab_size=VOCAB, vision_config=dict(model_type="gemma4_vision", hidden_size=8)),
@@ -306,7 +317,8 @@ ATTENTION = {
     "smollm3": Tiny(
         dict(COMMON, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], hidden_act="silu",
              pad_token_id=ENDOFTEXT, attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 0, 1],
-             no_rope_layer_interval=3, use_sliding_window=False, sliding_window=None, layer_types=["full_attention"] * 4, rope_scaling=None),
+             no_rope_layer_interval=3, use_sliding_window=False, sliding_window=None,
+             layer_types=["full_attention"] * 4, rope_scaling=None, max_window_layers=28, pretraining_tp=2),
         {"layer without rotation": {"config": {"no_rope_layers": [1, 1, 1, 1]}}}),
     "ministral3": Tiny(
         wrapped(dict({k: v for k, v in COMMON.items() if k != "rope_theta"}, head_dim=16, hidden_act="silu",
@@ -320,7 +332,7 @@ ATTENTION = {
         dict(MOE, model_type="minimax_m2", architectures=["MiniMaxM2ForCausalLM"], hidden_act="silu",
              intermediate_size=4, shared_intermediate_size=0, num_local_experts=8, num_experts_per_tok=2,
              scoring_func="sigmoid", use_routing_bias=True, use_qk_norm=True, qk_norm_type="per_layer", rotary_dim=4,
-             rope_scaling=None),
+             use_mtp=True, mtp_transformer_layers=1, num_mtp_modules=3),
         {"correction bias": zero("e_score_correction_bias"), "norm of the keys": zero("k_norm.weight"),
          "partial rotation": {"config": {"rotary_dim": 8}}}, spread=CORRECTION),
     "olmo2": Tiny(
@@ -351,7 +363,8 @@ FUSED = {
         dict(COMMON, model_type="phi3", architectures=["Phi3ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT,
              attention_bias=False,
              partial_rotary_factor=0.75, max_position_embeddings=1024, original_max_position_embeddings=88,
-             rope_scaling=LONGROPE, sliding_window=None),
+             rope_scaling=LONGROPE, sliding_window=2048, embd_pdrop=0.0, resid_pdrop=0.0, full_attn_mod=1,
+             interpolate_factor=1, lm_head_bias=False, mlp_bias=False),
         {"short factors": {"config": {"rope_scaling": dict(LONGROPE, short_factor=LONGROPE["long_factor"])}},
          "long factors": {"config": {"rope_scaling": dict(LONGROPE, long_factor=LONGROPE["short_factor"])}},
          "scaled rotation": {"config": {"max_position_embeddings": 88}}},
@@ -372,10 +385,13 @@ FUSED = {
          "residual_multiplier": {"config": {"residual_multiplier": 1.0}},
          "logits_scaling": {"config": {"logits_scaling": 1.0}}}),
     "cohere2": Tiny(
-        dict({k: v for k, v in COMMON.items() if k != "rms_norm_eps"}, model_type="cohere2",
-             architectures=["Cohere2ForCausalLM"], hidden_act="silu", head_dim=8, layer_norm_eps=1e-5,
-             logit_scale=0.25, attention_bias=False, sliding_window=16, sliding_window_pattern=4,
-             layer_types=["sliding_attention"] * 3 + ["full_attention"]),
+        dict({k: v for k, v in COMMON.items() if k not in ("rms_norm_eps", "tie_word_embeddings")},
+             model_type="cohere2", architectures=["Cohere2ForCausalLM"], hidden_act="silu", head_dim=8,
+             layer_norm_eps=1e-5, logit_scale=0.25, attention_bias=False, sliding_window=16,
+             sliding_window_pattern=4, layer_switch=4,
+             order_of_interleaved_layers="local_attn_first", position_embedding_type="rope_gptj", rotary_pct=1.0,
+             rope_scaling=None, cache_implementation="hybrid", use_embedding_sharing=True, use_gated_activation=True,
+             use_parallel_block=True, use_parallel_embedding=True),
         {"window": WINDOW_OFF, "logit_scale": {"config": {"logit_scale": 1.0}}}),
 }
 
