@@ -6,7 +6,7 @@
 
 Which models, and what each is to show, is in tiny_models.py.  Each OUT/tiny-NAME has config.json,
 model.safetensors, tokenizer.json, tokenizer_config.json (ChatML template), generation_config.json
-and golden.json; together 100 to 180 KB.
+and golden.json; together 90 to 220 KB.
 The weights mean nothing: a small byte-level BPE of 304 entries, hidden size 32 (64
 where quantised), logits brought to a standard deviation of 3.  Weights lie on disk in the
 configuration's torch_dtype; ALL golden values are computed in float32 on the weights widened
@@ -46,7 +46,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import _get_classes, quantize_model
 from check_fixtures import changed
-from publisher import publish, text_config
+from packing import as_awq, as_blocks
+from publisher import publish, text_config, transposed
 from references import REFERENCES, farthest, greedy, log_probabilities
 from tiny_models import ENDOFTEXT, EOS, MODELS, VOCAB
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -246,16 +247,20 @@ def make(name, root):
         scale_logits(model, text["model_type"], pool[:100])
         if tiny.quantised:
             model, cfg = quantise(model, cfg, tiny.quantised)
-        else:
+        elif tiny.packed != "awq":
             model.set_dtype(getattr(mx, cfg["torch_dtype"]))
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
         params = dict(tree_flatten(model.parameters()))
         has_experts = any(p.ndim == 3 and "conv" not in n for n, p in params.items())
         if tiny.published:
-            params = publish(params, cfg)
+            params = transposed(publish(params, cfg), cfg)
             if "text_config" in cfg:
                 params = {re.sub(r"^model\.", "model.language_model.", n): p for n, p in params.items()}
+        if tiny.packed == "awq":
+            params = as_awq(params, cfg["quantization_config"]["group_size"])
+        elif tiny.packed == "blocks":
+            params, cfg = as_blocks(params), json.loads(json.dumps(tiny.config))
         params.update(more_weights(tiny, seed))
         write_weights(params, out, name.endswith("-sharded"))
         dump(cfg, os.path.join(out, "config.json"))

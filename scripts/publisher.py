@@ -2,16 +2,15 @@
 
 `publish` undoes what mlx-lm's conversion does to names and shapes, so that the same weights can
 be read by transformers' classes, and so that make_fixtures.py can write a folder as a publisher
-would; `dequantised` decodes MLX's quantised matrices without MLX.  What the models compute is none
-of this file's business.
+would.  Packed matrices are packing.py's; what the models compute is none of this file's business.
 """
 import re
 
 import mlx.core as mx
-import numpy
 
 # What a text model of a wrapper is by itself, where transformers has no causal class for it.
-BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2"}
+BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2",
+             "qwen3_vl_moe_text": "qwen3_moe"}
 OTHER_PARTS = re.compile(
     r"(^|\.)(visual|vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio|mtp_\w+)\.")
 GLU = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
@@ -20,6 +19,7 @@ ONE_BY_ONE = {  # experts each with matrices of their own, and what these are ca
     "qwen3_moe": GLU, "qwen2_moe": GLU, "qwen3_next": GLU, "olmoe": GLU, "glm4_moe": GLU, "ernie4_5_moe": GLU,
     "mixtral": W123, "minimax_m2": W123, "lfm2_moe": W123,
 }
+TRANSPOSED = {"qwen3_vl_moe_text"}  # whose publisher has fused experts as (num_experts, in, out)
 NORMS_LESS_ONE = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 LESS_ONE = re.compile(r"(layernorm|[qk]_norm|^model\.norm)\.weight$")
 
@@ -82,6 +82,13 @@ def gpt_oss(params):
     return out
 
 
+def transposed(params, config):
+    """The other layout of fused experts, where the publisher's is not what transformers' text model has."""
+    if config.get("text_config", {}).get("model_type") not in TRANSPOSED:
+        return params
+    return {n: v.swapaxes(1, 2) if re.search(r"\.experts\.(gate_up|down)_proj$", n) else v for n, v in params.items()}
+
+
 def publish(params, config):
     """The text model's weights in the publisher's names and layout, from mlx-lm's.
 
@@ -93,7 +100,7 @@ def publish(params, config):
     params = {re.sub(r"^model\.language_model\.", "model.", n): v for n, v in params.items()}
     if model_type == "gpt_oss":
         params = gpt_oss(params)
-    elif model_type not in ONE_BY_ONE:
+    elif model_type not in ONE_BY_ONE or config.get("text_config", {}).get("model_type") in TRANSPOSED:
         params = fused(params, model_type)
     for name, value in params.items():
         if ".switch_mlp." in name:
@@ -106,48 +113,4 @@ def publish(params, config):
         if model_type in NORMS_LESS_ONE and LESS_ONE.search(name):
             value = value - 1.0
         out[name] = value
-    return out
-
-
-def unpacked(packed, bits):
-    """Unsigned integers of `bits` (4 or 8) each from words of 32, lowest bits first: (..., 32 // bits * words)."""
-    lanes = packed[..., None] >> numpy.arange(0, 32, bits, dtype=numpy.uint32) & (2 ** bits - 1)
-    return lanes.reshape(*packed.shape[:-1], -1)
-
-
-def small_float(code, exponent_bits, mantissa_bits):
-    """What a float of few bits (e2m1, e4m3) means; the formats have no infinities, and no NaN is expected."""
-    bias = 2 ** (exponent_bits - 1) - 1
-    mantissa = (code & (2 ** mantissa_bits - 1)) / 2.0 ** mantissa_bits
-    exponent = (code >> mantissa_bits & (2 ** exponent_bits - 1)).astype(numpy.int64)
-    size = numpy.where(exponent > 0, (1 + mantissa) * 2.0 ** (exponent - bias), mantissa * 2.0 ** (1 - bias))
-    return numpy.where(code >> (exponent_bits + mantissa_bits) & 1, -size, size)
-
-
-def decoded(packed, scales, biases, group_size, bits, mode="affine"):
-    """The matrix that MLX's packed one stands for, by the formats' definitions (float64)."""
-    code = unpacked(packed, bits)
-    spread = lambda x: numpy.repeat(x, group_size, axis=-1)  # noqa: E731
-    if mode == "affine":
-        return code * spread(scales.astype(float)) + spread(biases.astype(float))
-    values = small_float(code, *((2, 1) if bits == 4 else (4, 3)))
-    return values * spread(small_float(scales, 4, 3) if mode == "nvfp4" else 2.0 ** (scales.astype(float) - 127))
-
-
-def dequantised(params, config):
-    """`params` with each quantised matrix as the float32 matrix that it stands for."""
-    settings = config.get("quantization")
-    if settings is None:
-        return params
-    out = {}
-    for name, value in params.items():
-        path, _, part = name.rpartition(".")
-        if f"{path}.scales" not in params or part not in ("weight", "scales", "biases"):
-            out[name] = value
-        elif part == "weight":
-            own = settings.get(path) or {k: settings[k] for k in ("group_size", "bits", "mode") if k in settings}
-            packed, scales, biases = (
-                None if array is None else numpy.array(array)
-                for array in (value, params[f"{path}.scales"], params.get(f"{path}.biases")))
-            out[name] = mx.array(decoded(packed, scales, biases, **own).astype(numpy.float32))
     return out

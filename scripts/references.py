@@ -10,10 +10,10 @@ import os
 import tempfile
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load
-from publisher import dequantised, publish, text_config
+from packing import decode_all
+from publisher import publish, text_config, transposed
 
 
 class MlxLm:
@@ -21,8 +21,7 @@ class MlxLm:
 
     def __init__(self, folder):
         self.model, self.tokenizer = load(folder)
-        if not any(name.endswith(".scales") for name, _ in tree_flatten(self.model.parameters())):
-            self.model.set_dtype(mx.float32)
+        self.model.set_dtype(mx.float32)
 
     def cache(self):
         return make_prompt_cache(self.model)
@@ -67,11 +66,11 @@ class Transformers:
         for file in sorted(os.listdir(folder)):
             if file.endswith(".safetensors"):
                 params.update(mx.load(os.path.join(folder, file)))
-        params = {n: v.astype(mx.float32) if v.dtype != mx.uint32 and v.dtype != mx.uint8 else v
-                  for n, v in params.items()}
+        params = transposed(decode_all(params, config), config)
+        params = {n: v.astype(mx.float32) for n, v in params.items()}
         text = {k: v for k, v in text_config(config).items() if not k.startswith("quantization")}
         with tempfile.TemporaryDirectory() as away:
-            mx.save_safetensors(os.path.join(away, "model.safetensors"), publish(dequantised(params, config), config),
+            mx.save_safetensors(os.path.join(away, "model.safetensors"), publish(params, config),
                                 metadata={"format": "pt"})
             with open(os.path.join(away, "config.json"), "w", encoding="utf-8") as f:
                 json.dump(dict(text, dtype="float32", torch_dtype="float32"), f)

@@ -2,7 +2,7 @@
 
 A `Tiny` is a config.json, and beside it whatever the folder needs that the configuration does
 not say.  Nothing here computes: weights, golden answers and checks are in make_fixtures.py, the
-publishers' names of weights in publisher.py.  Sizes are chosen so that a folder has 100 to 160 KB.
+publishers' names of weights in publisher.py.  Sizes are chosen so that a folder has some 150 KB.
 """
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ class Tiny:
     spread: dict = field(default_factory=dict)  # name ending: standard deviation of its random weights
     quantised: dict = field(default_factory=dict)  # bits, group_size, mode; "paths": {path ending: the same | False}
     published: bool = False  # weights under the publisher's names and in its layout, not as mlx-lm converts them
+    packed: str = ""  # "awq" or "blocks" (gpt-oss's mxfp4): in a publisher's packed format
     more: dict = field(default_factory=dict)  # name: shape of weights beside those that mlx-lm's class has
     steady: bool = True  # its prompts' answers do not hang on rounding (not asked of the first models)
     stepwise: bool = True  # keys do not depend on how long the sequence is in the end
@@ -205,6 +206,20 @@ MODES = {
         quantised=dict(bits=4, group_size=32, mode="mxfp4", paths={
             ending: dict(group_size=32, bits=8) for ending in (
                 "embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "o_proj", "router")})),
+    # As gpt-oss's publisher has it.
+    "gpt_oss-blocks": Tiny(
+        dict(GPT_OSS, hidden_size=64, intermediate_size=32, torch_dtype="bfloat16", quantization_config=dict(
+            quant_method="mxfp4", modules_to_not_convert=[
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"])),
+        {**GPT_OSS_WITHOUT, **{f"biases of the experts' {which}": zero(f"experts.{which}_proj_bias")
+                               for which in ("gate_up", "down")}},
+        **GPT_OSS_MORE, packed="blocks", quantised=dict(bits=4, group_size=32, mode="mxfp4", paths={
+            ending: False for ending in (
+                "embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "o_proj", "router")})),
+    "llama-awq": Tiny(
+        dict(QUANTISED_LLAMA, torch_dtype="float16", quantization_config=dict(
+            quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm", modules_to_not_convert=None)),
+        packed="awq"),
     "llama-mxfp4": Tiny(QUANTISED_LLAMA, quantised=dict(bits=4, group_size=32, mode="mxfp4")),
     "llama-nvfp4": Tiny(QUANTISED_LLAMA, quantised=dict(bits=4, group_size=16, mode="nvfp4")),
     "llama-mxfp8": Tiny(QUANTISED_LLAMA, quantised=dict(bits=8, group_size=32, mode="mxfp8")),
@@ -244,6 +259,16 @@ RENAMED = {
         {"norm of the keys": zero("k_norm.weight")},
         more={**{f"vision_tower.{name}": shape for name, shape in PATCHES.items()},
               "vision_tower.deepstack_merger_list.0.norm.weight": (8,)}),
+    # As the publisher's are: experts fused and transposed.
+    "qwen3_vl_moe": Tiny(
+        wrapped(dict(MOE, hidden_act="silu", attention_bias=False, tie_word_embeddings=False, num_hidden_layers=2,
+                     rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[2, 1, 1]),
+                     **dict(QWEN_MOE, moe_intermediate_size=4)),
+                "qwen3_vl_moe_text", model_type="qwen3_vl_moe", architectures=["Qwen3VLMoeForConditionalGeneration"],
+                vision_config=dict(VISION_CONFIG, model_type="qwen3_vl_moe", deepstack_visual_indexes=[0])),
+        {"renormalising": {"config": {"norm_topk_prob": False}},
+         "third expert": {"config": {"num_experts_per_tok": 2}}},
+        published=True, more={f"model.visual.{name}": shape for name, shape in PATCHES.items()}),
     # As the publisher's are: no text_config, weights of the text under `model.`
     "qwen2_5_vl": Tiny(
         dict(COMMON, model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"], hidden_act="silu",
