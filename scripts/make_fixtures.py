@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Write the tiny random-weight models under fixtures/, with golden answers.
 
-  python make_fixtures.py [--out fixtures] [--compare] [name ...]      (no name: all)
+  python make_fixtures.py [--out fixtures] [name ...]      (no name: all)
   python make_fixtures.py --list
 
 Which models, and what each is to show, is in tiny_models.py.  Each OUT/tiny-NAME has config.json,
 model.safetensors, tokenizer.json, tokenizer_config.json (ChatML template), generation_config.json
-and golden.json; together 100 to 180 KB.
+and golden.json; together 90 to 220 KB.
 The weights mean nothing: a small byte-level BPE of 304 entries, hidden size 32 (64
 where quantised), logits brought to a standard deviation of 3.  Weights lie on disk in the
 configuration's torch_dtype; ALL golden values are computed in float32 on the weights widened
@@ -23,14 +23,12 @@ one sequence alone, EOS ignored:
   chat         llama only: messages, prompt_ids (chat template), greedy_ids, greedy_text (special
                tokens spelled out), greedy_text_no_special (left out), gaps
 
-Checked while writing: token by token gives the same as the whole prompt; noise of 1e-6 on the
-weights moves no log-probability by 2e-4; each mechanism of `Tiny.without`, taken out, moves some
-by more than 0.01; and with --compare, what the other reference answers (mlx-lm's and transformers'
-code have nothing in common: agreement speaks for both).
+Checked while writing: token by token gives the same as the whole prompt, and noise of 1e-6 on
+the weights moves no log-probability by 2e-4.  check_fixtures.py checks more.
 
 The result depends on nothing but the versions: mlx[cpu] 0.32.2 (0.32.4 for the models after
 qwen3_5: before, mlx-lm's quantised experts do not run), mlx-lm 0.32.2, tokenizers, transformers
-5.24.0 and torch 2.15.0 (--compare, and where transformers is the reference).  BLAS changes the
+5.24.0 and torch 2.15.0 (where transformers is the reference).  BLAS changes the
 last bits only, hence the gaps.
 """
 import argparse
@@ -46,9 +44,11 @@ from importlib.metadata import version
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
-from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _get_classes, load, quantize_model
-from publisher import Transformers, publish, text_config
+from mlx_lm.utils import _get_classes, quantize_model
+from check_fixtures import changed
+from packing import as_awq, as_blocks
+from publisher import publish, text_config, transposed
+from references import REFERENCES, farthest, greedy, log_probabilities
 from tiny_models import ENDOFTEXT, EOS, MODELS, VOCAB
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -58,7 +58,6 @@ STEPS, MIN_GAP, MIN_DISTINCT = 40, 5e-3, 8
 MIN_ROUTER_GAP = 1e-4  # between the scores of the last expert that is chosen and the first that is not
 # Rounding differs from one way to compute to another: prompts whose answer hangs on it are no good.
 SHAKE, MAX_SHAKEN = 1e-6, 2e-4  # relative noise on all weights, and what it may do to a log-probability
-MIN_MOVED = 1e-2  # of some log-probability, when a mechanism is taken out
 
 CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
           "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -79,6 +78,7 @@ MESSAGES = [
     {"role": "user", "content": "Is \"seven < eight\" & true — même à Zürich?"},
 ]
 
+FACTORS = {"weight", "scale", "per_expert_scale", "layer_scalar"}  # vectors that multiply: random around 1
 ONE_PLUS = {"gemma2", "gemma3_text"}  # its RMSNorm multiplies by 1 + weight
 
 
@@ -128,7 +128,7 @@ def init(model, text, spread, seed):
         last = name.split(".")[-1]
         given = next((std for ending, std in spread.items() if name.endswith(ending)), None)
         if given is not None:
-            v = g(given) + (1.0 if p.ndim == 1 and last in ("weight", "scale", "per_expert_scale", "layer_scalar") else 0.0)
+            v = g(given) + (1.0 if p.ndim == 1 and last in FACTORS else 0.0)
         elif last == "A_log":
             v = mx.log(mx.random.uniform(1.0, 16.0, p.shape, key=k))
         elif last == "dt_bias":
@@ -194,60 +194,6 @@ def write_weights(params, out, sharded):
 
 
 # ---------------------------------------------------------------- golden answers
-class MlxLm:
-    """A folder's model as mlx-lm computes it in float32."""
-
-    def __init__(self, folder):
-        self.model, self.tokenizer = load(folder)
-        if not any(name.endswith(".scales") for name, _ in tree_flatten(self.model.parameters())):
-            self.model.set_dtype(mx.float32)
-
-    def cache(self):
-        return make_prompt_cache(self.model)
-
-    def step(self, ids, cache=None):
-        """Logits after the last of `ids`, which follow what `cache` holds."""
-        return self.model(mx.array([ids]), cache=cache)[0, -1]
-
-    @contextlib.contextmanager
-    def choices(self, gaps):
-        """Appends to `gaps` the least distance between a chosen expert's score and the next one's."""
-        argpartition = mx.argpartition
-
-        def watched(a, kth, axis=-1):
-            ordered, last = mx.sort(a, axis=axis), kth if kth < 0 else kth + 1
-            gaps.append((mx.take(ordered, last, axis=axis) - mx.take(ordered, last - 1, axis=axis)).min().item())
-            return argpartition(a, kth=kth, axis=axis)
-
-        mx.argpartition = watched
-        mx.disable_compile()  # a compiled router would be watched only while it is traced
-        try:
-            yield
-        finally:
-            mx.argpartition = argpartition
-            mx.enable_compile()
-
-
-REFERENCES = {"mlx-lm": MlxLm, "transformers": Transformers}
-
-
-def greedy(reference, ids, steps):
-    cache = reference.cache()
-    first = y = reference.step(ids, cache)
-    out, gaps = [], []
-    while True:
-        top = mx.sort(y)[-2:]
-        out.append(mx.argmax(y).item())
-        gaps.append(round((top[1] - top[0]).item(), 5))
-        if len(out) == steps:
-            return out, gaps, first
-        y = reference.step([out[-1]], cache)
-
-
-def log_probabilities(y):
-    return y - mx.logsumexp(y)
-
-
 def golden(reference, shaken, name, tiny, seed, pool, has_experts):
     prompts, shift = [], seed
     for n in tiny.lengths:
@@ -285,63 +231,8 @@ def golden(reference, shaken, name, tiny, seed, pool, has_experts):
     return g
 
 
-# ---------------------------------------------------------------- checks
-def farthest(y, prompt):
-    """The largest difference of a log-probability from what golden.json says."""
-    return mx.abs(log_probabilities(y) - mx.array(prompt["last_logprobs"])).max().item()
-
-
-def changed(folder, change, away, noise=0.0):
-    """Copies `folder` to `away` with a mechanism taken out, and relative noise on the weights."""
-    shutil.copytree(folder, away, dirs_exist_ok=True)
-    path = os.path.join(away, "config.json")
-    with open(path, encoding="utf-8") as f:
-        cfg = json.load(f)
-    (cfg.get("text_config") or cfg).update(change.get("config", {}))
-    dump(cfg, path)
-    path = os.path.join(away, "model.safetensors")
-    params = dict(mx.load(path))
-    for ending, value in change.get("weights", {}).items():
-        hit = [n for n in params if n.endswith(ending)]
-        assert hit, ending
-        params.update({n: mx.full(params[n].shape, value, params[n].dtype) for n in hit})
-    if noise:
-        keys = mx.random.split(mx.random.key(0), len(params))
-        params = {n: p.astype(mx.float32) * (1 + noise * mx.random.normal(p.shape, key=k))
-                  if mx.issubdtype(p.dtype, mx.floating) else p for (n, p), k in zip(params.items(), keys)}
-    mx.eval(params)
-    mx.save_safetensors(path, params, metadata={"format": "mlx"})
-
-
-def moved_without(folder, tiny, prompts):
-    """For each mechanism: how far some log-probability moves when it is left out."""
-    moved = {}
-    for mechanism, change in tiny.without.items():
-        with tempfile.TemporaryDirectory() as away:
-            changed(folder, change, away)
-            reference = REFERENCES[tiny.reference](away)
-            moved[mechanism] = max(farthest(reference.step(p["prompt_ids"]), p) for p in prompts)
-        assert moved[mechanism] > MIN_MOVED, (mechanism, moved[mechanism])
-    return moved
-
-
-def against(kind, folder, prompts):
-    """The largest difference of another reference, and whether its greedy answers are the same."""
-    reference = REFERENCES[kind](folder)
-    far = max(farthest(reference.step(p["prompt_ids"]), p) for p in prompts)
-    return far, all(greedy(reference, p["prompt_ids"], STEPS)[0] == p["greedy_ids"] for p in prompts)
-
-
-def references_without(folder, change, prompts):
-    """The largest difference between the two references with a mechanism taken out."""
-    with tempfile.TemporaryDirectory() as away:
-        changed(folder, change, away)
-        one, other = (kind(away) for kind in REFERENCES.values())
-        return max(mx.abs(log_probabilities(one.step(p["prompt_ids"])) -
-                          log_probabilities(other.step(p["prompt_ids"]))).max().item() for p in prompts)
-
-
-def make(name, root, compare):
+# ---------------------------------------------------------------- one folder
+def make(name, root):
     tk, tiny = build_tokenizer(), MODELS[name]
     pool = tk.encode(TEXT.replace("\n", " ")).ids
     out = os.path.join(root, "tiny-" + name)
@@ -356,16 +247,20 @@ def make(name, root, compare):
         scale_logits(model, text["model_type"], pool[:100])
         if tiny.quantised:
             model, cfg = quantise(model, cfg, tiny.quantised)
-        else:
+        elif tiny.packed != "awq":
             model.set_dtype(getattr(mx, cfg["torch_dtype"]))
         shutil.rmtree(out, ignore_errors=True)
         os.makedirs(out)
         params = dict(tree_flatten(model.parameters()))
         has_experts = any(p.ndim == 3 and "conv" not in n for n, p in params.items())
         if tiny.published:
-            params = publish(params, cfg)
+            params = transposed(publish(params, cfg), cfg)
             if "text_config" in cfg:
                 params = {re.sub(r"^model\.", "model.language_model.", n): p for n, p in params.items()}
+        if tiny.packed == "awq":
+            params = as_awq(params, cfg["quantization_config"]["group_size"])
+        elif tiny.packed == "blocks":
+            params, cfg = as_blocks(params), json.loads(json.dumps(tiny.config))
         params.update(more_weights(tiny, seed))
         write_weights(params, out, name.endswith("-sharded"))
         dump(cfg, os.path.join(out, "config.json"))
@@ -388,21 +283,11 @@ def make(name, root, compare):
         y = reference.step(t, cache if tiny.stepwise else None)
     stepwise = farthest(y, last)
     assert stepwise < 1e-3, stepwise
-    moved = moved_without(out, tiny, g["prompts"])
     size = sum(os.path.getsize(os.path.join(out, f)) for f in os.listdir(out))
     print(f"{name:14s} seed {seed}, {sum(p.size for p in params.values())} stored values, "
           f"{size / 1000:.0f} kB, logits std {mx.std(y).item():.2f}, "
           f"smallest gap {min(min(p['gaps']) for p in g['prompts']):.4f}, "
           f"distinct {[len(set(p['greedy_ids'])) for p in g['prompts']]}, stepwise diff {stepwise:.1e}", flush=True)
-    for mechanism, far in moved.items():
-        print(f"    without {mechanism}: {far:.3f}")
-    for kind in REFERENCES if compare else ():
-        if kind != tiny.reference:
-            far, same = against(kind, out, g["prompts"])
-            print(f"    {kind} instead of {tiny.reference}: {far:.1e}, answers {'the same' if same else 'differ'}", flush=True)
-    if compare and tiny.differ_by:
-        far = references_without(out, tiny.without[tiny.differ_by], g["prompts"])
-        print(f"    both without {tiny.differ_by}: {far:.1e}", flush=True)
 
 
 def main():
@@ -410,13 +295,12 @@ def main():
     ap.add_argument("names", nargs="*")
     ap.add_argument("--out", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fixtures"))
     ap.add_argument("--list", action="store_true")
-    ap.add_argument("--compare", action="store_true", help="with the other reference, too (needs torch)")
     a = ap.parse_args()
     if a.list:
         print(*MODELS)
         return 0
     for n in a.names or MODELS:
-        make(n, a.out, a.compare)
+        make(n, a.out)
     return 0
 
 

@@ -1,27 +1,25 @@
-"""The publishers' side of a tiny model: their names and layout of the weights, and transformers as a reference.
+"""The publishers' names and layout of a text model's weights, from mlx-lm's.
 
 `publish` undoes what mlx-lm's conversion does to names and shapes, so that the same weights can
-be read by transformers' classes (and so that make_fixtures.py can write a folder as a publisher
-would).  `Transformers` answers with the interface that make_fixtures.py has for mlx-lm.  Torch
-and transformers are needed only where a `Transformers` is made.
+be read by transformers' classes, and so that make_fixtures.py can write a folder as a publisher
+would.  Packed matrices are packing.py's; what the models compute is none of this file's business.
 """
-import contextlib
-import json
-import os
 import re
-import tempfile
 
 import mlx.core as mx
 
 # What a text model of a wrapper is by itself, where transformers has no causal class for it.
-BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2"}
-VISION = re.compile(r"(^|\.)(visual|vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio)\.")
+BY_ITSELF = {"qwen3_vl_text": "qwen3", "qwen2_5_vl_text": "qwen2", "qwen2_vl_text": "qwen2", "qwen2_5_vl": "qwen2",
+             "qwen3_vl_moe_text": "qwen3_moe"}
+OTHER_PARTS = re.compile(
+    r"(^|\.)(visual|vision_tower|multi_modal_projector|audio_tower|embed_vision|embed_audio|mtp_\w+)\.")
 GLU = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 W123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 ONE_BY_ONE = {  # experts each with matrices of their own, and what these are called
     "qwen3_moe": GLU, "qwen2_moe": GLU, "qwen3_next": GLU, "olmoe": GLU, "glm4_moe": GLU, "ernie4_5_moe": GLU,
     "mixtral": W123, "minimax_m2": W123, "lfm2_moe": W123,
 }
+TRANSPOSED = {"qwen3_vl_moe_text"}  # whose publisher has fused experts as (num_experts, in, out)
 NORMS_LESS_ONE = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 LESS_ONE = re.compile(r"(layernorm|[qk]_norm|^model\.norm)\.weight$")
 
@@ -31,7 +29,8 @@ def text_config(config):
     text = dict(config.get("text_config", config))
     if (text.get("rope_scaling") or {}).get("type") == "mrope":  # for text the same as none
         text["rope_scaling"] = None
-    text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings", False))
+    if "tie_word_embeddings" in config:
+        text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
     return dict(text, model_type=BY_ITSELF.get(text["model_type"], text["model_type"]))
 
 
@@ -83,6 +82,13 @@ def gpt_oss(params):
     return out
 
 
+def transposed(params, config):
+    """The other layout of fused experts, where the publisher's is not what transformers' text model has."""
+    if config.get("text_config", {}).get("model_type") not in TRANSPOSED:
+        return params
+    return {n: v.swapaxes(1, 2) if re.search(r"\.experts\.(gate_up|down)_proj$", n) else v for n, v in params.items()}
+
+
 def publish(params, config):
     """The text model's weights in the publisher's names and layout, from mlx-lm's.
 
@@ -90,11 +96,11 @@ def publish(params, config):
     """
     text = text_config(config)
     model_type, out = text["model_type"], {}
-    params = {n.removeprefix("language_model."): v for n, v in params.items() if not VISION.search(n)}
+    params = {n.removeprefix("language_model."): v for n, v in params.items() if not OTHER_PARTS.search(n)}
     params = {re.sub(r"^model\.language_model\.", "model.", n): v for n, v in params.items()}
     if model_type == "gpt_oss":
         params = gpt_oss(params)
-    elif model_type not in ONE_BY_ONE:
+    elif model_type not in ONE_BY_ONE or config.get("text_config", {}).get("model_type") in TRANSPOSED:
         params = fused(params, model_type)
     for name, value in params.items():
         if ".switch_mlp." in name:
@@ -108,80 +114,3 @@ def publish(params, config):
             value = value - 1.0
         out[name] = value
     return out
-
-
-def dequantised(params, config):
-    """`params` with each quantised matrix as the float32 matrix that it stands for."""
-    settings = config.get("quantization")
-    if settings is None:
-        return params
-    out = {}
-    for name, value in params.items():
-        path, _, part = name.rpartition(".")
-        if f"{path}.scales" not in params or part not in ("weight", "scales", "biases"):
-            out[name] = value
-        elif part == "weight":
-            own = settings.get(path) or {k: settings[k] for k in ("group_size", "bits", "mode") if k in settings}
-            out[name] = mx.dequantize(value, params[f"{path}.scales"], params.get(f"{path}.biases"),
-                                      dtype=mx.float32, **own)
-    return out
-
-
-class Transformers:
-    """A folder's text model as transformers computes it in float32."""
-
-    def __init__(self, folder):
-        import numpy
-        import torch
-        from transformers import AutoModelForCausalLM, DynamicCache, logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        torch.set_num_threads(1)
-        self.torch, self.numpy, self.new_cache = torch, numpy, DynamicCache
-        with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
-            config = json.load(f)
-        params = {}
-        for file in sorted(os.listdir(folder)):
-            if file.endswith(".safetensors"):
-                params.update(mx.load(os.path.join(folder, file)))
-        params = {n: v.astype(mx.float32) if v.dtype != mx.uint32 and v.dtype != mx.uint8 else v
-                  for n, v in params.items()}
-        text = {k: v for k, v in text_config(config).items() if not k.startswith("quantization")}
-        with tempfile.TemporaryDirectory() as away:
-            mx.save_safetensors(os.path.join(away, "model.safetensors"), publish(dequantised(params, config), config),
-                                metadata={"format": "pt"})
-            with open(os.path.join(away, "config.json"), "w", encoding="utf-8") as f:
-                json.dump(dict(text, dtype="float32", torch_dtype="float32"), f)
-            self.model, info = AutoModelForCausalLM.from_pretrained(
-                away, dtype=torch.float32, attn_implementation="eager",
-                experts_implementation="eager", output_loading_info=True)
-        wrong = {k: v for k, v in info.items() if v}
-        assert not wrong, wrong
-        self.model.eval()
-
-    def cache(self):
-        return self.new_cache(config=self.model.config)
-
-    def step(self, ids, cache=None):
-        """Logits after the last of `ids`, which follow what `cache` holds."""
-        with self.torch.no_grad():
-            y = self.model(self.torch.tensor([ids]), cache=cache, use_cache=cache is not None).logits[0, -1]
-        return mx.array(y.numpy())
-
-    @contextlib.contextmanager
-    def choices(self, gaps):
-        """Appends to `gaps` the least distance between a chosen expert's score and the next one's."""
-        torch, topk = self.torch, self.torch.topk
-
-        def watched(scores, k, *args, **kwargs):
-            if k < scores.shape[-1]:
-                best = topk(scores, k + 1, dim=-1).values
-                gaps.append((best[..., -2] - best[..., -1]).min().item())
-            return topk(scores, k, *args, **kwargs)
-
-        before, torch.topk, torch.Tensor.topk = torch.Tensor.topk, watched, watched
-        try:
-            yield
-        finally:
-            torch.topk, torch.Tensor.topk = topk, before

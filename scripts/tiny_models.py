@@ -2,7 +2,7 @@
 
 A `Tiny` is a config.json, and beside it whatever the folder needs that the configuration does
 not say.  Nothing here computes: weights, golden answers and checks are in make_fixtures.py, the
-publishers' names of weights in publisher.py.  Sizes are chosen so that a folder has 100 to 160 KB.
+publishers' names of weights in publisher.py.  Sizes are chosen so that a folder has some 150 KB.
 """
 from dataclasses import dataclass, field
 
@@ -11,7 +11,7 @@ VOCAB, ENDOFTEXT, EOS = 304, 301, 303
 
 @dataclass(frozen=True)
 class Tiny:
-    """One folder.  `without` maps a mechanism to the change that takes it out; make_fixtures.py
+    """One folder.  `without` maps a mechanism to the change that takes it out; check_fixtures.py
     holds that each moves some log-probability by more than 0.01."""
 
     config: dict
@@ -22,6 +22,7 @@ class Tiny:
     spread: dict = field(default_factory=dict)  # name ending: standard deviation of its random weights
     quantised: dict = field(default_factory=dict)  # bits, group_size, mode; "paths": {path ending: the same | False}
     published: bool = False  # weights under the publisher's names and in its layout, not as mlx-lm converts them
+    packed: str = ""  # "awq" or "blocks" (gpt-oss's mxfp4): in a publisher's packed format
     more: dict = field(default_factory=dict)  # name: shape of weights beside those that mlx-lm's class has
     steady: bool = True  # its prompts' answers do not hang on rounding (not asked of the first models)
     stepwise: bool = True  # keys do not depend on how long the sequence is in the end
@@ -86,8 +87,8 @@ def zero(*endings):
 
 def wrapped(config, text_type, **more):
     """`config` as the text_config of a wrapper, the way of models that also take pictures."""
-    outer = {k: config[k] for k in ("tie_word_embeddings", "bos_token_id", "eos_token_id", "torch_dtype")}
-    return dict(outer, text_config=dict(config, model_type=text_type), **more)
+    both = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "torch_dtype")
+    return dict({k: config[k] for k in both if k in config}, text_config=dict(config, model_type=text_type), **more)
 
 
 EXPERTS = {
@@ -104,9 +105,11 @@ EXPERTS = {
         wrapped(dict({k: v for k, v in MOE.items() if k not in ("rope_theta", "intermediate_size")},
                      **dict(LINEAR_ATTENTION, full_attention_interval=3),
                      layer_types=["linear_attention", "linear_attention", "full_attention"],
-                     **dict(QWEN_MOE, moe_intermediate_size=4), shared_expert_intermediate_size=8,
-                     rope_parameters=dict(rope_type="default", mrope_section=[1, 0, 0], rope_theta=10000.0,
-                                          partial_rotary_factor=0.25)),
+                     num_experts=8, num_experts_per_tok=3, moe_intermediate_size=4, mlp_only_layers=[],
+                     shared_expert_intermediate_size=8, attn_output_gate=True, mamba_ssm_dtype="float32",
+                     mtp_num_hidden_layers=1, mtp_use_dedicated_embeddings=False,
+                     rope_parameters=dict(rope_type="default", mrope_interleaved=True, mrope_section=[1, 0, 0],
+                                          rope_theta=10000.0, partial_rotary_factor=0.25)),
                 "qwen3_5_moe_text", model_type="qwen3_5_moe",
                 architectures=["Qwen3_5MoeForConditionalGeneration"]),
         {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
@@ -119,6 +122,7 @@ EXPERTS = {
     "qwen2_moe": Tiny(
         dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="qwen2_moe", tie_word_embeddings=False,
              architectures=["Qwen2MoeForCausalLM"], hidden_act="silu", num_hidden_layers=2, use_sliding_window=False,
+             sliding_window=32, max_window_layers=1, output_router_logits=False,
              **dict(QWEN_MOE, moe_intermediate_size=4, norm_topk_prob=False), shared_expert_intermediate_size=8),
         {"shared expert": zero("shared_expert.down_proj.weight"), "its gate": zero("shared_expert_gate.weight"),
          "biases": zero("_proj.bias")}),
@@ -133,8 +137,8 @@ EXPERTS = {
         dict(MOE, model_type="glm4_moe", architectures=["Glm4MoeForCausalLM"], hidden_act="silu",
              tie_word_embeddings=False, moe_intermediate_size=4, n_routed_experts=8, num_experts_per_tok=2,
              n_shared_experts=1, n_group=1, topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.5,
-             first_k_dense_replace=1, attention_bias=True, use_qk_norm=True, partial_rotary_factor=0.5,
-             rope_scaling=None),
+             first_k_dense_replace=1, num_nextn_predict_layers=1, attention_bias=True, use_qk_norm=True,
+             partial_rotary_factor=0.5, rope_scaling=None),
         {"correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED, "biases": zero("_proj.bias"),
          "shared expert": zero("shared_experts.down_proj.weight"),
          "partial rotation": {"config": {"partial_rotary_factor": 1.0}}}, spread=CORRECTION),
@@ -148,12 +152,14 @@ EXPERTS = {
         dict(MOE, model_type="ernie4_5_moe", architectures=["Ernie4_5_MoeForCausalLM"], hidden_act="silu",
              use_bias=False, moe_num_experts=8, moe_k=2, moe_intermediate_size=4, moe_num_shared_experts=2,
              moe_layer_start_index=1, moe_layer_end_index=2, moe_layer_interval=1, moe_use_aux_free=True,
-             rope_scaling=None),
+             moe_capacity=[8, 8, 8], num_nextn_predict_layers=1, rope_scaling=None),
         {"correction bias": zero("e_score_correction_bias"), "shared experts": zero("shared_experts.down_proj.weight")},
         reference="transformers", why="mlx-lm leaves e_score_correction_bias out",
         differ_by="correction bias", published=True,
         spread={"e_score_correction_bias": 0.1},
-        more={f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias": (1, 8) for layer in (1, 2)}),
+        more={**{f"model.layers.{layer}.mlp.moe_statics.e_score_correction_bias": (1, 8) for layer in (1, 2)},
+              "model.mtp_emb_norm.0.weight": (32,), "model.mtp_hidden_norm.0.weight": (32,),
+              "model.mtp_linear_proj.0.weight": (32, 64), "model.mtp_block.0.self_attn.q_proj.weight": (32, 32)}),
     "qwen3_next": Tiny(
         dict(MOE, model_type="qwen3_next", architectures=["Qwen3NextForCausalLM"], hidden_act="silu",
              **dict(LINEAR_ATTENTION, full_attention_interval=3), partial_rotary_factor=0.25,
@@ -163,8 +169,9 @@ EXPERTS = {
     "granitemoe": Tiny(
         dict({k: v for k, v in MOE.items() if k != "head_dim"}, model_type="granitemoe",
              architectures=["GraniteMoeForCausalLM"], hidden_act="silu", intermediate_size=4, num_local_experts=8,
-             num_experts_per_tok=3, attention_bias=False, attention_multiplier=0.2, embedding_multiplier=6.0,
-             residual_multiplier=0.5, logits_scaling=4.0, rope_scaling=None),
+             num_experts_per_tok=3, attention_bias=False, attention_dropout=0.1, output_router_logits=False,
+             attention_multiplier=0.2, embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=4.0,
+             rope_scaling=None),
         {"attention_multiplier": {"config": {"attention_multiplier": 8 ** -0.5}},
          "embedding_multiplier": {"config": {"embedding_multiplier": 1.0}},
          "residual_multiplier": {"config": {"residual_multiplier": 1.0}},
@@ -185,7 +192,8 @@ GPT_OSS_WITHOUT = {
     "clamping": {"config": {"swiglu_limit": 1e6}}, "bias of the router": zero("router.bias"),
     "bias of the output": zero("o_proj.bias"),
 }
-GPT_OSS_BIASES = {f"biases of the experts' {which}": zero(f"experts.{which}_proj.bias") for which in ("gate", "up", "down")}
+GPT_OSS_BIASES = {f"biases of the experts' {which}": zero(f"experts.{which}_proj.bias")
+                  for which in ("gate", "up", "down")}
 GPT_OSS_MORE = dict(reference="transformers", why="mlx-lm floors and ceils yarn's range whatever `truncate` says",
                     differ_by="truncate false", spread={"sinks": 1.0, "experts.gate_proj.weight": 0.7,
                                                         "experts.up_proj.weight": 0.7})
@@ -198,6 +206,20 @@ MODES = {
         quantised=dict(bits=4, group_size=32, mode="mxfp4", paths={
             ending: dict(group_size=32, bits=8) for ending in (
                 "embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "o_proj", "router")})),
+    # As gpt-oss's publisher has it.
+    "gpt_oss-blocks": Tiny(
+        dict(GPT_OSS, hidden_size=64, intermediate_size=32, torch_dtype="bfloat16", quantization_config=dict(
+            quant_method="mxfp4", modules_to_not_convert=[
+                "model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"])),
+        {**GPT_OSS_WITHOUT, **{f"biases of the experts' {which}": zero(f"experts.{which}_proj_bias")
+                               for which in ("gate_up", "down")}},
+        **GPT_OSS_MORE, packed="blocks", quantised=dict(bits=4, group_size=32, mode="mxfp4", paths={
+            ending: False for ending in (
+                "embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "o_proj", "router")})),
+    "llama-awq": Tiny(
+        dict(QUANTISED_LLAMA, torch_dtype="float16", quantization_config=dict(
+            quant_method="awq", bits=4, group_size=32, zero_point=True, version="gemm", modules_to_not_convert=None)),
+        packed="awq"),
     "llama-mxfp4": Tiny(QUANTISED_LLAMA, quantised=dict(bits=4, group_size=32, mode="mxfp4")),
     "llama-nvfp4": Tiny(QUANTISED_LLAMA, quantised=dict(bits=4, group_size=16, mode="nvfp4")),
     "llama-mxfp8": Tiny(QUANTISED_LLAMA, quantised=dict(bits=8, group_size=32, mode="mxfp8")),
@@ -210,16 +232,19 @@ PATCHES = {"patch_embed.proj.weight": (8, 2, 2, 2, 3), "blocks.0.attn.qkv.weight
 VISION_CONFIG = dict(depth=1, hidden_size=8, num_heads=1, patch_size=2, out_hidden_size=32)
 RENAMED = {
     "gemma2": Tiny(
-        dict(COMMON, model_type="gemma2", architectures=["Gemma2ForCausalLM"], head_dim=16, num_key_value_heads=1,
-             intermediate_size=24, hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0,
-             final_logit_softcapping=20.0, query_pre_attn_scalar=8, sliding_window=16, attention_bias=False),
+        dict({k: v for k, v in COMMON.items() if k != "tie_word_embeddings"}, model_type="gemma2",
+             architectures=["Gemma2ForCausalLM"], head_dim=16, num_key_value_heads=1, intermediate_size=24,
+             hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0,
+             final_logit_softcapping=20.0, query_pre_attn_scalar=8, sliding_window=16, sliding_window_size=16,
+             hidden_act="gelu_pytorch_tanh", cache_implementation="hybrid", attention_bias=False),
         {"window": WINDOW_OFF, "cap of the scores": {"config": {"attn_logit_softcapping": 1e6}},
          "cap of the logits": {"config": {"final_logit_softcapping": 1e6}},
          "query_pre_attn_scalar": {"config": {"query_pre_attn_scalar": 16}}},
         reference="transformers", why="mlx-lm attends fully in the layers that have a window", differ_by="window"),
     "seed_oss": Tiny(
         dict(COMMON, model_type="seed_oss", architectures=["SeedOssForCausalLM"], hidden_act="silu", head_dim=16,
-             attention_bias=True, attention_out_bias=False, mlp_bias=False, rope_scaling=dict(rope_type="default")),
+             attention_bias=True, attention_out_bias=False, mlp_bias=False, attention_dropout=0.1,
+             residual_dropout=0.1, rope_scaling=dict(rope_type="default")),
         {"biases": zero("_proj.bias")}),
     "ernie4_5": Tiny(
         dict(COMMON, model_type="ernie4_5", architectures=["Ernie4_5ForCausalLM"], hidden_act="silu", head_dim=16,
@@ -234,6 +259,16 @@ RENAMED = {
         {"norm of the keys": zero("k_norm.weight")},
         more={**{f"vision_tower.{name}": shape for name, shape in PATCHES.items()},
               "vision_tower.deepstack_merger_list.0.norm.weight": (8,)}),
+    # As the publisher's are: experts fused and transposed.
+    "qwen3_vl_moe": Tiny(
+        wrapped(dict(MOE, hidden_act="silu", attention_bias=False, tie_word_embeddings=False, num_hidden_layers=2,
+                     rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[2, 1, 1]),
+                     **dict(QWEN_MOE, moe_intermediate_size=4)),
+                "qwen3_vl_moe_text", model_type="qwen3_vl_moe", architectures=["Qwen3VLMoeForConditionalGeneration"],
+                vision_config=dict(VISION_CONFIG, model_type="qwen3_vl_moe", deepstack_visual_indexes=[0])),
+        {"renormalising": {"config": {"norm_topk_prob": False}},
+         "third expert": {"config": {"num_experts_per_tok": 2}}},
+        published=True, more={f"model.visual.{name}": shape for name, shape in PATCHES.items()}),
     # As the publisher's are: no text_config, weights of the text under `model.`
     "qwen2_5_vl": Tiny(
         dict(COMMON, model_type="qwen2_5_vl", architectures=["Qwen2_5_VLForConditionalGeneration"], hidden_act="silu",
@@ -242,9 +277,10 @@ RENAMED = {
              vision_config=dict(VISION_CONFIG, model_type="qwen2_5_vl")),
         {"biases": zero("_proj.bias")}, published=True,
         more={f"visual.{name}": shape for name, shape in PATCHES.items()}),
+    # As the publisher's: tie_word_embeddings is nowhere, which means that they are not.
     "mistral3": Tiny(
-        wrapped(dict({k: v for k, v in LLAMA.items() if k != "architectures"}, intermediate_size=32,
-                     sliding_window=None, tie_word_embeddings=False), "mistral",
+        wrapped(dict({k: v for k, v in LLAMA.items() if k not in ("architectures", "tie_word_embeddings")},
+                     intermediate_size=32, sliding_window=None), "mistral",
                 model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"], spatial_merge_size=2,
                 vision_config=dict(model_type="pixtral", hidden_size=8, num_hidden_layers=1)),
         {"own head": zero("lm_head.weight")},
@@ -284,14 +320,16 @@ ATTENTION = {
         {**GEMMA4_WITHOUT, "embeddings of the layers": zero("embed_tokens_per_layer.weight"),
          "per-layer inputs": zero("per_layer_projection.weight")},
         spread={"embed_tokens_per_layer.weight": 0.5, "layer_scalar": 0.3},
-        more={"vision_tower.patch_embedder.input_proj.weight": (8, 12), "embed_vision.embedding_projection.weight": (32, 8),
-              "audio_tower.output_proj.weight": (8, 8), "embed_audio.embedding_projection.weight": (32, 8)}),
+        more={"vision_tower.patch_embedder.input_proj.weight": (8, 12),
+              "embed_vision.embedding_projection.weight": (32, 8), "audio_tower.output_proj.weight": (8, 8),
+              "embed_audio.embedding_projection.weight": (32, 8)}),
     # As 26B-A4B: experts beside the MLP, values from the keys' projection in the full layers.
     "gemma4-moe": Tiny(
         wrapped(dict(GEMMA4, torch_dtype="float32", num_hidden_layers=3, num_key_value_heads=2, intermediate_size=8,
                      layer_types=["sliding_attention", "sliding_attention", "full_attention"],
                      num_kv_shared_layers=0, use_double_wide_mlp=False, hidden_size_per_layer_input=0,
                      attention_k_eq_v=True, num_global_key_value_heads=1, enable_moe_block=True, num_experts=8,
+                     use_bidirectional_attention="vision",
                      top_k_experts=2, moe_intermediate_size=4),
                 "gemma4_text", model_type="gemma4", architectures=["Gemma4ForConditionalGeneration"],
                 vocab_size=VOCAB, vision_config=dict(model_type="gemma4_vision", hidden_size=8)),
@@ -302,9 +340,10 @@ ATTENTION = {
         more={"model.vision_tower.patch_embedder.input_proj.weight": (8, 12),
               "model.embed_vision.embedding_projection.weight": (32, 8)}),
     "smollm3": Tiny(
-        dict(COMMON, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT,
-             attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 0, 1], no_rope_layer_interval=3,
-             use_sliding_window=False, sliding_window=None, layer_types=["full_attention"] * 4, rope_scaling=None),
+        dict(COMMON, model_type="smollm3", architectures=["SmolLM3ForCausalLM"], hidden_act="silu",
+             pad_token_id=ENDOFTEXT, attention_bias=False, mlp_bias=False, no_rope_layers=[1, 1, 0, 1],
+             no_rope_layer_interval=3, use_sliding_window=False, sliding_window=None,
+             layer_types=["full_attention"] * 4, rope_scaling=None, max_window_layers=28, pretraining_tp=2),
         {"layer without rotation": {"config": {"no_rope_layers": [1, 1, 1, 1]}}}),
     "ministral3": Tiny(
         wrapped(dict({k: v for k, v in COMMON.items() if k != "rope_theta"}, head_dim=16, hidden_act="silu",
@@ -318,7 +357,7 @@ ATTENTION = {
         dict(MOE, model_type="minimax_m2", architectures=["MiniMaxM2ForCausalLM"], hidden_act="silu",
              intermediate_size=4, shared_intermediate_size=0, num_local_experts=8, num_experts_per_tok=2,
              scoring_func="sigmoid", use_routing_bias=True, use_qk_norm=True, qk_norm_type="per_layer", rotary_dim=4,
-             rope_scaling=None),
+             use_mtp=True, mtp_transformer_layers=1, num_mtp_modules=3),
         {"correction bias": zero("e_score_correction_bias"), "norm of the keys": zero("k_norm.weight"),
          "partial rotation": {"config": {"rotary_dim": 8}}}, spread=CORRECTION),
     "olmo2": Tiny(
@@ -349,15 +388,17 @@ FUSED = {
         dict(COMMON, model_type="phi3", architectures=["Phi3ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT,
              attention_bias=False,
              partial_rotary_factor=0.75, max_position_embeddings=1024, original_max_position_embeddings=88,
-             rope_scaling=LONGROPE, sliding_window=None),
+             rope_scaling=LONGROPE, sliding_window=2048, embd_pdrop=0.0, resid_pdrop=0.0, full_attn_mod=1,
+             interpolate_factor=1, lm_head_bias=False, mlp_bias=False),
         {"short factors": {"config": {"rope_scaling": dict(LONGROPE, short_factor=LONGROPE["long_factor"])}},
          "long factors": {"config": {"rope_scaling": dict(LONGROPE, long_factor=LONGROPE["short_factor"])}},
          "scaled rotation": {"config": {"max_position_embeddings": 88}}},
         reference="transformers", why="mlx-lm takes the long factors for short sequences, too",
         differ_by="short factors", stepwise=False, lengths=(3, 17, 40, 90, 130)),
     "glm4": Tiny(
-        dict(COMMON, model_type="glm4", architectures=["Glm4ForCausalLM"], hidden_act="silu", pad_token_id=ENDOFTEXT, head_dim=16,
-             attention_bias=True, partial_rotary_factor=0.5, tie_word_embeddings=False, intermediate_size=24),
+        dict(COMMON, model_type="glm4", architectures=["Glm4ForCausalLM"], hidden_act="silu",
+             pad_token_id=ENDOFTEXT, head_dim=16, attention_bias=True, partial_rotary_factor=0.5,
+             tie_word_embeddings=False, intermediate_size=24),
         {"biases": zero("_proj.bias"), "partial rotation": {"config": {"partial_rotary_factor": 1.0}},
          "norm after the MLP": zero("post_mlp_layernorm.weight")}),
     "granite": Tiny(
@@ -369,10 +410,13 @@ FUSED = {
          "residual_multiplier": {"config": {"residual_multiplier": 1.0}},
          "logits_scaling": {"config": {"logits_scaling": 1.0}}}),
     "cohere2": Tiny(
-        dict({k: v for k, v in COMMON.items() if k != "rms_norm_eps"}, model_type="cohere2",
-             architectures=["Cohere2ForCausalLM"], hidden_act="silu", head_dim=8, layer_norm_eps=1e-5,
-             logit_scale=0.25, attention_bias=False, sliding_window=16, sliding_window_pattern=4,
-             layer_types=["sliding_attention"] * 3 + ["full_attention"]),
+        dict({k: v for k, v in COMMON.items() if k not in ("rms_norm_eps", "tie_word_embeddings")},
+             model_type="cohere2", architectures=["Cohere2ForCausalLM"], hidden_act="silu", head_dim=8,
+             layer_norm_eps=1e-5, logit_scale=0.25, attention_bias=False, sliding_window=16,
+             sliding_window_pattern=4, layer_switch=4,
+             order_of_interleaved_layers="local_attn_first", position_embedding_type="rope_gptj", rotary_pct=1.0,
+             rope_scaling=None, cache_implementation="hybrid", use_embedding_sharing=True, use_gated_activation=True,
+             use_parallel_block=True, use_parallel_embedding=True),
         {"window": WINDOW_OFF, "logit_scale": {"config": {"logit_scale": 1.0}}}),
 }
 
