@@ -167,11 +167,9 @@ impl Weights {
 
     /// Exchanges the last two axes of the matrices at `path`, where they are there.
     pub(super) fn transpose(&mut self, path: &str) -> Result<()> {
-        for bare in [true, false] {
-            if let Some(array) = self.take_of(path, "weight", bare) {
-                let name = format!("{path}.weight");
-                self.arrays.insert(name, array.swap_axes(-1, -2)?);
-            }
+        let array = self.take_of(path, "weight", true).or_else(|| self.take_of(path, "weight", false));
+        if let Some(array) = array {
+            self.arrays.insert(format!("{path}.weight"), array.swap_axes(-1, -2)?);
         }
         Ok(())
     }

@@ -289,16 +289,19 @@ fn nothing_is_left_to_be_said_of_the_fixtures() {
         if folder.join("config.json").is_file() {
             let config = read_model_config(&folder.join("config.json")).expect("it is sound");
             let generation = crate::models::read_generation_config(&folder).expect("it is sound");
-            assert_eq!([config.warnings, generation.warnings].concat(), Vec::<String>::new());
+            // Contexts beyond LongRoPE's first are refused.
+            let is_served = |warning: &String| !warning.contains("'rope_scaling.long_factor'");
+            let said = [config.warnings, generation.warnings].concat().into_iter().filter(is_served);
+            assert_eq!(said.collect::<Vec<_>>(), Vec::<String>::new());
             num_models += 1;
         }
     }
     assert!(num_models >= 10, "only {num_models}");
 }
 
-/// Of all of them a mixture of settings that matter is read, and none is left that nobody knows.
+/// Of published configurations all that matters is read, or it is said that it is not.
 #[test]
-fn nothing_is_left_to_be_said_of_published_configurations() {
+fn nothing_is_left_to_be_said_of_published_configurations_but_what_is_not_served() {
     let mut said: Vec<String> = Vec::new();
     for (name, config) in published::all() {
         match parse_model_config(&config, &name) {
@@ -306,5 +309,15 @@ fn nothing_is_left_to_be_said_of_published_configurations() {
             Err(error) => said.push(error.to_string()),
         }
     }
-    assert_eq!(said, Vec::<String>::new());
+    // Python code that is not run, longer contexts than LongRoPE's first, several forms in one model.
+    let expected = [
+        ("minimax_m2.json", "'auto_map'"),
+        ("phi3.json", "'rope_scaling.long_factor'"),
+        ("qwen3_5_moe-nvfp4.json", "modelopt"),
+    ];
+    said.sort();
+    assert_eq!(said.len(), expected.len(), "{said:?}");
+    for (said, (name, what)) in said.iter().zip(expected) {
+        assert!(said.starts_with(name) && said.contains(what), "{said}");
+    }
 }

@@ -351,6 +351,7 @@ pub(super) const PUBLISHED_QUANTIZATION: &[KeyRule] = &[
     rule("dequantize", WEIGHTS_SHOW),
     rule("config_groups", WEIGHTS_SHOW),
     rule("producer", HISTORY),
+    rule("zero_point", WEIGHTS_SHOW),
 ];
 
 const WEIGHTS_SHOW: Effect = Nothing("the weights show what is quantised, and how");

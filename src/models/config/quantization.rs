@@ -71,11 +71,22 @@ fn publisher_format(method: &Value, settings: &Fields) -> Result<PublisherFormat
             };
             Ok(PublisherFormat::Fp8 { block })
         }
+        Some("awq") => {
+            let bits = settings.integer("bits", Some(4), 1, 64)?;
+            settings.get("group_size");
+            let version = settings.get("version").and_then(Value::as_str).unwrap_or("gemm");
+            if bits != 4 || !version.eq_ignore_ascii_case("gemm") {
+                return Err(format!(
+                    "awq with {bits} bits in the form '{version}' is not supported (4 in 'gemm' are)"
+                ));
+            }
+            Ok(PublisherFormat::Awq)
+        }
         Some("modelopt") if settings.get("quant_algo").is_some_and(|algorithm| algorithm == "NVFP4") => {
             Ok(PublisherFormat::ModelOptNvfp4)
         }
         _ => Err(format!(
-            "weights quantised by {method} are not supported (fp8, mxfp4 and modelopt's NVFP4 are); use an MLX \
+            "weights quantised by {method} are not supported (awq, fp8, mxfp4 and modelopt's NVFP4 are); use an MLX \
              conversion of this model"
         )),
     }
