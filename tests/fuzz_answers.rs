@@ -232,3 +232,13 @@ fn gated_delta_layers() {
 fn short_convolutions() {
     check("short_convolutions", "tiny-lfm2");
 }
+
+#[test]
+fn layers_of_several_shapes() {
+    check("layers_of_several_shapes", "tiny-gemma4");
+}
+
+#[test]
+fn sinks_and_experts() {
+    check("sinks_and_experts", "tiny-gpt_oss");
+}

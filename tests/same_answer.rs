@@ -18,7 +18,16 @@ use common::{
 use mlxbatch::{mlx::ComputeDevice, snapshot};
 
 /// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
-const MODELS: [&str; 4] = ["tiny-llama", "tiny-gemma3", "tiny-qwen3_5", "tiny-lfm2"];
+/// tiny-gemma4 has shapes by layer and layers that use others' KV, tiny-gpt_oss sinks and experts.
+const MODELS: [&str; 7] = [
+    "tiny-llama",
+    "tiny-gemma3",
+    "tiny-qwen3_5",
+    "tiny-lfm2",
+    "tiny-gemma4",
+    "tiny-gpt_oss",
+    "tiny-qwen3_5_moe",
+];
 
 /// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows
 /// and next to no memory for copies.
@@ -136,4 +145,19 @@ fn gated_delta_layers_answer_the_same_whatever_is_cached() {
 #[test]
 fn short_convolutions_answer_the_same_whatever_is_cached() {
     check(MODELS[3]);
+}
+
+#[test]
+fn layers_of_several_shapes_that_share_kv_answer_the_same_whatever_is_cached() {
+    check(MODELS[4]);
+}
+
+#[test]
+fn sinks_and_experts_answer_the_same_whatever_is_cached() {
+    check(MODELS[5]);
+}
+
+#[test]
+fn experts_on_recurrent_layers_answer_the_same_whatever_is_cached() {
+    check(MODELS[6]);
 }
