@@ -8,7 +8,6 @@ use mlx_rs::Array;
 use super::{
     arrays::{concatenated, rows_of},
     block_pass::BlockPass,
-    device::ComputeDevice,
     error::Result,
     loader::Loader,
     mlp::Mlp,
@@ -23,19 +22,14 @@ use super::{
 use crate::models::{AttentionSpec, BlockNames, KeyValueSource, LayerSpec, MixerSpec, MlpSpec, RopeSpec};
 
 /// What is shared between blocks while they load, and how many of each kind there are.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Places {
     pub ropes: Vec<RopeSpec>,
-    device: ComputeDevice,
     num_with_kv: usize,
     num_recurrent: usize,
 }
 
 impl Places {
-    pub(super) fn new(device: ComputeDevice) -> Self {
-        Self { ropes: Vec::new(), device, num_with_kv: 0, num_recurrent: 0 }
-    }
-
     fn attention(&mut self, spec: &AttentionSpec) -> AttentionPlace {
         let rope = spec.rope.as_ref().map(|rope| {
             self.ropes.iter().position(|known| known == rope).unwrap_or_else(|| {
@@ -134,7 +128,7 @@ impl Block {
             },
             mixer_post_norm: norm(loader, names.mixer_post_norm)?,
             mlp_norm: norm(loader, names.mlp_norm)?,
-            rest: Rest::load(loader, (&block_path, names), &layer.mlp, places.device)?,
+            rest: Rest::load(loader, (&block_path, names), &layer.mlp)?,
             mlp_post_norm: norm(loader, names.mlp_post_norm)?,
             residual_scale: match layer.residual_scale {
                 1.0 => None,
@@ -243,9 +237,8 @@ impl Rest {
         loader: &mut Loader<'_>,
         (block_path, names): (&str, BlockNames),
         spec: &MlpSpec,
-        device: ComputeDevice,
     ) -> Result<Self> {
-        let moe = |loader: &mut Loader<'_>, spec| Moe::load(loader, block_path, &names.moe, spec, device);
+        let moe = |loader: &mut Loader<'_>, spec| Moe::load(loader, block_path, &names.moe, spec);
         Ok(match spec {
             MlpSpec::Dense(spec) => Self::Dense(Mlp::load(loader, block_path, names.mlp, *spec)?),
             MlpSpec::Moe(spec) => Self::Moe(Box::new(moe(loader, spec)?)),

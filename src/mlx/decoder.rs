@@ -61,7 +61,7 @@ impl Decoder {
         let tied = spec.tied_head.unwrap_or_else(|| !weights.contains("lm_head.weight"));
         let mut loader = Loader::new(spec, &mut weights, precision);
         let embedding = loader.table("model.embed_tokens", spec.vocab_size, spec.hidden_size)?;
-        let mut places = Places::new(device);
+        let mut places = Places::default();
         let per_layer_inputs =
             spec.per_layer_inputs.map(|inputs| PerLayerInputs::load(&mut loader, inputs)).transpose()?;
         let blocks = spec
@@ -243,7 +243,7 @@ mod tests {
         let weights =
             Weights::from_safetensors(&[folder.join("model.safetensors")], &spec.names, None).unwrap();
         // Quantised matrices as they are.
-        let precision = Precision { dtype: ComputeDtype::Float32, widen_quantized: false };
+        let precision = Precision { dtype: ComputeDtype::Float32, device, widen_quantized: false };
         Decoder::load(&spec, weights, precision, device).unwrap()
     }
 

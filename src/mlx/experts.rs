@@ -13,7 +13,7 @@ use super::{
     loader::Loader,
     mlp::halves,
     ops::Ops,
-    quantized::Quantized,
+    quantized::{MIN_WIDENED_ROWS, Quantized, multiply_on_host},
     sys,
 };
 use crate::models::{Activation, DenseSpec, ExpertNames, ExpertRows};
@@ -58,7 +58,6 @@ impl Experts {
         block_path: &str,
         names: &ExpertNames,
         (num_experts, spec): (usize, DenseSpec),
-        device: ComputeDevice,
     ) -> Result<Self> {
         let hidden = loader.spec.hidden_size;
         let DenseSpec { intermediate_size, activation, bias } = spec;
@@ -88,6 +87,7 @@ impl Experts {
                 loader.weights.stack(stacked, num_experts, one)?;
             }
         }
+        let device = loader.precision.device;
         let mut projections = |index: usize, outputs: usize, inputs: usize| {
             Projections::load(loader, &stacked[index], (num_experts, MatrixShape { outputs, inputs }), bias)
         };
@@ -140,7 +140,7 @@ impl Experts {
     fn one_after_the_other(&self, rows: &Array, chosen: &Array, ops: &Ops) -> Result<Array> {
         let num_chosen = chosen.dim(1) as usize;
         let chosen = chosen.contiguous()?;
-        chosen.eval()?;
+        mlx_rs::transforms::eval([&chosen, rows])?;
         let chosen = chosen
             .to_vec_exact::<u32>()
             .map_err(|error| MlxError::Unsupported(format!("the chosen experts cannot be read: {error}")))?;
@@ -148,16 +148,35 @@ impl Experts {
         for (pair, &expert) in chosen.iter().enumerate() {
             pairs_of[expert as usize].push(pair);
         }
-        let mut results = Vec::new();
+        // The pairs by expert: the row of each, and where it is among them.
+        let mut row_of = Vec::with_capacity(chosen.len());
         let mut place_of_pair = vec![0_u32; chosen.len()];
-        let mut num_done = 0;
+        let mut groups = Vec::new();
         for (expert, pairs) in pairs_of.iter().enumerate().filter(|(_, pairs)| !pairs.is_empty()) {
-            for (index, &pair) in pairs.iter().enumerate() {
-                place_of_pair[pair] = (num_done + index) as u32;
+            for &pair in pairs {
+                place_of_pair[pair] = row_of.len() as u32;
+                row_of.push((pair / num_chosen) as u32);
             }
-            num_done += pairs.len();
-            let indices: Vec<u32> = pairs.iter().map(|pair| (pair / num_chosen) as u32).collect();
-            let rows = rows.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)?;
+            groups.push((expert, pairs.len()));
+        }
+        let gathered = rows.take_axis(Array::from_slice(&row_of, &[row_of.len() as i32]), 0)?;
+        let is_few = row_of.len() < MIN_WIDENED_ROWS * groups.len();
+        let on_host = if is_few { self.on_host(&gathered, &groups, ops)? } else { None };
+        let results = match on_host {
+            Some(results) => results,
+            None => self.by_expert(&gathered, &groups, ops)?,
+        };
+        let places = Array::from_slice(&place_of_pair, &[place_of_pair.len() as i32]);
+        Ok(results.take_axis(places, 0)?)
+    }
+
+    /// Rows of several experts, one after the other, each expert's matrices made numbers for it.
+    fn by_expert(&self, rows: &Array, groups: &[(usize, usize)], ops: &Ops) -> Result<Array> {
+        let mut results = Vec::with_capacity(groups.len());
+        let mut first = 0;
+        for &(expert, num_rows) in groups {
+            let rows = sys::slice_axis(rows, 0, first, first + num_rows)?;
+            first += num_rows;
             let gated =
                 ops.gated(self.activation, self.gate.of(expert, &rows)?, self.up.of(expert, &rows)?)?;
             let result = self.down.of(expert, &gated)?;
@@ -165,8 +184,34 @@ impl Experts {
             result.eval()?;
             results.push(result);
         }
-        let places = Array::from_slice(&place_of_pair, &[place_of_pair.len() as i32]);
-        Ok(concatenated(results, 0)?.take_axis(places, 0)?)
+        concatenated(results, 0)
+    }
+
+    /// The same by products with the quantised matrices themselves; `None` where that cannot be.
+    fn on_host(&self, rows: &Array, groups: &[(usize, usize)], ops: &Ops) -> Result<Option<Array>> {
+        let (Matrices::Quantized(gate), Matrices::Quantized(up), Matrices::Quantized(down)) =
+            (&self.gate.matrices, &self.up.matrices, &self.down.matrices)
+        else {
+            return Ok(None);
+        };
+        let num_rows = rows.dim(0);
+        let project = |stacks: &[&Quantized], rows: &Array| -> Result<Option<Vec<Array>>> {
+            let rows = rows.contiguous()?;
+            rows.eval()?;
+            let Ok(rows) = rows.try_as_slice::<f32>() else { return Ok(None) };
+            let results = multiply_on_host(stacks, rows, groups);
+            let array = |numbers: Vec<f32>| {
+                let num_outputs = numbers.len() as i32 / num_rows;
+                Array::from_slice(&numbers, &[num_rows, num_outputs])
+            };
+            Ok(results.map(|results| results.into_iter().map(array).collect()))
+        };
+        let Some(both) = project(&[gate, up], rows)? else { return Ok(None) };
+        let [gate, up] = <[Array; 2]>::try_from(both).expect("one for each stack");
+        let (gate, up) = (self.gate.with_biases(gate, groups)?, self.up.with_biases(up, groups)?);
+        let gated = ops.gated(self.activation, gate, up)?;
+        let Some(results) = project(&[down], &gated)? else { return Ok(None) };
+        results.into_iter().next().map(|result| self.down.with_biases(result, groups)).transpose()
     }
 }
 
@@ -217,6 +262,15 @@ impl Projections {
         })
     }
 
+    /// Rows of several experts, one after the other, with the biases of each.
+    fn with_biases(&self, rows: Array, groups: &[(usize, usize)]) -> Result<Array> {
+        let Some(biases) = &self.biases else { return Ok(rows) };
+        let experts =
+            groups.iter().flat_map(|&(expert, num_rows)| std::iter::repeat_n(expert as u32, num_rows));
+        let experts: Vec<u32> = experts.collect();
+        Ok(rows.add(biases.take_axis(Array::from_slice(&experts, &[experts.len() as i32]), 0)?)?)
+    }
+
     /// `(n, inputs)` → `(n, outputs)` by one expert.
     fn of(&self, expert: usize, rows: &Array) -> Result<Array> {
         let of_expert = |array: &Array| -> Result<Array> {
@@ -225,7 +279,7 @@ impl Projections {
         let y = match &self.matrices {
             Matrices::Dense { transposed } => rows.matmul(of_expert(transposed)?)?,
             Matrices::Quantized(matrices) => {
-                rows.matmul(matrices.matrix(expert)?.numbers(self.precision.dtype.mlx())?.t())?
+                rows.matmul(matrices.numbers_of_matrix(expert, self.precision.dtype.mlx())?.t())?
             }
         };
         Ok(match &self.biases {

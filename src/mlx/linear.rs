@@ -7,13 +7,20 @@ use std::ops::Range;
 
 use mlx_rs::Array;
 
-use super::{device::ComputeDtype, error::Result, quantized::Quantized, sys, weights::Weights};
+use super::{
+    device::{ComputeDevice, ComputeDtype},
+    error::Result,
+    quantized::Quantized,
+    sys,
+    weights::Weights,
+};
 use crate::models::QuantizationSpec;
 
 /// How weights are brought to the device.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Precision {
     pub dtype: ComputeDtype,
+    pub device: ComputeDevice,
     /// Expands quantised matrices at load: more memory, but the CPU's fast BLAS can serve them.
     pub widen_quantized: bool,
 }
@@ -34,7 +41,7 @@ enum Matrix {
     },
     Quantized {
         matrix: Quantized,
-        dtype: ComputeDtype,
+        precision: Precision,
     },
 }
 
@@ -45,16 +52,16 @@ impl Matrix {
         shape: MatrixShape,
         (settings, precision): (Option<&QuantizationSpec>, Precision),
     ) -> Result<Self> {
-        let dtype = precision.dtype;
+        let dtype = precision.dtype.mlx();
         let weight = match Quantized::take(weights, path, (None, shape), (settings, precision))? {
             Some(matrix) if !precision.widen_quantized => {
                 matrix.settle()?;
-                return Ok(Self::Quantized { matrix, dtype });
+                return Ok(Self::Quantized { matrix, precision });
             }
-            Some(matrix) => matrix.numbers(dtype.mlx())?,
+            Some(matrix) => matrix.numbers(dtype)?,
             None => {
                 let shape = [shape.outputs, shape.inputs];
-                weights.take(&format!("{path}.weight"), &shape)?.as_dtype(dtype.mlx())?
+                weights.take(&format!("{path}.weight"), &shape)?.as_dtype(dtype)?
             }
         };
         weight.eval()?;
@@ -65,7 +72,7 @@ impl Matrix {
     fn rows(&self, indices: &Array) -> Result<Array> {
         match self {
             Self::Dense { transposed } => Ok(transposed.t().take_axis(indices, 0)?),
-            Self::Quantized { matrix, dtype } => matrix.rows(indices)?.numbers(dtype.mlx()),
+            Self::Quantized { matrix, precision } => matrix.rows(indices)?.numbers(precision.dtype.mlx()),
         }
     }
 
@@ -75,8 +82,8 @@ impl Matrix {
             Self::Dense { transposed } => {
                 Self::Dense { transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)? }
             }
-            Self::Quantized { matrix, dtype } => {
-                Self::Quantized { matrix: matrix.part(outputs)?, dtype: *dtype }
+            Self::Quantized { matrix, precision } => {
+                Self::Quantized { matrix: matrix.part(outputs)?, precision: *precision }
             }
         })
     }
@@ -85,6 +92,9 @@ impl Matrix {
     fn multiply(&self, x: &Array) -> Result<Array> {
         Ok(match self {
             Self::Dense { transposed } => x.matmul(transposed)?,
+            Self::Quantized { matrix, precision } if precision.device == ComputeDevice::Cpu => {
+                matrix.multiply_on_cpu(x)?
+            }
             Self::Quantized { matrix, .. } => matrix.multiply(x)?,
         })
     }

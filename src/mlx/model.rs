@@ -40,8 +40,11 @@ impl LoadedModel {
         device: ComputeDevice,
         dtype: ComputeDtype,
     ) -> Result<Self> {
-        let precision =
-            Precision { dtype, widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype) };
+        let precision = Precision {
+            dtype,
+            device,
+            widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype),
+        };
         device.keep_no_free_buffers();
         let weights = match source {
             WeightSource::Safetensors(files) => {

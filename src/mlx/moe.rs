@@ -5,7 +5,6 @@
 use mlx_rs::{Array, Dtype, ops, ops::indexing};
 
 use super::{
-    device::ComputeDevice,
     error::{MlxError, Result},
     experts::Experts,
     linear::Linear,
@@ -40,7 +39,6 @@ impl Moe {
         block_path: &str,
         names: &MoeNames,
         spec: &MoeSpec,
-        device: ComputeDevice,
     ) -> Result<Self> {
         let hidden = loader.spec.hidden_size;
         let path = |name: &str| format!("{block_path}.{name}");
@@ -89,13 +87,7 @@ impl Moe {
             router: loader.linear(&path(names.router), spec.num_experts, hidden, routing.router_bias)?,
             selection_bias,
             per_expert_scale,
-            experts: Experts::load(
-                loader,
-                block_path,
-                &names.experts,
-                (spec.num_experts, spec.expert),
-                device,
-            )?,
+            experts: Experts::load(loader, block_path, &names.experts, (spec.num_experts, spec.expert))?,
             shared,
             shared_gate,
             spec: *spec,

@@ -3,9 +3,13 @@
 //! Owns their loading, with settings read off shapes and types, and MLX's operations on them. Whether a
 //! matrix stays quantised is the business of `linear` and `experts`.
 
+mod kernel;
+
 use std::ops::Range;
 
 use mlx_rs::{Array, Dtype};
+
+use self::kernel::{Format, Product, QuantizedRows, Scales};
 
 use super::{
     error::{MlxError, Result},
@@ -18,6 +22,9 @@ use crate::models::{Quantization, QuantizationMode, QuantizationSpec};
 /// What the largest scale of a tensor in nvfp4 stands for: the largest number of its scales' type times that of its
 /// elements'.
 pub(super) const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
+
+/// Rows from which on the CPU's BLAS makes up for making numbers of a matrix first.
+pub(super) const MIN_WIDENED_ROWS: usize = 40;
 
 /// Matrices `(outputs, inputs)`, or `(E, outputs, inputs)`, as MLX quantises them. A clone shares its memory.
 #[derive(Debug, Clone)]
@@ -80,6 +87,33 @@ impl Quantized {
         Ok(mlx_rs::transforms::eval(arrays)?)
     }
 
+    /// Its arrays in host memory, where all of them are such as the kernel takes: none with a factor, and scales and
+    /// biases in float32.
+    fn on_host(&self) -> Option<HostParts<'_>> {
+        fn slice<T: mlx_rs::ArrayElement>(array: &Array) -> Option<&[T]> {
+            array.try_as_slice::<T>().ok()
+        }
+        let Quantization { bits, mode, .. } = self.quantization;
+        let (format, scales) = match mode {
+            QuantizationMode::Affine => (Format::Affine { bits }, Scales::Numbers(slice(&self.scales)?)),
+            QuantizationMode::Mxfp4 => (Format::Mxfp4, Scales::Bytes(slice(&self.scales)?)),
+            QuantizationMode::Nvfp4 => (Format::Nvfp4, Scales::Bytes(slice(&self.scales)?)),
+            QuantizationMode::Mxfp8 => (Format::Mxfp8, Scales::Bytes(slice(&self.scales)?)),
+        };
+        let biases = match &self.biases {
+            Some(biases) => Some(slice(biases)?),
+            None => None,
+        };
+        let words = slice(&self.words)?;
+        Some(HostParts { words, scales, biases, format }).filter(|_| self.factor.is_none())
+    }
+
+    /// `(outputs, inputs)` of one matrix.
+    fn shape(&self) -> (usize, usize) {
+        let outputs = self.words.dim(-2) as usize;
+        (outputs, self.words.dim(-1) as usize * 32 / self.quantization.bits)
+    }
+
     /// The same of each of its arrays that has an entry for each output.
     fn map(&self, mut each: impl FnMut(&Array) -> Result<Array>) -> Result<Self> {
         Ok(Self {
@@ -118,6 +152,42 @@ impl Quantized {
         self.scaled(sys::quantized_matmul(x, self.parts())?)
     }
 
+    /// The same on the CPU, whose own products with quantised matrices are slow and, in 16 bits, inexact.
+    pub(super) fn multiply_on_cpu(&self, x: &Array) -> Result<Array> {
+        let num_rows = x.dim(0) as usize;
+        let x = x.contiguous()?;
+        x.eval()?;
+        // It may be a part of another.
+        self.settle()?;
+        if let Ok(rows) = x.try_as_slice::<f32>()
+            && num_rows < MIN_WIDENED_ROWS
+            && let Some(results) = multiply_on_host(&[self], rows, &[(0, num_rows)])
+        {
+            return Ok(Array::from_slice(&results[0], &[num_rows as i32, self.shape().0 as i32]));
+        }
+        Ok(x.matmul(self.numbers_of_matrix(0, x.dtype())?.t())?)
+    }
+
+    /// Numbers of matrix `index` of E, or of the only one, by all cores of the CPU; everything it is made of must be
+    /// computed.
+    pub(super) fn numbers_of_matrix(&self, index: usize, dtype: Dtype) -> Result<Array> {
+        let Some(parts) = self.on_host() else {
+            return if self.words.ndim() == 3 {
+                self.matrix(index)?.numbers(dtype)
+            } else {
+                self.numbers(dtype)
+            };
+        };
+        let (num_outputs, num_inputs) = self.shape();
+        let zeros = mlx_rs::ops::zeros::<f32>(&[num_outputs as i32, num_inputs as i32])?;
+        let mut arrays = sys::changed_in_place(vec![zeros], |slices| {
+            for numbers in slices {
+                self.rows_of_matrix(&parts, index).numbers_into(numbers);
+            }
+        })?;
+        Ok(arrays.remove(0).as_dtype(dtype)?)
+    }
+
     /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the one of E matrices that `indices`, `(n,)`, names.
     /// `is_sorted`: the indices never fall.
     pub(super) fn multiply_gathered(&self, x: &Array, indices: &Array, is_sorted: bool) -> Result<Array> {
@@ -126,6 +196,27 @@ impl Quantized {
             Some(factor) => y.multiply(factor.take_axis(indices, 0)?.reshape(&[-1, 1, 1])?)?,
             None => y,
         })
+    }
+
+    /// What the kernel takes of matrix `index` of E, or of the only one.
+    fn rows_of_matrix<'a>(&self, parts: &HostParts<'a>, index: usize) -> QuantizedRows<'a> {
+        let (num_outputs, num_inputs) = self.shape();
+        let Quantization { group_size, bits, .. } = self.quantization;
+        let num_words = num_outputs * num_inputs * bits / 32;
+        let num_groups = num_outputs * num_inputs / group_size;
+        let groups = index * num_groups..(index + 1) * num_groups;
+        QuantizedRows {
+            words: &parts.words[index * num_words..][..num_words],
+            scales: match parts.scales {
+                Scales::Numbers(scales) => Scales::Numbers(&scales[groups.clone()]),
+                Scales::Bytes(scales) => Scales::Bytes(&scales[groups.clone()]),
+            },
+            biases: parts.biases.map(|biases| &biases[groups]),
+            num_outputs,
+            num_inputs,
+            group_size,
+            format: parts.format,
+        }
     }
 
     fn scaled(&self, numbers: Array) -> Result<Array> {
@@ -153,6 +244,41 @@ impl Quantized {
             },
         }
     }
+}
+
+/// A quantised matrix's arrays in host memory.
+struct HostParts<'a> {
+    words: &'a [u32],
+    scales: Scales<'a>,
+    biases: Option<&'a [f32]>,
+    format: Format,
+}
+
+/// Computes on the host, on all cores, rows of several groups by a matrix for each: `rows`, `(n, inputs)` one group after
+/// the other, by matrix `index` of E for each `(index, number of rows)`. One result `(n, outputs)` for each of the
+/// `stacks`, which have the same E and inputs; `None` where one of them is not such as the kernel takes.
+pub(super) fn multiply_on_host(
+    stacks: &[&Quantized],
+    rows: &[f32],
+    groups: &[(usize, usize)],
+) -> Option<Vec<Vec<f32>>> {
+    let parts = stacks.iter().map(|stack| stack.on_host()).collect::<Option<Vec<_>>>()?;
+    let num_rows: usize = groups.iter().map(|(_, num_rows)| num_rows).sum();
+    let mut results: Vec<Vec<f32>> =
+        stacks.iter().map(|stack| vec![0.0; num_rows * stack.shape().0]).collect();
+    let mut products = Vec::with_capacity(stacks.len() * groups.len());
+    for ((stack, parts), results) in stacks.iter().zip(&parts).zip(&mut results) {
+        let (num_outputs, num_inputs) = stack.shape();
+        let (mut rest, mut first) = (results.as_mut_slice(), 0);
+        for &(index, num_rows) in groups {
+            let (y, others) = rest.split_at_mut(num_rows * num_outputs);
+            let x = &rows[first * num_inputs..][..num_rows * num_inputs];
+            products.push(Product { matrix: stack.rows_of_matrix(parts, index), x, y });
+            (rest, first) = (others, first + num_rows);
+        }
+    }
+    kernel::multiply(products);
+    Some(results)
 }
 
 /// Reads the settings off the shapes, which determine bits and group size given a matrix's inputs, and off

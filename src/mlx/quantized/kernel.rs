@@ -1,0 +1,318 @@
+//! Products with quantised matrices on the CPU, and their numbers.
+//!
+//! Owns loops over slices that have a few outputs at a time decoded into the first cache and multiply all rows by them,
+//! on as many threads as there are cores. MLX's CPU backend takes each number apart anew for each row, on one core;
+//! numbers made beforehand take eight times the memory. What packed words mean is `decode`'s; which products come here
+//! rather than to a BLAS is for `quantized` and `experts`.
+
+mod decode;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::{
+    mlx::sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add},
+    threads::on_threads,
+};
+use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Lanes, NUM_LANES, multiply_add};
+pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
+
+/// A chunk of one output or row, at the beginning of a cache line: vectors across two lines are read twice as slowly.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Chunk([Lanes; CHUNK_VECTORS]);
+
+impl Chunk {
+    const ZERO: Self = Self([[0.0; NUM_LANES]; CHUNK_VECTORS]);
+}
+
+/// Outputs that are decoded before they are multiplied: with their chunks they take a third of the first cache.
+const TILE_OUTPUTS: usize = 4;
+
+/// Vectors of products that are summed up before the sum is added to that of the row.
+const BLOCK_VECTORS: usize = 8;
+
+/// Rows that are multiplied by decoded numbers before the next ones are decoded; their sums stay in the second cache.
+const MAX_ROWS: usize = 64;
+
+/// Numbers that a thread takes at once, and that another thread is started for.
+const PIECE_NUMBERS: usize = 1 << 17;
+
+/// Rows to be multiplied by the transpose of a matrix.
+#[derive(Debug)]
+pub(in crate::mlx) struct Product<'a> {
+    pub(in crate::mlx) matrix: QuantizedRows<'a>,
+    /// `(n, inputs)`.
+    pub(in crate::mlx) x: &'a [f32],
+    /// `(n, outputs)`: what is written.
+    pub(in crate::mlx) y: &'a mut [f32],
+}
+
+/// Some outputs of a product, the work that one thread takes at once.
+struct Piece<'a> {
+    matrix: QuantizedRows<'a>,
+    /// The product's rows, at most [`MAX_ROWS`] together: of each chunk of inputs all rows.
+    x: Arc<[Vec<Chunk>]>,
+    first_output: usize,
+    /// Of each row the piece's outputs.
+    y: Vec<&'a mut [f32]>,
+}
+
+/// Computes each product. What a row becomes depends on it and its matrix alone, bit by bit.
+///
+/// Panics where slices have not the sizes that their matrices state.
+pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
+    let num_numbers: usize = products.iter().map(Product::num_numbers).sum();
+    let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
+    let num_threads = (1 + num_numbers / PIECE_NUMBERS).min(pieces.len());
+    let pieces = Mutex::new(pieces.into_iter());
+    on_threads(num_threads, || {
+        let mut tile = Tile::new();
+        while let Some(mut piece) = next(&pieces) {
+            let (piece, tile) = (&mut piece, &mut tile);
+            if has_fused_multiply_add() {
+                do_with_wide_vectors(Multiply::<true> { piece, tile });
+            } else {
+                do_with_wide_vectors(Multiply::<false> { piece, tile });
+            }
+        }
+    });
+}
+
+impl<'a> Product<'a> {
+    fn num_rows(&self) -> usize {
+        self.y.len().checked_div(self.matrix.num_outputs).unwrap_or(0)
+    }
+
+    /// Numbers to decode, or what takes as long.
+    fn num_numbers(&self) -> usize {
+        self.matrix.num_outputs * self.matrix.num_inputs * self.num_rows().div_ceil(4)
+    }
+
+    fn into_pieces(self) -> Vec<Piece<'a>> {
+        let num_rows = self.num_rows();
+        let Self { matrix, x, y } = self;
+        matrix.check();
+        assert_eq!(y.len(), num_rows * matrix.num_outputs, "y is whole rows");
+        assert_eq!(x.len(), num_rows * matrix.num_inputs, "x and y have equally many rows");
+        if num_rows == 0 {
+            return Vec::new();
+        }
+        let x: Arc<[Vec<Chunk>]> =
+            x.chunks(MAX_ROWS * matrix.num_inputs).map(|x| in_chunks(x, matrix.num_inputs)).collect();
+        let num_outputs = matrix.outputs_of_piece();
+        let firsts = (0..matrix.num_outputs).step_by(num_outputs);
+        let mut pieces: Vec<_> = firsts
+            .map(|first_output| Piece {
+                matrix,
+                x: Arc::clone(&x),
+                first_output,
+                y: Vec::with_capacity(num_rows),
+            })
+            .collect();
+        for row in y.chunks_mut(matrix.num_outputs) {
+            for (piece, outputs) in pieces.iter_mut().zip(row.chunks_mut(num_outputs)) {
+                piece.y.push(outputs);
+            }
+        }
+        pieces
+    }
+}
+
+/// Copies rows: of each chunk of inputs all rows, zeros behind the last inputs.
+fn in_chunks(x: &[f32], num_inputs: usize) -> Vec<Chunk> {
+    let num_rows = x.len() / num_inputs;
+    let mut chunks = vec![Chunk::ZERO; num_inputs.div_ceil(CHUNK_INPUTS) * num_rows];
+    for (row, x) in x.chunks_exact(num_inputs).enumerate() {
+        for (chunks, x) in chunks.chunks_exact_mut(num_rows).zip(x.chunks(CHUNK_INPUTS)) {
+            chunks[row].0.as_flattened_mut()[..x.len()].copy_from_slice(x);
+        }
+    }
+    chunks
+}
+
+fn next<T>(items: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+    items.lock().unwrap_or_else(PoisonError::into_inner).next()
+}
+
+impl QuantizedRows<'_> {
+    /// Writes the matrix's numbers, `(outputs, inputs)`, to `numbers`.
+    ///
+    /// Panics where slices have not the sizes that the matrix states.
+    pub(in crate::mlx) fn numbers_into(&self, numbers: &mut [f32]) {
+        self.check();
+        assert_eq!(numbers.len(), self.num_outputs * self.num_inputs, "there is room for all numbers");
+        if numbers.is_empty() {
+            return;
+        }
+        let num_outputs = self.outputs_of_piece();
+        let num_threads = numbers.len().div_ceil(PIECE_NUMBERS);
+        let pieces = Mutex::new(numbers.chunks_mut(num_outputs * self.num_inputs).enumerate());
+        on_threads(num_threads, || {
+            while let Some((index, numbers)) = next(&pieces) {
+                let first_output = index * num_outputs;
+                if has_fused_multiply_add() {
+                    do_with_wide_vectors(Decode::<true> { matrix: self, first_output, numbers });
+                } else {
+                    do_with_wide_vectors(Decode::<false> { matrix: self, first_output, numbers });
+                }
+            }
+        });
+    }
+
+    fn outputs_of_piece(&self) -> usize {
+        (PIECE_NUMBERS / self.num_inputs.max(1)).next_multiple_of(TILE_OUTPUTS).max(TILE_OUTPUTS)
+    }
+}
+
+/// Writes the numbers of some outputs.
+struct Decode<'a, const FUSED: bool> {
+    matrix: &'a QuantizedRows<'a>,
+    first_output: usize,
+    numbers: &'a mut [f32],
+}
+
+impl<const FUSED: bool> WideWork for Decode<'_, FUSED> {
+    #[inline(always)]
+    fn run(self) {
+        for (output, numbers) in self.numbers.chunks_mut(self.matrix.num_inputs).enumerate() {
+            for (chunk, numbers) in numbers.chunks_mut(CHUNK_INPUTS).enumerate() {
+                let (vectors, _) = numbers.as_chunks_mut();
+                self.matrix.decode::<FUSED>(self.first_output + output, chunk * CHUNK_INPUTS, vectors);
+            }
+        }
+    }
+}
+
+/// What a thread works with.
+struct Tile {
+    /// Decoded numbers of each output.
+    numbers: [Chunk; TILE_OUTPUTS],
+    sums: Vec<Sums>,
+}
+
+impl Tile {
+    fn new() -> Self {
+        Self { numbers: [Chunk::ZERO; TILE_OUTPUTS], sums: Vec::new() }
+    }
+}
+
+/// Of a row the outputs' sums, lane by lane.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Sums([Lanes; TILE_OUTPUTS]);
+
+/// Computes a piece.
+struct Multiply<'a, 'b, const FUSED: bool> {
+    piece: &'a mut Piece<'b>,
+    tile: &'a mut Tile,
+}
+
+impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
+    #[inline(always)]
+    fn run(self) {
+        let Self { piece: Piece { matrix, x, first_output, y }, tile } = self;
+        for (y, x) in y.chunks_mut(MAX_ROWS).zip(x.iter()) {
+            let num_outputs = y[0].len();
+            for first in (0..num_outputs).step_by(TILE_OUTPUTS) {
+                let outputs = first..(first + TILE_OUTPUTS).min(num_outputs);
+                tile.sums.clear();
+                tile.sums.resize(y.len(), Sums([[0.0; NUM_LANES]; TILE_OUTPUTS]));
+                for (chunk, x) in x.chunks_exact(y.len()).enumerate() {
+                    let first_input = chunk * CHUNK_INPUTS;
+                    let num_vectors = (matrix.num_inputs - first_input).min(CHUNK_INPUTS) / NUM_LANES;
+                    let num_blocks = num_vectors.div_ceil(BLOCK_VECTORS);
+                    for (numbers, output) in tile.numbers.iter_mut().zip(outputs.clone()) {
+                        let (numbers, rest) = numbers.0.split_at_mut(num_vectors);
+                        matrix.decode::<FUSED>(*first_output + output, first_input, numbers);
+                        rest.fill([0.0; NUM_LANES]);
+                    }
+                    let (fours, rest) = tile.sums.as_chunks_mut::<4>();
+                    let (x_fours, x_rest) = x.as_chunks::<4>();
+                    for (sums, x) in fours.iter_mut().zip(x_fours) {
+                        add_products::<4, 1, FUSED>(&tile.numbers, num_blocks, x, sums);
+                    }
+                    let (twos, rest) = rest.as_chunks_mut::<2>();
+                    let (x_twos, x_rest) = x_rest.as_chunks::<2>();
+                    for (sums, x) in twos.iter_mut().zip(x_twos) {
+                        add_products::<2, 2, FUSED>(&tile.numbers, num_blocks, x, sums);
+                    }
+                    let (ones, _) = rest.as_chunks_mut::<1>();
+                    let (x_ones, _) = x_rest.as_chunks::<1>();
+                    for (sums, x) in ones.iter_mut().zip(x_ones) {
+                        add_products::<1, 4, FUSED>(&tile.numbers, num_blocks, x, sums);
+                    }
+                }
+                for (y, sums) in y.iter_mut().zip(&tile.sums) {
+                    for (y, sums) in y[outputs.clone()].iter_mut().zip(&sums.0) {
+                        *y = sum(*sums);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of R rows' chunks with the outputs' to the rows' sums, O outputs at a time; R · O is 4.
+#[inline(always)]
+fn add_products<const R: usize, const O: usize, const FUSED: bool>(
+    numbers: &[Chunk; TILE_OUTPUTS],
+    num_blocks: usize,
+    x: &[Chunk; R],
+    sums: &mut [Sums; R],
+) {
+    for block in 0..num_blocks {
+        for first_output in (0..TILE_OUTPUTS).step_by(O) {
+            let numbers = |index: usize| &numbers[first_output + index / R].0.as_chunks().0[block];
+            let x = |index: usize| &x[index % R].0.as_chunks().0[block];
+            let sums_of = |index: usize| (index % R, first_output + index / R);
+            let mut four_sums = [[0.0; NUM_LANES]; 4];
+            for (index, four_sums) in four_sums.iter_mut().enumerate() {
+                let (row, output) = sums_of(index);
+                *four_sums = sums[row].0[output];
+            }
+            let numbers = [numbers(0), numbers(1), numbers(2), numbers(3)];
+            add_four_products::<FUSED>(numbers, [x(0), x(1), x(2), x(3)], &mut four_sums);
+            for (index, four_sums) in four_sums.iter().enumerate() {
+                let (row, output) = sums_of(index);
+                sums[row].0[output] = *four_sums;
+            }
+        }
+    }
+}
+
+/// Adds to four sums, lane by lane, their vectors' products: side by side, so that none waits for itself.
+#[inline(always)]
+fn add_four_products<const FUSED: bool>(
+    numbers: [&[Lanes; BLOCK_VECTORS]; 4],
+    x: [&[Lanes; BLOCK_VECTORS]; 4],
+    sums: &mut [Lanes; 4],
+) {
+    for lane in 0..NUM_LANES {
+        let (mut first, mut second, mut third, mut fourth) = (0.0, 0.0, 0.0, 0.0);
+        for vector in 0..BLOCK_VECTORS {
+            first = multiply_add::<FUSED>(numbers[0][vector][lane], x[0][vector][lane], first);
+            second = multiply_add::<FUSED>(numbers[1][vector][lane], x[1][vector][lane], second);
+            third = multiply_add::<FUSED>(numbers[2][vector][lane], x[2][vector][lane], third);
+            fourth = multiply_add::<FUSED>(numbers[3][vector][lane], x[3][vector][lane], fourth);
+        }
+        sums[0][lane] += first;
+        sums[1][lane] += second;
+        sums[2][lane] += third;
+        sums[3][lane] += fourth;
+    }
+}
+
+/// In halves, as vectors are added up; one after the other they would wait for each other.
+#[inline(always)]
+fn sum(mut lanes: Lanes) -> f32 {
+    let mut width = NUM_LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
