@@ -189,6 +189,12 @@ pub enum Command {
     #[command(subcommand, after_help = help_end(CACHE_EXAMPLES, CACHE_EXIT_CODES))]
     Cache(CacheCommand),
 
+    /// List the models that can be run
+    ///
+    /// The types of models, each with published models of it, in which forms their weights are read, and what of
+    /// them is kept in the cache.
+    Models,
+
     /// Print the completion script of a shell
     ///
     /// bash: mlxbatch completions bash > ~/.local/share/bash-completion/completions/mlxbatch

@@ -8,6 +8,7 @@ pub mod completions;
 mod identity;
 pub mod interrupt;
 mod model;
+pub mod models;
 pub mod plan;
 pub mod run;
 mod text_head;
@@ -57,6 +58,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
         Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Cache(command)) => cache::execute(command),
         Some(Command::Validate(args)) => validate::validate(args),
+        Some(Command::Models) => models::print(),
         Some(Command::Completions(args)) => completions::print(args),
         None => anyhow::bail!("no command given; see `mlxbatch --help`"),
     }

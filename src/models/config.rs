@@ -28,8 +28,16 @@ use super::spec::ModelSpec;
 
 /// Model types that `read_config` understands, as error messages list them.
 pub fn supported_model_types() -> String {
-    let names = MODEL_TYPES.iter().map(|known| known.name).filter(|name| !name.ends_with("_text"));
-    names.collect::<Vec<_>>().join(", ")
+    model_types().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
+}
+
+/// The model types that are served, each with published models of it; those of language models inside others are
+/// left out.
+pub fn model_types() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let types = MODEL_TYPES.iter().map(|known| (known.name, known.about));
+    types.filter(|(name, about)| {
+        !about.is_empty() && !(name.ends_with("_text") && *about == "its language model")
+    })
 }
 
 /// Why a configuration cannot be used.

@@ -22,7 +22,7 @@ mod spec;
 pub use block_names::{
     AttentionNames, BlockNames, ExpertNames, ExpertRows, FusedExperts, MlpNames, MoeNames, SingleExperts,
 };
-pub use config::{ConfigError, ModelConfig, read_config, read_model_config};
+pub use config::{ConfigError, ModelConfig, model_types, read_config, read_model_config};
 pub use config_gguf::read_gguf_config;
 pub use generation::{GenerationConfig, GenerationDefaults, read_generation_config, read_gguf_generation};
 pub use gguf::{GgufError, GgufHeader};

@@ -25,6 +25,8 @@ use crate::models::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ModelType {
     pub name: &'static str,
+    /// Published models of this type.
+    pub about: &'static str,
     pub reader: Reader,
     /// What is known of the keys that the reader does not ask for.
     pub known: &'static [KeyRule],
@@ -43,71 +45,86 @@ pub(super) enum Reader {
 }
 
 /// A model type without another inside.
-const fn plain(name: &'static str, family: &'static Family, known: &'static [KeyRule]) -> ModelType {
-    ModelType { name, reader: Reader::Family(family), known, inner: &[] }
+const fn plain(
+    name: &'static str,
+    about: &'static str,
+    family: &'static Family,
+    known: &'static [KeyRule],
+) -> ModelType {
+    ModelType { name, about, reader: Reader::Family(family), known, inner: &[] }
 }
 
 /// A model type that is a language model with more around it, such as eyes.
-const fn wrapper(name: &'static str, inner: &'static [&'static str]) -> ModelType {
-    ModelType { name, reader: Reader::Inner, known: &[], inner }
+const fn wrapper(name: &'static str, about: &'static str, inner: &'static [&'static str]) -> ModelType {
+    ModelType { name, about, reader: Reader::Inner, known: &[], inner }
 }
 
 const fn own(
     name: &'static str,
+    about: &'static str,
     read: fn(&str, &Fields) -> Result<ModelSpec, String>,
     known: &'static [KeyRule],
 ) -> ModelType {
-    ModelType { name, reader: Reader::Own(read), known, inner: &[] }
+    ModelType { name, about, reader: Reader::Own(read), known, inner: &[] }
 }
 
 /// All of them.
 pub(super) const MODEL_TYPES: &[ModelType] = &[
-    plain("llama", &LLAMA, known::LLAMA),
-    plain("mistral", &MISTRAL, &[]),
-    plain("qwen2", &QWEN2, known::QWEN2),
-    plain("qwen3", &QWEN3, known::QWEN3),
-    plain("gemma2", &GEMMA2, known::GEMMA2),
-    wrapper("gemma3", &["gemma3_text"]),
-    plain("gemma3_text", &GEMMA3, known::GEMMA3),
-    wrapper("qwen3_5", &["qwen3_5_text"]),
-    own("qwen3_5_text", qwen3_5::spec, known::QWEN3_5),
-    wrapper("qwen3_5_moe", &["qwen3_5_moe_text"]),
-    own("qwen3_5_moe_text", qwen3_5::spec, known::QWEN3_5),
-    own("qwen3_next", qwen3_5::spec_of_next, known::QWEN3_5),
-    own("lfm2", lfm2::spec, known::LFM2),
-    own("lfm2_moe", lfm2::spec_with_experts, known::LFM2),
-    plain("qwen3_moe", &QWEN3_MOE, known::QWEN3),
-    wrapper("qwen3_vl", &["qwen3_vl_text"]),
-    plain("qwen3_vl_text", &QWEN3, known::QWEN3),
-    wrapper("qwen3_vl_moe", &["qwen3_vl_moe_text"]),
-    plain("qwen3_vl_moe_text", &QWEN3_VL_MOE, known::QWEN3),
-    plain("qwen2_moe", &QWEN2_MOE, known::QWEN2),
-    wrapper("qwen2_vl", &["qwen2_vl_text"]),
-    plain("qwen2_vl_text", &QWEN2, known::QWEN2),
-    wrapper("qwen2_5_vl", &["qwen2_5_vl_text"]),
-    plain("qwen2_5_vl_text", &QWEN2, known::QWEN2),
-    wrapper("mistral3", &["mistral", "llama", "ministral3"]),
-    plain("ministral3", &MINISTRAL3, &[]),
-    plain("mixtral", &MIXTRAL, known::MIXTRAL),
-    plain("olmoe", &OLMOE, known::OLMO),
-    plain("olmo2", &OLMO2, known::OLMO),
-    plain("olmo3", &OLMO3, known::OLMO),
-    plain("seed_oss", &SEED_OSS, known::SEED_OSS),
-    plain("ernie4_5", &ERNIE, known::ERNIE),
-    plain("ernie4_5_moe", &ERNIE_MOE, known::ERNIE),
-    plain("glm4_moe", &GLM4_MOE, known::GLM4_MOE),
-    plain("granite", &GRANITE, known::GRANITE),
-    plain("granitemoe", &GRANITE_MOE, known::GRANITE),
-    plain("gpt_oss", &GPT_OSS, known::GPT_OSS),
-    plain("smollm3", &SMOLLM3, known::SMOLLM3),
-    plain("minimax_m2", &MINIMAX_M2, known::MINIMAX_M2),
-    plain("exaone4", &EXAONE4, known::EXAONE4),
-    wrapper("gemma4", &["gemma4_text"]),
-    wrapper("gemma4_unified", &["gemma4_text"]),
-    own("gemma4_text", gemma4::spec, known::GEMMA4),
-    plain("phi3", &PHI3, known::PHI3),
-    plain("glm4", &GLM4, &[]),
-    plain("cohere2", &COHERE2, known::COHERE2),
+    plain("llama", "Llama 2 to 3.3, SmolLM2, Yi, many others", &LLAMA, known::LLAMA),
+    plain("mistral", "Mistral 7B, Nemo, Small; Devstral", &MISTRAL, &[]),
+    plain("qwen2", "Qwen2 and 2.5, Qwen2.5-Coder, QwQ, DeepSeek-R1 distillates", &QWEN2, known::QWEN2),
+    plain("qwen3", "Qwen3 0.6B to 32B", &QWEN3, known::QWEN3),
+    plain("gemma2", "Gemma 2", &GEMMA2, known::GEMMA2),
+    wrapper("gemma3", "Gemma 3 4B to 27B", &["gemma3_text"]),
+    plain("gemma3_text", "Gemma 3 270M, 1B", &GEMMA3, known::GEMMA3),
+    wrapper("qwen3_5", "Qwen3.5, 3.6 and 3.8, dense", &["qwen3_5_text"]),
+    own("qwen3_5_text", "its language model", qwen3_5::spec, known::QWEN3_5),
+    wrapper("qwen3_5_moe", "Qwen3.5 and 3.6 with experts, such as 35B-A3B", &["qwen3_5_moe_text"]),
+    own("qwen3_5_moe_text", "its language model", qwen3_5::spec, known::QWEN3_5),
+    own("qwen3_next", "Qwen3-Next 80B-A3B, Qwen3-Coder-Next", qwen3_5::spec_of_next, known::QWEN3_5),
+    own("lfm2", "LFM2 350M to 2.6B", lfm2::spec, known::LFM2),
+    own("lfm2_moe", "LFM2 8B-A1B", lfm2::spec_with_experts, known::LFM2),
+    plain("qwen3_moe", "Qwen3 30B-A3B, 235B-A22B, Qwen3-Coder", &QWEN3_MOE, known::QWEN3),
+    wrapper("qwen3_vl", "Qwen3-VL, dense", &["qwen3_vl_text"]),
+    plain("qwen3_vl_text", "its language model", &QWEN3, known::QWEN3),
+    wrapper("qwen3_vl_moe", "Qwen3-VL with experts", &["qwen3_vl_moe_text"]),
+    plain("qwen3_vl_moe_text", "its language model", &QWEN3_VL_MOE, known::QWEN3),
+    plain("qwen2_moe", "Qwen1.5-MoE, Qwen2 57B-A14B", &QWEN2_MOE, known::QWEN2),
+    wrapper("qwen2_vl", "Qwen2-VL", &["qwen2_vl_text"]),
+    plain("qwen2_vl_text", "its language model", &QWEN2, known::QWEN2),
+    wrapper("qwen2_5_vl", "Qwen2.5-VL", &["qwen2_5_vl_text"]),
+    plain("qwen2_5_vl_text", "its language model", &QWEN2, known::QWEN2),
+    wrapper(
+        "mistral3",
+        "Mistral Small 3.1 and later, Ministral 3, Devstral Small 2",
+        &["mistral", "llama", "ministral3"],
+    ),
+    plain("ministral3", "its language model", &MINISTRAL3, &[]),
+    plain("mixtral", "Mixtral 8x7B, 8x22B", &MIXTRAL, known::MIXTRAL),
+    plain("olmoe", "OLMoE 7B-A1B", &OLMOE, known::OLMO),
+    plain("olmo2", "OLMo 2", &OLMO2, known::OLMO),
+    plain("olmo3", "OLMo 3", &OLMO3, known::OLMO),
+    plain("seed_oss", "Seed-OSS 36B", &SEED_OSS, known::SEED_OSS),
+    plain("ernie4_5", "ERNIE 4.5 0.3B", &ERNIE, known::ERNIE),
+    plain("ernie4_5_moe", "ERNIE 4.5 21B-A3B, 300B-A47B", &ERNIE_MOE, known::ERNIE),
+    plain("glm4_moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", &GLM4_MOE, known::GLM4_MOE),
+    plain("granite", "Granite 3", &GRANITE, known::GRANITE),
+    plain("granitemoe", "Granite 3 1B-A400M, 3B-A800M", &GRANITE_MOE, known::GRANITE),
+    plain("gpt_oss", "gpt-oss 20B, 120B", &GPT_OSS, known::GPT_OSS),
+    plain("smollm3", "SmolLM3", &SMOLLM3, known::SMOLLM3),
+    plain("minimax_m2", "MiniMax M2", &MINIMAX_M2, known::MINIMAX_M2),
+    plain("exaone4", "EXAONE 4.0", &EXAONE4, known::EXAONE4),
+    wrapper("gemma4", "Gemma 4, all sizes", &["gemma4_text"]),
+    wrapper("gemma4_unified", "the same", &["gemma4_text"]),
+    own("gemma4_text", "its language model", gemma4::spec, known::GEMMA4),
+    plain(
+        "phi3",
+        "Phi-3, 3.5 and 4 mini, Phi-4 (up to 4,096 tokens where they have LongRoPE)",
+        &PHI3,
+        known::PHI3,
+    ),
+    plain("glm4", "GLM-4 0414", &GLM4, &[]),
+    plain("cohere2", "Command R7B, Command A", &COHERE2, known::COHERE2),
 ];
 
 impl ModelType {

@@ -1,0 +1,51 @@
+//! `mlxbatch models`: which models can be run.
+//!
+//! Owns the layout. What is served is in the tables that models are read by.
+
+use std::io::{self, Write};
+
+use super::{Outcome, written};
+use crate::models::model_types;
+
+const REST: &str = "
+The type is the 'model_type' in a model's config.json; what sees or hears is left out, and requests with
+pictures or sound are refused. GGUF files: architectures llama, qwen2 and gemma3, of all block types.
+
+Weights: float32, float16 and bfloat16; MLX's quantisation in all modes (affine of 2, 3, 4, 5, 6 and 8 bits,
+mxfp4, nvfp4, mxfp8), matrix by matrix; gpt-oss's mxfp4, fp8 with factors by block, row or matrix, AWQ's 4 bits
+and ModelOpt's nvfp4 as their publishers store them.
+
+Kept in the cache: keys and values of each layer that has its own, whatever its shape, and of layers with a window
+no more than it shows; for recurrent layers their state at the ends of messages and where prompts part.
+";
+
+/// Prints the table.
+pub fn print() -> anyhow::Result<Outcome> {
+    let mut stdout = io::stdout().lock();
+    written(stdout.write_all(render().as_bytes()).and_then(|()| stdout.flush()), Outcome::Done)
+}
+
+fn render() -> String {
+    let width = model_types().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut text = format!("{:width$}  MODELS\n", "TYPE");
+    let mut types: Vec<_> = model_types().collect();
+    types.sort_unstable();
+    for (name, about) in types {
+        text += &format!("{name:width$}  {about}\n");
+    }
+    text + REST
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_type_has_a_line_with_models_of_it() {
+        let text = render();
+        for (name, about) in model_types() {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+            assert!(line.is_some_and(|line| line.ends_with(about) && line.len() <= 110), "{name}: {line:?}");
+        }
+    }
+}
