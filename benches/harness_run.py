@@ -12,10 +12,25 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "scripts"))
 
 
+def softmax_in_double():
+    """Has mlx-lm's log-softmax computed in float64, from the same logits."""
+    import mlx.core as mx
+    import mlx.nn as nn
+
+    def log_softmax(logits):
+        with mx.stream(mx.cpu):
+            wide = logits.astype(mx.float64)
+            return (wide - mx.logsumexp(wide, axis=-1, keepdims=True)).astype(mx.float32)
+
+    nn.log_softmax = log_softmax
+
+
 def model_of(side, settings):
     if side == "mlx-lm":
         from mlx_lm.evaluate import MLXLM
 
+        if settings["double"]:
+            softmax_in_double()
         return MLXLM(settings["model"], batch_size=settings["batch_size"], use_chat_template=False)
     import lm_eval_mlxbatch
 
@@ -30,7 +45,9 @@ def main():
 
     manager = TaskManager(include_path=settings["tasks_folder"], include_defaults=False)
     model = model_of(side, settings)
-    found = lm_eval.simple_evaluate(model=model, tasks=settings["tasks"], task_manager=manager, log_samples=True)
+    found = lm_eval.simple_evaluate(
+        model=model, tasks=settings["tasks"], task_manager=manager, log_samples=True, limit=settings["limit"]
+    )
     samples = {
         task: [sample["resps"] for sample in sorted(samples, key=lambda sample: sample["doc_id"])]
         for task, samples in found["samples"].items()
