@@ -3,7 +3,7 @@
 //! Owns these loops over slices. MLX's CPU backend makes a pass over memory for each operation, some
 //! twenty for an exponential, on one core. Which arrays they are for is the business of `ops`.
 
-use super::sys::with_wide_vectors;
+use super::sys::{WideWork, do_with_wide_vectors, with_wide_vectors};
 
 /// Coefficients of 2^f on [-0.5, 0.5], highest power first (Cephes, `exp2f.c`).
 pub(super) const EXP2: [f32; 7] =
@@ -48,24 +48,33 @@ fn larger(left: f32, right: f32) -> f32 {
 /// Puts e^(score - max) in place of the scores of each row, which may come in pieces, one slice each with
 /// the same number of rows. Returns the rows' maxima and sums.
 pub(super) fn weigh_rows(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32>, Vec<f32>) {
-    let mut maxima = Vec::with_capacity(num_rows);
-    let mut sums = Vec::with_capacity(num_rows);
-    let widths: Vec<usize> = pieces.iter().map(|piece| piece.len() / num_rows.max(1)).collect();
-    with_wide_vectors(|| {
-        for row in 0..num_rows {
-            let mut max = NOTHING_SEEN;
-            for (piece, width) in pieces.iter().zip(&widths) {
-                max = larger(max_of(&piece[row * width..][..*width]), max);
-            }
-            let mut sum = 0.0;
-            for (piece, width) in pieces.iter_mut().zip(&widths) {
-                sum += weigh(&mut piece[row * width..][..*width], max);
-            }
-            maxima.push(max);
-            sums.push(sum);
-        }
-    });
+    let mut maxima = vec![NOTHING_SEEN; num_rows];
+    let mut sums = vec![0.0; num_rows];
+    do_with_wide_vectors(WeighRows { pieces, maxima: &mut maxima, sums: &mut sums });
     (maxima, sums)
+}
+
+struct WeighRows<'a, 'b> {
+    pieces: &'a mut [&'b mut [f32]],
+    maxima: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl WideWork for WeighRows<'_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        let num_rows = self.maxima.len().max(1);
+        for (row, (max, sum)) in self.maxima.iter_mut().zip(self.sums).enumerate() {
+            for piece in self.pieces.iter() {
+                let width = piece.len() / num_rows;
+                *max = larger(max_of(&piece[row * width..][..width]), *max);
+            }
+            for piece in self.pieces.iter_mut() {
+                let width = piece.len() / num_rows;
+                *sum += weigh(&mut piece[row * width..][..width], *max);
+            }
+        }
+    }
 }
 
 /// The largest of some scores, or [`NOTHING_SEEN`].

@@ -219,7 +219,8 @@ pub(super) fn changed_in_place(
     Ok(in_order)
 }
 
-/// Does what must be one function with all that it calls, in instructions as wide as this machine has.
+/// Does little work in instructions as wide as this machine has; where there is more to it than a loop or two,
+/// [`do_with_wide_vectors`] does.
 #[inline(always)]
 pub(super) fn with_wide_vectors<T>(work: impl FnOnce() -> T) -> T {
     #[cfg(target_arch = "x86_64")]

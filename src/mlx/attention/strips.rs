@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Mutex};
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    sys::with_wide_vectors,
+    sys::{WideWork, do_with_wide_vectors},
 };
 use crate::threads::on_threads;
 
@@ -80,16 +80,31 @@ pub(super) fn attend(
             let next = heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
             let Some((index, weighed)) = next else { return };
             let queries = &queries[index * of_head..][..of_head];
-            with_wide_vectors(|| {
-                let kv_head = index % num_kv_heads;
-                let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
-                head.begin(sinks);
-                head.attend(queries, &rows[index / num_kv_heads], kv_head, weighed)
-            });
+            let kv_head = index % num_kv_heads;
+            let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
+            head.begin(sinks);
+            let row = &rows[index / num_kv_heads];
+            do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
         }
     };
     on_threads(1 + num_bytes / MIN_THREAD_BYTES, work);
     attended
+}
+
+/// Attends one KV head's queries of one row.
+struct Attend<'a, 'b> {
+    head: &'a mut Head,
+    queries: &'a [f32],
+    row: &'a StripRow<'b>,
+    kv_head: usize,
+    weighed: &'a mut [f32],
+}
+
+impl WideWork for Attend<'_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        self.head.attend(self.queries, self.row, self.kv_head, self.weighed);
+    }
 }
 
 /// One KV head's queries of one row, on the way.
