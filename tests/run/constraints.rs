@@ -157,11 +157,15 @@ fn guided_answers_are_the_same_alone_among_others_and_over_a_warm_cache() {
             line
         })
         .collect();
-    let answers = |lines: &[Value], arguments: &[&str]| -> Vec<(u64, String)> {
+    let answers = |lines: &[Value], arguments: &[&str], has_file: bool| -> Vec<(u64, String)> {
         let desk = Desk::with_input(lines.iter().map(|line| format!("{line}\n")).collect::<String>());
-        let mut command = desk.run();
-        command.args(["-q", "--persist-cache", "cache.bin"]).args(arguments).assert().code(0);
-        let of = |desk: &Desk| -> Vec<(u64, String)> {
+        let run = || -> Vec<(u64, String)> {
+            let mut command = desk.run();
+            command.arg("-q").args(arguments);
+            if has_file {
+                command.args(["--persist-cache", "cache.bin"]);
+            }
+            command.assert().code(0);
             let answers = desk.output().into_iter().map(|line| {
                 let id = line["custom_id"].as_str().and_then(|id| id.parse().ok()).expect("a number");
                 (id, line["response"]["body"]["choices"][0].to_string())
@@ -170,17 +174,18 @@ fn guided_answers_are_the_same_alone_among_others_and_over_a_warm_cache() {
             answers.sort();
             answers
         };
-        let cold = of(&desk);
-        desk.run().args(["-q", "--persist-cache", "cache.bin"]).args(arguments).assert().code(0);
-        assert_eq!(of(&desk), cold, "from the file");
-        cold
+        let first = run();
+        if has_file {
+            assert_eq!(run(), first, "from the file");
+        }
+        first
     };
-    let alone = answers(&lines, &["--batch-size", "1", "--cache-bytes", "0"]);
+    let alone = answers(&lines, &["--batch-size", "1", "--cache-bytes", "0"], false);
     let mut shuffled = lines.clone();
     shuffled.reverse();
     shuffled.rotate_left(7);
-    assert_eq!(answers(&lines, &["--batch-size", "8"]), alone);
-    assert_eq!(answers(&shuffled, &["--batch-size", "5"]), alone);
+    assert_eq!(answers(&lines, &["--batch-size", "8"], true), alone);
+    assert_eq!(answers(&shuffled, &["--batch-size", "5"], true), alone);
 }
 
 #[test]
@@ -189,7 +194,11 @@ fn what_cannot_be_served_is_an_error_line_and_the_run_goes_on() {
     let big: Vec<String> = (0..400_000).map(|index| format!("member number {index}")).collect();
     let bad = [
         (json!({"guided_json": {"not": {"type": "string"}}}), "guided_json", "not"),
-        (json!({"guided_json": {"$ref": "http://127.0.0.1:9/schema"}}), "guided_json", "$ref"),
+        (
+            json!({"guided_json": {"$ref": "http://127.0.0.1:9/schema"}}),
+            "guided_json",
+            "http://127.0.0.1:9/schema",
+        ),
         (json!({"guided_json": {"enum": big}}), "guided_json", ""),
         (json!({"guided_regex": "(a"}), "guided_regex", ""),
         (json!({"guided_regex": "(?<=a)b"}), "guided_regex", ""),
@@ -254,7 +263,8 @@ fn hold_to_suite(lines: impl Iterator<Item = Value>, num_choices: u32) {
     }
     eprintln!("{num_whole} whole answers, {num_refused} of {} schemas refused", lines.len());
     assert!(num_whole > lines.len() / 4, "{num_whole} whole answers");
-    assert!(num_refused * 2 < lines.len(), "{num_refused} of {} refused", lines.len());
+    // Half of the suite is about keywords that no grammar has, such as not, if and unevaluatedProperties.
+    assert!(num_refused * 5 < lines.len() * 3, "{num_refused} of {} refused", lines.len());
 }
 
 fn suite() -> impl Iterator<Item = Value> {
