@@ -140,7 +140,7 @@ fn constraints_that_cannot_be_served_are_found() {
         "{\"prompt\": \"x\", \"guided_choice\": [\"a\"], \"regex\": \"b\"}\n",
     );
     Folder::with(input).validate().assert().code(3).stdout(
-        contains("in.jsonl:2: guided_json: Unimplemented keys: [\"not\"]\n")
+        contains("in.jsonl:2: guided_json: cannot be served: Unimplemented keys: [\"not\"]\n")
             .and(contains("in.jsonl:3: guided_regex: "))
             .and(contains("in.jsonl:4: grammar: "))
             .and(contains("in.jsonl:6: regex: differs from what `guided_choice` wants of the answer"))

@@ -219,7 +219,7 @@ impl Reader<'_> {
         let mut text = String::new();
         loop {
             match self.character()? {
-                (c, false) if c == '"' => return Ok(Expression::Literal(text)),
+                ('"', false) => return Ok(Expression::Literal(text)),
                 (c, _) => text.push(c),
             }
         }

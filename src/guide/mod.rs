@@ -27,7 +27,7 @@ use thiserror::Error;
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum GuideError {
     /// What llguidance says of the schema, expression or grammar.
-    #[error("{0}")]
+    #[error("cannot be served: {0}")]
     NotServed(String),
     /// It was accepted, but following it has become too much, or led where no token goes on.
     #[error("the answer cannot go on under its constraint: {0}")]

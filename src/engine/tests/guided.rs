@@ -109,7 +109,7 @@ fn an_answer_that_cannot_go_on_says_so_and_the_others_go_on() {
         };
         // There is no token for it in the vocabulary.
         let unspoken = guided(2, "a(z|aa)", 9, &[]);
-        let requests = vec![
+        let requests = [
             stuck(0, "ab"),
             stuck(1, "a[bc]"),
             unspoken,
