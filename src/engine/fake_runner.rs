@@ -286,6 +286,7 @@ impl Runner for FakeRunner {
         self.num_choices += 1;
         if self.failures.choose == Some(number) {
             self.under_way.pop_back();
+            self.num_collected += 1;
             self.lose(self.num_launched - 1);
             return Err(RunnerError(format!("choice {number} is out of memory")));
         }
@@ -307,6 +308,8 @@ impl Runner for FakeRunner {
         if self.under_way.is_empty() && !self.unchosen.is_empty() {
             // Only to be rid of it, after the pass before it has failed.
             self.unchosen.clear();
+            self.lose(self.num_collected);
+            self.num_collected += 1;
             return Err(RunnerError("its tokens are not chosen".to_owned()));
         }
         if self.failures.loses_tokens {
