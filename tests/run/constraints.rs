@@ -282,9 +282,9 @@ fn answers_under_schemas_of_the_public_suite_are_valid() {
     hold_to_suite(suite().step_by(7), 2);
 }
 
-/// Minutes, for all of them: `cargo test --test run -- --ignored all_schemas`.
+/// Half a minute, for all of them: `cargo test --test run -- --ignored all_schemas`.
 #[test]
-#[ignore = "takes minutes; a sample of it is above"]
+#[ignore = "takes half a minute; a sample of it is above"]
 fn all_schemas_of_the_public_suite_give_valid_answers() {
     hold_to_suite(suite(), 8);
 }
