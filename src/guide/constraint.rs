@@ -12,6 +12,10 @@ use super::{GuideError, gbnf};
 /// a bound a model that likes white space would write nothing else.
 const JSON_SPACE: &str = r" |\n{1,2}[ \t]{0,20}";
 
+/// Classes that are of ASCII alone, as in the patterns of schemas: digits of some forty scripts are more than
+/// anybody means by `\d`.
+const ASCII_CLASSES: &str = "dws";
+
 /// Lists of names in schemas for which llguidance's time grows with the square of their length, with the weight
 /// of a pair.
 const PAIRED: [(&str, usize); 3] = [("properties", 1), ("required", 1), ("patternProperties", 500)];
@@ -175,7 +179,7 @@ fn whole(expression: &str) -> Result<String, GuideError> {
         return Err(GuideError::NotServed("the expression ends within an escape".to_owned()));
     }
     // Two slashes by themselves would begin a comment.
-    Ok(if expression.is_empty() { "(?:)".to_owned() } else { regex_to_lark(expression, "") })
+    Ok(if expression.is_empty() { "(?:)".to_owned() } else { regex_to_lark(expression, ASCII_CLASSES) })
 }
 
 /// A text as a literal of Lark.

@@ -80,6 +80,12 @@ fn each_kind_of_constraint_lets_through_what_it_describes() {
         (Constraint::Regex("^(ab|c/d){2}$".into()), vec!["abc/d", "abab"], vec!["ab", "ababab"]),
         (Constraint::Regex("\\d+é?".into()), vec!["12", "3é"], vec!["é", "a"]),
         (Constraint::Regex("$".into()), vec![""], vec!["a"]),
+        // SmolLM2 wrote a date in the digits of another script.
+        (
+            Constraint::Regex("\\d[\\d.-][^\\d]\\w\\s".into()),
+            vec!["1.x_ ", "12äa\n"],
+            vec!["٣1xa ", "123a ", "11xä "],
+        ),
         (choice(&["yes", "yes!", "no"]), vec!["yes", "yes!", "no"], vec!["y", "yesno", ""]),
         (choice(&odd), odd.to_vec(), vec!["a", "/", "x"]),
         (Constraint::Grammar(lark.into()), vec!["<a>", "<a,bc>"], vec!["<>", "<a,>", "a"]),

@@ -187,7 +187,11 @@ pub const SERVED: &[ServedGroup] = &[
                 "vLLM's form of all of these; with whitespace_pattern or disable_any_whitespace for JSON",
             ),
             served("guided_json", "JSON schema, or its text", "JSON that meets the schema"),
-            served("guided_regex", "text", "text that the regular expression matches as a whole"),
+            served(
+                "guided_regex",
+                "text",
+                "text that the regular expression matches as a whole; \\d, \\w and \\s are of ASCII",
+            ),
             served("guided_choice", "list of texts", "one of these texts"),
             served(
                 "guided_grammar",
