@@ -11,6 +11,7 @@
 //! | [`text`]     | chat template, tokenizer, streaming decode, stop matching                   |
 //! | [`plan`]     | tree of all prompts: order, cuts, forecast of what is shared                |
 //! | [`engine`]   | sequences, scheduling, sampling parameters; decides, holds no tensors       |
+//! | [`guide`]    | what an answer has to be: schemas and grammars → tokens that may come next  |
 //! | [`cache`]    | radix tree of stored prefixes, tiers, limits, eviction; holds no tensors    |
 //! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes          |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
@@ -30,6 +31,7 @@ pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod engine;
+pub mod guide;
 mod json;
 mod machine_memory;
 pub mod mlx;

@@ -43,6 +43,10 @@ fn input_page() -> (String, String) {
          the second. Choice k of a request with seed s is drawn as the first choice under seed s + k; without a seed \
          of its own, a request's random numbers follow from --seed, its id and the prompt's place in the list. If one \
          choice fails, the line is an error.",
+        "An answer that has to be something is that where its finish_reason is stop, unless a stop of the request's \
+         own cut it, which stop_reason says; where it is length the answer was cut. It ends by itself where nothing \
+         can follow, whatever min_tokens says. A schema or grammar that cannot be served makes the line an error \
+         that says why, before anything is computed; `mlxbatch validate` finds it as well.",
         "A prompt's tokens whose log-probabilities are told are computed, also where they are cached; those before \
          logprob_start_len come from the cache as ever. All log-probabilities are of the model's own logits in \
          float32, before penalties, biases, temperature and filters.",

@@ -108,6 +108,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
                     end_ids: Arc::from([]),
                     sampling: greedy.clone(),
                     processors: Processors::default(),
+                    guide: None,
                     report: None,
                     score: None,
                     plan: PromptPlan::default(),

@@ -75,6 +75,7 @@ fn request(id: usize, prompt: Vec<u32>, max_new_tokens: usize) -> GenerationRequ
         end_ids,
         sampling,
         processors,
+        guide: None,
         report,
         score,
         plan,

@@ -19,7 +19,7 @@ fn group(sequence: u64, input: Input, start: usize) -> Group {
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let want = match input {
         Input::Prompt(_) => Want::Nothing,
-        _ => Want::Token(Choice { sampling: greedy, edits: None, report: None }),
+        _ => Want::Token(Choice { sampling: greedy, edits: None, report: None, is_guided: false }),
     };
     Group { sequence: SequenceId(sequence), input, start, want }
 }

@@ -128,6 +128,26 @@ fn a_missing_file_and_a_folder_are_fatal_and_named() {
     folder.validate().assert().code(1).stderr(contains("in.jsonl is a directory"));
 }
 
+/// Schemas and grammars are compiled without a model; only what names its tokens has to wait for one.
+#[test]
+fn constraints_that_cannot_be_served_are_found() {
+    let input = concat!(
+        "{\"prompt\": \"x\", \"guided_json\": {\"type\": \"object\"}}\n",
+        "{\"prompt\": \"x\", \"guided_json\": {\"not\": {}}}\n",
+        "{\"prompt\": \"x\", \"guided_regex\": \"(\"}\n",
+        "{\"prompt\": \"x\", \"grammar\": \"start: nowhere\"}\n",
+        "{\"prompt\": \"x\", \"grammar\": \"start: <|im_end|>\"}\n",
+        "{\"prompt\": \"x\", \"guided_choice\": [\"a\"], \"regex\": \"b\"}\n",
+    );
+    Folder::with(input).validate().assert().code(3).stdout(
+        contains("in.jsonl:2: guided_json: cannot be served: Unimplemented keys: [\"not\"]\n")
+            .and(contains("in.jsonl:3: guided_regex: "))
+            .and(contains("in.jsonl:4: grammar: "))
+            .and(contains("in.jsonl:6: regex: differs from what `guided_choice` wants of the answer"))
+            .and(contains("6 requests, 4 with problems (1 invalid_value, 3 unsupported_value)")),
+    );
+}
+
 #[test]
 fn standard_input_is_read_for_a_dash() {
     Command::cargo_bin("mlxbatch")

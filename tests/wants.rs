@@ -16,8 +16,11 @@ use common::{
 use mlxbatch::{
     cache::{ResumeRule, Tier},
     engine::{Processors, Report, Runner, Score, TokenReport},
+    guide::{Constraint, JsonOptions},
     mlx::{ComputeDevice, MlxRunner},
+    text::TextModel,
 };
+use serde_json::json;
 
 /// Plain KV, windows, and two kinds of recurrent layers.
 const MODELS: [&str; 4] = ["tiny-llama", "tiny-gemma3", "tiny-qwen3_5", "tiny-lfm2"];
@@ -188,7 +191,11 @@ fn processors_change_greedy_answers_as_the_formulas_say() {
         }
         let neutral = tokens.split_off(text.len());
         let prompts = all_processors(&neutral).into_iter().map(|processors| {
-            prompt(text.clone(), 14, Wants { processors, report: Some(Report { num_top: 2 }), score: None })
+            prompt(
+                text.clone(),
+                14,
+                Wants { processors, report: Some(Report { num_top: 2 }), ..Wants::default() },
+            )
         });
         let mut batch = batch_of(&runner, prompts.collect());
         // It ends with its eighth token, so that it matters when it may.
@@ -225,4 +232,56 @@ fn processors_change_greedy_answers_as_the_formulas_say() {
     }
     // Nothing was in vain.
     assert_eq!(changed.into_iter().collect::<Vec<_>>(), (0..NUM_CHANGING).collect::<Vec<_>>());
+}
+
+/// Law 1 with guides: beside rows without one, with other wishes, on both sides of every branch.
+#[test]
+fn guided_answers_are_one_in_every_way_and_what_they_have_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    for (model, device) in on_both_kinds(["tiny-llama", "tiny-lfm2"]) {
+        let text = TextModel::from_folder(&Path::new("fixtures").join(model)).unwrap();
+        let schema = json!({"type": "array", "items": {"type": "string", "maxLength": 6}, "minItems": 2, "maxItems": 3});
+        let json = Constraint::Json { schema: schema.clone(), options: JsonOptions::default() };
+        let constraints = [
+            None,
+            Some(Constraint::Regex("[a-z]{3}( [a-z]{3})*\\.".into())),
+            Some(Constraint::Choice(vec!["the one and only".into(), "some other".into()])),
+            Some(json),
+        ];
+        let patterns =
+            constraints.map(|constraint| constraint.map(|it| text.pattern(&Arc::new(it)).unwrap()));
+        let mut numbers = Numbers(11);
+        let shared = numbers.words(40);
+        let prompts = (0..16).map(|index| {
+            let processors = match index % 3 {
+                0 => Processors { repetition_penalty: 1.4, min_new_tokens: 6, ..Processors::default() },
+                _ => Processors::default(),
+            };
+            let report = (index % 5 == 0).then_some(Report { num_top: 3 });
+            let wants = Wants { processors, guide: patterns[index % 4].clone(), report, score: None };
+            prompt([&shared[..], &numbers.words(1 + index / 2)].concat(), 30, wants)
+        });
+        let mut batch = batch_of(&load(model, ComputeDevice::Cpu), prompts.collect());
+        batch.end_ids = text.end_ids().into();
+        let mut first: Option<Vec<Vec<u32>>> = None;
+        every_way(model, device, &batch, &folder.path().join("cache"), |way, outcome| {
+            for (index, answer) in outcome.answers.iter().enumerate() {
+                let told = text.tokenizer().decode(answer).unwrap();
+                let is_cut = answer.len() == 30;
+                let is_right = match index % 4 {
+                    1 => is_cut || told.ends_with('.') && told.len().is_multiple_of(4),
+                    2 => ["the one and only", "some other"].contains(&told.as_str()),
+                    3 => is_cut || jsonschema::is_valid(&schema, &serde_json::from_str(&told).unwrap()),
+                    _ => true,
+                };
+                assert!(is_right, "{model}, {device:?}, {way}, prompt {index}: {told:?}");
+                if index % 5 == 0 {
+                    let tokens: Vec<u32> = outcome.reports[index].iter().map(|report| report.token).collect();
+                    assert_eq!(&tokens, answer, "a report is on its token");
+                }
+            }
+            let first = first.get_or_insert_with(|| outcome.answers.clone());
+            assert_eq!(first, &outcome.answers, "{model}, {device:?}, {way}");
+        });
+    }
 }

@@ -30,7 +30,7 @@ pub use progress::Progress;
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader};
 pub use record::{Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenLogprob};
 pub use request::{
-    AnswerOptions, Conversation, Form, MAX_CHOICES, PENALTY_RANGE, Prompt, PromptEnding,
+    AnswerConstraint, AnswerOptions, Conversation, Form, MAX_CHOICES, PENALTY_RANGE, Prompt, PromptEnding,
     REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField, ServedGroup,
     ignored_fields, refused_fields,
 };

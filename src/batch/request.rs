@@ -4,6 +4,7 @@
 //! envelope, prompt, parameters. The parts are checked in the submodules; reading lines is for
 //! `reader`.
 
+mod constraints;
 mod envelope;
 mod fields;
 mod known_fields;
@@ -25,6 +26,7 @@ use super::partial_json::find_id;
 use super::warnings::Warnings;
 use crate::json::{self, Parsed};
 
+pub use self::constraints::AnswerConstraint;
 pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, refused_fields};
 pub use self::options::AnswerOptions;
 pub use self::params::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, RequestParams};

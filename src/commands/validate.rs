@@ -1,14 +1,19 @@
 //! `mlxbatch validate`: reads and checks a file of requests, without a model.
 //!
 //! Owns the report. The checks are those of a run, by the same reader; what only a model can tell
-//! (a prompt over the context length, a template that refuses) is not checked here.
+//! (a prompt over the context length, a template that refuses) is not checked here. Constraints on answers are
+//! compiled as for a model whose tokens are single bytes.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use super::{Outcome, written};
-use crate::batch::{InputPath, ReaderOptions, RequestReader, count_text};
+use crate::batch::{
+    AnswerConstraint, InputPath, ReaderOptions, Request, RequestError, RequestReader, count_text,
+};
 use crate::cli::ValidateArgs;
+use crate::guide::{Compiler, Constraint, GuideError, Vocabulary};
 
 /// Checks a file: problems and counts on standard output, warnings on standard error.
 pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
@@ -18,10 +23,17 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
     // Whoever types requests into a terminal sees each problem at once.
     let is_live = args.input == InputPath::Stdin;
 
+    let constraints = Constraints::default();
     while let Some(item) = reader.next_request()? {
-        let Err(failed) = item else { continue };
-        report.add(failed.error.code());
-        let mut shown = writeln!(stdout, "{}", failed.error.message());
+        let (code, message) = match item {
+            Err(failed) => (failed.error.code(), failed.error.message().to_owned()),
+            Ok(request) => match constraints.check(&request) {
+                Ok(()) => continue,
+                Err(error) => (error.code, error.at(reader.name(), request.head.line).message),
+            },
+        };
+        report.add(code);
+        let mut shown = writeln!(stdout, "{message}");
         if is_live {
             shown = shown.and_then(|()| stdout.flush());
         }
@@ -44,6 +56,24 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
         }
     }
     written(stdout.flush(), report.outcome())
+}
+
+/// What constraints are compiled with, once there is one.
+#[derive(Debug, Default)]
+struct Constraints(OnceCell<Result<Compiler, GuideError>>);
+
+impl Constraints {
+    fn check(&self, request: &Request) -> Result<(), RequestError> {
+        let Some(AnswerConstraint { param, constraint }) = &request.options.constraint else { return Ok(()) };
+        // It may name tokens, which only a model has.
+        if matches!(&**constraint, Constraint::Grammar(text) if text.contains('<')) {
+            return Ok(());
+        }
+        let compiler = self.0.get_or_init(|| Compiler::new(Vocabulary::of_bytes()));
+        let checked =
+            compiler.as_ref().map_err(Clone::clone).and_then(|compiler| compiler.pattern(constraint));
+        checked.map(drop).map_err(|error| RequestError::unsupported(param, error.to_string()))
+    }
 }
 
 #[derive(Debug, Default)]

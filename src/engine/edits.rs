@@ -115,6 +115,17 @@ impl Processing {
             penalties,
         }
     }
+
+    /// The tokens that cannot be chosen after these, all of which are known, whatever else is; end tokens that
+    /// come too early are not among them.
+    pub fn banned(&self, tokens: Tokens<'_>) -> Vec<TokenId> {
+        let never = self.added.iter().filter(|(_, addend)| *addend == f32::NEG_INFINITY);
+        let completed = self.processors.bad_words.iter().filter_map(|word| {
+            let (last, start) = word.split_last().filter(|(_, start)| !start.is_empty())?;
+            (tokens.new.ends_with(start)).then_some(*last)
+        });
+        never.map(|(token, _)| *token).chain(completed).collect()
+    }
 }
 
 /// A sequence's first tokens.

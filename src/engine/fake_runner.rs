@@ -11,6 +11,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Read;
 
 use crate::cache::ResumeRule;
+use crate::guide::TokenSet;
 
 pub(crate) use model::{VOCAB_SIZE, best, logits, report};
 use store::Store;
@@ -33,6 +34,7 @@ pub(crate) struct Failures {
     /// No launch succeeds.
     pub every_launch: bool,
     pub collect: Option<usize>,
+    pub choose: Option<usize>,
     /// Counts `resume`, `store`, `split`, export and import together.
     pub cache_call: Option<usize>,
     /// In this collection there is no token for the first row.
@@ -54,8 +56,11 @@ pub(crate) struct FakeRunner {
     outlived: HashMap<SegmentId, u64>,
     released: HashSet<SequenceId>,
     under_way: VecDeque<Vec<Outcome>>,
+    /// The guided groups of the latest pass, whose tokens are to be chosen.
+    unchosen: Vec<Unchosen>,
     num_launched: usize,
     num_collected: usize,
+    num_choices: usize,
     num_cache_calls: usize,
     /// Every pass launched.
     pub passes: Vec<Vec<Group>>,
@@ -87,6 +92,17 @@ struct Live {
     is_over: bool,
 }
 
+/// A guided group of the latest pass.
+#[derive(Debug)]
+struct Unchosen {
+    sequence: SequenceId,
+    /// Its place among the pass's groups.
+    place: usize,
+    /// All tokens before its choice.
+    tokens: Vec<TokenId>,
+    choice: Choice,
+}
+
 impl FakeRunner {
     pub(crate) fn new(limits: Limits) -> Self {
         FakeRunner {
@@ -97,8 +113,10 @@ impl FakeRunner {
             outlived: HashMap::new(),
             released: HashSet::new(),
             under_way: VecDeque::new(),
+            unchosen: Vec::new(),
             num_launched: 0,
             num_collected: 0,
+            num_choices: 0,
             num_cache_calls: 0,
             passes: Vec::new(),
             prefilled: HashMap::new(),
@@ -179,7 +197,7 @@ impl FakeRunner {
         let outcome = match &group.want {
             Want::Nothing => Outcome::Nothing,
             _ if is_poisoned => Outcome::NotNumbers,
-            Want::Token(choice) => choose(&live.tokens, choice),
+            Want::Token(choice) => choose(&live.tokens, choice, None),
             Want::Scores(scoring) => {
                 let first = live.tokens.len() + 1 - scoring.targets.len();
                 let before = (first..).map(|end| &live.tokens[..end]);
@@ -242,7 +260,17 @@ impl Runner for FakeRunner {
         if self.failures.every_launch || self.failures.launch == Some(number) {
             return Err(RunnerError(format!("launch {number} is out of memory")));
         }
+        assert!(self.unchosen.is_empty(), "a pass before the tokens of the last one are chosen: {groups:?}");
         let outcomes = groups.iter().map(|group| self.run_group(group)).collect();
+        for (place, group) in groups.iter().enumerate() {
+            if let Want::Token(choice) = &group.want
+                && choice.is_guided
+            {
+                let tokens = self.live[&group.sequence].tokens.clone();
+                let choice = choice.clone();
+                self.unchosen.push(Unchosen { sequence: group.sequence, place, tokens, choice });
+            }
+        }
         self.under_way.push_back(outcomes);
         self.num_launched += 1;
         self.peak_under_way = self.peak_under_way.max(self.under_way.len());
@@ -250,8 +278,40 @@ impl Runner for FakeRunner {
         Ok(())
     }
 
+    fn choose(&mut self, allowed: Vec<Option<TokenSet>>) -> Result<(), RunnerError> {
+        let unchosen = std::mem::take(&mut self.unchosen);
+        assert!(!unchosen.is_empty(), "nothing is to be chosen");
+        assert_eq!(unchosen.len(), allowed.len(), "one set of tokens for each guided group");
+        let number = self.num_choices;
+        self.num_choices += 1;
+        if self.failures.choose == Some(number) {
+            self.under_way.pop_back();
+            self.num_collected += 1;
+            self.lose(self.num_launched - 1);
+            return Err(RunnerError(format!("choice {number} is out of memory")));
+        }
+        let outcomes = self.under_way.back_mut().expect("a pass is under way");
+        for (Unchosen { sequence, place, tokens, choice }, allowed) in unchosen.into_iter().zip(allowed) {
+            if outcomes[place] == Outcome::NotNumbers {
+                continue;
+            }
+            outcomes[place] = choose(&tokens, &choice, allowed.as_ref());
+            if let (Outcome::Token(token, _), Some(live)) = (&outcomes[place], self.live.get_mut(&sequence)) {
+                live.sampled = Some(*token);
+            }
+        }
+        Ok(())
+    }
+
     fn collect(&mut self) -> Result<Vec<Outcome>, RunnerError> {
         let mut outcomes = self.under_way.pop_front().expect("a pass is under way");
+        if self.under_way.is_empty() && !self.unchosen.is_empty() {
+            // Only to be rid of it, after the pass before it has failed.
+            self.unchosen.clear();
+            self.lose(self.num_collected);
+            self.num_collected += 1;
+            return Err(RunnerError("its tokens are not chosen".to_owned()));
+        }
         if self.failures.loses_tokens {
             outcomes.pop();
         }
@@ -388,11 +448,16 @@ impl Runner for FakeRunner {
 }
 
 /// The token after these, as it is asked for.
-fn choose(tokens: &[TokenId], choice: &Choice) -> Outcome {
+fn choose(tokens: &[TokenId], choice: &Choice, allowed: Option<&TokenSet>) -> Outcome {
     let raw = logits(tokens, &choice.sampling);
     let mut edited = raw.clone();
     if let Some(edits) = &choice.edits {
         model::edit(&mut edited, edits, *tokens.last().expect("a step has an input"));
+    }
+    for token in 0..VOCAB_SIZE {
+        if allowed.is_some_and(|allowed| !allowed.contains(token)) {
+            edited[token as usize] = f32::NEG_INFINITY;
+        }
     }
     let token = best(&edited);
     Outcome::Token(token, choice.report.map(|wanted| Box::new(report(&raw, token, wanted.num_top))))

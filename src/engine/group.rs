@@ -45,6 +45,15 @@ pub struct Choice {
     pub edits: Option<Box<LogitEdits>>,
     /// Whether the token is to come with its log-probability.
     pub report: Option<Report>,
+    /// Whether it waits until it is known which tokens may be chosen: [`super::Runner::choose`] says it.
+    pub is_guided: bool,
+}
+
+impl Group {
+    /// Whether its token is chosen among those that a guide allows.
+    pub fn is_guided(&self) -> bool {
+        matches!(&self.want, Want::Token(choice) if choice.is_guided)
+    }
 }
 
 /// Tokens whose log-probabilities are wanted.

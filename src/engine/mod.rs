@@ -15,6 +15,16 @@
 //! answer takes no decode row. Processors are edits to a few logits, made anew for each step from the tokens
 //! that are known; the one that is not yet, the step's input, is filled in on the device.
 //!
+//! A guided row's choice waits for its guide, which lives on the host and must know every token before. So in a
+//! pass that has guided rows choosing is apart from computing: the pass is launched as ever, and while it is
+//! under way the one before it is collected, masks are computed on all cores, and only then tokens are chosen.
+//! No row waits for another's mask longer than for the pass itself, and the device does not run dry:
+//!
+//! ```text
+//!   host    | launch 2 | collect 1 | masks of 2 | choose 2 | launch 3 | collect 2 | masks of 3 | choose 3
+//!   device  | pass 2 ..................................... | choice 2 | pass 3 ...
+//! ```
+//!
 //! Where the device computes by itself, the engine looks ahead: it launches a pass before it has read
 //! the tokens of the pass before, which the runner feeds in on the device. Two steps, in which
 //! request B gives its end token in pass 1:
@@ -45,6 +55,7 @@
 
 mod edits;
 mod group;
+mod guiding;
 mod pass;
 mod prefixes;
 mod request;

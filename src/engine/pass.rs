@@ -11,6 +11,8 @@ use super::{Group, Input, Outcome, SequenceId, Want};
 /// A pass launched and not yet collected.
 pub(super) struct Pass {
     pub rows: Vec<Row>,
+    /// Whether its tokens are being chosen, or none of them waits for a guide.
+    pub is_chosen: bool,
     pub totals: PassTotals,
     launched: Instant,
 }
@@ -21,6 +23,7 @@ pub(super) struct Row {
     pub sequence: SequenceId,
     /// What will be collected of it.
     pub awaits: Awaits,
+    pub is_guided: bool,
 }
 
 /// What is to come of a sequence's part in a pass.
@@ -59,7 +62,7 @@ impl Row {
                 Awaits::Scores { position: group.start + num_inputs + 1 - num_tokens, num_tokens }
             }
         };
-        Row { sequence: group.sequence, awaits }
+        Row { sequence: group.sequence, awaits, is_guided: group.is_guided() }
     }
 }
 
@@ -77,7 +80,9 @@ impl Pass {
                 Input::Sampled => totals.num_decode_rows += 1,
             }
         }
-        Pass { rows: groups.iter().map(Row::new).collect(), totals, launched: Instant::now() }
+        let rows: Vec<Row> = groups.iter().map(Row::new).collect();
+        let is_chosen = !rows.iter().any(|row| row.is_guided);
+        Pass { rows, is_chosen, totals, launched: Instant::now() }
     }
 
     /// Takes the pass's time now that its tokens are there, and returns the moment.

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use super::{Processors, Report, SamplingParams, Score, TokenId, TokenReport};
 use crate::cache::Tier;
+use crate::guide::Pattern;
 
 /// Names a request to its caller, who chooses the number; unique among unfinished requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +30,8 @@ pub struct GenerationRequest {
     pub sampling: SamplingParams,
     /// Changes to the logits before a token is chosen.
     pub processors: Processors,
+    /// What the answer has to be.
+    pub guide: Option<Pattern>,
     /// Whether each new token comes with its log-probability.
     pub report: Option<Report>,
     /// Whether the log-probabilities of prompt tokens are wanted.
@@ -123,13 +126,16 @@ impl Cut {
 /// Why a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FinishReason {
-    /// The model gave an end token, or the caller stopped the request.
+    /// The model gave an end token, what the answer has to be is complete, or the caller stopped the request.
     Stop,
     /// The request has as many new tokens as it asked for.
     Length,
     /// What the model computed for its next token are no numbers. Its tokens so far are good, but the
     /// answer is not whole.
     NotNumbers,
+    /// The answer cannot go on as it has to be, or to find out how takes too much. Its tokens so far are good,
+    /// but the answer is not whole.
+    Stuck,
     /// The runner failed in a pass that this request was part of. Its tokens so far are good, but
     /// the answer is not whole.
     Error,
@@ -158,6 +164,8 @@ pub enum Event {
         end_token: Option<TokenId>,
         /// How probable that token was, where the request asked for a report.
         end_report: Option<Box<TokenReport>>,
+        /// Why it is stuck, where it is.
+        problem: Option<String>,
     },
 }
 

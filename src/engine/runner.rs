@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::{Group, Outcome};
 use crate::cache::ResumeRule;
+use crate::guide::TokenSet;
 
 /// Names a running sequence; never reused within a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,7 +109,16 @@ pub trait Runner {
     ///
     /// Each sequence appears in at most one group of a pass. A launch that fails leaves nothing to
     /// collect; the sequences in it are released next, whether or not they came into being.
+    ///
+    /// With guided groups among them no token of the pass is chosen yet: [`Runner::choose`] is next but for
+    /// the collection of the pass before, and for releases.
     fn launch(&mut self, groups: &[Group]) -> Result<(), RunnerError>;
+
+    /// Has the tokens of the latest pass chosen: `allowed` has for each of its guided groups, in their order,
+    /// the tokens to choose from, or nothing where its token is of no use any more.
+    ///
+    /// Where that fails the pass leaves nothing to collect; the sequences in it are released next.
+    fn choose(&mut self, allowed: Vec<Option<TokenSet>>) -> Result<(), RunnerError>;
 
     /// Waits for the oldest launched pass that is not collected yet and returns what came of each of its
     /// groups, in their order.

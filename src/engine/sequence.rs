@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::edits::{Processing, Tokens};
+use super::guiding::Guiding;
 use super::prefixes::Hold;
 use super::{
     Choice, Event, FinishReason, GenerationRequest, Group, Input, RequestId, Scoring, SequenceId, Stored,
@@ -95,13 +96,23 @@ pub(super) struct Sequence {
     pub rest: Option<(Stored, usize)>,
     /// Its processors, if they change anything.
     processing: Option<Box<Processing>>,
+    /// Its guide, if it has one.
+    guiding: Option<Box<Guiding>>,
 }
 
 impl Sequence {
     pub fn new(id: SequenceId, request: GenerationRequest) -> Self {
+        let GenerationRequest { processors, end_ids, guide, .. } = &request;
+        let guiding = guide.clone().map(|pattern| Guiding::new(pattern, end_ids, processors.min_new_tokens));
+        let mut processors = processors.clone();
+        if guiding.is_some() {
+            // It bans end tokens itself: it knows when the answer must end.
+            processors.min_new_tokens = 0;
+        }
         Sequence {
             id,
-            processing: Processing::of(&request.processors, &request.end_ids).map(Box::new),
+            processing: Processing::of(&processors, end_ids).map(Box::new),
+            guiding: guiding.map(Box::new),
             request,
             state: State::Waiting,
             hold: Hold::default(),
@@ -192,7 +203,17 @@ impl Sequence {
                 (&request.prompt[..input.min(num_prompt_tokens)], input.saturating_sub(num_prompt_tokens));
             Box::new(processing.edits(num_prompt_tokens, Tokens { prompt, new: &self.new_tokens[..new] }))
         });
-        Choice { sampling: request.sampling.clone(), edits, report: request.report }
+        let is_guided = self.guiding.is_some();
+        Choice { sampling: request.sampling.clone(), edits, report: request.report, is_guided }
+    }
+
+    /// Its guide, with the tokens that it cannot choose next whatever the guide says; all tokens before are
+    /// known.
+    pub fn guide(&mut self) -> Option<(&mut Guiding, Vec<TokenId>)> {
+        let guiding = self.guiding.as_deref_mut()?;
+        let tokens = Tokens { prompt: &self.request.prompt, new: &self.new_tokens };
+        let banned = self.processing.as_ref().map(|processing| processing.banned(tokens));
+        Some((guiding, banned.unwrap_or_default()))
     }
 
     /// Whether there is anything to compute.
@@ -225,18 +246,24 @@ impl Sequence {
         };
     }
 
-    /// Takes in a collected token: an end token or the last one allowed gives a finish reason.
+    /// Takes in a collected token: an end token, the last one allowed and one after which a guide has no other
+    /// give a finish reason.
     pub fn accept(&mut self, token: TokenId) -> Accepted {
         self.new_tokens.push(token);
-        let is_end = self.request.end_ids.contains(&token);
-        let reason = if is_end {
-            Some(FinishReason::Stop)
-        } else if self.new_tokens.len() == self.request.max_new_tokens {
-            Some(FinishReason::Length)
-        } else {
-            None
+        if self.request.end_ids.contains(&token) {
+            return Accepted { token: None, reason: Some(FinishReason::Stop), problem: None };
+        }
+        let is_over = match &mut self.guiding {
+            Some(guiding) => guiding.accept(token),
+            None => Ok(false),
         };
-        Accepted { token: (!is_end).then_some(token), reason }
+        let is_full = self.new_tokens.len() == self.request.max_new_tokens;
+        let reason = match is_over {
+            Ok(true) => Some(FinishReason::Stop),
+            Ok(false) => is_full.then_some(FinishReason::Length),
+            Err(_) => Some(FinishReason::Stuck),
+        };
+        Accepted { token: Some(token), reason, problem: is_over.err().map(|error| error.to_string()) }
     }
 
     /// The position up to which its KV is launched and its tokens are known.
@@ -270,6 +297,7 @@ impl Sequence {
             num_new_tokens: self.new_tokens.len(),
             end_token: self.end_token(),
             end_report: None,
+            problem: None,
         }
     }
 }
@@ -281,6 +309,8 @@ pub(super) struct Accepted {
     pub token: Option<TokenId>,
     /// Set when the sequence has ended with this token.
     pub reason: Option<FinishReason>,
+    /// Why it is stuck, where it is.
+    pub problem: Option<String>,
 }
 
 #[cfg(test)]

@@ -45,6 +45,9 @@ pub struct Stats {
     pub num_generated_tokens: usize,
     /// Requests that ended because the model's logits were no numbers, be they for a token or for a score.
     pub num_without_token: usize,
+    /// Choices that a guide had a say in, and the time that guides took for them on all cores together.
+    pub num_guided_tokens: usize,
+    pub guide_time: Duration,
     /// Most sequences in one pass.
     pub peak_rows: usize,
     /// Passes that computed prompt tokens; decoding rows may have been among them.

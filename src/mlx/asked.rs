@@ -15,6 +15,7 @@ use super::{
     sampler::{self, Choice, Chosen},
 };
 use crate::engine::{Group, Input, Outcome, Scoring, SequenceId, TokenReport, Want};
+use crate::guide::TokenSet;
 
 /// Logits of scored rows that are held at once.
 const MAX_SCORED_LOGITS: usize = 1 << 23;
@@ -37,16 +38,28 @@ enum OfGroup {
     Scores { num_tokens: usize, num_top: u32 },
 }
 
+/// The packed rows of a pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PassRows<'a> {
+    /// Each group's last row.
+    pub last_row: &'a HashMap<SequenceId, usize>,
+    /// `(T, hidden)`.
+    pub hidden: &'a Array,
+    /// The input tokens, `(T,)`.
+    pub tokens: &'a Array,
+}
+
 impl Asked {
-    /// Computes what the groups want, given the hidden states of all packed rows, `(T, hidden)`, and the last
-    /// row of each group; `tokens` are the packed input tokens, `(T,)`.
+    /// Computes what the groups want, the guided ones among the tokens `allowed`, in their order, or any where
+    /// there are none.
     pub(super) fn new(
         decoder: &Decoder,
         groups: &[Group],
-        last_row: &HashMap<SequenceId, usize>,
-        hidden: &Array,
-        tokens: &Array,
+        rows: &PassRows<'_>,
+        allowed: &[Option<TokenSet>],
     ) -> Result<Self> {
+        let PassRows { last_row, hidden, tokens } = *rows;
+        let mut allowed = allowed.iter();
         let mut asked = Self { groups: Vec::new(), chosen: None, reports: None, scores: Vec::new() };
         let mut choices = Vec::new();
         let mut choice_rows = Vec::new();
@@ -56,7 +69,9 @@ impl Asked {
             asked.groups.push(match &group.want {
                 Want::Nothing => OfGroup::Nothing,
                 Want::Token(choice) => {
-                    choices.push(Choice { choice, position: group.start + num_inputs(group) });
+                    let allowed = if choice.is_guided { allowed.next() } else { None };
+                    let allowed = allowed.and_then(Option::as_ref);
+                    choices.push(Choice { choice, position: group.start + num_inputs(group), allowed });
                     choice_rows.push(row as i32);
                     OfGroup::Token { num_top: choice.report.map(|report| report.num_top) }
                 }

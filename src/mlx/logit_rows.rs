@@ -12,6 +12,7 @@ use super::error::{MlxError, Result};
 use super::fused::{MIN_EXPONENT, NOTHING_SEEN, exp2_in_range, max_of, sum_of_weights};
 use super::sys::with_wide_vectors;
 use crate::engine::{SamplingParams, TokenReport};
+use crate::guide::TokenSet;
 use crate::threads::on_threads;
 
 /// Numbers that are looked at together.
@@ -70,6 +71,28 @@ pub(super) fn choose(logits: &[f32], params: &SamplingParams, random: f32) -> Op
         }
     }
     last
+}
+
+/// The same among allowed tokens only.
+pub(super) fn choose_allowed(
+    logits: &[f32],
+    allowed: &TokenSet,
+    params: &SamplingParams,
+    random: f32,
+) -> Option<u32> {
+    if params.is_greedy() {
+        let known = allowed.iter().take_while(|token| (*token as usize) < logits.len());
+        let best = known.fold(None, |best: Option<(u32, f32)>, token| {
+            let logit = logits[token as usize];
+            if best.is_none_or(|(_, other)| logit > other) { Some((token, logit)) } else { best }
+        });
+        return best.filter(|(_, logit)| logit.is_finite() && are_numbers(logits)).map(|(token, _)| token);
+    }
+    let mut only = vec![f32::NEG_INFINITY; logits.len()];
+    for token in allowed.iter().take_while(|token| (*token as usize) < logits.len()) {
+        only[token as usize] = logits[token as usize];
+    }
+    choose(&only, params, random).filter(|_| are_numbers(logits))
 }
 
 fn are_numbers(logits: &[f32]) -> bool {

@@ -3,7 +3,7 @@
 //! Owns what lies between two passes: which sampled tokens are still on the device and which
 //! passes have not been collected. Tensors' arithmetic is the decoder's and `live`'s.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Read;
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use mlx_rs::{Array, ops, transforms};
 
 use super::{
     arrays::concatenated,
-    asked::Asked,
+    asked::{Asked, PassRows},
     decoder::Decoder,
     error::{MlxError, Result},
     live::LiveKv,
@@ -25,6 +25,7 @@ use crate::engine::{
     Exported, Group, ImportError, Input, Outcome, Runner, RunnerError, SegmentId, SequenceId, Stored,
     StoredSegment, TokenId, Want,
 };
+use crate::guide::TokenSet;
 
 /// Runs one loaded model.
 #[derive(Debug)]
@@ -36,6 +37,8 @@ pub struct MlxRunner {
     last_sampled: HashMap<SequenceId, SampledToken>,
     /// Passes not collected yet, oldest first.
     launched: VecDeque<Launched>,
+    /// The latest of them, as long as its guides are waited for.
+    unchosen: Option<Unchosen>,
     num_passes: u64,
 }
 
@@ -46,9 +49,24 @@ fn stored(segment: &Segment) -> StoredSegment {
 /// A pass that is not collected.
 #[derive(Debug)]
 struct Launched {
-    asked: Asked,
+    /// `None` until its tokens are chosen.
+    asked: Option<Asked>,
     /// What to wait for where nothing else is asked for.
     last_kv: Option<Array>,
+}
+
+/// What a pass has computed and what is to come of it.
+#[derive(Debug)]
+struct Unchosen {
+    groups: Vec<Group>,
+    /// Each group's last packed row.
+    last_row: HashMap<SequenceId, usize>,
+    /// Of all packed rows, `(T, hidden)`.
+    hidden: Array,
+    /// The packed input tokens, `(T,)`.
+    tokens: Array,
+    /// Sequences of it that were released meanwhile.
+    released: HashSet<SequenceId>,
 }
 
 /// A place in the tokens that one pass sampled.
@@ -70,21 +88,65 @@ impl MlxRunner {
             segments: SegmentStore::default(),
             last_sampled: HashMap::new(),
             launched: VecDeque::new(),
+            unchosen: None,
             num_passes: 0,
         }
     }
 
     fn launch_pass(&mut self, groups: &[Group]) -> Result<()> {
-        let (asked, kv) = self.build_pass(groups)?;
+        if self.unchosen.is_some() {
+            return Err(MlxError::Unsupported(
+                "a pass before the tokens of the last one are chosen".to_owned(),
+            ));
+        }
+        let (unchosen, kv) = self.build_pass(groups)?;
+        if groups.iter().any(Group::is_guided) {
+            transforms::async_eval(std::iter::once(&unchosen.hidden).chain(&kv))?;
+            self.unchosen = Some(unchosen);
+            self.launched.push_back(Launched { asked: None, last_kv: None });
+            return Ok(());
+        }
+        let asked = self.ask(&unchosen, &[])?;
         transforms::async_eval(asked.arrays().chain(&kv))?;
         // A pass that is asked for nothing else is over when its last KV is there.
         let last_kv = if asked.arrays().next().is_none() { kv.last().cloned() } else { None };
-        self.launched.push_back(Launched { asked, last_kv });
+        self.launched.push_back(Launched { asked: Some(asked), last_kv });
         Ok(())
     }
 
-    /// Makes all operations of a pass: what is asked for, and the KV of chunks, which nothing else depends on.
-    fn build_pass(&mut self, groups: &[Group]) -> Result<(Asked, Vec<Array>)> {
+    fn choose_tokens(&mut self, allowed: &[Option<TokenSet>]) -> Result<()> {
+        let Some(unchosen) = self.unchosen.take() else {
+            return Err(MlxError::Unsupported("no pass whose tokens are to be chosen".to_owned()));
+        };
+        let asked = self.ask(&unchosen, allowed).and_then(|asked| {
+            transforms::async_eval(asked.arrays())?;
+            Ok(asked)
+        });
+        match (asked, self.launched.back_mut()) {
+            (Ok(asked), Some(launched)) => launched.asked = Some(asked),
+            (Err(error), _) => {
+                self.launched.pop_back();
+                return Err(error);
+            }
+            (Ok(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// What the groups of a pass want of it; `allowed` is for the guided ones, in their order.
+    fn ask(&mut self, pass: &Unchosen, allowed: &[Option<TokenSet>]) -> Result<Asked> {
+        let Unchosen { groups, last_row, hidden, tokens, released } = pass;
+        let rows = PassRows { last_row, hidden, tokens };
+        let asked = Asked::new(&self.decoder, groups, &rows, allowed)?;
+        if let Some(tokens) = asked.tokens().cloned() {
+            self.note_sampled(groups, released, &tokens);
+        }
+        Ok(asked)
+    }
+
+    /// Makes all operations of a pass up to its hidden states, and the KV of chunks, which nothing else depends
+    /// on.
+    fn build_pass(&mut self, groups: &[Group]) -> Result<(Unchosen, Vec<Array>)> {
         let decoding: HashMap<SequenceId, &Group> = groups
             .iter()
             .filter(|group| !matches!(group.input, Input::Prompt(_)))
@@ -130,14 +192,11 @@ impl MlxRunner {
         let chunk_sequences: Vec<SequenceId> = chunks.iter().map(|chunk| chunk.sequence).collect();
         let pass = self.live.begin_pass(chunks)?;
         let hidden = self.decoder.forward(&tokens, &pass, &mut self.live)?;
-        let asked = Asked::new(&self.decoder, groups, &last_row, &hidden, &tokens)?;
-        if let Some(tokens) = asked.tokens().cloned() {
-            self.note_sampled(groups, &tokens);
-        }
 
         let kv =
             chunk_sequences.iter().flat_map(|&sequence| self.live.own_arrays(sequence)).cloned().collect();
-        Ok((asked, kv))
+        let released = HashSet::new();
+        Ok((Unchosen { groups: groups.to_vec(), last_row, hidden, tokens, released }, kv))
     }
 
     /// Holds a group to the contract, so that a wrong one is an error and not a wrong answer.
@@ -197,10 +256,10 @@ impl MlxRunner {
     }
 
     /// Notes where the token is that each of these groups chooses.
-    fn note_sampled(&mut self, groups: &[Group], tokens: &Array) {
+    fn note_sampled(&mut self, groups: &[Group], released: &HashSet<SequenceId>, tokens: &Array) {
         self.num_passes += 1;
         let choosing = groups.iter().filter(|group| matches!(group.want, Want::Token(_)));
-        for (row, group) in choosing.enumerate() {
+        for (row, group) in choosing.enumerate().filter(|(_, group)| !released.contains(&group.sequence)) {
             let token = SampledToken { pass: self.num_passes, tokens: tokens.clone(), row };
             self.last_sampled.insert(group.sequence, token);
         }
@@ -247,10 +306,14 @@ impl MlxRunner {
         let Some(pass) = self.launched.pop_front() else {
             return Err(MlxError::Unsupported("no pass to collect".to_owned()));
         };
+        let Some(asked) = pass.asked else {
+            self.unchosen = None;
+            return Err(MlxError::Unsupported("a pass is collected before its tokens are chosen".to_owned()));
+        };
         if let Some(kv) = pass.last_kv {
             kv.eval()?;
         }
-        pass.asked.read()
+        asked.read()
     }
 
     /// `(H_kv, D)` of every attention layer.
@@ -294,7 +357,7 @@ impl Drop for MlxRunner {
     fn drop(&mut self) {
         for pass in self.launched.drain(..) {
             // Nobody is left to hear of a failure.
-            let _ = transforms::eval(pass.asked.arrays());
+            let _ = transforms::eval(pass.asked.iter().flat_map(Asked::arrays));
             if let Some(kv) = &pass.last_kv {
                 let _ = kv.eval();
             }
@@ -305,6 +368,10 @@ impl Drop for MlxRunner {
 impl Runner for MlxRunner {
     fn launch(&mut self, groups: &[Group]) -> std::result::Result<(), RunnerError> {
         Ok(self.launch_pass(groups)?)
+    }
+
+    fn choose(&mut self, allowed: Vec<Option<TokenSet>>) -> std::result::Result<(), RunnerError> {
+        Ok(self.choose_tokens(&allowed)?)
     }
 
     fn collect(&mut self) -> std::result::Result<Vec<Outcome>, RunnerError> {
@@ -391,6 +458,9 @@ impl Runner for MlxRunner {
     fn release(&mut self, sequence: SequenceId) {
         self.live.release(sequence);
         self.last_sampled.remove(&sequence);
+        if let Some(unchosen) = &mut self.unchosen {
+            unchosen.released.insert(sequence);
+        }
     }
 }
 

@@ -13,7 +13,10 @@ use super::{
     ops::Ops,
     sys,
 };
-use crate::engine::{self, SamplingParams, uniform};
+use crate::{
+    engine::{self, SamplingParams, uniform},
+    guide::TokenSet,
+};
 
 /// Below it the most probable token is as good as certain, and logits over it could be infinite.
 const MIN_TEMPERATURE: f32 = 1e-9;
@@ -24,13 +27,15 @@ pub(super) struct Choice<'a> {
     pub choice: &'a engine::Choice,
     /// Position that the chosen token will have: the counter of its random number.
     pub position: usize,
+    /// The tokens to choose from, where not all are.
+    pub allowed: Option<&'a TokenSet>,
 }
 
 impl Choice<'_> {
     /// Whether nothing is needed of the row but its most probable token.
     pub(super) fn needs_only_the_best(&self) -> bool {
-        let engine::Choice { sampling, edits, report } = self.choice;
-        sampling.is_greedy() && edits.is_none() && report.is_none()
+        let engine::Choice { sampling, edits, report, .. } = self.choice;
+        sampling.is_greedy() && edits.is_none() && report.is_none() && self.allowed.is_none()
     }
 }
 
@@ -72,11 +77,16 @@ pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>], inputs: 
     let edits = (0..).zip(choices).filter_map(|(row, choice)| Some((row, choice.choice.edits.as_deref()?)));
     let logits = &logit_edits::apply(logits, &edits.collect::<Vec<_>>(), inputs)?;
     let draws: Vec<Draw> = choices.iter().enumerate().filter_map(|(row, choice)| choice.draw(row)).collect();
-    if draws.is_empty() {
+    let is_guided = choices.iter().any(|choice| choice.allowed.is_some());
+    if draws.is_empty() && !is_guided {
         return Chosen::most_probable(logits);
     }
     if ops.device() == ComputeDevice::Cpu {
         return on_host(logits, choices);
+    }
+    let logits = &if is_guided { allowed_only(logits, choices)? } else { logits.clone() };
+    if draws.is_empty() {
+        return Chosen::most_probable(logits);
     }
     if draws.len() == choices.len() {
         return drawn(logits, &draws);
@@ -108,10 +118,37 @@ impl Choice<'_> {
     }
 }
 
+/// `(R, vocabulary)` logits with negative infinity for tokens that are not allowed.
+fn allowed_only(logits: &Array, choices: &[Choice<'_>]) -> Result<Array> {
+    let num_columns = logits.dim(-1) as usize;
+    let num_words = num_columns.div_ceil(32);
+    let mut words: Vec<u32> = Vec::with_capacity(choices.len() * num_words);
+    for choice in choices {
+        let end = words.len() + num_words;
+        match choice.allowed {
+            Some(allowed) => words.extend(allowed.words().iter().take(num_words)),
+            None => words.resize(end, u32::MAX),
+        }
+        words.resize(end, 0);
+    }
+    let words = Array::from_slice(&words, &[choices.len() as i32, num_words as i32, 1]);
+    // Each bit of a word in turn becomes its highest.
+    let shifts = Array::from_slice(&(0..32).rev().collect::<Vec<u32>>(), &[32]);
+    let is_allowed = sys::left_shift(&words, &shifts)?.ge(Array::from_slice(&[1u32 << 31], &[1]))?;
+    let is_allowed = is_allowed.reshape(&[choices.len() as i32, num_words as i32 * 32])?;
+    let is_allowed = sys::slice_axis(&is_allowed, 1, 0, num_columns)?;
+    Ok(ops::select(is_allowed, logits, Array::from_f32(f32::NEG_INFINITY))?)
+}
+
 fn on_host(logits: &Array, choices: &[Choice<'_>]) -> Result<Chosen> {
     let tokens = logit_rows::of_each(logits, |row, logits| {
         let choice = &choices[row];
-        logit_rows::choose(logits, &choice.choice.sampling, choice.random())
+        match choice.allowed {
+            None => logit_rows::choose(logits, &choice.choice.sampling, choice.random()),
+            Some(allowed) => {
+                logit_rows::choose_allowed(logits, allowed, &choice.choice.sampling, choice.random())
+            }
+        }
     })?;
     let largest: Vec<f32> = tokens.iter().map(|token| if token.is_some() { 0.0 } else { f32::NAN }).collect();
     let tokens: Vec<u32> = tokens.into_iter().map(Option::unwrap_or_default).collect();
@@ -194,7 +231,11 @@ mod tests {
     }
 
     fn choice(params: &SamplingParams) -> engine::Choice {
-        engine::Choice { sampling: params.clone(), edits: None, report: None }
+        engine::Choice { sampling: params.clone(), edits: None, report: None, is_guided: false }
+    }
+
+    fn plain(choice: &engine::Choice, position: usize) -> Choice<'_> {
+        Choice { choice, position, allowed: None }
     }
 
     fn inputs(num_rows: i32) -> Array {
@@ -206,8 +247,7 @@ mod tests {
         let row = Array::from_slice(logits, &[1, logits.len() as i32]);
         let [on_cpu, on_gpu] = ComputeDevice::KINDS.map(|device| {
             let chosen =
-                choose(&Ops::new(device), &row, &[Choice { choice: &choice(params), position }], &inputs(1))
-                    .unwrap();
+                choose(&Ops::new(device), &row, &[plain(&choice(params), position)], &inputs(1)).unwrap();
             chosen.read().unwrap()[0].expect("the logits are numbers")
         });
         assert_eq!(on_cpu, on_gpu, "{params:?}, {position}");
@@ -277,7 +317,7 @@ mod tests {
             params(1.3, 1.0, 0, 0.0, 4),
         ];
         let own = all.clone().map(|params| choice(&params));
-        let choices: Vec<Choice> = own.iter().map(|choice| Choice { choice, position: 9 }).collect();
+        let choices: Vec<Choice> = own.iter().map(|choice| plain(choice, 9)).collect();
         let alone: Vec<Option<u32>> =
             (0..4).map(|row| Some(draw(&rows[row * 50..(row + 1) * 50], &all[row], 9))).collect();
         for ops in ComputeDevice::KINDS.map(Ops::new) {
@@ -305,7 +345,7 @@ mod tests {
             })
             .collect();
         for position in 0..25 {
-            let choices: Vec<Choice> = all.iter().map(|choice| Choice { choice, position }).collect();
+            let choices: Vec<Choice> = all.iter().map(|choice| plain(choice, position)).collect();
             let [on_cpu, on_gpu] = ComputeDevice::KINDS.map(|device| {
                 let ops = Ops::new(device);
                 let logits = Array::from_slice(&rows, &[num_rows as i32, num_columns as i32]);
@@ -335,6 +375,58 @@ mod tests {
         }
     }
 
+    /// Rows with sets of their own beside rows without, sampled and greedy: each as if it had no other tokens.
+    #[test]
+    fn only_allowed_tokens_are_chosen_as_if_there_were_no_others() {
+        let (num_rows, num_columns) = (24, 203);
+        let rows: Vec<f32> = (0..num_rows * num_columns).map(|at| (at as f32 * 1.7).sin() * 4.0).collect();
+        let sets: Vec<Option<TokenSet>> = (0..num_rows as u32)
+            .map(|row| match row % 4 {
+                0 => None,
+                1 => Some((0..40).map(|token| (token * 37 + row) % 203).collect()),
+                2 => Some([row, 202, 500].into_iter().collect()),
+                _ => Some((0..203).filter(|token| token % 32 > row % 20).collect()),
+            })
+            .collect();
+        let all: Vec<engine::Choice> = (0..num_rows)
+            .map(|row| {
+                let temperature = [0.0, 0.0, 0.7, 1.3][row / 4 % 4];
+                choice(&params(temperature, [1.0, 0.8][row % 2], [0, 5][row / 2 % 2], 0.0, row as u64))
+            })
+            .collect();
+        let logits = Array::from_slice(&rows, &[num_rows as i32, num_columns as i32]);
+        for position in 0..20 {
+            let choices: Vec<Choice> = all
+                .iter()
+                .zip(&sets)
+                .map(|(choice, allowed)| Choice { choice, position, allowed: allowed.as_ref() })
+                .collect();
+            let expected: Vec<Option<u32>> = (0..num_rows)
+                .map(|row| {
+                    let mut only = rows[row * num_columns..][..num_columns].to_vec();
+                    if let Some(allowed) = &sets[row] {
+                        let forbidden = (0..).zip(&mut only).filter(|(token, _)| !allowed.contains(*token));
+                        forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+                    }
+                    logit_rows::choose(&only, &all[row].sampling, choices[row].random())
+                })
+                .collect();
+            for ops in ComputeDevice::KINDS.map(Ops::new) {
+                let chosen =
+                    choose(&ops, &logits, &choices, &inputs(num_rows as i32)).unwrap().read().unwrap();
+                // On a GPU a number within rounding of a boundary may fall on either side.
+                let num_different =
+                    chosen.iter().zip(&expected).filter(|(left, right)| left != right).count();
+                let max_different = usize::from(ops.device() == ComputeDevice::Gpu);
+                assert!(num_different <= max_different, "{position}, {ops:?}: {chosen:?} {expected:?}");
+                let is_allowed = |(token, allowed): (&Option<u32>, &Option<TokenSet>)| {
+                    allowed.as_ref().is_none_or(|allowed| allowed.contains(token.expect("numbers")))
+                };
+                assert!(chosen.iter().zip(&sets).all(is_allowed), "{position}, {ops:?}");
+            }
+        }
+    }
+
     #[test]
     fn nothing_is_chosen_among_what_is_no_number() {
         let rows = [[1.0, 2.0, 0.5], [f32::NAN; 3], [3.0, f32::INFINITY, 0.0], [f32::NEG_INFINITY; 3]];
@@ -342,7 +434,7 @@ mod tests {
         for params in [params(0.0, 1.0, 0, 0.0, 1), params(1.0, 1.0, 0, 0.0, 1), params(1.0, 0.9, 2, 0.0, 1)]
         {
             let own = choice(&params);
-            let choices = vec![Choice { choice: &own, position: 2 }; 4];
+            let choices = vec![plain(&own, 2); 4];
             for ops in ComputeDevice::KINDS.map(Ops::new) {
                 let chosen = choose(&ops, &logits, &choices, &inputs(4)).unwrap().read().unwrap();
                 let of_numbers: Vec<bool> = chosen.iter().map(Option::is_some).collect();

@@ -4,6 +4,7 @@
 //! are in its module.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
 
@@ -11,6 +12,7 @@ use super::spans::{self, Span};
 use super::template::special_tokens;
 use super::templates::Templates;
 use super::{ChatTemplate, Notice, RenderRequest, Rendered, TextError, Tokenizer, ends};
+use crate::guide::{Compiler, Constraint, GuideError, Pattern};
 use crate::models::GgufHeader;
 
 /// What is needed to turn requests into tokens and tokens into answers.
@@ -19,6 +21,8 @@ pub struct TextModel {
     tokenizer: Tokenizer,
     templates: Templates,
     end_ids: Vec<u32>,
+    /// What constraints are compiled with, once one is asked for.
+    compiler: OnceLock<Result<Compiler, GuideError>>,
 }
 
 /// How a conversation becomes a prompt, beside what its template sees.
@@ -48,7 +52,7 @@ impl TextModel {
         let template = required(ChatTemplate::from_folder(dir), dir);
         let end_ids = ends::from_folder(dir, &tokenizer, template.as_ref().ok())?;
         let templates = Templates::new(template, special_tokens::from_folder(dir)?);
-        Ok(TextModel { tokenizer, templates, end_ids })
+        Ok(TextModel { tokenizer, templates, end_ids, compiler: OnceLock::new() })
     }
 
     /// Rebuilds the text side from a GGUF file's metadata.
@@ -57,7 +61,7 @@ impl TextModel {
         let template = required(ChatTemplate::from_gguf(header), header.path());
         let end_ids = ends::from_gguf(header, &tokenizer, template.as_ref().ok());
         let templates = Templates::new(template, special_tokens::from_gguf(header));
-        Ok(TextModel { tokenizer, templates, end_ids })
+        Ok(TextModel { tokenizer, templates, end_ids, compiler: OnceLock::new() })
     }
 
     /// Renders a conversation by the model's template and turns it into token ids; the template alone
@@ -127,6 +131,13 @@ impl TextModel {
     /// Returns the ids that end an answer, ascending.
     pub fn end_ids(&self) -> &[u32] {
         &self.end_ids
+    }
+
+    /// Checks that answers can be held to a constraint. What all constraints of the model share is made for the
+    /// first one.
+    pub fn pattern(&self, constraint: &Arc<Constraint>) -> Result<Pattern, GuideError> {
+        let compiler = self.compiler.get_or_init(|| Compiler::new(self.tokenizer.vocabulary(&self.end_ids)));
+        compiler.as_ref().map_err(Clone::clone)?.pattern(constraint)
     }
 
     /// Whether the model has a chat template that can be used.

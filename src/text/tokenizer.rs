@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
 use serde_json::Value;
@@ -14,11 +15,16 @@ use tokenizers::{DecoderWrapper, ModelWrapper};
 use super::bytes::{byte_fallback, push_token_bytes};
 use super::tokenizer_config::TokenizerConfig;
 use super::{TextError, bounds::Bound, gguf_tokenizer};
+use crate::guide::Vocabulary;
 use crate::models::GgufHeader;
+use crate::threads::on_threads;
 
 /// Oniguruma gives up after ten million steps within one match, and the splitting patterns in
 /// use take one for each character of a run of spaces.
 const MAX_WHITESPACE_RUN: usize = 5_000_000;
+
+/// Tokens of a vocabulary that a thread looks at together.
+const TOKENS_A_TURN: usize = 1024;
 
 /// Begin and end of a token in the text it was made from.
 pub(super) type ByteRange = (usize, usize);
@@ -221,6 +227,46 @@ impl Tokenizer {
         }
     }
 
+    /// Returns what each token adds to a text, for constraints to be matched against; those of `end_ids` end
+    /// an answer. Done on all cores: a large vocabulary takes seconds on one.
+    pub fn vocabulary(&self, end_ids: &[u32]) -> Vocabulary {
+        let num_tokens = self.num_vocab();
+        let next = AtomicUsize::new(0);
+        let parts = on_threads(num_tokens.div_ceil(TOKENS_A_TURN), || {
+            let mut parts = Vec::new();
+            loop {
+                let first = next.fetch_add(TOKENS_A_TURN, Ordering::Relaxed);
+                if first >= num_tokens {
+                    return parts;
+                }
+                let last = num_tokens.min(first + TOKENS_A_TURN);
+                parts.push((first, (first..last).map(|id| self.guided_bytes(id as u32)).collect::<Vec<_>>()));
+            }
+        });
+        let mut parts: Vec<_> = parts.into_iter().flatten().collect();
+        parts.sort_unstable_by_key(|(first, _)| *first);
+        Vocabulary {
+            tokens: parts.into_iter().flat_map(|(_, tokens)| tokens).collect(),
+            end_ids: end_ids.to_vec(),
+            drops_first_space: self.drops_first_space(),
+        }
+    }
+
+    /// The bytes that a token adds, or its name where no text has it.
+    fn guided_bytes(&self, id: u32) -> Vec<u8> {
+        if self.is_special(id) {
+            Vocabulary::control(&self.token(id).unwrap_or_default())
+        } else {
+            self.token_bytes(id)
+        }
+    }
+
+    /// Whether the space that a text's first token begins with is left out of it.
+    fn drops_first_space(&self) -> bool {
+        let spaced = ["▁a", "▁the"].iter().find_map(|token| self.token_id(token));
+        spaced.is_some_and(|id| self.decode(&[id]).is_ok_and(|text| !text.starts_with(' ')))
+    }
+
     /// Whether tokens are bytes in GPT-2's disguise, so that each decodes on its own.
     pub(super) fn is_byte_level(&self) -> bool {
         self.0.is_byte_level
@@ -329,6 +375,28 @@ mod tests {
         );
         let space = byte_fallback().token_id("▁a").expect("the token is there");
         assert_eq!(byte_fallback().token_bytes(space), b" a");
+    }
+
+    /// Constraints are matched against these bytes: what they spell is what an answer's text is.
+    #[test]
+    fn the_vocabulary_spells_texts_and_tells_control_tokens() {
+        use crate::text::testing::{byte_fallback, byte_level};
+        for (tokenizer, end, drops_first_space) in
+            [(byte_level(), "<|end|>", false), (byte_fallback(), "</s>", true)]
+        {
+            let end_id = tokenizer.token_id(end).expect("the token is there");
+            let vocabulary = tokenizer.vocabulary(&[end_id]);
+            assert_eq!(
+                (vocabulary.tokens.len(), &vocabulary.end_ids),
+                (tokenizer.num_vocab(), &vec![end_id])
+            );
+            assert_eq!(vocabulary.drops_first_space, drops_first_space);
+            assert_eq!(vocabulary.tokens[end_id as usize], Vocabulary::control(end));
+            let ids = tokenizer.encode("a the 🦀", false).expect("encodes");
+            let spelt: Vec<u8> = ids.iter().flat_map(|id| vocabulary.tokens[*id as usize].clone()).collect();
+            let text = String::from_utf8(spelt).expect("whole characters");
+            assert_eq!(&text[usize::from(drops_first_space)..], tokenizer.decode(&ids).expect("decodes"));
+        }
     }
 
     #[test]

@@ -105,6 +105,7 @@ pub fn run_steps(
             end_ids: batch.end_ids.clone(),
             sampling: SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 },
             processors: batch.prompts[index].wants.processors.clone(),
+            guide: batch.prompts[index].wants.guide.clone(),
             report: batch.prompts[index].wants.report,
             score: batch.prompts[index].wants.score,
             plan,

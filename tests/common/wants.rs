@@ -2,7 +2,10 @@
 //!
 //! Owns the formulas, which know a model's logits and nothing else; asking for them is `runs`' business.
 
+use std::sync::{Arc, OnceLock};
+
 use mlxbatch::engine::{Processors, Report, Score, TokenReport};
+use mlxbatch::guide::{Compiler, Constraint, Next, Pattern, Vocabulary};
 use mlxbatch::mlx::MlxRunner;
 
 use super::batch::{Batch, Numbers};
@@ -13,6 +16,7 @@ pub const MAX_ERROR: f32 = 1e-3;
 #[derive(Debug, Clone, Default)]
 pub struct Wants {
     pub processors: Processors,
+    pub guide: Option<Pattern>,
     pub report: Option<Report>,
     pub score: Option<Score>,
 }
@@ -24,8 +28,15 @@ impl Wants {
         let (has_processors, has_report, has_score) = (is_lucky(30), is_lucky(20), is_lucky(25));
         let num_top = numbers.within(0..=20) as u32;
         let from = numbers.within(1..=num_prompt_tokens.max(2) - 1);
+        let mut processors = if has_processors { processors(numbers) } else { Processors::default() };
+        let guide = (numbers.within(1..=100) <= 20).then(|| endless_pattern(numbers.within(0..=2)));
+        if guide.is_some() {
+            // So that there is always something to choose.
+            (processors.never, processors.bad_words) = Default::default();
+        }
         Self {
-            processors: if has_processors { processors(numbers) } else { Processors::default() },
+            processors,
+            guide,
             report: has_report.then_some(Report { num_top }),
             score: (has_score && num_prompt_tokens > 1).then_some(Score { from, num_top }),
         }
@@ -58,6 +69,20 @@ fn processors(numbers: &mut Numbers) -> Processors {
     }
 }
 
+/// A constraint under which an answer can always go on, whatever the tokens of the model are in truth: here
+/// each is a letter.
+fn endless_pattern(number: usize) -> Pattern {
+    static PATTERNS: OnceLock<Vec<Pattern>> = OnceLock::new();
+    let patterns = PATTERNS.get_or_init(|| {
+        let tokens = (0..303u32).map(|token| vec![b'a' + (token % 26) as u8]).collect();
+        let compiler = Compiler::new(Vocabulary { tokens, ..Vocabulary::default() }).unwrap();
+        let expressions = ["[a-m]*", "(ab?[c-z]{2})*", "([a-e]+|[f-z]{3})*"];
+        let constraints = expressions.map(|expression| Arc::new(Constraint::Regex(expression.to_owned())));
+        constraints.iter().map(|constraint| compiler.pattern(constraint).unwrap()).collect()
+    });
+    patterns[number].clone()
+}
+
 /// A model's logits after `text`, the new tokens of a prompt at its end, as its processors have them.
 pub fn processed(runner: &mut MlxRunner, batch: &Batch, index: usize, text: &[u32]) -> Vec<f32> {
     let prompt = &batch.prompts[index];
@@ -84,6 +109,15 @@ pub fn processed(runner: &mut MlxRunner, batch: &Batch, index: usize, text: &[u3
         let num_new = new.iter().filter(|other| **other == token).count();
         *logit -= frequency_penalty * num_new as f32;
         *logit -= if num_new > 0 { presence_penalty } else { 0.0 };
+    }
+    if let Some(pattern) = &prompt.wants.guide {
+        let mut guide = pattern.begin().unwrap();
+        new.iter().for_each(|token| assert!(!guide.accept(*token).unwrap(), "it is over"));
+        let Next::OneOf(allowed) = guide.next(&batch.end_ids, new.len() < *min_new_tokens).unwrap() else {
+            panic!("nothing may follow {new:?}")
+        };
+        let forbidden = (0..).zip(&mut logits).filter(|(token, _)| !allowed.contains(*token));
+        forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
     }
     logits
 }

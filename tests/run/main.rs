@@ -7,6 +7,7 @@ mod answers;
 mod bad_lines;
 mod cache_command;
 mod clients;
+mod constraints;
 mod forms;
 mod gguf;
 mod hostile_configs;

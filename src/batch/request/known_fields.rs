@@ -128,7 +128,6 @@ mod tests {
     fn what_peers_take_for_nothing_is_no_problem() {
         let neutral = json!({
             "best_of": 1, "use_beam_search": false, "stream": false,
-            "response_format": {"type": "text"},
             "repeat_penalty": 1, "typical_p": 1.0, "tfs_z": 1, "mirostat": 0, "xtc_probability": 0.0,
             "dry_multiplier": 0, "dynatemp_range": 0, "top_n_sigma": -1,
             "truncate_prompt_tokens": -1, "thinking_budget": -1, "do_sample": true,
@@ -148,12 +147,9 @@ mod tests {
             json!({"adapters": "a"}),
             json!({"lora": [{"id": 0, "scale": 0.5}]}),
             json!({"lora_request": {"lora_name": "a"}}),
-            json!({"regex": "[0-9]+"}),
-            json!({"json_schema": {"type": "object"}}),
+            json!({"structural_tag": "x"}),
+            json!({"grammar_lazy": true}),
             json!({"truncate_prompt_tokens": 100}),
-            json!({"guided_json": {}}),
-            json!({"structured_outputs": {"choice": ["a"]}}),
-            json!({"grammar": "root ::= \"a\""}),
             json!({"mirostat": 2}),
             json!({"typical_p": 0.9}),
             json!({"tfs_z": 0.9}),

@@ -6,6 +6,7 @@
 use serde_json::Value;
 
 use super::super::line_error::RequestError;
+use super::constraints::{self, AnswerConstraint};
 use super::fields::{Fields, expected};
 use super::prompts::token_ids;
 use super::{Form, RequestParams};
@@ -34,6 +35,8 @@ pub struct AnswerOptions {
     pub logit_bias: Vec<(u32, f32)>,
     /// Texts that no answer has.
     pub bad_words: Vec<String>,
+    /// What the answer has to be.
+    pub constraint: Option<AnswerConstraint>,
     /// How many of the most probable tokens are told with the log-probability of each token of the text.
     pub logprobs: Option<u32>,
     /// The same for each token of the prompt.
@@ -53,6 +56,7 @@ impl Default for AnswerOptions {
             shows_special_tokens: false,
             logit_bias: Vec::new(),
             bad_words: Vec::new(),
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             logprob_start: 0,
@@ -76,6 +80,7 @@ impl AnswerOptions {
             shows_special_tokens: !fields.take_bool("skip_special_tokens")?.unwrap_or(true),
             logit_bias: take_logit_bias(fields)?,
             bad_words: take_bad_words(fields)?,
+            constraint: constraints::take(fields)?,
             logprobs: match form {
                 Form::Chat => take_chat_logprobs(fields)?,
                 Form::Text => take_logprobs(fields)?,

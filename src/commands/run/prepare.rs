@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use crate::{
     batch::{
-        AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError, RequestHead, RequestParams,
+        AnswerConstraint, AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError,
+        RequestHead, RequestParams,
     },
     engine::{
         AnswerRecurs, GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score,
         TokenId, sampling_key,
     },
+    guide::Pattern,
     text::{
         AnswerText, ChatOptions, ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, Tokenizer,
         system_end,
@@ -98,6 +100,7 @@ impl Preparer {
         let params = params.or(&self.fallback);
         let processors = self.processors(text.tokenizer(), &params, &options)?;
         self.check_known("stop_token_ids", &options.stop_token_ids, false)?;
+        let guide = options.constraint.as_ref().map(|asked| pattern(text, asked)).transpose()?;
         let mut job = PreparedJob {
             requests: Vec::with_capacity(prompts.len() * options.num_choices),
             format: AnswerFormat {
@@ -117,7 +120,7 @@ impl Preparer {
             notices: Vec::new(),
             head,
         };
-        let wanted = Wanted { params: &params, options: &options, processors };
+        let wanted = Wanted { params: &params, options: &options, processors, guide };
         let is_list = prompts.len() > 1;
         for (position, prompt) in prompts.into_iter().enumerate() {
             let param = match &prompt {
@@ -161,7 +164,7 @@ impl Preparer {
         wanted: &Wanted,
         notices: &mut Vec<Notice>,
     ) -> Result<PreparedRequest, RequestError> {
-        let Wanted { params, options, processors } = wanted;
+        let Wanted { params, options, processors, guide } = wanted;
         let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
         // What is scored alone leaves the context whole.
         let max_prompt_tokens = self.max_context - usize::from(max_tokens > 0);
@@ -209,6 +212,7 @@ impl Preparer {
                 end_ids: self.end_ids(params, options),
                 sampling,
                 processors: processors.clone(),
+                guide: guide.clone(),
                 report: options.logprobs.map(|num_top| Report { num_top }),
                 score,
                 plan: PromptPlan::default(),
@@ -277,6 +281,13 @@ struct Wanted<'a> {
     params: &'a RequestParams,
     options: &'a AnswerOptions,
     processors: Processors,
+    guide: Option<Pattern>,
+}
+
+/// What the answers are held to.
+fn pattern(text: &TextModel, asked: &AnswerConstraint) -> Result<Pattern, RequestError> {
+    let AnswerConstraint { param, constraint } = asked;
+    text.pattern(constraint).map_err(|error| RequestError::unsupported(param, error.to_string()))
 }
 
 /// Which tokens of a prompt are told of. Nothing comes before the first; what comes before the start may be

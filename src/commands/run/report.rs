@@ -140,6 +140,8 @@ pub(super) fn write(
         "num_last_tokens": engine.num_last_tokens(),
         "num_cached_tokens": stats.num_cached_tokens,
         "num_generated_tokens": stats.num_generated_tokens,
+        "num_guided_tokens": engine.num_guided_tokens,
+        "guide_seconds": engine.guide_time.as_secs_f64(),
         "num_passes": engine.num_passes(),
         "num_wasted_rows": engine.num_wasted_rows(),
         "peak_rows": engine.peak_rows,

@@ -296,6 +296,7 @@ impl<R: Runner> Session<R> {
                 num_new_tokens,
                 end_token,
                 end_report,
+                problem,
             } => {
                 let seat = self.seats.remove(&id)?;
                 let job = self.jobs.get_mut(&seat.job)?;
@@ -305,6 +306,10 @@ impl<R: Runner> Session<R> {
                     engine::FinishReason::Stop => Ok(FinishReason::Stop),
                     engine::FinishReason::Length => Ok(FinishReason::Length),
                     engine::FinishReason::NotNumbers => Err(RequestError::not_numbers()),
+                    engine::FinishReason::Stuck => {
+                        let reason = problem.unwrap_or_default();
+                        Err(RequestError::bad_request("constraint_not_met", "", reason))
+                    }
                     engine::FinishReason::Error => {
                         let reason = format!("computing the answer failed: {}", self.failures.reason);
                         Err(RequestError::internal(reason))

@@ -16,6 +16,7 @@ fn sequence(num_prompt_tokens: u32, max_new_tokens: usize, cuts: &[usize]) -> Se
         end_ids: [99].into(),
         sampling: greedy(3),
         processors: Processors::default(),
+        guide: None,
         report: None,
         score: None,
         plan: PromptPlan { cuts: cuts.iter().map(cut).collect(), ..PromptPlan::default() },
@@ -82,8 +83,11 @@ fn a_prompt_of_one_token_needs_no_prefill() {
 #[test]
 fn an_end_token_is_counted_and_not_shown_even_as_the_last_one_allowed() {
     let mut sequence = sequence(2, 2, &[]);
-    assert_eq!(sequence.accept(5), Accepted { token: Some(5), reason: None });
-    assert_eq!(sequence.accept(99), Accepted { token: None, reason: Some(FinishReason::Stop) });
+    assert_eq!(sequence.accept(5), Accepted { token: Some(5), reason: None, problem: None });
+    assert_eq!(
+        sequence.accept(99),
+        Accepted { token: None, reason: Some(FinishReason::Stop), problem: None }
+    );
     assert_eq!(sequence.new_tokens, [5, 99]);
 }
 

@@ -4,14 +4,21 @@
 //! failure. What a pass is made of is the scheduler's decision; what it computes, and every tensor,
 //! is the runner's.
 
+use std::collections::HashMap;
 use std::mem;
+use std::sync::{Mutex, PoisonError};
 
 use super::Engine;
+use crate::engine::guiding::Guided;
 use crate::engine::pass::{Awaits, Pass, Row};
 use crate::engine::prefixes::{Prefixes, Resumable};
 use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
-use crate::engine::{Event, FinishReason, Group, Outcome, Runner, RunnerError, TokenId, TokenReport};
+use crate::engine::{
+    Event, FinishReason, Group, Outcome, Runner, RunnerError, SequenceId, TokenId, TokenReport,
+};
+use crate::guide::Next;
+use crate::threads::on_threads;
 
 /// Whether one that waits enters a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,19 +48,26 @@ impl<R: Runner> Engine<R> {
     pub(super) fn run_pass(&mut self) {
         let max_passes = if self.limits.lookahead { 2 } else { 1 };
         let mut failed_launch = None;
+        let mut has_failed = false;
         while self.passes.len() < max_passes && failed_launch.is_none() {
             match self.compose() {
                 Some(work) => failed_launch = self.launch(&work).err(),
                 None => break,
             }
+            // Where none is under way before it, all tokens are known that its guides have to know.
+            if self.passes.len() == 1 && !self.choose() {
+                has_failed = true;
+                break;
+            }
         }
-        let is_collected = self.collect();
+        has_failed |= !self.collect();
+        has_failed |= !self.choose();
         // Only now: its rows may have tokens in the pass that was just collected.
         if let Some((error, rows)) = failed_launch {
             self.fail(error, &rows);
         }
         // And only then: those rows may have been meant to run on what the failed passes stored.
-        if !is_collected {
+        if has_failed {
             let taken_back = self.prefixes.passes_failed(&mut self.runner);
             taken_back.unwrap_or_else(|error| self.note_failure(error, Vec::new()));
         }
@@ -191,6 +205,60 @@ impl<R: Runner> Engine<R> {
         Ok(())
     }
 
+    /// Has the tokens of the oldest pass chosen, if they wait for guides: no token before them is unknown. Returns
+    /// false where that failed, and the pass with it.
+    fn choose(&mut self) -> bool {
+        let Some(pass) = self.passes.front_mut().filter(|pass| !pass.is_chosen) else { return true };
+        pass.is_chosen = true;
+        let rows: Vec<SequenceId> =
+            pass.rows.iter().filter(|row| row.is_guided).map(|row| row.sequence).collect();
+        let guided = self.ask_guides(&rows);
+        let chosen = self
+            .runner
+            .choose(rows.iter().map(|sequence| guided.get(sequence).and_then(Guided::allowed)).collect());
+        for sequence in rows {
+            match guided.get(&sequence).map(|guided| &guided.next) {
+                Some(Ok(Next::OneOf(_))) | None => {}
+                Some(Ok(Next::Nothing)) => self.end_guided(sequence, FinishReason::Stop, None),
+                Some(Err(error)) => self.end_guided(sequence, FinishReason::Stuck, Some(error.to_string())),
+            }
+        }
+        let Err(error) = chosen else { return true };
+        let failed = self.passes.pop_front().map(|pass| pass.rows).unwrap_or_default();
+        self.fail(error, &failed);
+        false
+    }
+
+    /// What the guides of these sequences say, those that have not ended; found out on all cores.
+    fn ask_guides(&mut self, sequences: &[SequenceId]) -> HashMap<SequenceId, Guided> {
+        let asked = self.running.iter_mut().filter(|sequence| sequences.contains(&sequence.id));
+        let asked: Vec<_> = asked.filter_map(|sequence| Some((sequence.id, sequence.guide()?))).collect();
+        let num_asked = asked.len();
+        let queue = Mutex::new(asked.into_iter());
+        let said = on_threads(num_asked, || {
+            let mut said = Vec::new();
+            loop {
+                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((sequence, (guiding, banned))) = next else { return said };
+                said.push((sequence, Guided::of(guiding, &banned)));
+            }
+        });
+        let guided: HashMap<SequenceId, Guided> = said.into_iter().flatten().collect();
+        self.stats.num_guided_tokens += guided.len();
+        self.stats.guide_time += guided.values().map(|guided| guided.time).sum::<std::time::Duration>();
+        guided
+    }
+
+    /// Ends a sequence for which a guide has no token.
+    fn end_guided(&mut self, sequence: SequenceId, reason: FinishReason, why: Option<String>) {
+        let Some(index) = self.running.iter().position(|running| running.id == sequence) else { return };
+        let mut finished = self.remove_running(index, reason == FinishReason::Stop).finished(reason);
+        if let Event::Finished { problem, .. } = &mut finished {
+            *problem = why;
+        }
+        self.events.push(finished);
+    }
+
     /// Waits for the oldest pass, if any, and turns its tokens into events. Returns false where it
     /// failed, and with it those launched on top of it.
     fn collect(&mut self) -> bool {
@@ -231,9 +299,10 @@ impl<R: Runner> Engine<R> {
         let (report, last_report) = if accepted.token.is_some() { (report, None) } else { (None, report) };
         self.events.extend(accepted.token.map(|token| Event::Token { id, token, report }));
         if let Some(reason) = accepted.reason {
-            let mut finished = self.remove_running(index, true).finished(reason);
-            if let Event::Finished { end_report, .. } = &mut finished {
+            let mut finished = self.remove_running(index, reason != FinishReason::Stuck).finished(reason);
+            if let Event::Finished { end_report, problem, .. } = &mut finished {
                 *end_report = last_report;
+                *problem = accepted.problem;
             }
             self.events.push(finished);
         }

@@ -7,6 +7,7 @@
 mod cached_random;
 mod cached_stories;
 mod checks;
+mod guided;
 mod persisted;
 mod persisted_faults;
 mod persisted_random;
@@ -49,12 +50,22 @@ struct Outcome {
 /// The whole answer, worked out alone and one token at a time.
 fn answer_alone(request: &GenerationRequest) -> Outcome {
     let mut outcome = Outcome { scores: wants::scores(request), ..Outcome::default() };
+    let mut guide = request.guide.as_ref().map(|pattern| pattern.begin().expect("it was compiled"));
     loop {
         if outcome.tokens.len() == request.max_new_tokens {
             outcome.finishes.push((FinishReason::Length, outcome.tokens.len()));
             return outcome;
         }
-        let token = fake_runner::best(&wants::processed(request, &outcome.tokens));
+        let mut logits = wants::processed(request, &outcome.tokens);
+        if let Some(guide) = &mut guide {
+            let Some(allowed) = guided::allowed(guide, request, outcome.tokens.len()) else {
+                outcome.finishes.push((FinishReason::Stop, outcome.tokens.len()));
+                return outcome;
+            };
+            let forbidden = (0..).zip(&mut logits).filter(|(token, _)| !allowed.contains(*token));
+            forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        }
+        let token = fake_runner::best(&logits);
         if request.end_ids.contains(&token) {
             outcome.finishes.push((FinishReason::Stop, outcome.tokens.len() + 1));
             return outcome;
@@ -66,6 +77,10 @@ fn answer_alone(request: &GenerationRequest) -> Outcome {
         };
         outcome.reports.extend(request.report.map(report));
         outcome.tokens.push(token);
+        if guide.as_mut().is_some_and(|guide| guide.accept(token).expect("it was allowed")) {
+            outcome.finishes.push((FinishReason::Stop, outcome.tokens.len()));
+            return outcome;
+        }
     }
 }
 
@@ -74,7 +89,8 @@ fn expected(request: &GenerationRequest, interruption: Interruption) -> Outcome 
     let mut outcome = answer_alone(request);
     let is_cut = |count: usize| {
         outcome.tokens.len() > count
-            || outcome.tokens.len() == count && outcome.finishes[0].0 == FinishReason::Stop
+            // By an end token that is yet to come.
+            || outcome.tokens.len() == count && outcome.finishes[0] == (FinishReason::Stop, count + 1)
     };
     match interruption {
         Interruption::StopAfterTokens(count) if is_cut(count) => {
@@ -219,6 +235,7 @@ fn request(id: u64, prompt: Vec<TokenId>, max_new_tokens: usize, end_ids: &[Toke
         end_ids,
         sampling,
         processors,
+        guide: None,
         report,
         score,
         plan,

@@ -73,6 +73,7 @@ fn an_answer_that_is_stopped_frees_its_row_before_the_next_pass() {
         num_new_tokens: 1,
         end_token: None,
         end_report: None,
+        problem: None,
     };
     assert_eq!(engine.step().unwrap(), [finished]);
     assert_eq!(engine.stats().num_wasted_rows(), 1);

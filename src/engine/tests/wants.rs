@@ -22,7 +22,8 @@ pub(super) fn processed(request: &GenerationRequest, new: &[TokenId]) -> Vec<f32
             word.split_last().is_some_and(|(last, start)| *last == token && new.ends_with(start))
         };
         never.contains(&token)
-            || new.len() < *min_new_tokens && request.end_ids.contains(&token)
+            // A guide knows better when an answer may end.
+            || request.guide.is_none() && new.len() < *min_new_tokens && request.end_ids.contains(&token)
             || bad_words.iter().any(completes)
     };
     let mut logits = fake_runner::logits(&all, &request.sampling);
@@ -77,12 +78,13 @@ fn any_processors() -> impl Strategy<Value = Processors> {
     )
 }
 
-type Wants = (Option<Processors>, Option<u32>, Option<(usize, u32)>, bool);
+type Wants = (Option<Processors>, Option<u32>, Option<(usize, u32)>, bool, Option<usize>);
 
 fn any_wants() -> impl Strategy<Value = Wants> {
     let processors = prop::option::weighted(0.4, any_processors());
     let score = prop::option::weighted(0.3, (1usize..50, 0u32..3));
-    (processors, prop::option::weighted(0.3, 0u32..4), score, any::<bool>())
+    let guide = prop::option::weighted(0.3, 0usize..100);
+    (processors, prop::option::weighted(0.3, 0u32..4), score, any::<bool>(), guide)
 }
 
 /// The same requests, some of which want more.
@@ -91,8 +93,18 @@ pub(super) fn with_wants(
 ) -> impl Strategy<Value = Vec<(GenerationRequest, Interruption)>> {
     prop::collection::vec(any_wants(), requests.len()).prop_map(move |wants| {
         let mut requests = requests.clone();
-        for ((request, _), (processors, report, score, is_score_only)) in requests.iter_mut().zip(wants) {
+        for ((request, _), (processors, report, score, is_score_only, guide)) in
+            requests.iter_mut().zip(wants)
+        {
             request.processors = processors.unwrap_or_default();
+            if let Some(number) = guide {
+                request.guide = Some(guided::pattern(number));
+                if !request.end_ids.is_empty() {
+                    request.end_ids = [guided::END].into();
+                }
+                // So that there is always something to choose.
+                (request.processors.never, request.processors.bad_words) = Default::default();
+            }
             request.report = report.map(|num_top| Report { num_top });
             request.score =
                 score.map(|(from, num_top)| Score { from: 1 + from % request.prompt.len(), num_top });

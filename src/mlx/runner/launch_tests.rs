@@ -152,11 +152,12 @@ impl Steps {
             .map(|(row, &(sequence, start))| {
                 let is_first = !self.runner.last_sampled.contains_key(&sequence);
                 let input = if is_first { Input::Last(5) } else { Input::Sampled };
-                let choice = Choice { sampling: sampling(row), edits: None, report: None };
+                let choice = Choice { sampling: sampling(row), edits: None, report: None, is_guided: false };
                 Group { sequence, input, start, want: Want::Token(choice) }
             })
             .collect();
-        let (asked, _) = self.runner.build_pass(&groups).unwrap();
+        let (computed, _) = self.runner.build_pass(&groups).unwrap();
+        let asked = self.runner.ask(&computed, &[]).unwrap();
         let outputs: Vec<Array> = asked.arrays().cloned().collect();
         let (num_launches, num_sources) = launches(&outputs);
         let (norm, rope, attention) = fallbacks(self.runner.decoder.precision.dtype.mlx());
@@ -165,7 +166,7 @@ impl Steps {
         let attention = if is_fused { attention[usize::from(rows.is_masked)] } else { 0 };
         let fused = (2 * NUM_LAYERS + 1) * norm + NUM_LAYERS * (2 * rope + attention);
         transforms::async_eval(&outputs).unwrap();
-        self.runner.launched.push_back(Launched { asked, last_kv: None });
+        self.runner.launched.push_back(Launched { asked: Some(asked), last_kv: None });
         self.runner.collect().unwrap();
         for row in &mut self.rows {
             row.1 += 1;

@@ -174,6 +174,42 @@ pub const SERVED: &[ServedGroup] = &[
         ],
     },
     ServedGroup {
+        heading: "What the answer has to be",
+        fields: &[
+            served(
+                "response_format",
+                "{\"type\": \"text\", \"json_object\" or \"json_schema\", \"json_schema\": {\"schema\": ...}}",
+                "a JSON object, or JSON that meets the schema, whether it says strict or not",
+            ),
+            served(
+                "structured_outputs",
+                "object with one of json, regex, choice, grammar, json_object",
+                "vLLM's form of all of these; with whitespace_pattern or disable_any_whitespace for JSON",
+            ),
+            served("guided_json", "JSON schema, or its text", "JSON that meets the schema"),
+            served(
+                "guided_regex",
+                "text",
+                "text that the regular expression matches as a whole; \\d, \\w and \\s are of ASCII",
+            ),
+            served("guided_choice", "list of texts", "one of these texts"),
+            served(
+                "guided_grammar",
+                "text",
+                "a sentence of the grammar, in llguidance's Lark syntax or in GBNF",
+            ),
+            served(
+                "guided_whitespace_pattern",
+                "text",
+                "what white space between parts of JSON has to match; by default a space, or one or two line ends and up to 20 spaces",
+            ),
+            served("json_schema", "JSON schema, or its text", "llama.cpp's and SGLang's name of guided_json"),
+            served("regex", "text", "SGLang's name of guided_regex"),
+            served("grammar", "text", "llama.cpp's name of guided_grammar"),
+            served("ebnf", "text", "SGLang's name of guided_grammar"),
+        ],
+    },
+    ServedGroup {
         heading: "What is told",
         fields: &[
             served(

@@ -13,7 +13,7 @@ const NO_CHOICE: &str = "the best of several answers is not looked for; `n` retu
 const NO_BEAMS: &str = "answers are sampled token by token, there is no beam search; leave it out";
 const USE_LOGPROBS: &str = "is not read; use `logprobs`, `prompt_logprobs` or `echo`";
 const USE_PENALTY: &str = "is not read; `repetition_penalty`, `presence_penalty` and `frequency_penalty` are";
-const NO_GUIDE: &str = "answers cannot be constrained to a format; leave it out";
+const USE_GUIDE: &str = "is not read; `response_format` and `structured_outputs` are";
 const NO_SAMPLER: &str = "this sampler is not served; temperature, top_p, top_k and min_p are. Leave it out";
 const NO_BUDGET: &str = "the length of the thinking cannot be limited; leave it out";
 const NO_ADAPTER: &str = "one model answers the whole run; name another with --model";
@@ -59,17 +59,8 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("no_stop_trim", is_off, "a stop is not part of the answer; leave it out"),
     refused("watermark", is_off, "answers are not watermarked"),
     // Formats.
-    refused("response_format", is_text_format, NO_GUIDE),
-    refused("guided_json", never, NO_GUIDE),
-    refused("guided_regex", never, NO_GUIDE),
-    refused("guided_choice", never, NO_GUIDE),
-    refused("guided_grammar", never, NO_GUIDE),
-    refused("structured_outputs", never, NO_GUIDE),
-    refused("structural_tag", never, NO_GUIDE),
-    refused("grammar", is_empty, NO_GUIDE),
-    refused("ebnf", is_empty, NO_GUIDE),
-    refused("regex", is_empty, NO_GUIDE),
-    refused("json_schema", is_empty, NO_GUIDE),
+    refused("structural_tag", never, USE_GUIDE),
+    refused("grammar_lazy", is_off, "an answer is constrained from its first token on; leave it out"),
     refused("verbosity", is_medium, "the length of answers cannot be set in words; say it in the prompt"),
     // Which tokens may be chosen.
     refused("allowed_token_ids", is_empty, USE_BIAS),
@@ -182,7 +173,7 @@ pub(super) const REQUEST_OR_COLUMN: &[Refused] = &[
     refused("generation_config", is_no_object, USE_FIELDS),
     refused("vllm_xargs", is_no_object, USE_FIELDS),
     refused("custom_params", is_no_object, USE_FIELDS),
-    refused("format", is_no_format, NO_GUIDE),
+    refused("format", is_no_format, USE_GUIDE),
     refused("reasoning", is_no_object, USE_KWARGS),
     refused("thinking", is_no_object, USE_KWARGS),
     refused("think", is_no_switch, USE_KWARGS),
@@ -226,8 +217,6 @@ pub(super) const IGNORED: &[&str] = &[
     "spaces_between_special_tokens",
     // Which library would constrain an answer.
     "guided_decoding_backend",
-    "guided_whitespace_pattern",
-    "grammar_lazy",
     "grammar_triggers",
     // Details of samplers that are refused when they are on.
     "xtc_threshold",
@@ -350,10 +339,6 @@ fn is_no_format(value: &Value) -> bool {
 
 fn is_no_id_list(value: &Value) -> bool {
     value.as_array().is_none_or(|ids| ids.is_empty() || !ids.iter().all(Value::is_u64))
-}
-
-fn is_text_format(value: &Value) -> bool {
-    value.get("type").and_then(Value::as_str) == Some("text")
 }
 
 fn is_text_only(value: &Value) -> bool {

@@ -1,0 +1,137 @@
+//! Constraints → guides, against one model's vocabulary.
+//!
+//! Owns the bounds on what a constraint may take, and keeping what was compiled last: as a rule all lines of a
+//! file have the same few constraints.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use llguidance::{Matcher, ParserFactory, toktrie::InferenceCapabilities};
+
+use super::{Constraint, Guide, GuideError, Vocabulary, reason};
+
+/// Compiled constraints that are kept.
+const MAX_KEPT: usize = 16;
+
+/// Bytes of a constraint's text; llguidance's own limits are on what becomes of it.
+const MAX_TEXT_BYTES: usize = 4 << 20;
+
+/// States of a guide's lexer, of some two kilobytes each: what one running answer may take.
+const MAX_LEXER_STATES: usize = 30_000;
+
+/// Stack for compiling, which descends as deep as schemas are nested.
+const STACK_BYTES: usize = 256 << 20;
+
+/// Compiles constraints for one vocabulary; clones share it.
+#[derive(Clone)]
+pub struct Compiler(Arc<Inner>);
+
+struct Inner {
+    factory: ParserFactory,
+    drops_first_space: bool,
+    /// The last used at the end.
+    kept: Mutex<VecDeque<(blake3::Hash, Compiled)>>,
+}
+
+/// A guide at its beginning, or why there is none.
+type Compiled = Result<Arc<Matcher>, GuideError>;
+
+impl fmt::Debug for Compiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiler")
+            .field("drops_first_space", &self.0.drops_first_space)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Compiler {
+    /// Builds what all constraints of a vocabulary share; takes some tenths of a second for large ones.
+    pub fn new(vocabulary: Vocabulary) -> Result<Self, GuideError> {
+        let drops_first_space = vocabulary.drops_first_space;
+        let environment = vocabulary.into_environment();
+        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+        let factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
+        let mut factory = factory.map_err(|error| GuideError::NotServed(reason(error)))?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.verbose_errors = false;
+        Ok(Self(Arc::new(Inner { factory, drops_first_space, kept: Mutex::default() })))
+    }
+
+    /// Checks a constraint, so that guides can begin.
+    pub fn pattern(&self, constraint: &Arc<Constraint>) -> Result<Pattern, GuideError> {
+        let key = constraint.key();
+        self.compiled(key, constraint)?;
+        Ok(Pattern { compiler: self.clone(), constraint: Arc::clone(constraint), key })
+    }
+
+    fn compiled(&self, key: blake3::Hash, constraint: &Constraint) -> Compiled {
+        if let Some(kept) = self.find(key) {
+            return kept;
+        }
+        // Others may compile the same meanwhile, but nobody waits who does not need it.
+        let compiled = self.compile(constraint);
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == MAX_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back((key, compiled.clone()));
+        compiled
+    }
+
+    fn find(&self, key: blake3::Hash) -> Option<Compiled> {
+        let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let place = kept.iter().position(|(other, _)| *other == key)?;
+        let found = kept.remove(place)?;
+        let compiled = found.1.clone();
+        kept.push_back(found);
+        Some(compiled)
+    }
+
+    fn compile(&self, constraint: &Constraint) -> Compiled {
+        let num_bytes = constraint.num_bytes();
+        if num_bytes > MAX_TEXT_BYTES {
+            let reason = format!("it has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are compiled");
+            return Err(GuideError::NotServed(reason));
+        }
+        let grammar = constraint.grammar(self.0.drops_first_space)?;
+        let compile = || Matcher::new(self.0.factory.create_parser(grammar));
+        let matcher = thread::scope(|scope| {
+            let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, compile);
+            let joined = thread.map_err(|error| error.to_string())?.join();
+            joined.map_err(|_| "llguidance gave up".to_owned())
+        });
+        let matcher = matcher.map_err(GuideError::NotServed)?;
+        match matcher.get_error() {
+            Some(error) => Err(GuideError::NotServed(reason(error))),
+            None => Ok(Arc::new(matcher)),
+        }
+    }
+}
+
+/// A constraint that guides can follow; clones share it.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    compiler: Compiler,
+    constraint: Arc<Constraint>,
+    key: blake3::Hash,
+}
+
+impl Pattern {
+    /// A guide for a new answer. Its states are its own: what it finds out is the same whatever other
+    /// answers were.
+    pub fn begin(&self) -> Result<Guide, GuideError> {
+        self.compiler.compiled(self.key, &self.constraint).map(|matcher| Guide::new(matcher.deep_clone()))
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+}
