@@ -17,7 +17,7 @@ fn bases() -> Vec<Value> {
     let mut qwen3_5_text = qwen3_5()["text_config"].take();
     qwen3_5_text["torch_dtype"] = json!("bfloat16");
     let sliding = json!({"use_sliding_window": true, "max_window_layers": 4, "sliding_window": 64});
-    vec![
+    let mut bases = vec![
         llama(),
         mistral(),
         changed(qwen2(), sliding.clone()),
@@ -25,8 +25,42 @@ fn bases() -> Vec<Value> {
         gemma3_text(),
         qwen3_5_text,
         lfm2(),
-    ]
+    ];
+    let published = published::all();
+    let text_of = |config: &Value| match config.get("text_config") {
+        Some(text) => changed(text.clone(), json!({"torch_dtype": "bfloat16"})),
+        None => config.clone(),
+    };
+    for name in PUBLISHED {
+        let (_, config) = published.iter().find(|(file, _)| file == name).expect("it is there");
+        bases.push(changed(text_of(config), json!({"quantization_config": null, "auto_map": null})));
+    }
+    bases
 }
+
+/// One of each other family.
+const PUBLISHED: [&str; 20] = [
+    "qwen3_moe.json",
+    "qwen2_moe.json",
+    "qwen3_5_moe.json",
+    "qwen3_next.json",
+    "mixtral.json",
+    "lfm2_moe.json",
+    "glm4_moe.json",
+    "olmoe.json",
+    "ernie4_5_moe.json",
+    "granitemoe.json",
+    "gpt_oss.json",
+    "gemma2.json",
+    "seed_oss.json",
+    "smollm3.json",
+    "ministral3.json",
+    "minimax_m2.json",
+    "olmo3.json",
+    "exaone4.json",
+    "gemma4.json",
+    "cohere2.json",
+];
 
 fn parse(config: &Value) -> Result<ModelConfig, String> {
     parse_model_config(config, "config.json").map_err(|error| error.to_string())
@@ -101,7 +135,18 @@ fn probe(key: &str, usual: &Value) -> Value {
             Some(8) => json!(4),
             _ => json!(8),
         },
-        other => panic!("'{other}' is read: say here what a value of it is that changes something"),
+        "mlp_only_layers" => json!([1]),
+        "no_rope_layers" => json!(vec![0; usual.as_array().map_or(0, Vec::len)]),
+        other => match usual {
+            Value::Bool(flag) => json!(!flag),
+            Value::Number(number) if number.is_u64() => json!(if *usual == json!(4) { 8 } else { 4 }),
+            Value::Number(_) => json!(0.375),
+            Value::Null => match other {
+                _ if other.starts_with("use_") || other.ends_with("_bias") => json!(true),
+                _ => json!(4),
+            },
+            _ => panic!("'{other}' is read: say here what a value of it is that changes something"),
+        },
     }
 }
 
