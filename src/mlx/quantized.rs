@@ -147,7 +147,7 @@ impl Quantized {
         self.scaled(sys::dequantize(self.parts(), dtype)?)
     }
 
-    /// `(T, inputs)` → `(T, outputs)` by one matrix.
+    /// `(T, inputs)` → `(T, outputs)` by one matrix, or `(E, T, inputs)` → `(E, T, outputs)` by each of E.
     pub(super) fn multiply(&self, x: &Array) -> Result<Array> {
         self.scaled(sys::quantized_matmul(x, self.parts())?)
     }
@@ -221,6 +221,10 @@ impl Quantized {
 
     fn scaled(&self, numbers: Array) -> Result<Array> {
         Ok(match &self.factor {
+            // One for each of several matrices, or one.
+            Some(factor) if factor.ndim() == 1 => {
+                numbers.multiply(factor.as_dtype(numbers.dtype())?.reshape(&[-1, 1, 1])?)?
+            }
             Some(factor) => numbers.multiply(factor.as_dtype(numbers.dtype())?)?,
             None => numbers,
         })

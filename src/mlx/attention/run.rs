@@ -60,8 +60,7 @@ impl Attention<'_> {
         if let Some(sinks) = self.sinks {
             partials.push(sinks.partial()?);
         }
-        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, width])?)
+        Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, self.width()])?)
     }
 }
 
@@ -74,7 +73,7 @@ mod tests {
     use super::super::{ChunkKv, DecodeKv, MaskCache, PassKv, PieceKv, SlabKv};
     use super::*;
     use crate::{
-        mlx::{ops::Ops, slab::SlabRows},
+        mlx::{ops::Ops, planes::Planes, slab::SlabRows},
         models::AttentionSpec,
     };
 
@@ -86,7 +85,7 @@ mod tests {
 
     fn kv(first: usize, num_tokens: usize, seed: f32) -> LayerKv {
         let shape = [1, 2, num_tokens as i32, 4];
-        LayerKv { first, keys: array(shape, seed), values: array(shape, seed + 0.5) }
+        LayerKv { first, planes: Planes::new(array(shape, seed), array(shape, seed + 0.5)) }
     }
 
     fn spec(window: Option<usize>) -> AttentionSpec {
@@ -166,8 +165,7 @@ mod tests {
     }
 
     fn of_dtype(kv: &LayerKv, dtype: Dtype) -> LayerKv {
-        let array = |array: &Array| array.as_dtype(dtype).unwrap();
-        LayerKv { first: kv.first, keys: array(&kv.keys), values: array(&kv.values) }
+        LayerKv { first: kv.first, planes: kv.planes.of_dtype(dtype).unwrap() }
     }
 
     fn float32(array: &Array) -> Vec<f32> {
@@ -190,7 +188,8 @@ mod tests {
                 let spec = spec(window);
                 let mut prefix = kv(0, num_prefix, 7.0);
                 // All of one sign: their mean is no small difference of large numbers.
-                prefix.values = prefix.values.add(Array::from_f32(2.0)).unwrap();
+                let values = prefix.planes.values().unwrap().add(Array::from_f32(2.0)).unwrap();
+                prefix.planes = Planes::new(prefix.planes.keys().clone(), values);
                 let attended = |dtype: Dtype| -> Vec<f32> {
                     let masks = MaskCache::default();
                     let attention = Attention { spec: &spec, sinks: None, ops: &ops, device, masks: &masks };
@@ -219,15 +218,15 @@ mod tests {
                     // has one token of its own, the others all three.
                     let positions = vec![num_prefix + num_tail - 1, num_prefix + 40, num_prefix + 60];
                     let tail = kv(num_prefix, num_tail, 3.0);
-                    let of_rows =
-                        |array: &Array| ops::broadcast_to(array, &[3, 2, num_tail as i32, 4]).unwrap();
+                    let of_rows = |array: &Array| {
+                        Ok(ops::broadcast_to(array, &[3, 2, num_tail as i32, 4])?.contiguous()?)
+                    };
                     let tail = rounded(&tail);
                     let decode = DecodeKv {
                         positions,
                         pieces: vec![PieceKv { rows: 0..3, kv: prefix }],
                         slab: SlabKv {
-                            keys: of_rows(&tail.keys).contiguous().unwrap(),
-                            values: of_rows(&tail.values).contiguous().unwrap(),
+                            planes: tail.planes.map(of_rows).unwrap(),
                             rows: Rc::new(SlabRows::new(vec![0, 1, 2], vec![0, 2, 0], num_tail, 3)),
                         },
                     };

@@ -12,7 +12,7 @@ const TOKEN_BYTES: u64 = 256;
 
 fn segment(store: &mut SegmentStore, first: usize, num_tokens: usize) -> Rc<Segment> {
     let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 32]).unwrap();
-    store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
+    store.insert(first, num_tokens, vec![LayerKv { first, planes: Planes::new(array(), array()) }])
 }
 
 /// A path and how many tokens follow it.

@@ -37,7 +37,7 @@ fn a_segment_that_was_split_is_held_by_nobody() {
     let mut piece = |first: usize, num_tokens: usize| {
         // As wide as makes the rows see it together.
         let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 256]).unwrap();
-        store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
+        store.insert(first, num_tokens, vec![LayerKv { first, planes: Planes::new(array(), array()) }])
     };
     let (long, short, below) = (piece(0, 90), piece(90, 9), piece(99, 3));
     let wholes = [Rc::downgrade(&long), Rc::downgrade(&short)];
