@@ -428,6 +428,7 @@ LATENT = dict({k: v for k, v in MOE.items() if k != "head_dim"}, hidden_act="sil
               num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1, n_group=4, topk_group=2,
               norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", routed_scaling_factor=2.5,
               attention_bias=False, attention_dropout=0.0, num_nextn_predict_layers=1)
+MISTRAL4_ROPE = dict(MINISTRAL_ROPE, partial_rotary_factor=4 / 12)
 UNGROUPED = {"config": {"n_group": 1, "topk_group": 1}}
 ROTATION_OFF = {"config": {"rope_theta": 1e12}}
 GLM4_LITE = dict(LATENT, model_type="glm4_moe_lite", architectures=["Glm4MoeLiteForCausalLM"], v_head_dim=16,
@@ -436,8 +437,7 @@ GLM4_LITE = dict(LATENT, model_type="glm4_moe_lite", architectures=["Glm4MoeLite
 LATENTS = {
     "deepseek_v3": Tiny(
         dict(LATENT, model_type="deepseek_v3", architectures=["DeepseekV3ForCausalLM"], hidden_size=24,
-             num_hidden_layers=3,
-             ep_size=1, rope_scaling=dict(LATENT_YARN, mscale=0.5, mscale_all_dim=1.0)),
+             num_hidden_layers=3, ep_size=1, rope_scaling=dict(LATENT_YARN, mscale=0.5, mscale_all_dim=1.0)),
         {"correction bias": zero("e_score_correction_bias"), "groups": UNGROUPED, "scaling": UNSCALED,
          "mscale_all_dim": {"config": {"rope_scaling": dict(LATENT_YARN, mscale=0.5, mscale_all_dim=0.1)}},
          "rotation": ROTATION_OFF, "dense layer": zero("layers.0.mlp.down_proj.weight")},
@@ -445,8 +445,8 @@ LATENTS = {
     "deepseek_v2": Tiny(
         dict({k: v for k, v in LATENT.items() if k != "num_nextn_predict_layers"}, model_type="deepseek_v2",
              architectures=["DeepseekV2ForCausalLM"], q_lora_rank=None, scoring_func="softmax", norm_topk_prob=False,
-             topk_method="group_limited_greedy", routed_scaling_factor=4.0, aux_loss_alpha=0.001, seq_aux=True,
-             ep_size=1, attention_bias=True, n_shared_experts=2,
+             topk_method="group_limited_greedy", topk_group=1, routed_scaling_factor=4.0, aux_loss_alpha=0.001,
+             seq_aux=True, ep_size=1, attention_bias=True, n_shared_experts=2,
              rope_scaling=dict(LATENT_YARN, mscale=0.707, mscale_all_dim=0.707)),
         {"groups": {"config": {"topk_method": "greedy"}}, "scaling": UNSCALED, "biases": zero("_proj.bias"),
          "shared experts": zero("shared_experts.down_proj.weight"), "rotation": ROTATION_OFF}),
@@ -456,6 +456,16 @@ LATENTS = {
         {"correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED,
          "values": zero("o_proj.weight"), "rotation": ROTATION_OFF},
         published=True, spread={"e_score_correction_bias": 0.1}),
+    "mistral4": Tiny(
+        wrapped(dict({k: v for k, v in LATENT.items() if k not in (
+                    "scoring_func", "topk_method", "moe_layer_freq", "num_nextn_predict_layers", "rope_theta")},
+                     kv_lora_rank=8, first_k_dense_replace=0, topk_group=1, max_position_embeddings=256,
+                     routed_scaling_factor=1.5, rope_parameters=MISTRAL4_ROPE, rope_interleave=True),
+                "mistral4", model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"],
+                vision_config=dict(model_type="pixtral", hidden_size=8, num_hidden_layers=1)),
+        {"scaling of the queries": {"config": {"rope_parameters": dict(MISTRAL4_ROPE, llama_4_scaling_beta=0.0)}},
+         "groups": UNGROUPED, "renormalising": {"config": {"norm_topk_prob": False}}, "scaling": UNSCALED},
+        more={"vision_tower.patch_conv.weight": (8, 2, 2, 3), "multi_modal_projector.linear_1.weight": (32, 8)}),
     # As MLX's: matrices of each head by themselves.
     "glm4_moe_lite-4bit": Tiny(
         dict(GLM4_LITE, hidden_size=64, num_attention_heads=2, num_key_value_heads=2, kv_lora_rank=32, q_lora_rank=32,

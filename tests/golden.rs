@@ -71,6 +71,7 @@ const MODELS: &[&str] = &[
     "tiny-deepseek_v3",
     "tiny-glm4_moe_lite",
     "tiny-glm4_moe_lite-4bit",
+    "tiny-mistral4",
 ];
 
 #[derive(Debug, Clone, Copy)]

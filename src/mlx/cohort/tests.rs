@@ -5,7 +5,7 @@
 use mlx_rs::ops;
 
 use super::*;
-use crate::mlx::{device::ComputeDevice, segment::SegmentStore};
+use crate::mlx::{device::ComputeDevice, planes::Planes, segment::SegmentStore};
 
 /// Bytes of a token in one layer of one head of 32 dimensions.
 const TOKEN_BYTES: u64 = 256;

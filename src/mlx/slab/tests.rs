@@ -114,7 +114,7 @@ fn rows_hold_what_they_were_given_whoever_comes_and_goes() {
 
 #[test]
 fn steps_are_written_in_place_while_there_is_room_and_holes_are_taken() {
-    let memory = |slab: &Slab| slab.layers[0].0.try_as_slice::<f32>().unwrap().as_ptr();
+    let memory = |slab: &Slab| slab.layers[0].keys().try_as_slice::<f32>().unwrap().as_ptr();
     let mut slab = Slab::default();
     let tokens = piece(&[0.5; 100]);
     let joining = |sequence: u64| Joining {

@@ -99,7 +99,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     wrapper(
         "mistral3",
         "Mistral Small 3.1 and later, Ministral 3, Devstral Small 2",
-        &["mistral", "llama", "ministral3"],
+        &["mistral", "llama", "ministral3", "mistral4"],
     ),
     plain("ministral3", "its language model", &MINISTRAL3, &[]),
     plain("mixtral", "Mixtral 8x7B, 8x22B", &MIXTRAL, known::MIXTRAL),
@@ -133,6 +133,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     wrapper("kimi_k25", "Kimi K2.5 and later", &["kimi_k2", "deepseek_v3"]),
     plain("joyai_llm_flash", "JoyAI-LLM-Flash", &DEEPSEEK_V3, known::DEEPSEEK_V3),
     plain("glm4_moe_lite", "GLM-4.7-Flash", &GLM4_MOE_LITE, known::DEEPSEEK_V3),
+    plain("mistral4", "its language model", &MISTRAL4, known::MISTRAL4),
     plain(
         "deepseek_v32",
         "DeepSeek-V3.2, up to as many tokens as its indexer chooses",
@@ -464,6 +465,18 @@ const GLM4_MOE_LITE: Family = Family {
     eps: ("rms_norm_eps", Some(1e-5)),
     latent: Some(LatentTraits { rope: RopeDefaults::new(Some(1_000_000.0)), ..LatentTraits::DEEPSEEK }),
     moe: Some(MoeTraits { layers: MoeLayers::From("first_k_dense_replace", 1), ..moe::DEEPSEEK_V3 }),
+    ..DEEPSEEK_V3
+};
+
+const MISTRAL4: Family = Family {
+    latent: Some(LatentTraits {
+        rope: RopeDefaults { scales_queries: true, ..RopeDefaults::new(Some(10_000.0)) },
+        position_scale: true,
+        rotates_share_of_head: true,
+        ..LatentTraits::DEEPSEEK
+    }),
+    moe: Some(moe::MISTRAL4),
+    extra_layers: None,
     ..DEEPSEEK_V3
 };
 

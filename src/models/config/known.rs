@@ -212,6 +212,13 @@ pub(super) const DEEPSEEK_V2: &[KeyRule] = &[
     rule("seq_aux", TRAINING),
 ];
 
+pub(super) const MISTRAL4: &[KeyRule] = &[
+    rule("moe_layer_freq", EVERY_LAYER),
+    rule("num_key_value_heads", ONE_LATENT),
+    rule("head_dim", ONE_LATENT),
+    rule("sliding_window", ErrorUnless(&[], "every layer sees everything")),
+];
+
 const INDEXER: Effect = WarningUnless(
     &[],
     "contexts longer than 'index_topk' need the indexer, which is not run: they are refused",

@@ -229,5 +229,9 @@ pub(super) const DEEPSEEK_V2: MoeTraits = MoeTraits {
     ..DEEPSEEK_V3
 };
 
+/// Mistral 4's.
+pub(super) const MISTRAL4: MoeTraits =
+    MoeTraits { routing: RoutingSpec::softmax(true), methods: &[], ..DEEPSEEK_V3 };
+
 /// gpt-oss's gate.
 pub(super) const GPT_OSS_ACTIVATION: Activation = Activation::ClampedSilu { limit: 7.0, sharpness: 1.702 };
