@@ -12,6 +12,7 @@ use super::{
     arrays::concatenated,
     attention::{Attention, PassKv},
     block_pass::BlockPass,
+    device::ComputeDevice,
     error::Result,
     linear::{Linear, MatrixShape},
     loader::Loader,
@@ -51,7 +52,10 @@ enum Query {
 enum HeadMatrices {
     /// `(H, inputs, outputs)`.
     Dense(Array),
-    Quantized(Quantized),
+    Quantized {
+        matrices: Quantized,
+        device: ComputeDevice,
+    },
 }
 
 impl LatentAttention {
@@ -188,7 +192,7 @@ impl HeadMatrices {
         let weight = match Quantized::take(loader.weights, path, (Some(num_heads), shape), settings)? {
             Some(matrices) if !precision.widen_quantized => {
                 matrices.settle()?;
-                return Ok(Self::Quantized(matrices));
+                return Ok(Self::Quantized { matrices, device: precision.device });
             }
             Some(matrices) => matrices.numbers(precision.dtype.mlx())?,
             None => {
@@ -205,8 +209,57 @@ impl HeadMatrices {
         let by_head = rows.swap_axes(0, 1)?;
         let products = match self {
             Self::Dense(matrices) => by_head.matmul(matrices)?,
-            Self::Quantized(matrices) => matrices.multiply(&by_head)?,
+            Self::Quantized { matrices, device: ComputeDevice::Cpu } => {
+                matrices.multiply_each_on_cpu(&by_head)?
+            }
+            Self::Quantized { matrices, .. } => matrices.multiply(&by_head)?,
         };
         Ok(products.swap_axes(0, 1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use mlx_rs::Dtype;
+
+    use super::*;
+    use crate::mlx::{device::ComputeDtype, linear::Precision, weights::Weights};
+    use crate::models::read_config;
+
+    /// Matrices of both kinds of device, widened and quantised, few rows and many, against the numbers they stand for.
+    #[test]
+    fn quantised_matrices_of_heads_multiply_alike_on_all_ways() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-glm4_moe_lite-4bit");
+        let spec = read_config(&path.join("config.json")).unwrap();
+        let name = "model.layers.0.self_attn.embed_q";
+        let shape = MatrixShape { outputs: 32, inputs: 32 };
+        for num_rows in [1, 3, 100] {
+            let count = num_rows * 2 * shape.inputs;
+            let rows: Vec<f32> = (0..count).map(|at| ((at as f32 + 0.3) * 0.917).sin()).collect();
+            let rows = Array::from_slice(&rows, &[num_rows as i32, 2, shape.inputs as i32]);
+            let mut results = Vec::new();
+            for (device, widen_quantized) in
+                [(ComputeDevice::Cpu, true), (ComputeDevice::Cpu, false), (ComputeDevice::Gpu, false)]
+            {
+                let arrays = Array::load_safetensors(path.join("model.safetensors")).unwrap();
+                let mut weights = Weights::from_arrays(arrays.into_iter().collect::<HashMap<_, _>>());
+                let precision = Precision { dtype: ComputeDtype::Float32, device, widen_quantized };
+                let mut loader = Loader::new(&spec, &mut weights, precision);
+                let matrices = HeadMatrices::load(&mut loader, name, (2, shape)).unwrap();
+                assert_eq!(matches!(matrices, HeadMatrices::Dense(_)), widen_quantized);
+                let products = matrices.forward(&rows).unwrap().contiguous().unwrap();
+                products.eval().unwrap();
+                assert_eq!(products.shape(), [num_rows as i32, 2, shape.outputs as i32]);
+                assert_eq!(products.dtype(), Dtype::Float32);
+                results.push(products.to_vec_exact::<f32>().unwrap());
+            }
+            for other in &results[1..] {
+                for (found, expected) in other.iter().zip(&results[0]) {
+                    assert!((found - expected).abs() < 1e-4, "{num_rows}: {found} {expected}");
+                }
+            }
+        }
     }
 }

@@ -168,6 +168,22 @@ impl Quantized {
         Ok(x.matmul(self.numbers_of_matrix(0, x.dtype())?.t())?)
     }
 
+    /// `(E, T, inputs)` → `(E, T, outputs)` by each of E matrices, on the CPU.
+    pub(super) fn multiply_each_on_cpu(&self, x: &Array) -> Result<Array> {
+        let (num_matrices, num_rows) = (x.dim(0) as usize, x.dim(1) as usize);
+        let x = x.contiguous()?;
+        x.eval()?;
+        let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
+        if let Ok(rows) = x.try_as_slice::<f32>()
+            && num_rows < MIN_WIDENED_ROWS
+            && let Some(results) = multiply_on_host(&[self], rows, &groups)
+        {
+            let shape = [num_matrices as i32, num_rows as i32, self.shape().0 as i32];
+            return Ok(Array::from_slice(&results[0], &shape));
+        }
+        Ok(x.matmul(self.numbers(x.dtype())?.swap_axes(1, 2)?)?)
+    }
+
     /// Numbers of matrix `index` of E, or of the only one, by all cores of the CPU; everything it is made of must be
     /// computed.
     pub(super) fn numbers_of_matrix(&self, index: usize, dtype: Dtype) -> Result<Array> {
