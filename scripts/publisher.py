@@ -17,6 +17,7 @@ GLU = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 W123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 ONE_BY_ONE = {  # experts each with matrices of their own, and what these are called
     "qwen3_moe": GLU, "qwen2_moe": GLU, "qwen3_next": GLU, "olmoe": GLU, "glm4_moe": GLU, "ernie4_5_moe": GLU,
+    "deepseek_v2": GLU, "deepseek_v3": GLU, "glm4_moe_lite": GLU,
     "mixtral": W123, "minimax_m2": W123, "lfm2_moe": W123,
 }
 TRANSPOSED = {"qwen3_vl_moe_text"}  # whose publisher has fused experts as (num_experts, in, out)
@@ -82,6 +83,20 @@ def gpt_oss(params):
     return out
 
 
+def latents(params):
+    """Each head's rows from latents to keys, then to values, of all heads in one matrix."""
+    out = {}
+    for name, value in params.items():
+        if name.endswith(".unembed_out.weight"):
+            continue
+        if name.endswith(".embed_q.weight"):
+            to_values = params[name.replace("embed_q", "unembed_out")]
+            rows = mx.concatenate([value.swapaxes(1, 2), to_values], axis=1)
+            name, value = name.replace("embed_q", "kv_b_proj"), mx.flatten(rows, 0, 1)
+        out[name] = value
+    return out
+
+
 def transposed(params, config):
     """The other layout of fused experts, where the publisher's is not what transformers' text model has."""
     if config.get("text_config", {}).get("model_type") not in TRANSPOSED:
@@ -98,6 +113,7 @@ def publish(params, config):
     model_type, out = text["model_type"], {}
     params = {n.removeprefix("language_model."): v for n, v in params.items() if not OTHER_PARTS.search(n)}
     params = {re.sub(r"^model\.language_model\.", "model.", n): v for n, v in params.items()}
+    params = latents(params)
     if model_type == "gpt_oss":
         params = gpt_oss(params)
     elif model_type not in ONE_BY_ONE or config.get("text_config", {}).get("model_type") in TRANSPOSED:

@@ -54,8 +54,11 @@ class Transformers:
 
     def __init__(self, folder):
         import torch
-        from transformers import AutoModelForCausalLM, DynamicCache, logging
+        from transformers import AutoModelForCausalLM, DynamicCache, Mistral4Config, logging
+        from transformers.models.mistral4.modeling_mistral4 import Mistral4ForCausalLM
 
+        # By itself it is not among the automatic ones.
+        AutoModelForCausalLM.register(Mistral4Config, Mistral4ForCausalLM, exist_ok=True)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(1)

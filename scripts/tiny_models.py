@@ -420,9 +420,62 @@ FUSED = {
         {"window": WINDOW_OFF, "logit_scale": {"config": {"logit_scale": 1.0}}}),
 }
 
+# ---------------------------------------------------------------- latent attention
+LATENT_YARN = dict(type="yarn", factor=8.0, original_max_position_embeddings=64, beta_fast=8, beta_slow=1)
+LATENT = dict({k: v for k, v in MOE.items() if k != "head_dim"}, hidden_act="silu", tie_word_embeddings=False,
+              num_hidden_layers=2, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=12, qk_nope_head_dim=8,
+              qk_rope_head_dim=4, v_head_dim=12, moe_intermediate_size=4, moe_layer_freq=1, n_routed_experts=8,
+              num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1, n_group=4, topk_group=2,
+              norm_topk_prob=True, scoring_func="sigmoid", topk_method="noaux_tc", routed_scaling_factor=2.5,
+              attention_bias=False, attention_dropout=0.0, num_nextn_predict_layers=1)
+MISTRAL4_ROPE = dict(MINISTRAL_ROPE, partial_rotary_factor=4 / 12)
+UNGROUPED = {"config": {"n_group": 1, "topk_group": 1}}
+ROTATION_OFF = {"config": {"rope_theta": 1e12}}
+GLM4_LITE = dict(LATENT, model_type="glm4_moe_lite", architectures=["Glm4MoeLiteForCausalLM"], v_head_dim=16,
+                 n_group=1, topk_group=1, routed_scaling_factor=1.8, rms_norm_eps=1e-5, partial_rotary_factor=1.0,
+                 rope_theta=1000000.0, rope_scaling=None)
+LATENTS = {
+    "deepseek_v3": Tiny(
+        dict(LATENT, model_type="deepseek_v3", architectures=["DeepseekV3ForCausalLM"], hidden_size=24,
+             num_hidden_layers=3, ep_size=1, rope_scaling=dict(LATENT_YARN, mscale=0.5, mscale_all_dim=1.0)),
+        {"correction bias": zero("e_score_correction_bias"), "groups": UNGROUPED, "scaling": UNSCALED,
+         "mscale_all_dim": {"config": {"rope_scaling": dict(LATENT_YARN, mscale=0.5, mscale_all_dim=0.1)}},
+         "rotation": ROTATION_OFF, "dense layer": zero("layers.0.mlp.down_proj.weight")},
+        spread={"e_score_correction_bias": 0.1}),
+    "deepseek_v2": Tiny(
+        dict({k: v for k, v in LATENT.items() if k != "num_nextn_predict_layers"}, model_type="deepseek_v2",
+             architectures=["DeepseekV2ForCausalLM"], q_lora_rank=None, scoring_func="softmax", norm_topk_prob=False,
+             topk_method="group_limited_greedy", topk_group=1, routed_scaling_factor=4.0, aux_loss_alpha=0.001,
+             seq_aux=True, ep_size=1, attention_bias=True, n_shared_experts=2,
+             rope_scaling=dict(LATENT_YARN, mscale=0.707, mscale_all_dim=0.707)),
+        {"groups": {"config": {"topk_method": "greedy"}}, "scaling": UNSCALED, "biases": zero("_proj.bias"),
+         "shared experts": zero("shared_experts.down_proj.weight"), "rotation": ROTATION_OFF}),
+    # As the publisher's: each head's matrices in one.
+    "glm4_moe_lite": Tiny(
+        GLM4_LITE,
+        {"correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED,
+         "values": zero("o_proj.weight"), "rotation": ROTATION_OFF},
+        published=True, spread={"e_score_correction_bias": 0.1}),
+    "mistral4": Tiny(
+        wrapped(dict({k: v for k, v in LATENT.items() if k not in (
+                    "scoring_func", "topk_method", "moe_layer_freq", "num_nextn_predict_layers", "rope_theta")},
+                     kv_lora_rank=8, first_k_dense_replace=0, topk_group=1, max_position_embeddings=256,
+                     routed_scaling_factor=1.5, rope_parameters=MISTRAL4_ROPE, rope_interleave=True),
+                "mistral4", model_type="mistral3", architectures=["Mistral3ForConditionalGeneration"],
+                vision_config=dict(model_type="pixtral", hidden_size=8, num_hidden_layers=1)),
+        {"scaling of the queries": {"config": {"rope_parameters": dict(MISTRAL4_ROPE, llama_4_scaling_beta=0.0)}},
+         "groups": UNGROUPED, "renormalising": {"config": {"norm_topk_prob": False}}, "scaling": UNSCALED},
+        more={"vision_tower.patch_conv.weight": (8, 2, 2, 3), "multi_modal_projector.linear_1.weight": (32, 8)}),
+    # As MLX's: matrices of each head by themselves.
+    "glm4_moe_lite-4bit": Tiny(
+        dict(GLM4_LITE, hidden_size=64, num_attention_heads=2, num_key_value_heads=2, kv_lora_rank=32, q_lora_rank=32,
+             qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32, intermediate_size=32, moe_intermediate_size=32),
+        {"rotation": ROTATION_OFF}, spread={"e_score_correction_bias": 0.1}, quantised=FOUR_BITS),
+}
+
 MODELS = {
     **{name: Tiny(config, steady=False, quantised=dict(FOUR_BITS, paths={
         "lm_head": dict(group_size=64, bits=8), "layers.2.mlp.down_proj": dict(group_size=32, bits=8),
         "layers.1.self_attn.k_proj": False}) if name.endswith("-4bit") else {}) for name, config in FIRST.items()},
-    **EXPERTS, **MODES, **RENAMED, **ATTENTION, **FUSED,
+    **EXPERTS, **MODES, **RENAMED, **ATTENTION, **FUSED, **LATENTS,
 }

@@ -67,6 +67,11 @@ const MODELS: &[&str] = &[
     "tiny-qwen3_vl_moe",
     "tiny-gpt_oss-blocks",
     "tiny-llama-awq",
+    "tiny-deepseek_v2",
+    "tiny-deepseek_v3",
+    "tiny-glm4_moe_lite",
+    "tiny-glm4_moe_lite-4bit",
+    "tiny-mistral4",
 ];
 
 #[derive(Debug, Clone, Copy)]

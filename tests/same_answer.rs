@@ -1,6 +1,6 @@
 //! Law 1: the same greedy tokens whatever the cache holds, the batch size and the order of the input.
 //!
-//! Owns the matrix: model families with plain KV, sliding windows and recurrent layers, by what is in
+//! Owns the matrix: model families with plain KV, sliding windows, recurrent layers and latents, by what is in
 //! the cache, by batch size, by order, by the kind of device. The prompts are in `same_answer/`; that
 //! the answers are mlx-lm's own is shown by `golden`.
 
@@ -19,7 +19,7 @@ use mlxbatch::{mlx::ComputeDevice, snapshot};
 
 /// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
 /// tiny-gemma4 has shapes by layer and layers that use others' KV, tiny-gpt_oss sinks and experts.
-const MODELS: [&str; 7] = [
+const MODELS: [&str; 8] = [
     "tiny-llama",
     "tiny-gemma3",
     "tiny-qwen3_5",
@@ -27,6 +27,7 @@ const MODELS: [&str; 7] = [
     "tiny-gemma4",
     "tiny-gpt_oss",
     "tiny-qwen3_5_moe",
+    "tiny-glm4_moe_lite",
 ];
 
 /// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows
@@ -160,4 +161,9 @@ fn sinks_and_experts_answer_the_same_whatever_is_cached() {
 #[test]
 fn experts_on_recurrent_layers_answer_the_same_whatever_is_cached() {
     check(MODELS[6]);
+}
+
+#[test]
+fn latents_answer_the_same_whatever_is_cached() {
+    check(MODELS[7]);
 }

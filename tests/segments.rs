@@ -12,8 +12,15 @@ use mlxbatch::{
     mlx::{ComputeDevice, MlxRunner},
 };
 
-const MODELS: [&str; 6] =
-    ["tiny-llama", "tiny-mistral-swa", "tiny-qwen3", "tiny-gemma3", "tiny-gemma4", "tiny-gpt_oss"];
+const MODELS: [&str; 7] = [
+    "tiny-llama",
+    "tiny-mistral-swa",
+    "tiny-qwen3",
+    "tiny-gemma3",
+    "tiny-gemma4",
+    "tiny-gpt_oss",
+    "tiny-glm4_moe_lite",
+];
 
 fn group(sequence: u64, input: Input, start: usize) -> Group {
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };

@@ -23,19 +23,18 @@ pub(super) fn overlap(left: &Range<usize>, right: &Range<usize>) -> Range<usize>
     left.start.max(right.start)..left.end.min(right.end)
 }
 
-/// Rows of an array that comes in parts of consecutive rows, as views; the parts are not joined.
-pub(super) fn rows_of_parts(parts: &[Array], rows: &Range<usize>) -> Result<Vec<Array>> {
+/// Where rows are that come in parts of so many consecutive ones: the part, and those of its rows.
+pub(super) fn rows_in_parts(part_rows: &[usize], rows: &Range<usize>) -> Vec<(usize, Range<usize>)> {
     let mut found = Vec::new();
     let mut first = 0;
-    for part in parts {
-        let num_rows = part.dim(0) as usize;
+    for (part, num_rows) in part_rows.iter().enumerate() {
         let wanted = overlap(rows, &(first..first + num_rows));
         if !wanted.is_empty() {
-            found.push(rows_of(part, &(wanted.start - first..wanted.end - first), num_rows)?);
+            found.push((part, wanted.start - first..wanted.end - first));
         }
         first += num_rows;
     }
-    Ok(found)
+    found
 }
 
 /// Adds `num_rows` rows of zeros at the end of the first axis of `(S, H, C, D)`, and columns of zeros before and

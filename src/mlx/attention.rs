@@ -89,7 +89,13 @@ impl Attention<'_> {
         (self.spec.num_kv_heads as i32, self.spec.head_dim as i32)
     }
 
-    /// Attends consecutive packed rows of a pass, `(n, H, D)` after RoPE: `(n, H·D)`. Decode rows must
+    /// Width of what rows make of what they see, all heads' together.
+    fn width(&self) -> i32 {
+        (self.spec.num_heads * self.spec.value_dim()) as i32
+    }
+
+    /// Attends consecutive packed rows of a pass, `(n, H, D)` after RoPE: `(n, H·D)`, where the second D is
+    /// the values'. Decode rows must
     /// all be among them or none.
     pub(super) fn rows(&self, queries: &Array, rows: &Range<usize>, kv: &PassKv) -> Result<Array> {
         let mut attended = Vec::with_capacity(1 + kv.runs.len());

@@ -1,14 +1,18 @@
 //! One block of the decoder: a mixer, and an MLP or experts, each normed and added to its input.
 //!
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
-//! `self_attention` and `recurrent`; all else works on each packed row by itself.
+//! `self_attention`, `latent_attention` and `recurrent`; all else works on each packed row by itself.
+
+use std::rc::Rc;
 
 use mlx_rs::Array;
 
 use super::{
     arrays::{concatenated, rows_of},
+    attention::PassKv,
     block_pass::BlockPass,
     error::Result,
+    latent_attention::LatentAttention,
     loader::Loader,
     mlp::Mlp,
     moe::Moe,
@@ -70,12 +74,19 @@ pub(super) struct Block {
 
 #[derive(Debug)]
 enum Mixer {
-    Attention(Box<SelfAttention>),
+    Attention(AttentionMixer),
     Recurrent {
         mixer: RecurrentMixer,
         /// Number of recurrent layers before it: its index in the live states.
         state_index: usize,
     },
+}
+
+/// Attention with what comes before and after it.
+#[derive(Debug)]
+enum AttentionMixer {
+    Heads(Box<SelfAttention>),
+    Latents(Box<LatentAttention>),
 }
 
 /// What follows the mixer.
@@ -119,7 +130,12 @@ impl Block {
                     let mut later = loader.spec.layers[index + 1..].iter().filter_map(LayerSpec::attention);
                     let is_shared = later.any(|later| later.kv == KeyValueSource::Layer(place.kv_index));
                     let attention = SelfAttention::load(loader, &block_path, spec, place, is_shared)?;
-                    Mixer::Attention(Box::new(attention))
+                    Mixer::Attention(AttentionMixer::Heads(Box::new(attention)))
+                }
+                MixerSpec::Latent(spec) => {
+                    let place = places.attention(&spec.attention);
+                    let attention = LatentAttention::load(loader, &block_path, spec, place)?;
+                    Mixer::Attention(AttentionMixer::Latents(Box::new(attention)))
                 }
                 MixerSpec::Recurrent(spec) => Mixer::Recurrent {
                     mixer: RecurrentMixer::load(loader, &block_path, spec)?,
@@ -228,6 +244,24 @@ impl Block {
         match &self.residual_scale {
             Some(scale) => Ok(update.multiply(scale)?),
             None => Ok(update),
+        }
+    }
+}
+
+impl AttentionMixer {
+    /// Appends the KV of all rows of a pass, normed and in its row blocks; returns all that the rows see.
+    fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Rc<PassKv>> {
+        match self {
+            Self::Heads(attention) => attention.append(normed, pass),
+            Self::Latents(attention) => attention.append(normed, pass),
+        }
+    }
+
+    /// What the normed rows of one row block make of what they see.
+    fn attend(&self, normed: &Array, row_block: usize, kv: &PassKv, pass: &BlockPass<'_>) -> Result<Array> {
+        match self {
+            Self::Heads(attention) => attention.attend(normed, row_block, kv, pass),
+            Self::Latents(attention) => attention.attend(normed, row_block, kv, pass),
         }
     }
 }

@@ -282,7 +282,7 @@ impl Cohorts {
 
     /// Whether a piece of 16 bits is held in float32 too, as far as the copies are within the limit.
     fn is_widened(&self, segments: &[Rc<Segment>], num_copied_bytes: &mut u64) -> bool {
-        let is_wide = |kv: &LayerKv| kv.keys.dtype() == Dtype::Float32;
+        let is_wide = |kv: &LayerKv| kv.planes.keys().dtype() == Dtype::Float32;
         if !self.costs.are_widened() || segments[0].layers.iter().all(is_wide) {
             return false;
         }

@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
-use mlx_rs::{Array, Dtype, ops};
+use mlx_rs::{Dtype, ops};
 
-use super::{arrays::compact, error::Result, sys};
+use super::{arrays::compact, error::Result, planes::Planes, sys};
 
 /// Tokens from which on a segment is attended to once for all chunks that run on it.
 const MIN_LONG_TOKENS: usize = 64;
@@ -28,18 +28,17 @@ pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
     Ok(pieces)
 }
 
-/// KV of consecutive positions of one sequence in one layer, `(1, H_kv, L, D)` each.
+/// KV of consecutive positions of one sequence in one layer, planes of `(1, H_kv, L, D)`.
 #[derive(Debug, Clone)]
 pub(super) struct LayerKv {
     /// Position of the first token held.
     pub first: usize,
-    pub keys: Array,
-    pub values: Array,
+    pub planes: Planes,
 }
 
 impl LayerKv {
     pub(super) fn num_tokens(&self) -> usize {
-        self.keys.dim(2) as usize
+        self.planes.keys().dim(2) as usize
     }
 
     /// Position after the last token held.
@@ -49,34 +48,22 @@ impl LayerKv {
 
     /// KV of the positions from `first` on, which comes in parts of `(1, H_kv, n, D)`, after what `earlier`
     /// holds of the positions before; a copy in any case.
-    pub(super) fn after(
-        earlier: Option<&Self>,
-        first: usize,
-        keys: Vec<Array>,
-        values: Vec<Array>,
-    ) -> Result<Self> {
-        let joined = |earlier: Option<&Array>, parts: Vec<Array>| -> Result<Array> {
-            let parts: Vec<Array> = earlier.cloned().into_iter().chain(parts).collect();
-            if let [single] = parts.as_slice() { compact(single) } else { Ok(ops::concatenate(&parts, 2)?) }
+    pub(super) fn after(earlier: Option<&Self>, first: usize, parts: &[Planes]) -> Result<Self> {
+        let all: Vec<&Planes> = earlier.map(|kv| &kv.planes).into_iter().chain(parts).collect();
+        let planes = match all.as_slice() {
+            [single] => single.map(compact)?,
+            several => Planes::zipped(several, |arrays| Ok(ops::concatenate(arrays, 2)?))?,
         };
-        Ok(Self {
-            first: earlier.map_or(first, |earlier| earlier.first),
-            keys: joined(earlier.map(|kv| &kv.keys), keys)?,
-            values: joined(earlier.map(|kv| &kv.values), values)?,
-        })
+        Ok(Self { first: earlier.map_or(first, |earlier| earlier.first), planes })
     }
 
     /// Neighbouring pieces, at least one, as one; a single one is not copied.
     pub(super) fn joined<'a>(pieces: impl Iterator<Item = &'a Self>) -> Result<Self> {
         let pieces: Vec<&Self> = pieces.collect();
         let [first, _, ..] = pieces.as_slice() else { return Ok(pieces[0].clone()) };
-        let keys: Vec<_> = pieces.iter().map(|kv| &kv.keys).collect();
-        let values: Vec<_> = pieces.iter().map(|kv| &kv.values).collect();
-        Ok(Self {
-            first: first.first,
-            keys: ops::concatenate(&keys, 2)?,
-            values: ops::concatenate(&values, 2)?,
-        })
+        let planes: Vec<&Planes> = pieces.iter().map(|kv| &kv.planes).collect();
+        let planes = Planes::zipped(&planes, |arrays| Ok(ops::concatenate(arrays, 2)?))?;
+        Ok(Self { first: first.first, planes })
     }
 
     /// The tokens that positions from `position` on can still see through `window`, as a view.
@@ -92,26 +79,22 @@ impl LayerKv {
             return Ok(self.clone());
         }
         let (start, stop) = (positions.start - self.first, positions.end - self.first);
-        Ok(Self {
-            first: positions.start,
-            keys: sys::slice_axis(&self.keys, 2, start, stop)?,
-            values: sys::slice_axis(&self.values, 2, start, stop)?,
-        })
+        let planes = self.planes.map(|plane| Ok(sys::slice_axis(plane, 2, start, stop)?))?;
+        Ok(Self { first: positions.start, planes })
     }
 
     /// A copy that holds no more memory than its own tokens.
     pub(super) fn compact(&self) -> Result<Self> {
-        Ok(Self { first: self.first, keys: compact(&self.keys)?, values: compact(&self.values)? })
+        Ok(Self { first: self.first, planes: self.planes.map(compact)? })
     }
 
     /// The same numbers in float32.
     pub(super) fn widened(&self) -> Result<Self> {
-        let widened = |plane: &Array| plane.as_dtype(Dtype::Float32);
-        Ok(Self { first: self.first, keys: widened(&self.keys)?, values: widened(&self.values)? })
+        Ok(Self { first: self.first, planes: self.planes.of_dtype(Dtype::Float32)? })
     }
 
-    /// Bytes of keys and values.
+    /// Bytes of all planes.
     pub(super) fn num_bytes(&self) -> u64 {
-        (self.keys.nbytes() + self.values.nbytes()) as u64
+        self.planes.arrays().map(|plane| plane.nbytes() as u64).sum()
     }
 }

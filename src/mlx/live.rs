@@ -17,7 +17,7 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::Array;
 
 use super::{
-    arrays::{overlap, rows_of, rows_of_parts},
+    arrays::{overlap, rows_in_parts, rows_of},
     attention::{ChunkKv, DecodeKv, PassKv, PieceKv, RunKv, SlabKv},
     cohort::{Cohorts, Piece, Row},
     costs::Costs,
@@ -25,6 +25,7 @@ use super::{
     error::{MlxError, Result},
     kv::{LayerKv, is_short, join_short_end},
     packed::PassChunk,
+    planes::Planes,
     segment::{Checkpoint, Segment, SegmentStore, long_segments},
     slab::{Joining, Slab},
     states::{LiveStates, RecurrentState},
@@ -190,7 +191,7 @@ impl LiveKv {
             let rest = self.slab.copy_out(sequence, skip, first + num_tokens - start, start)?;
             after(&state.own, rest)?
         };
-        mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
+        mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| kv.planes.arrays()))?;
         let segment = store.insert(first, num_tokens, layers);
         // What came from the slab is still in it: only a sequence that ends stores so much.
         if num_tokens == state.num_own_tokens {
@@ -319,7 +320,7 @@ impl LiveKv {
             let num_tokens = state.num_tokens - start;
             if num_tokens > 0 {
                 let rest = self.slab.copy_out(sequence, in_slab - num_tokens, num_tokens, start)?;
-                mlx_rs::transforms::async_eval(rest.iter().flat_map(|kv| [&kv.keys, &kv.values]))?;
+                mlx_rs::transforms::async_eval(rest.iter().flat_map(|kv| kv.planes.arrays()))?;
                 state.own = after(&state.own, rest)?;
                 state.num_own_tokens += num_tokens;
             }
@@ -386,25 +387,18 @@ impl LiveKv {
         }
     }
 
-    /// Appends the packed rows' keys and values of one layer, which come in parts of `(n, H_kv, D)`
+    /// Appends the packed rows' KV of one layer, which comes in parts, planes of `(n, H_kv, D)`
     /// after RoPE; decode rows are in the first part. Returns the layer as the rows see it.
-    pub(super) fn append(
-        &mut self,
-        layer: usize,
-        keys: &[Array],
-        values: &[Array],
-        pass: &LivePass,
-    ) -> Result<PassKv> {
+    pub(super) fn append(&mut self, layer: usize, parts: &[Planes], pass: &LivePass) -> Result<PassKv> {
         let num_decode = pass.decode_positions.len();
         let decode = if num_decode == 0 {
             None
         } else {
-            let step = |rows: &[Array]| -> Result<Array> {
-                rows_of(&rows[0], &(0..num_decode), rows[0].dim(0) as usize)
-            };
-            Some(self.append_step(layer, &step(keys)?, &step(values)?, pass)?)
+            let step = |rows: &Array| rows_of(rows, &(0..num_decode), rows.dim(0) as usize);
+            Some(self.append_step(layer, &parts[0].map(step)?, pass)?)
         };
-        let as_views = self.chunks_as_views(keys, pass);
+        let part_rows: Vec<usize> = parts.iter().map(|part| part.keys().dim(0) as usize).collect();
+        let as_views = self.chunks_as_views(&part_rows, pass);
         let mut runs = Vec::with_capacity(pass.runs.len());
         for run in &pass.runs {
             let of_layer = |segment: &Rc<Segment>| segment.layers[layer].clone();
@@ -414,17 +408,19 @@ impl LiveKv {
                 let chunk = &pass.chunks[index];
                 let rows = pass.chunk_rows[index].clone();
                 let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
-                let by_head = |parts: &[Array]| -> Result<Vec<Array>> {
-                    let rows = rows_of_parts(parts, &rows)?;
-                    rows.iter().map(|rows| Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)).collect()
-                };
-                let (keys, values) = (by_head(keys)?, by_head(values)?);
-                let own = match (keys.as_slice(), values.as_slice()) {
-                    ([keys], [values]) if as_views[index] => {
+                let mut by_head = Vec::new();
+                for (part, rows) in rows_in_parts(&part_rows, &rows) {
+                    by_head.push(parts[part].map(|plane| {
+                        let rows = rows_of(plane, &rows, part_rows[part])?;
+                        Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)
+                    })?);
+                }
+                let own = match by_head.as_slice() {
+                    [planes] if as_views[index] => {
                         state.is_own_shared = true;
-                        LayerKv { first: chunk.start, keys: keys.clone(), values: values.clone() }
+                        LayerKv { first: chunk.start, planes: planes.clone() }
                     }
-                    _ => LayerKv::after(state.own.get(layer), chunk.start, keys, values)?,
+                    several => LayerKv::after(state.own.get(layer), chunk.start, several)?,
                 };
                 put(&mut state.own, layer, own.clone());
                 let mut earlier = join_short_end(state.path.iter().map(of_layer).collect())?;
@@ -447,11 +443,11 @@ impl LiveKv {
     /// Which chunks keep their KV as views of the packed rows' arrays: short ones that begin a sequence's
     /// own KV, where they are most of the rows that are kept with them. Copies of them would be many small
     /// arrays, and be copied again when rows are put side by side.
-    fn chunks_as_views(&self, parts: &[Array], pass: &LivePass) -> Vec<bool> {
+    fn chunks_as_views(&self, part_rows: &[usize], pass: &LivePass) -> Vec<bool> {
         let mut as_views = vec![false; pass.chunks.len()];
         let mut first = 0;
-        for part in parts {
-            let of_part = first..first + part.dim(0) as usize;
+        for num_rows in part_rows {
+            let of_part = first..first + num_rows;
             first = of_part.end;
             let is_candidate = |index: &usize| {
                 let (chunk, rows) = (&pass.chunks[*index], &pass.chunk_rows[*index]);
@@ -469,21 +465,15 @@ impl LiveKv {
         as_views
     }
 
-    /// Fills the slab's new column in one layer with `(B, H_kv, D)`, and returns the layer as the rows see it.
-    fn append_step(
-        &mut self,
-        layer: usize,
-        keys: &Array,
-        values: &Array,
-        pass: &LivePass,
-    ) -> Result<DecodeKv> {
+    /// Fills the slab's new column in one layer with planes of `(B, H_kv, D)`, and returns the layer as the rows see it.
+    fn append_step(&mut self, layer: usize, rows: &Planes, pass: &LivePass) -> Result<DecodeKv> {
         let column = |rows: &Array| -> Result<Array> { Ok(pass.slab_rows.by_slot(rows)?.expand_dims(2)?) };
-        let (keys, values) = self.slab.fill(layer, &column(keys)?, &column(values)?)?;
+        let planes = self.slab.fill(layer, &rows.map(column)?)?;
         let piece = |piece: &Piece| PieceKv { rows: piece.rows.clone(), kv: piece.layers[layer].clone() };
         Ok(DecodeKv {
             positions: pass.decode_positions.clone(),
             pieces: self.cohorts.pieces.iter().map(piece).collect(),
-            slab: SlabKv { keys, values, rows: Rc::clone(&pass.slab_rows) },
+            slab: SlabKv { planes, rows: Rc::clone(&pass.slab_rows) },
         })
     }
 
@@ -492,7 +482,7 @@ impl LiveKv {
         self.sequences
             .get(&sequence)
             .into_iter()
-            .flat_map(|state| state.own.iter().flat_map(|kv| [&kv.keys, &kv.values]))
+            .flat_map(|state| state.own.iter().flat_map(|kv| kv.planes.arrays()))
             .chain(self.states.arrays(sequence))
     }
 }

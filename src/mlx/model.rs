@@ -76,6 +76,7 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
                 let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
                 heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
             }
+            MixerSpec::Latent(latent) => latent.num_matrix_elements(spec.hidden_size),
             MixerSpec::Recurrent(recurrent) => recurrent.num_matrix_elements(spec.hidden_size),
         };
         sum.saturating_add(mixer).saturating_add(layer.mlp.num_dense_elements(spec.hidden_size))

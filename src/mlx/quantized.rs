@@ -147,7 +147,7 @@ impl Quantized {
         self.scaled(sys::dequantize(self.parts(), dtype)?)
     }
 
-    /// `(T, inputs)` → `(T, outputs)` by one matrix.
+    /// `(T, inputs)` → `(T, outputs)` by one matrix, or `(E, T, inputs)` → `(E, T, outputs)` by each of E.
     pub(super) fn multiply(&self, x: &Array) -> Result<Array> {
         self.scaled(sys::quantized_matmul(x, self.parts())?)
     }
@@ -166,6 +166,22 @@ impl Quantized {
             return Ok(Array::from_slice(&results[0], &[num_rows as i32, self.shape().0 as i32]));
         }
         Ok(x.matmul(self.numbers_of_matrix(0, x.dtype())?.t())?)
+    }
+
+    /// `(E, T, inputs)` → `(E, T, outputs)` by each of E matrices, on the CPU.
+    pub(super) fn multiply_each_on_cpu(&self, x: &Array) -> Result<Array> {
+        let (num_matrices, num_rows) = (x.dim(0) as usize, x.dim(1) as usize);
+        let x = x.contiguous()?;
+        x.eval()?;
+        let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
+        if let Ok(rows) = x.try_as_slice::<f32>()
+            && num_rows < MIN_WIDENED_ROWS
+            && let Some(results) = multiply_on_host(&[self], rows, &groups)
+        {
+            let shape = [num_matrices as i32, num_rows as i32, self.shape().0 as i32];
+            return Ok(Array::from_slice(&results[0], &shape));
+        }
+        Ok(x.matmul(self.numbers(x.dtype())?.swap_axes(1, 2)?)?)
     }
 
     /// Numbers of matrix `index` of E, or of the only one, by all cores of the CPU; everything it is made of must be
@@ -221,6 +237,10 @@ impl Quantized {
 
     fn scaled(&self, numbers: Array) -> Result<Array> {
         Ok(match &self.factor {
+            // One for each of several matrices, or one.
+            Some(factor) if factor.ndim() == 1 => {
+                numbers.multiply(factor.as_dtype(numbers.dtype())?.reshape(&[-1, 1, 1])?)?
+            }
             Some(factor) => numbers.multiply(factor.as_dtype(numbers.dtype())?)?,
             None => numbers,
         })

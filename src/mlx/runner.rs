@@ -26,6 +26,7 @@ use crate::engine::{
     StoredSegment, TokenId, Want,
 };
 use crate::guide::TokenSet;
+use crate::models::{AttentionSpec, KvLayout};
 
 /// Runs one loaded model.
 #[derive(Debug)]
@@ -316,10 +317,9 @@ impl MlxRunner {
         asked.read()
     }
 
-    /// `(H_kv, D)` of every attention layer.
-    fn kv_shapes(&self) -> Vec<(i32, i32)> {
-        let layers = self.decoder.spec.kv_layers();
-        layers.map(|attention| (attention.num_kv_heads as i32, attention.head_dim as i32)).collect()
+    /// Of every layer that keeps KV.
+    fn kv_layouts(&self) -> Vec<KvLayout> {
+        self.decoder.spec.kv_layers().map(AttentionSpec::kv_layout).collect()
     }
 
     /// Bytes of all stored segments and checkpoints.
@@ -406,9 +406,11 @@ impl Runner for MlxRunner {
     }
 
     fn plane_widths(&self) -> Vec<u32> {
-        let element_bytes = sys::element_bytes(self.decoder.precision.dtype.mlx()) as i32;
-        let width = |(num_heads, head_dim): (i32, i32)| (num_heads * head_dim * element_bytes) as u32;
-        self.kv_shapes().into_iter().map(width).flat_map(|width| [width, width]).collect()
+        let element_bytes = sys::element_bytes(self.decoder.precision.dtype.mlx());
+        let widths = |layout: KvLayout| {
+            layout.plane_dims().map(move |head_dim| (layout.num_heads * head_dim * element_bytes) as u32)
+        };
+        self.kv_layouts().into_iter().flat_map(widths).collect()
     }
 
     fn export(
@@ -430,7 +432,7 @@ impl Runner for MlxRunner {
 
     fn import(&mut self, exported: Exported<'_>) -> std::result::Result<StoredSegment, ImportError> {
         let dtype = self.decoder.precision.dtype.mlx();
-        let segment = self.segments.import(exported, &self.kv_shapes(), dtype)?;
+        let segment = self.segments.import(exported, &self.kv_layouts(), dtype)?;
         self.checked(stored(&segment))
     }
 

@@ -12,11 +12,15 @@ use super::{
     arrays::{all_finite, compact, concatenated, overlap},
     error::{MlxError, Result},
     kv::{LayerKv, is_short},
+    planes::Planes,
     read_shared::read_shared,
     states::RecurrentState,
     sys,
 };
-use crate::engine::{Exported, SegmentId, StoredSegment};
+use crate::{
+    engine::{Exported, SegmentId, StoredSegment},
+    models::KvLayout,
+};
 
 /// KV of exactly the tokens at positions `first..first + num_tokens`, one entry a layer.
 #[derive(Debug)]
@@ -117,14 +121,14 @@ impl SegmentStore {
             whole.layers.iter().map(|kv| kv.slice(range.clone())?.compact()).collect::<Result<Vec<LayerKv>>>()
         };
         let (upper, lower) = (half(whole.first..middle)?, half(middle..end)?);
-        mlx_rs::transforms::eval(upper.iter().chain(&lower).flat_map(|kv| [&kv.keys, &kv.values]))?;
+        mlx_rs::transforms::eval(upper.iter().chain(&lower).flat_map(|kv| kv.planes.arrays()))?;
         let (first, num_tokens) = (whole.first, whole.num_tokens);
         self.discard(id);
         Ok((self.insert(first, at, upper), self.insert(middle, num_tokens - at, lower)))
     }
 
-    /// Appends the bytes of a segment's tokens, counted from its first: for each layer keys, then
-    /// values, `(H_kv, L, D)`.
+    /// Appends the bytes of a segment's tokens, counted from its first: for each layer its
+    /// planes, `(H_kv, L, D)`, keys first.
     pub(super) fn export(&self, id: SegmentId, tokens: Range<usize>, bytes: &mut Vec<u8>) -> Result<()> {
         let segment = self.get(id)?;
         let positions = segment.first + tokens.start..segment.first + tokens.end;
@@ -137,8 +141,9 @@ impl SegmentStore {
         for kv in &segment.layers {
             // Only read: what is in order already need not be copied first.
             let kv = kv.slice(positions.clone())?;
-            sys::append_bytes(&kv.keys.contiguous()?, bytes)?;
-            sys::append_bytes(&kv.values.contiguous()?, bytes)?;
+            for plane in kv.planes.arrays() {
+                sys::append_bytes(&plane.contiguous()?, bytes)?;
+            }
         }
         Ok(())
     }
@@ -153,12 +158,12 @@ impl SegmentStore {
         Ok(())
     }
 
-    /// Takes in what [`SegmentStore::export`] gave, or a part of it; `shapes` has `(H_kv, D)` of every
-    /// attention layer.
+    /// Takes in what [`SegmentStore::export`] gave, or a part of it; `layouts` are those of all
+    /// layers that keep KV.
     pub(super) fn import(
         &mut self,
         exported: Exported<'_>,
-        shapes: &[(i32, i32)],
+        layouts: &[KvLayout],
         dtype: Dtype,
     ) -> Result<Rc<Segment>> {
         let Exported { bytes, num_bytes, num_run_tokens, skip, num_wanted, position } = exported;
@@ -171,39 +176,44 @@ impl SegmentStore {
         if num_wanted == 0 || skip.checked_add(num_wanted).is_none_or(|end| end > num_tokens) {
             return Err(wrong("it has fewer tokens"));
         }
-        // Keys and values of each layer, run by run; before anything of that size is allocated.
-        let bytes_of = |&num_tokens: &usize, &(num_heads, head_dim): &(i32, i32)| {
+        // Heads and their width in each plane of each layer.
+        let shapes: Vec<(usize, usize)> = layouts
+            .iter()
+            .flat_map(|layout| layout.plane_dims().map(|head_dim| (layout.num_heads, head_dim)))
+            .collect();
+        // All planes, run by run; before anything of that size is allocated.
+        let bytes_of = |&num_tokens: &usize, &(num_heads, head_dim): &(usize, usize)| {
             i32::try_from(num_tokens).ok()?;
-            let width = (num_heads as usize).checked_mul(head_dim as usize)?;
+            let width = num_heads.checked_mul(head_dim)?;
             width.checked_mul(num_tokens)?.checked_mul(sys::element_bytes(dtype))
         };
         let planes =
             |num: &usize| shapes.iter().map(|shape| bytes_of(num, shape)).collect::<Option<Vec<_>>>();
         let sizes = num_run_tokens.iter().map(planes).collect::<Option<Vec<_>>>();
         let sizes: Vec<usize> = sizes.ok_or_else(|| wrong("it is too long"))?.concat();
-        let sizes: Vec<usize> = sizes.into_iter().flat_map(|size| [size, size]).collect();
         if sizes.iter().try_fold(0_u64, |sum, &size| sum.checked_add(size as u64)) != Some(num_bytes) {
             return Err(wrong("it has another size"));
         }
-        let num_planes = 2 * shapes.len();
+        let num_planes = shapes.len();
         let arrays = read_shared(bytes, &sizes, |index, bytes| {
-            let (num_heads, head_dim) = shapes[index % num_planes / 2];
+            let (num_heads, head_dim) = shapes[index % num_planes];
             let length = num_run_tokens[index / num_planes] as i32;
-            sys::array_of_bytes(bytes, &[1, num_heads, length, head_dim], dtype)
+            sys::array_of_bytes(bytes, &[1, num_heads as i32, length, head_dim as i32], dtype)
         })?;
         let mut arrays =
             arrays.ok_or_else(|| wrong("it ends early"))?.into_iter().map(Some).collect::<Vec<_>>();
         let wanted = skip..skip + num_wanted;
-        let mut layers = Vec::with_capacity(shapes.len());
-        for layer in 0..shapes.len() {
-            let mut plane = |plane: usize| {
+        let mut layers = Vec::with_capacity(layouts.len());
+        let mut plane = 0;
+        for layout in layouts {
+            let planes = Planes::of_layout(layout, |_| {
                 let runs = arrays.iter_mut().skip(plane).step_by(num_planes).filter_map(Option::take);
+                plane += 1;
                 joined(runs.zip(num_run_tokens), &wanted)
-            };
-            let kv = LayerKv { first: position, keys: plane(2 * layer)?, values: plane(2 * layer + 1)? };
+            })?;
             // What it was joined of goes before the next layer is.
-            mlx_rs::transforms::eval([&kv.keys, &kv.values])?;
-            layers.push(kv);
+            mlx_rs::transforms::eval(planes.arrays())?;
+            layers.push(LayerKv { first: position, planes });
         }
         Ok(self.insert(position, num_wanted, layers))
     }
@@ -231,7 +241,7 @@ impl SegmentStore {
     pub(super) fn is_finite(&self, id: SegmentId) -> Result<bool> {
         let arrays: Vec<Array> = match self.checkpoints.get(&id) {
             Some(checkpoint) => checkpoint.states.iter().flat_map(|state| state.arrays()).cloned().collect(),
-            None => self.get(id)?.layers.iter().flat_map(|kv| [kv.keys.clone(), kv.values.clone()]).collect(),
+            None => self.get(id)?.layers.iter().flat_map(|kv| kv.planes.arrays()).cloned().collect(),
         };
         all_finite(&arrays)
     }
@@ -288,6 +298,11 @@ impl ArrayReader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::ValueColumns;
+
+    fn apart(num_heads: usize, head_dim: usize) -> KvLayout {
+        KvLayout { num_heads, key_dim: head_dim, values: ValueColumns::Own(head_dim) }
+    }
 
     fn import(num_run_tokens: &[usize], bytes: &[u8], wanted: Range<usize>) -> Result<Rc<Segment>> {
         let mut source = bytes;
@@ -299,7 +314,7 @@ mod tests {
             num_wanted: wanted.len(),
             position: wanted.start,
         };
-        SegmentStore::default().import(exported, &[(1, 2), (1, 1)], Dtype::Float32)
+        SegmentStore::default().import(exported, &[apart(1, 2), apart(1, 1)], Dtype::Float32)
     }
 
     /// An index says how many tokens an extent has; a hostile one may say anything.
@@ -309,7 +324,7 @@ mod tests {
         let bytes: Vec<u8> = (0..3 * 2 * (2 + 1)).flat_map(|number| (number as f32).to_le_bytes()).collect();
         let segment = import(&[3], &bytes, 1..3).unwrap();
         assert_eq!((segment.first, segment.num_tokens, segment.num_bytes()), (1, 2, 2 * 2 * 3 * 4));
-        let keys = segment.layers[1].keys.to_vec_exact::<f32>().unwrap();
+        let keys = segment.layers[1].planes.keys().to_vec_exact::<f32>().unwrap();
         assert_eq!(keys, [13.0, 14.0], "after the first layer's twelve");
         for num_tokens in [0, 2, 4, u32::MAX as usize, usize::MAX] {
             assert!(import(&[num_tokens], &bytes, 0..1).is_err(), "{num_tokens}");
@@ -322,18 +337,22 @@ mod tests {
 
     #[test]
     fn any_tokens_of_any_runs_are_those_of_the_whole() {
-        let shapes = [(2, 2), (1, 1)];
+        let latent = KvLayout { num_heads: 1, key_dim: 3, values: ValueColumns::OfKeys(2) };
+        let layouts = [apart(2, 2), latent, apart(1, 1)];
         let mut store = SegmentStore::default();
-        let array = |num_heads: i32, head_dim: i32, base: i32| {
-            let numbers: Vec<f32> = (0..num_heads * 9 * head_dim).map(|n| (base + n) as f32).collect();
-            Array::from_slice(&numbers, &[1, num_heads, 9, head_dim])
+        let mut base = 0;
+        let layer = |layout: &KvLayout| {
+            let planes = Planes::of_layout(layout, |head_dim| {
+                base += 1000;
+                let numbers = (0..layout.num_heads * 9 * head_dim).map(|n| (base + n) as f32);
+                let shape = [1, layout.num_heads as i32, 9, head_dim as i32];
+                Ok(Array::from_slice(&numbers.collect::<Vec<_>>(), &shape))
+            });
+            LayerKv { first: 0, planes: planes.unwrap() }
         };
-        let layer = |(num_heads, head_dim): (i32, i32), base| LayerKv {
-            first: 0,
-            keys: array(num_heads, head_dim, base),
-            values: array(num_heads, head_dim, base + 1000),
-        };
-        let whole = store.insert(0, 9, vec![layer(shapes[0], 0), layer(shapes[1], 5000)]);
+        let whole = store.insert(0, 9, layouts.iter().map(layer).collect());
+        let num_elements: usize = layouts.iter().map(KvLayout::num_elements).sum();
+        assert_eq!(whole.num_bytes(), 9 * 4 * num_elements as u64);
         let exported = |tokens: Range<usize>| {
             let mut bytes = Vec::new();
             store.export(whole.id, tokens, &mut bytes).unwrap();
@@ -357,7 +376,7 @@ mod tests {
                     position: start,
                 };
                 let mut other = SegmentStore::default();
-                let part = other.import(exported_runs, &shapes, Dtype::Float32).unwrap();
+                let part = other.import(exported_runs, &layouts, Dtype::Float32).unwrap();
                 let mut again = Vec::new();
                 other.export(part.id, 0..end - start, &mut again).unwrap();
                 assert!(again == exported(start..end), "tokens {start}..{end} of {runs:?}");

@@ -14,6 +14,7 @@ use super::{
     linear::Linear,
     loader::Loader,
     norm::{Norm, normed_by},
+    planes::Planes,
     sys,
 };
 use crate::models::{AttentionSpec, HeadNorms, KeyValueSource, PositionScale};
@@ -125,8 +126,7 @@ impl SelfAttention {
             });
         };
         let num_heads = self.spec.num_kv_heads;
-        let mut keys = Vec::with_capacity(normed.len());
-        let mut values = Vec::with_capacity(normed.len());
+        let mut parts = Vec::with_capacity(normed.len());
         for (index, normed) in normed.iter().enumerate() {
             let projected = layer.key.forward(normed)?;
             let new_values = match &layer.value {
@@ -137,10 +137,9 @@ impl SelfAttention {
             let new_keys = self.normed_heads(layer.key_norm.as_ref(), projected, num_heads)?;
             let new_keys = pass.rotate(self.place.rope, index, new_keys)?;
             pass.settle(&[normed, &new_keys, &new_values])?;
-            keys.push(new_keys);
-            values.push(new_values);
+            parts.push(Planes::new(new_keys, new_values));
         }
-        let kv = Rc::new(pass.live.append(self.place.kv_index, &keys, &values, pass.rows)?);
+        let kv = Rc::new(pass.live.append(self.place.kv_index, &parts, pass.rows)?);
         if layer.are_shared {
             pass.kv_of_layers.insert(self.place.kv_index, Rc::clone(&kv));
         }
@@ -201,7 +200,11 @@ impl SelfAttention {
 }
 
 /// What queries at these positions are multiplied by, `(n, 1, 1)`.
-fn position_factors(scale: PositionScale, positions: &[i32], dtype: mlx_rs::Dtype) -> Result<Array> {
+pub(super) fn position_factors(
+    scale: PositionScale,
+    positions: &[i32],
+    dtype: mlx_rs::Dtype,
+) -> Result<Array> {
     let PositionScale { beta, original_context } = scale;
     let factor = |&position: &i32| 1.0 + beta * (1.0 + (position as usize / original_context) as f32).ln();
     let factors: Vec<f32> = positions.iter().map(factor).collect();

@@ -1,5 +1,4 @@
-//! The slab: what decoding rows have to themselves, side by side, one array for the keys and one for the
-//! values of each layer.
+//! The slab: what decoding rows have to themselves, side by side, in one array for each plane of each layer.
 //!
 //! Owns its columns, slots and growth. Which tokens are in it and which a row sees elsewhere is `cohort`'s
 //! decision; a pass's rows as attention sees them are [`SlabRows`].
@@ -14,12 +13,13 @@
 
 use std::cell::RefCell;
 
-use mlx_rs::{Array, Dtype, error::Exception, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::{
     arrays::{compact, padded_around},
     error::Result,
     kv::LayerKv,
+    planes::Planes,
     sys,
 };
 use crate::engine::SequenceId;
@@ -43,8 +43,8 @@ pub(super) struct Slab {
     /// Columns in use, the same for all slots.
     end: usize,
     capacity: usize,
-    /// Keys and values `(S, H_kv, C, D)` of each layer; they come into being with the first tokens.
-    layers: Vec<(Array, Array)>,
+    /// `(S, H_kv, C, D)`; they come into being with the first tokens.
+    layers: Vec<Planes>,
 }
 
 /// A row that joins: pieces of its KV one behind the other, one entry a layer each.
@@ -112,15 +112,14 @@ impl Slab {
         for layer in 0..num_layers {
             if self.layers.len() <= layer {
                 let like = &row.pieces.iter().find_map(|piece| piece.get(layer)).expect("one has this layer");
-                let new = (self.empty(&like.keys)?, self.empty(&like.values)?);
+                let new = like.planes.map(|like| self.empty(like))?;
                 self.layers.push(new);
             }
             let mut column = self.end - row.num_tokens;
             for kv in row.pieces.iter().map(|piece| &piece[layer]) {
-                let (keys, values) = &mut self.layers[layer];
-                for (plane, piece) in [(keys, &kv.keys), (values, &kv.values)] {
-                    put(plane, |plane| sys::set_at(plane, &[slot, 0, column, 0], piece))?;
-                }
+                self.layers[layer].replace(&kv.planes, |plane, piece| {
+                    Ok(sys::set_at(plane, &[slot, 0, column, 0], piece)?)
+                })?;
                 column += kv.num_tokens();
             }
         }
@@ -146,18 +145,16 @@ impl Slab {
             &kept.iter().map(|&slot| slot as i32).collect::<Vec<_>>(),
             &[kept.len() as i32],
         );
-        for (keys, values) in &mut self.layers {
-            for plane in [keys, values] {
-                put(plane, |plane| {
-                    let plane = sys::slice_axis(&plane, 2, self.end - used, self.end)?;
-                    let plane = if in_order {
-                        sys::slice_axis(&plane, 0, 0, kept.len())?
-                    } else {
-                        plane.take_axis(&sources, 0)?
-                    };
-                    padded_around(&plane, num_slots - kept.len(), (end - used, capacity - end))
-                })?;
-            }
+        for planes in &mut self.layers {
+            planes.replace_each(|plane| {
+                let plane = sys::slice_axis(&plane, 2, self.end - used, self.end)?;
+                let plane = if in_order {
+                    sys::slice_axis(&plane, 0, 0, kept.len())?
+                } else {
+                    plane.take_axis(&sources, 0)?
+                };
+                Ok(padded_around(&plane, num_slots - kept.len(), (end - used, capacity - end))?)
+            })?;
         }
         self.slots = kept.iter().map(|&slot| self.slots[slot]).collect();
         self.slots.resize(num_slots.max(kept.len()), None);
@@ -183,17 +180,15 @@ impl Slab {
 
     /// Fills the step's column of one layer, `(S', H_kv, 1, D)` with S' slots from the first on that are read. Layers come
     /// in order.
-    pub(super) fn fill(&mut self, layer: usize, keys: &Array, values: &Array) -> Result<(Array, Array)> {
+    pub(super) fn fill(&mut self, layer: usize, new: &Planes) -> Result<Planes> {
         if self.layers.len() <= layer {
-            let new = (self.empty(keys)?, self.empty(values)?);
-            self.layers.push(new);
+            let empty = new.map(|like| self.empty(like))?;
+            self.layers.push(empty);
         }
         let column = self.end - 1;
-        let (all_keys, all_values) = &mut self.layers[layer];
-        for (plane, new) in [(&mut *all_keys, keys), (&mut *all_values, values)] {
-            put(plane, |plane| sys::set_at(plane, &[0, 0, column, 0], new))?;
-        }
-        Ok((all_keys.clone(), all_values.clone()))
+        let planes = &mut self.layers[layer];
+        planes.replace(new, |plane, new| Ok(sys::set_at(plane, &[0, 0, column, 0], new)?))?;
+        Ok(planes.clone())
     }
 
     /// Some of a sequence's tokens, the first being the `skip`th it has here, as compact copies of every
@@ -216,9 +211,7 @@ impl Slab {
                 start + num_tokens,
             )?)
         };
-        let layer = |(keys, values): &(Array, Array)| -> Result<LayerKv> {
-            Ok(LayerKv { first, keys: pick(keys)?, values: pick(values)? })
-        };
+        let layer = |planes: &Planes| -> Result<LayerKv> { Ok(LayerKv { first, planes: planes.map(pick)? }) };
         self.layers.iter().map(layer).collect()
     }
 
@@ -228,13 +221,6 @@ impl Slab {
         let seen_from = order.iter().map(|(_, num_seen)| self.end - num_seen).collect();
         SlabRows::new(slots, seen_from, self.end, self.num_read())
     }
-}
-
-/// Replaces an array by one made of it. Not held here meanwhile: what nobody holds is written in place.
-fn put(plane: &mut Array, make: impl FnOnce(Array) -> std::result::Result<Array, Exception>) -> Result<()> {
-    let old = std::mem::replace(plane, Array::from_int(0));
-    *plane = make(old)?;
-    Ok(())
 }
 
 /// A pass's decode rows in the slab, in the order in which the pass has them.

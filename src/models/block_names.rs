@@ -15,6 +15,7 @@ pub struct BlockNames {
     /// After the MLP, before its result is added.
     pub mlp_post_norm: Option<&'static str>,
     pub attention: AttentionNames,
+    pub latent: LatentNames,
     pub mlp: MlpNames,
     pub moe: MoeNames,
     /// Of an MLP and experts side by side: after the MLP, before the experts, after them.
@@ -29,6 +30,7 @@ impl BlockNames {
         mlp_norm: Some("post_attention_layernorm"),
         mlp_post_norm: None,
         attention: AttentionNames::PLAIN,
+        latent: LatentNames::DEEPSEEK,
         mlp: MlpNames::PLAIN,
         moe: MoeNames::QWEN,
         both_norms: [
@@ -148,6 +150,41 @@ impl AttentionNames {
         key_norm: "self_attn.k_norm",
         sinks: "self_attn.sinks",
         fused: None,
+    };
+}
+
+/// Names of the parts of latent attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LatentNames {
+    /// Where queries are made at once.
+    pub query: &'static str,
+    /// Where they are made through fewer numbers.
+    pub query_down: &'static str,
+    pub query_norm: &'static str,
+    pub query_up: &'static str,
+    /// Makes latents and what of keys is rotated.
+    pub latent: &'static str,
+    pub latent_norm: &'static str,
+    /// Of each head a matrix from queries to latents and one from latents to values, as MLX conversions have them.
+    pub embed_query: &'static str,
+    pub unembed_output: &'static str,
+    /// Both in one, as publishers have them: the rows of each head from latents to keys, then to values.
+    pub both: &'static str,
+    pub output: &'static str,
+}
+
+impl LatentNames {
+    pub const DEEPSEEK: Self = Self {
+        query: "self_attn.q_proj",
+        query_down: "self_attn.q_a_proj",
+        query_norm: "self_attn.q_a_layernorm",
+        query_up: "self_attn.q_b_proj",
+        latent: "self_attn.kv_a_proj_with_mqa",
+        latent_norm: "self_attn.kv_a_layernorm",
+        embed_query: "self_attn.embed_q",
+        unembed_output: "self_attn.unembed_out",
+        both: "self_attn.kv_b_proj",
+        output: "self_attn.o_proj",
     };
 }
 

@@ -10,6 +10,7 @@ mod family;
 mod fields;
 mod gemma4;
 mod known;
+mod latent;
 mod lfm2;
 mod moe;
 mod quantization;

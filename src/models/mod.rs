@@ -20,7 +20,8 @@ pub mod source;
 mod spec;
 
 pub use block_names::{
-    AttentionNames, BlockNames, ExpertNames, ExpertRows, FusedExperts, MlpNames, MoeNames, SingleExperts,
+    AttentionNames, BlockNames, ExpertNames, ExpertRows, FusedExperts, LatentNames, MlpNames, MoeNames,
+    SingleExperts,
 };
 pub use config::{ConfigError, ModelConfig, model_types, read_config, read_model_config};
 pub use config_gguf::read_gguf_config;
@@ -36,7 +37,7 @@ pub use recurrent_spec::{GatedDeltaSpec, RecurrentSpec, ShortConvSpec};
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    AttentionSpec, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
-    NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat, Quantization, QuantizationMode,
-    QuantizationSpec,
+    AttentionSpec, HeadNorms, KeyValueSource, KvLayout, LatentSpec, LayerSpec, MixerSpec, ModelSpec,
+    NormKind, NormSpec, NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat, Quantization,
+    QuantizationMode, QuantizationSpec, ValueColumns,
 };

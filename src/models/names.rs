@@ -15,6 +15,8 @@ pub struct WeightNames {
     pub final_norm: &'static str,
     /// Blocks after those that are run, which guess several tokens at once, and are not.
     pub extra_layers: Range<usize>,
+    /// Names with these in them belong to what is not run.
+    pub ignored_parts: &'static [&'static str],
     /// Parts of names that are spelt otherwise in some files of the family, as (found, meant).
     pub renamed_parts: &'static [(&'static str, &'static str)],
 }
@@ -43,7 +45,7 @@ const IGNORED_PREFIXES: [&str; 12] = [
 impl WeightNames {
     /// The names of a family with these blocks.
     pub fn new(block: BlockNames) -> Self {
-        Self { block, final_norm: "model.norm", extra_layers: 0..0, renamed_parts: &[] }
+        Self { block, final_norm: "model.norm", extra_layers: 0..0, ignored_parts: &[], renamed_parts: &[] }
     }
 
     /// Whether a name that the decoder did not ask for is known to be of no use.
@@ -53,6 +55,7 @@ impl WeightNames {
         let is_range = [".input_max", ".input_min", ".output_max", ".output_min"].iter();
         name.ends_with("rotary_emb.inv_freq")
             || is_range.clone().any(|range| name.ends_with(range))
+            || self.ignored_parts.iter().any(|part| name.contains(part))
             || IGNORED_PREFIXES.iter().any(|prefix| inner.starts_with(prefix))
             || layer.is_some_and(|layer: usize| self.extra_layers.contains(&layer))
     }
@@ -73,12 +76,19 @@ mod tests {
 
     #[test]
     fn a_prefix_is_replaced_once_and_what_is_not_run_is_left_out() {
-        let names = WeightNames { extra_layers: 2..3, ..WeightNames::new(BlockNames::PLAIN) };
+        let ignored_parts = &[".self_attn.indexer."];
+        let names = WeightNames { extra_layers: 2..3, ignored_parts, ..WeightNames::new(BlockNames::PLAIN) };
         assert_eq!(names.canonical("language_model.model.norm.weight"), "model.norm.weight");
         assert_eq!(names.canonical("model.language_model.norm.weight"), "model.norm.weight");
         assert_eq!(names.canonical("language_model.lm_head.weight"), "lm_head.weight");
         assert_eq!(names.canonical("model.norm.weight"), "model.norm.weight");
-        for unused in ["vision_tower.x", "model.visual.patch.weight", "mtp.fc.weight", "model.layers.2.x"] {
+        for unused in [
+            "vision_tower.x",
+            "model.visual.patch.weight",
+            "mtp.fc.weight",
+            "model.layers.2.x",
+            "model.layers.0.self_attn.indexer.wk.weight",
+        ] {
             assert!(names.is_ignored(unused), "{unused}");
         }
         for used in [

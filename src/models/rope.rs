@@ -57,10 +57,15 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
+    /// Yarn's factor for contexts stretched by `factor`, its logarithm weighed by `mscale`.
+    pub fn yarn_mscale(factor: f64, mscale: f64) -> f64 {
+        if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 }
+    }
+
     /// Yarn's factor on queries and keys where a configuration does not state it; `mscale` counts only
     /// beside an `mscale_all_dim`, as in transformers.
     pub fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
-        let of = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+        let of = |mscale: f64| Self::yarn_mscale(factor, mscale);
         match (mscale.filter(|mscale| *mscale != 0.0), mscale_all_dim.filter(|mscale| *mscale != 0.0)) {
             (Some(mscale), Some(all_dim)) => of(mscale) / of(all_dim),
             _ => of(1.0),

@@ -35,9 +35,7 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// Bytes of KV that one token adds, all attention layers together, at `bytes_per_element`.
     pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
-        self.kv_layers()
-            .map(|attention| 2 * attention.num_kv_heads * attention.head_dim * bytes_per_element)
-            .sum()
+        self.kv_layers().map(|attention| attention.kv_layout().num_elements() * bytes_per_element).sum()
     }
 
     /// Bytes of recurrent state of one sequence, however long, all recurrent layers together; 0 for
@@ -57,7 +55,7 @@ impl ModelSpec {
     /// The recurrent layers in order; state is kept for these only.
     pub fn recurrent_layers(&self) -> impl Iterator<Item = &RecurrentSpec> {
         self.layers.iter().filter_map(|layer| match &layer.mixer {
-            MixerSpec::Attention(_) => None,
+            MixerSpec::Attention(_) | MixerSpec::Latent(_) => None,
             MixerSpec::Recurrent(recurrent) => Some(recurrent),
         })
     }
@@ -81,6 +79,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
             MixerSpec::Attention(attention) => Some(attention),
+            MixerSpec::Latent(latent) => Some(&latent.attention),
             MixerSpec::Recurrent(_) => None,
         }
     }
@@ -101,6 +100,8 @@ pub struct PerLayerInputSpec {
 pub enum MixerSpec {
     /// Keeps keys and values of every position.
     Attention(AttentionSpec),
+    /// Keeps one latent of every position, of which keys and values of all heads are made.
+    Latent(LatentSpec),
     /// Keeps a state of fixed size, valid at one position only.
     Recurrent(RecurrentSpec),
 }
@@ -110,6 +111,7 @@ pub enum MixerSpec {
 pub struct AttentionSpec {
     pub num_heads: usize,
     pub num_kv_heads: usize,
+    /// Width of queries and keys, and of values too unless `kv` says otherwise.
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
@@ -156,6 +158,105 @@ impl AttentionSpec {
             value_norm: false,
         }
     }
+
+    /// What one token's keys and values are in this layer.
+    pub fn kv_layout(&self) -> KvLayout {
+        let (num_heads, key_dim) = (self.num_kv_heads, self.head_dim);
+        let values = match self.kv {
+            KeyValueSource::WithinKeys { value_dim } => ValueColumns::OfKeys(value_dim),
+            _ => ValueColumns::Own(key_dim),
+        };
+        KvLayout { num_heads, key_dim, values }
+    }
+
+    /// Width of what each head makes of what it attends to.
+    pub fn value_dim(&self) -> usize {
+        self.kv_layout().value_dim()
+    }
+}
+
+/// Keys and values of one token in one layer, as they are stored: in planes, arrays with an entry for each head and
+/// token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayout {
+    pub num_heads: usize,
+    pub key_dim: usize,
+    pub values: ValueColumns,
+}
+
+/// Where a head's values are, so many columns of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueColumns {
+    /// In a plane of their own.
+    Own(usize),
+    /// The first of the keys'.
+    OfKeys(usize),
+}
+
+impl KvLayout {
+    /// Width of a head's values.
+    pub fn value_dim(&self) -> usize {
+        match self.values {
+            ValueColumns::Own(value_dim) | ValueColumns::OfKeys(value_dim) => value_dim,
+        }
+    }
+
+    /// Width of a head in each plane, the keys' first.
+    pub fn plane_dims(&self) -> impl Iterator<Item = usize> + use<> {
+        let own = match self.values {
+            ValueColumns::Own(value_dim) => Some(value_dim),
+            ValueColumns::OfKeys(_) => None,
+        };
+        std::iter::once(self.key_dim).chain(own)
+    }
+
+    /// Numbers of one token, all planes together.
+    pub fn num_elements(&self) -> usize {
+        self.num_heads * self.plane_dims().sum::<usize>()
+    }
+}
+
+/// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): all heads' keys and values are linear in
+/// one latent vector a token, beside which the keys have a rotated part that heads share. Computed on the latents
+/// themselves: each head's queries are brought into their space, and what it attends to out of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LatentSpec {
+    /// Attention to latents ‖ rotated parts, the one head of keys, whose values are the latents.
+    pub attention: AttentionSpec,
+    /// Width that queries are made through, with a norm; `None`: they are made at once.
+    pub query_rank: Option<usize>,
+    /// Width of a head's queries that is not rotated.
+    pub plain_dim: usize,
+    /// Width of a head's values as they come out of latents.
+    pub value_dim: usize,
+    /// Of the norms of latents.
+    pub norm_eps: f32,
+}
+
+impl LatentSpec {
+    /// Width of the latents.
+    pub fn rank(&self) -> usize {
+        self.attention.value_dim()
+    }
+
+    /// Width of the rotated part of queries and keys.
+    pub fn rotated_dim(&self) -> usize {
+        self.attention.head_dim - self.rank()
+    }
+
+    /// Elements of all its matrices.
+    pub fn num_matrix_elements(&self, hidden_size: usize) -> usize {
+        let heads = self.attention.num_heads;
+        let queries = heads.saturating_mul(self.plain_dim + self.rotated_dim());
+        let of_queries = match self.query_rank {
+            None => queries.saturating_mul(hidden_size),
+            Some(rank) => rank.saturating_mul(hidden_size.saturating_add(queries)),
+        };
+        let of_latents = self.attention.head_dim.saturating_mul(hidden_size);
+        let of_heads = heads.saturating_mul(self.plain_dim + self.value_dim).saturating_mul(self.rank());
+        let output = heads.saturating_mul(self.value_dim).saturating_mul(hidden_size);
+        [of_queries, of_latents, of_heads, output].into_iter().fold(0, usize::saturating_add)
+    }
 }
 
 /// Norms of queries and keys.
@@ -173,6 +274,10 @@ pub enum KeyValueSource {
     Own,
     /// Values are what keys are before they are normed and rotated (Gemma 4).
     ValuesFromKeys,
+    /// Values are the first columns of keys as they are stored, and not stored again.
+    WithinKeys {
+        value_dim: usize,
+    },
     /// Those of an earlier layer: the index among the layers that have their own.
     Layer(usize),
 }

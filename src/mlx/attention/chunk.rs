@@ -80,14 +80,13 @@ impl Attention<'_> {
         };
         let attended = fast::scaled_dot_product_attention(
             &queries,
-            &kv.keys,
-            &kv.values,
+            kv.planes.keys(),
+            &kv.planes.values()?,
             self.spec.scale,
             Some(mask_argument),
             self.sinks_of(&queries)?.as_ref(),
         )?;
-        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows.len() as i32, width])?)
+        Ok(attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows.len() as i32, self.width()])?)
     }
 
     /// Attends scaled queries `(n, H_kv, G, D)` of these of a chunk's rows to what it holds, which may not be all they see.
@@ -140,7 +139,7 @@ impl Attention<'_> {
             .iter()
             .map(|piece| {
                 let num_keys = piece.num_tokens() as i32;
-                let scores = self.cap(queries.matmul(piece.keys.swap_axes(2, 3)?)?)?;
+                let scores = self.cap(queries.matmul(piece.planes.keys().swap_axes(2, 3)?)?)?;
                 if !self.hides(start, num_rows as usize, piece) {
                     return Ok(scores);
                 }
@@ -154,8 +153,11 @@ impl Attention<'_> {
             Ok(array.reshape(&shape)?.transpose_axes(&[2, 0, 1, 3])?)
         };
         let weigh = |weights: &[Array]| -> Result<Array> {
-            let weighed = weights.iter().zip(pieces).map(|(weights, piece)| weights.matmul(&piece.values));
-            Ok(total(&weighed.collect::<std::result::Result<Vec<_>, _>>()?)?)
+            let weighed = weights
+                .iter()
+                .zip(pieces)
+                .map(|(weights, piece)| Ok(weights.matmul(&piece.planes.values()?)?));
+            Ok(total(&weighed.collect::<Result<Vec<_>>>()?)?)
         };
         self.partial(scores, weigh, by_row)
     }

@@ -18,6 +18,7 @@ use crate::mlx::{
     arrays::{concatenated, rows_of},
     error::MlxError,
     ops::total,
+    planes::Planes,
     slab::SlabRows,
     sys,
 };
@@ -33,8 +34,7 @@ pub(in crate::mlx) struct PieceKv {
 #[derive(Debug, Clone)]
 pub(in crate::mlx) struct SlabKv {
     /// `(S, H_kv, C, D)`
-    pub keys: Array,
-    pub values: Array,
+    pub planes: Planes,
     pub rows: Rc<SlabRows>,
 }
 
@@ -95,15 +95,15 @@ impl Attention<'_> {
     /// All in one kernel.
     fn fused(&self, queries: &Array, slab: &SlabKv) -> Result<Array> {
         let (first, mask) = slab.rows.mask(self.spec.window, queries.dtype())?;
-        let (keys, values) = slab.columns(first)?;
+        let planes = slab.columns(first)?;
         let queries = slab.rows.by_slot(queries)?.expand_dims(2)?;
         let mask = mask.as_ref().map(fast::ScaledDotProductAttentionMask::Array);
         let sinks = self.sinks_of(&queries)?;
         let scale = self.spec.scale;
+        let (keys, values) = (planes.keys(), planes.values()?);
         let attended =
-            fast::scaled_dot_product_attention(&queries, &keys, &values, scale, mask, sinks.as_ref())?;
-        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        slab.rows.by_row(&attended.reshape(&[slab.rows.num_slots as i32, width])?)
+            fast::scaled_dot_product_attention(&queries, keys, &values, scale, mask, sinks.as_ref())?;
+        slab.rows.by_row(&attended.reshape(&[slab.rows.num_slots as i32, self.width()])?)
     }
 
     /// Each key of a piece against all its rows in one product, the slab's against their own rows; one softmax
@@ -113,8 +113,8 @@ impl Attention<'_> {
         let rows = &kv.slab.rows;
         let scaled = self.scaled(&queries.as_dtype(Dtype::Float32)?)?;
         let (first, mask) = rows.mask(self.spec.window, Dtype::Float32)?;
-        let (keys, values) = kv.slab.columns(first)?;
-        let (keys, values) = (keys.as_dtype(Dtype::Float32)?, values.as_dtype(Dtype::Float32)?);
+        let planes = kv.slab.columns(first)?.of_dtype(Dtype::Float32)?;
+        let (keys, values) = (planes.keys(), planes.values()?);
         let slab_queries = rows.by_slot(&scaled)?;
         let slab_scores = match (mask, self.spec.score_softcap) {
             (Some(mask), None) => ops::addmm(&mask, &slab_queries, keys.swap_axes(2, 3)?, None, None)?,
@@ -155,7 +155,7 @@ impl Attention<'_> {
 
         let mut weighed = Vec::with_capacity(kv.pieces.len());
         for (piece, weights) in kv.pieces.iter().zip(of_pieces) {
-            let values = piece.kv.values.as_dtype(Dtype::Float32)?;
+            let values = piece.kv.planes.values()?.as_dtype(Dtype::Float32)?;
             let of_rows = self.as_one_matrix(&concatenated(weights, 0)?)?.matmul(&values)?;
             weighed.push(self.in_rows(&of_rows, piece.rows.len())?);
         }
@@ -180,14 +180,13 @@ impl Attention<'_> {
                 Some(_) => rows.by_row(&weights.matmul(&values)?)?.add(of_pieces)?,
             }
         };
-        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        Ok(attended.reshape(&[num_rows as i32, width])?.as_dtype(queries.dtype())?)
+        Ok(attended.reshape(&[num_rows as i32, self.width()])?.as_dtype(queries.dtype())?)
     }
 
     /// Scores of a piece's rows among scaled queries `(B, H_kv, G, D)`: `(n, H_kv, G, L)`.
     fn piece_scores(&self, scaled: &Array, piece: &PieceKv, positions: &[usize]) -> Result<Array> {
         let queries = rows_of(scaled, &piece.rows, positions.len())?;
-        let keys = piece.kv.keys.as_dtype(Dtype::Float32)?;
+        let keys = piece.kv.planes.keys().as_dtype(Dtype::Float32)?;
         let mut scores = self.cap(self.as_one_matrix(&queries)?.matmul(keys.swap_axes(2, 3)?)?)?;
         if let Some(mask) = self.shared_mask(&positions[piece.rows.clone()], &piece.kv, Dtype::Float32)? {
             scores = scores.add(mask)?;
@@ -196,8 +195,8 @@ impl Attention<'_> {
     }
 
     fn nothing_weighed(&self, num_rows: usize) -> Result<Array> {
-        let (num_kv_heads, head_dim) = self.dims();
-        let shape = [num_rows as i32, num_kv_heads, self.num_groups(), head_dim];
+        let (num_kv_heads, _) = self.dims();
+        let shape = [num_rows as i32, num_kv_heads, self.num_groups(), self.spec.value_dim() as i32];
         Ok(ops::zeros_dtype(&shape, Dtype::Float32)?)
     }
 
@@ -209,8 +208,8 @@ impl Attention<'_> {
         let mut own: Vec<(usize, LayerKv)> = Vec::new();
         for PieceKv { rows, kv: piece } in &kv.pieces {
             if rows.len() == 1 {
-                let (keys, values) = (piece.keys.contiguous()?, piece.values.contiguous()?);
-                own.push((rows.start, LayerKv { first: piece.first, keys, values }));
+                let planes = piece.planes.map(|plane| Ok(plane.contiguous()?))?;
+                own.push((rows.start, LayerKv { first: piece.first, planes }));
                 continue;
             }
             let queries = rows_of(&scaled, rows, num_rows)?;
@@ -220,22 +219,28 @@ impl Attention<'_> {
         }
         let slab = &kv.slab;
         mlx_rs::transforms::eval(
-            [&scaled, &slab.keys, &slab.values]
-                .into_iter()
-                .chain(own.iter().flat_map(|(_, kv)| [&kv.keys, &kv.values]))
+            std::iter::once(&scaled)
+                .chain(slab.planes.arrays())
+                .chain(own.iter().flat_map(|(_, kv)| kv.planes.arrays()))
                 .chain(shared.iter().flat_map(|(_, part)| [&part.max, &part.sum, &part.weighed])),
         )?;
-        let (num_kv_heads, head_dim) = (self.spec.num_kv_heads, self.spec.head_dim);
-        let shape = HeadShape { num_kv_heads, num_groups: self.num_groups() as usize, head_dim };
-        let capacity = slab.keys.dim(2) as usize;
-        let (keys, values) = (numbers(&slab.keys)?, numbers(&slab.values)?);
+        let (num_kv_heads, value_dim) = (self.spec.num_kv_heads, self.spec.value_dim());
+        let shape = HeadShape {
+            num_kv_heads,
+            num_groups: self.num_groups() as usize,
+            key_dim: self.spec.head_dim,
+            value_dim,
+            value_stride: slab.planes.value_rows().dim(3) as usize,
+        };
+        let capacity = slab.planes.keys().dim(2) as usize;
+        let (keys, values) = (numbers(slab.planes.keys())?, numbers(slab.planes.value_rows())?);
         let seen = slab.rows.seen_through(self.spec.window);
         let mut rows: Vec<StripRow<'_>> = Vec::with_capacity(num_rows);
         for (row, &from) in seen.iter().enumerate() {
             let strip = Strip {
                 keys,
                 values,
-                first: slab.rows.slots[row] * num_kv_heads * capacity * head_dim,
+                first: slab.rows.slots[row] * num_kv_heads * capacity,
                 capacity,
                 tokens: from..slab.rows.end,
             };
@@ -244,8 +249,8 @@ impl Attention<'_> {
         for (row, piece) in &own {
             let visible = self.oldest_seen(kv.positions[*row]).clamp(piece.first, piece.end()) - piece.first;
             rows[*row].strips.push(Strip {
-                keys: numbers(&piece.keys)?,
-                values: numbers(&piece.values)?,
+                keys: numbers(piece.planes.keys())?,
+                values: numbers(piece.planes.value_rows())?,
                 first: 0,
                 capacity: piece.num_tokens(),
                 tokens: visible..piece.num_tokens(),
@@ -258,13 +263,13 @@ impl Attention<'_> {
                 rows[row].parts.push(Part {
                     max: &max[index * num_heads..][..num_heads],
                     sum: &sum[index * num_heads..][..num_heads],
-                    weighed: &weighed[index * num_heads * head_dim..][..num_heads * head_dim],
+                    weighed: &weighed[index * num_heads * value_dim..][..num_heads * value_dim],
                 });
             }
         }
         let sinks = self.sinks.map(|sinks| sinks.numbers.as_slice());
         let attended = strips::attend(numbers(&scaled)?, &rows, shape, (self.spec.score_softcap, sinks));
-        Ok(Array::from_slice(&attended, &[num_rows as i32, (self.spec.num_heads * head_dim) as i32]))
+        Ok(Array::from_slice(&attended, &[num_rows as i32, self.width()]))
     }
 }
 
@@ -277,11 +282,10 @@ fn numbers(array: &Array) -> Result<&[f32]> {
 
 impl SlabKv {
     /// Keys and values from a column on to the end, of the slots that are read.
-    fn columns(&self, first: usize) -> Result<(Array, Array)> {
-        let pick = |plane: &Array| -> Result<Array> {
+    fn columns(&self, first: usize) -> Result<Planes> {
+        self.planes.map(|plane| {
             let plane = sys::slice_axis(plane, 2, first, self.rows.end)?;
             rows_of(&plane, &(0..self.rows.num_slots), plane.dim(0) as usize)
-        };
-        Ok((pick(&self.keys)?, pick(&self.values)?))
+        })
     }
 }

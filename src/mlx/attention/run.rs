@@ -60,8 +60,7 @@ impl Attention<'_> {
         if let Some(sinks) = self.sinks {
             partials.push(sinks.partial()?);
         }
-        let width = (self.spec.num_heads * self.spec.head_dim) as i32;
-        Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, width])?)
+        Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, self.width()])?)
     }
 }
 
@@ -74,8 +73,8 @@ mod tests {
     use super::super::{ChunkKv, DecodeKv, MaskCache, PassKv, PieceKv, SlabKv};
     use super::*;
     use crate::{
-        mlx::{ops::Ops, slab::SlabRows},
-        models::AttentionSpec,
+        mlx::{ops::Ops, planes::Planes, slab::SlabRows},
+        models::{AttentionSpec, KeyValueSource},
     };
 
     fn array(shape: [i32; 4], seed: f32) -> Array {
@@ -86,7 +85,7 @@ mod tests {
 
     fn kv(first: usize, num_tokens: usize, seed: f32) -> LayerKv {
         let shape = [1, 2, num_tokens as i32, 4];
-        LayerKv { first, keys: array(shape, seed), values: array(shape, seed + 0.5) }
+        LayerKv { first, planes: Planes::new(array(shape, seed), array(shape, seed + 0.5)) }
     }
 
     fn spec(window: Option<usize>) -> AttentionSpec {
@@ -165,9 +164,64 @@ mod tests {
         }
     }
 
+    /// Values that are the first columns of keys, against the same values in an array of their own: chunks, what they
+    /// share and decode rows, on both kinds of device.
+    #[test]
+    fn values_within_keys_are_attended_to_as_values_apart_are() {
+        let apart = AttentionSpec::plain((4, 2), 4, None);
+        let within = AttentionSpec { kv: KeyValueSource::WithinKeys { value_dim: 3 }, ..apart.clone() };
+        // The last column of the values apart is left out of the answers.
+        let of_keys = |kv: &LayerKv, is_within: bool| {
+            let keys = kv.planes.keys().clone();
+            let planes =
+                if is_within { Planes::within_keys(keys, 3) } else { Planes::new(keys.clone(), keys) };
+            LayerKv { first: kv.first, planes }
+        };
+        let num_prefix = 70;
+        for device in ComputeDevice::KINDS {
+            let ops = Ops::new(device);
+            let attended = |spec: &AttentionSpec, is_within: bool| -> Vec<Vec<f32>> {
+                let masks = MaskCache::default();
+                let attention = Attention { spec, sinks: None, ops: &ops, device, masks: &masks };
+                let prefix = of_keys(&kv(0, num_prefix, 7.0), is_within);
+                let of_chunk = |chunk: ChunkKv| ChunkKv {
+                    earlier: chunk.earlier.iter().map(|kv| of_keys(kv, is_within)).collect(),
+                    own: of_keys(&chunk.own, is_within),
+                    ..chunk
+                };
+                let chunks = chunks(&prefix, &[3, 40, 170]).into_iter().map(of_chunk).collect();
+                let run = RunKv { shared: vec![prefix.clone()], chunks };
+                let pass = PassKv { decode: None, runs: vec![run] };
+                let chunked = attention.rows(&array_of_rows(213), &(0..213), &pass).unwrap();
+                let tail = of_keys(&kv(num_prefix, 5, 3.0), is_within);
+                let three = |plane: &Array| Ok(ops::broadcast_to(plane, &[3, 2, 5, 4])?.contiguous()?);
+                let decode = |pieces: Vec<PieceKv>| DecodeKv {
+                    positions: vec![num_prefix + 4; 3],
+                    pieces,
+                    slab: SlabKv {
+                        planes: tail.planes.map(three).unwrap(),
+                        rows: Rc::new(SlabRows::new(vec![2, 0, 1], vec![0, 2, 0], 5, 3)),
+                    },
+                };
+                let shared = PieceKv { rows: 0..3, kv: prefix.clone() };
+                let own = PieceKv { rows: 1..2, kv: prefix };
+                let decoded = [vec![], vec![shared], vec![own]]
+                    .map(|pieces| attention.decode(&array_of_rows(3), &decode(pieces)).unwrap());
+                [chunked].iter().chain(&decoded).map(float32).collect()
+            };
+            let expected = attended(&apart, false);
+            for (index, (found, expected)) in attended(&within, true).iter().zip(&expected).enumerate() {
+                let values = expected.chunks(4).flat_map(|values| &values[..3]);
+                assert_eq!(found.len(), expected.len() / 4 * 3);
+                for (found, expected) in found.iter().zip(values) {
+                    assert!((found - expected).abs() < 2e-6, "{device:?}, {index}: {found} {expected}");
+                }
+            }
+        }
+    }
+
     fn of_dtype(kv: &LayerKv, dtype: Dtype) -> LayerKv {
-        let array = |array: &Array| array.as_dtype(dtype).unwrap();
-        LayerKv { first: kv.first, keys: array(&kv.keys), values: array(&kv.values) }
+        LayerKv { first: kv.first, planes: kv.planes.of_dtype(dtype).unwrap() }
     }
 
     fn float32(array: &Array) -> Vec<f32> {
@@ -190,7 +244,8 @@ mod tests {
                 let spec = spec(window);
                 let mut prefix = kv(0, num_prefix, 7.0);
                 // All of one sign: their mean is no small difference of large numbers.
-                prefix.values = prefix.values.add(Array::from_f32(2.0)).unwrap();
+                let values = prefix.planes.values().unwrap().add(Array::from_f32(2.0)).unwrap();
+                prefix.planes = Planes::new(prefix.planes.keys().clone(), values);
                 let attended = |dtype: Dtype| -> Vec<f32> {
                     let masks = MaskCache::default();
                     let attention = Attention { spec: &spec, sinks: None, ops: &ops, device, masks: &masks };
@@ -219,15 +274,15 @@ mod tests {
                     // has one token of its own, the others all three.
                     let positions = vec![num_prefix + num_tail - 1, num_prefix + 40, num_prefix + 60];
                     let tail = kv(num_prefix, num_tail, 3.0);
-                    let of_rows =
-                        |array: &Array| ops::broadcast_to(array, &[3, 2, num_tail as i32, 4]).unwrap();
+                    let of_rows = |array: &Array| {
+                        Ok(ops::broadcast_to(array, &[3, 2, num_tail as i32, 4])?.contiguous()?)
+                    };
                     let tail = rounded(&tail);
                     let decode = DecodeKv {
                         positions,
                         pieces: vec![PieceKv { rows: 0..3, kv: prefix }],
                         slab: SlabKv {
-                            keys: of_rows(&tail.keys).contiguous().unwrap(),
-                            values: of_rows(&tail.values).contiguous().unwrap(),
+                            planes: tail.planes.map(of_rows).unwrap(),
                             rows: Rc::new(SlabRows::new(vec![0, 1, 2], vec![0, 2, 0], num_tail, 3)),
                         },
                     };

@@ -44,12 +44,13 @@ impl Attention<'_> {
     }
 
     fn shared_block(&self, queries: &Array, positions: &[usize], piece: &LayerKv) -> Result<Partial> {
-        let mut scores = self.cap(self.as_one_matrix(queries)?.matmul(piece.keys.swap_axes(2, 3)?)?)?;
+        let mut scores =
+            self.cap(self.as_one_matrix(queries)?.matmul(piece.planes.keys().swap_axes(2, 3)?)?)?;
         if let Some(mask) = self.shared_mask(positions, piece, scores.dtype())? {
             scores = scores.add(mask)?;
         }
         let by_row = |array: &Array| self.in_rows(array, positions.len());
-        self.partial(vec![scores], |weights| Ok(weights[0].matmul(&piece.values)?), by_row)
+        self.partial(vec![scores], |weights| Ok(weights[0].matmul(piece.planes.values()?)?), by_row)
     }
 
     /// Hides what a window keeps from some rows but not from all: `(n·G, L)`.

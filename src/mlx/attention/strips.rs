@@ -28,7 +28,10 @@ pub(super) struct HeadShape {
     pub num_kv_heads: usize,
     /// Query heads of each KV head.
     pub num_groups: usize,
-    pub head_dim: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    /// Numbers from one token's values to the next one's.
+    pub value_stride: usize,
 }
 
 /// Keys and values of consecutive tokens that one row sees.
@@ -36,7 +39,7 @@ pub(super) struct HeadShape {
 pub(super) struct Strip<'a> {
     pub keys: &'a [f32],
     pub values: &'a [f32],
-    /// Where its first head begins in both.
+    /// Tokens before its first head in both.
     pub first: usize,
     /// Tokens from one head's beginning to the next one's.
     pub capacity: usize,
@@ -60,7 +63,7 @@ pub(super) struct StripRow<'a> {
     pub parts: Vec<Part<'a>>,
 }
 
-/// Attends scaled queries `(B, H_kv, G, D)` to what their rows see: `(B, H_kv, G, D)`. Scores are capped first
+/// Attends scaled queries `(B, H_kv, G, D)` to what their rows see: `(B, H_kv, G, D)`, D being keys' width and values'. Scores are capped first
 /// where there is a cap; sinks, `(H,)`, take their share where there are any.
 pub(super) fn attend(
     queries: &[f32],
@@ -68,18 +71,17 @@ pub(super) fn attend(
     shape: HeadShape,
     (cap, sinks): (Option<f32>, Option<&[f32]>),
 ) -> Vec<f32> {
-    let HeadShape { num_kv_heads, num_groups, head_dim } = shape;
-    let of_head = num_groups * head_dim;
-    let mut attended = vec![0.0; rows.len() * num_kv_heads * of_head];
+    let HeadShape { num_kv_heads, num_groups, key_dim, value_dim, .. } = shape;
+    let mut attended = vec![0.0; rows.len() * num_kv_heads * num_groups * value_dim];
     let num_tokens: usize = rows.iter().flat_map(|row| &row.strips).map(|strip| strip.tokens.len()).sum();
-    let num_bytes = num_tokens * num_kv_heads * head_dim * 2 * size_of::<f32>();
-    let heads = Mutex::new(attended.chunks_mut(of_head).enumerate());
+    let num_bytes = num_tokens * num_kv_heads * (key_dim + value_dim) * size_of::<f32>();
+    let heads = Mutex::new(attended.chunks_mut(num_groups * value_dim).enumerate());
     let work = || {
-        let mut head = Head::new(num_groups, head_dim, cap);
+        let mut head = Head::new(shape, cap);
         loop {
             let next = heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
             let Some((index, weighed)) = next else { return };
-            let queries = &queries[index * of_head..][..of_head];
+            let queries = &queries[index * num_groups * key_dim..][..num_groups * key_dim];
             let kv_head = index % num_kv_heads;
             let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
             head.begin(sinks);
@@ -109,8 +111,7 @@ impl WideWork for Attend<'_, '_> {
 
 /// One KV head's queries of one row, on the way.
 struct Head {
-    num_groups: usize,
-    head_dim: usize,
+    shape: HeadShape,
     cap: Option<f32>,
     /// Scores, then weights, of a block of keys, query by query.
     scores: Vec<f32>,
@@ -119,9 +120,10 @@ struct Head {
 }
 
 impl Head {
-    fn new(num_groups: usize, head_dim: usize, cap: Option<f32>) -> Self {
+    fn new(shape: HeadShape, cap: Option<f32>) -> Self {
+        let num_groups = shape.num_groups;
         let scores = vec![0.0; num_groups * BLOCK_TOKENS];
-        Self { num_groups, head_dim, cap, scores, max: vec![0.0; num_groups], sum: vec![0.0; num_groups] }
+        Self { shape, cap, scores, max: vec![0.0; num_groups], sum: vec![0.0; num_groups] }
     }
 
     /// Forgets what was seen; the sinks of its queries, `(G,)`, are seen first.
@@ -141,45 +143,47 @@ impl Head {
     /// Attends queries `(G, D)` to what the row sees with KV head `head`; `weighed` is `(G, D)`, zeros.
     #[inline(always)]
     fn attend(&mut self, queries: &[f32], row: &StripRow<'_>, head: usize, weighed: &mut [f32]) {
+        let HeadShape { num_groups, key_dim, value_dim, value_stride, .. } = self.shape;
         for part in &row.parts {
-            for group in 0..self.num_groups {
-                let of = head * self.num_groups + group;
-                let values = &part.weighed[of * self.head_dim..][..self.head_dim];
+            for group in 0..num_groups {
+                let of = head * num_groups + group;
+                let values = &part.weighed[of * value_dim..][..value_dim];
                 self.add_part(group, part.max[of], part.sum[of], values, weighed);
             }
         }
         for strip in &row.strips {
-            let first = strip.first + head * strip.capacity * self.head_dim;
+            let first = strip.first + head * strip.capacity;
             let mut start = strip.tokens.start;
             while start < strip.tokens.end {
                 let num_tokens = (strip.tokens.end - start).min(BLOCK_TOKENS);
-                let from = first + start * self.head_dim;
-                let block = from..from + num_tokens * self.head_dim;
-                self.add_block(queries, &strip.keys[block.clone()], &strip.values[block], weighed);
+                let block = |stride: usize| (first + start) * stride..(first + start + num_tokens) * stride;
+                let (keys, values) = (&strip.keys[block(key_dim)], &strip.values[block(value_stride)]);
+                self.add_block(queries, keys, values, weighed);
                 start += num_tokens;
             }
         }
-        for (weighed, sum) in weighed.chunks_mut(self.head_dim).zip(&self.sum) {
+        for (weighed, sum) in weighed.chunks_mut(value_dim).zip(&self.sum) {
             weighed.iter_mut().for_each(|value| *value /= sum);
         }
     }
 
     #[inline(always)]
     fn add_block(&mut self, queries: &[f32], keys: &[f32], values: &[f32], weighed: &mut [f32]) {
-        let num_tokens = keys.len() / self.head_dim;
-        for (token, key) in keys.chunks_exact(self.head_dim).enumerate() {
-            for (group, query) in queries.chunks_exact(self.head_dim).enumerate() {
+        let HeadShape { num_groups, key_dim, value_dim, value_stride, .. } = self.shape;
+        let num_tokens = keys.len() / key_dim;
+        for (token, key) in keys.chunks_exact(key_dim).enumerate() {
+            for (group, query) in queries.chunks_exact(key_dim).enumerate() {
                 self.scores[group * BLOCK_TOKENS + token] = dot(query, key);
             }
         }
-        for group in 0..self.num_groups {
+        for group in 0..num_groups {
             let scores = &mut self.scores[group * BLOCK_TOKENS..][..num_tokens];
             if let Some(cap) = self.cap {
                 scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
             }
             let max = max_of(scores);
             let sum = weigh(scores, if max > self.max[group] { max } else { self.max[group] });
-            let weighed = &mut weighed[group * self.head_dim..][..self.head_dim];
+            let weighed = &mut weighed[group * value_dim..][..value_dim];
             if max > self.max[group] {
                 let rescale = weight_of(self.max[group], max);
                 weighed.iter_mut().for_each(|value| *value *= rescale);
@@ -187,13 +191,14 @@ impl Head {
                 self.max[group] = max;
             }
             self.sum[group] += sum;
-            add_weighed(scores, values, weighed);
+            add_weighed(scores, values, value_stride, weighed);
         }
     }
 
     #[inline(always)]
     fn add_part(&mut self, group: usize, max: f32, sum: f32, values: &[f32], weighed: &mut [f32]) {
-        let weighed = &mut weighed[group * self.head_dim..][..self.head_dim];
+        let value_dim = self.shape.value_dim;
+        let weighed = &mut weighed[group * value_dim..][..value_dim];
         let largest = if max > self.max[group] { max } else { self.max[group] };
         let (old, new) = (weight_of(self.max[group], largest), weight_of(max, largest));
         for (weighed, value) in weighed.iter_mut().zip(values) {
@@ -226,15 +231,14 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
     lanes[0] + rest
 }
 
-/// Adds values `(L, D)` times their weights to `(D,)`.
+/// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `stride` numbers after the last one's.
 #[inline(always)]
-fn add_weighed(weights: &[f32], values: &[f32], weighed: &mut [f32]) {
-    let head_dim = weighed.len();
+fn add_weighed(weights: &[f32], values: &[f32], stride: usize, weighed: &mut [f32]) {
     let (chunks, rest) = weighed.as_chunks_mut::<NUM_LANES>();
     let num_whole = chunks.len() * NUM_LANES;
     for (index, chunk) in chunks.iter_mut().enumerate() {
         let mut lanes = *chunk;
-        for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
             let value = &value[index * NUM_LANES..][..NUM_LANES];
             for (lane, value) in lanes.iter_mut().zip(value) {
                 *lane += weight * value;
@@ -243,7 +247,7 @@ fn add_weighed(weights: &[f32], values: &[f32], weighed: &mut [f32]) {
         *chunk = lanes;
     }
     for (index, sum) in rest.iter_mut().enumerate() {
-        for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
             *sum += weight * value[num_whole + index];
         }
     }
@@ -258,17 +262,21 @@ mod tests {
     }
 
     /// Softmax attention in double precision of one query to keys and values `(L, D)`, and its largest score and sum.
-    fn reference(query: &[f32], keys: &[f32], values: &[f32], cap: Option<f32>) -> (Vec<f64>, f64, f64) {
-        let head_dim = query.len();
+    fn reference(
+        query: &[f32],
+        keys: &[f32],
+        values: &[f32],
+        (shape, cap): (HeadShape, Option<f32>),
+    ) -> (Vec<f64>, f64, f64) {
         let scores: Vec<f64> = keys
-            .chunks(head_dim)
+            .chunks(shape.key_dim)
             .map(|key| key.iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum())
             .map(|score: f64| cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()))
             .collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
-        let mut weighed = vec![0.0; head_dim];
-        for (score, value) in scores.iter().zip(values.chunks(head_dim)) {
+        let mut weighed = vec![0.0; shape.value_dim];
+        for (score, value) in scores.iter().zip(values.chunks(shape.value_stride)) {
             for (weighed, value) in weighed.iter_mut().zip(value) {
                 *weighed += (score - max).exp() * f64::from(*value);
             }
@@ -278,25 +286,34 @@ mod tests {
 
     #[test]
     fn rows_over_several_strips_and_parts_are_one_softmax_in_double_precision() {
-        for (head_dim, num_groups, num_kv_heads, cap) in
-            [(64, 3, 3, None), (16, 1, 2, None), (80, 7, 2, None), (24, 4, 1, Some(3.0)), (5, 2, 2, None)]
-        {
-            let shape = HeadShape { num_kv_heads, num_groups, head_dim };
+        // Widths of keys and values, and what lies between values where they are keys' first columns.
+        for ((key_dim, value_dim, value_stride), num_groups, num_kv_heads, cap) in [
+            ((64, 64, 64), 3, 3, None),
+            ((16, 16, 16), 1, 2, None),
+            ((80, 80, 80), 7, 2, None),
+            ((24, 24, 24), 4, 1, Some(3.0)),
+            ((5, 5, 5), 2, 2, None),
+            ((40, 19, 19), 3, 2, None),
+            ((72, 64, 72), 20, 1, None),
+            ((21, 13, 21), 4, 1, None),
+        ] {
+            let shape = HeadShape { num_kv_heads, num_groups, key_dim, value_dim, value_stride };
+            // Keys and values; the same numbers where values are within keys.
+            let planes = |num_tokens: usize, seed: f32| {
+                let apart = if value_stride == value_dim { 0.5 } else { 0.0 };
+                [numbers(num_tokens * key_dim, seed), numbers(num_tokens * value_stride, seed + apart)]
+            };
             // A strip with room at both ends, a short one without, and a part.
             let (capacity, tokens) = (300, 37..263);
-            let long = [
-                numbers(2 * num_kv_heads * capacity * head_dim, 1.0),
-                numbers(2 * num_kv_heads * capacity * head_dim, 9.0),
-            ];
-            let short =
-                [numbers(num_kv_heads * 3 * head_dim, 4.0), numbers(num_kv_heads * 3 * head_dim, 5.0)];
-            let known = [numbers(90 * head_dim, 6.0), numbers(90 * head_dim, 7.0)];
+            let long = planes(2 * num_kv_heads * capacity, 1.0);
+            let short = planes(num_kv_heads * 3, 4.0);
+            let known = planes(90, 6.0);
             let num_heads = num_kv_heads * num_groups;
-            let queries = numbers(2 * num_heads * head_dim, 2.0);
+            let queries = numbers(2 * num_heads * key_dim, 2.0);
             let of_part: Vec<_> = queries
-                .chunks(head_dim)
+                .chunks(key_dim)
                 .take(num_heads)
-                .map(|query| reference(query, &known[0], &known[1], cap))
+                .map(|query| reference(query, &known[0], &known[1], (shape, cap)))
                 .collect();
             let max: Vec<f32> = of_part.iter().map(|(_, max, _)| *max as f32).collect();
             let sum: Vec<f32> = of_part.iter().map(|(_, _, sum)| *sum as f32).collect();
@@ -305,7 +322,7 @@ mod tests {
             let strip = |slot: usize| Strip {
                 keys: &long[0],
                 values: &long[1],
-                first: slot * num_kv_heads * capacity * head_dim,
+                first: slot * num_kv_heads * capacity,
                 capacity,
                 tokens: tokens.clone(),
             };
@@ -316,21 +333,21 @@ mod tests {
                 StripRow { strips: vec![strip(0)], parts: Vec::new() },
             ];
             let found = attend(&queries, &rows, shape, (cap, None));
-            for (index, (query, found)) in queries.chunks(head_dim).zip(found.chunks(head_dim)).enumerate() {
+            for (index, (query, found)) in queries.chunks(key_dim).zip(found.chunks(value_dim)).enumerate() {
                 let (row, head) = (index / num_heads, index % num_heads / num_groups);
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
                 let from = ((1 - row) * num_kv_heads + head) * capacity;
-                let at = (from + tokens.start) * head_dim..(from + tokens.end) * head_dim;
-                keys.extend_from_slice(&long[0][at.clone()]);
-                values.extend_from_slice(&long[1][at]);
+                let at = |stride: usize| (from + tokens.start) * stride..(from + tokens.end) * stride;
+                keys.extend_from_slice(&long[0][at(key_dim)]);
+                values.extend_from_slice(&long[1][at(value_stride)]);
                 if row == 0 {
-                    let of_head = head * 3 * head_dim..(head + 1) * 3 * head_dim;
-                    keys.extend_from_slice(&short[0][of_head.clone()]);
-                    values.extend_from_slice(&short[1][of_head]);
+                    let of_head = |stride: usize| head * 3 * stride..(head + 1) * 3 * stride;
+                    keys.extend_from_slice(&short[0][of_head(key_dim)]);
+                    values.extend_from_slice(&short[1][of_head(value_stride)]);
                     keys.extend_from_slice(&known[0]);
                     values.extend_from_slice(&known[1]);
                 }
-                let (weighed, _, sum) = reference(query, &keys, &values, cap);
+                let (weighed, _, sum) = reference(query, &keys, &values, (shape, cap));
                 for (found, weighed) in found.iter().zip(weighed) {
                     let expected = weighed / sum;
                     assert!((f64::from(*found) - expected).abs() < 2e-5, "{shape:?}: {found} {expected}");
@@ -341,7 +358,8 @@ mod tests {
 
     #[test]
     fn a_row_is_the_same_whoever_is_beside_it_and_a_number_that_is_none_stays_none() {
-        let shape = HeadShape { num_kv_heads: 2, num_groups: 2, head_dim: 32 };
+        let shape =
+            HeadShape { num_kv_heads: 2, num_groups: 2, key_dim: 32, value_dim: 32, value_stride: 32 };
         // Enough for several threads.
         let capacity = 3000;
         let mut keys = numbers(4 * 2 * capacity * 32, 1.0);
@@ -349,7 +367,7 @@ mod tests {
         keys[2 * capacity * 32 + 70 * 32] = f32::NAN;
         let queries = numbers(4 * 4 * 32, 2.0);
         let row = |slot: usize| {
-            let first = slot * 2 * capacity * 32;
+            let first = slot * 2 * capacity;
             let strip = Strip { keys: &keys, values: &values, first, capacity, tokens: slot..capacity };
             StripRow { strips: vec![strip], parts: Vec::new() }
         };

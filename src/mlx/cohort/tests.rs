@@ -5,14 +5,14 @@
 use mlx_rs::ops;
 
 use super::*;
-use crate::mlx::{device::ComputeDevice, segment::SegmentStore};
+use crate::mlx::{device::ComputeDevice, planes::Planes, segment::SegmentStore};
 
 /// Bytes of a token in one layer of one head of 32 dimensions.
 const TOKEN_BYTES: u64 = 256;
 
 fn segment(store: &mut SegmentStore, first: usize, num_tokens: usize) -> Rc<Segment> {
     let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 32]).unwrap();
-    store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
+    store.insert(first, num_tokens, vec![LayerKv { first, planes: Planes::new(array(), array()) }])
 }
 
 /// A path and how many tokens follow it.

@@ -9,8 +9,8 @@ use super::*;
 #[test]
 fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
     let chunk = |sequence, num_tokens| PassChunk { sequence: SequenceId(sequence), num_tokens, start: 0 };
-    let part = |num_rows| ops::zeros::<f32>(&[num_rows, 1, 2]).unwrap();
-    let cases: [(&[usize], &[i32], &[bool]); 4] = [
+    let part = |num_rows: usize| ops::zeros::<f32>(&[num_rows as i32, 1, 2]).unwrap();
+    let cases: [(&[usize], &[usize], &[bool]); 4] = [
         // Two short ones beside a long one, and alone.
         (&[10, 10, 100], &[120], &[false, false, false]),
         (&[10, 10], &[20], &[true, true]),
@@ -22,9 +22,10 @@ fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
         let mut live = LiveKv::new(Vec::new(), ComputeDevice::Cpu, u64::MAX);
         let chunks = (0..).zip(lengths).map(|(sequence, &length)| chunk(sequence, length)).collect();
         let pass = live.begin_pass(chunks).unwrap();
-        let parts: Vec<Array> = parts.iter().map(|&num_rows| part(num_rows)).collect();
-        assert_eq!(live.chunks_as_views(&parts, &pass), expected, "{lengths:?}");
-        live.append(0, &parts, &parts, &pass).unwrap();
+        assert_eq!(live.chunks_as_views(parts, &pass), expected, "{lengths:?}");
+        let planes: Vec<Planes> =
+            parts.iter().map(|&num_rows| Planes::new(part(num_rows), part(num_rows))).collect();
+        live.append(0, &planes, &pass).unwrap();
         let own = |sequence| live.sequences[&SequenceId(sequence)].is_own_shared;
         assert_eq!((0..).map(own).take(lengths.len()).collect::<Vec<_>>(), expected, "{lengths:?}");
     }
@@ -37,7 +38,7 @@ fn a_segment_that_was_split_is_held_by_nobody() {
     let mut piece = |first: usize, num_tokens: usize| {
         // As wide as makes the rows see it together.
         let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 256]).unwrap();
-        store.insert(first, num_tokens, vec![LayerKv { first, keys: array(), values: array() }])
+        store.insert(first, num_tokens, vec![LayerKv { first, planes: Planes::new(array(), array()) }])
     };
     let (long, short, below) = (piece(0, 90), piece(90, 9), piece(99, 3));
     let wholes = [Rc::downgrade(&long), Rc::downgrade(&short)];

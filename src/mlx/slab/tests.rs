@@ -11,7 +11,7 @@ fn plane(numbers: &[f32]) -> Array {
 }
 
 fn piece(numbers: &[f32]) -> Vec<LayerKv> {
-    vec![LayerKv { first: 0, keys: plane(numbers), values: plane(numbers) }]
+    vec![LayerKv { first: 0, planes: Planes::new(plane(numbers), plane(numbers)) }]
 }
 
 fn numbers_of(array: &Array) -> Vec<f32> {
@@ -26,7 +26,7 @@ fn step(slab: &mut Slab, rows: &[(SequenceId, f32)]) -> SlabRows {
     let new: Vec<f32> = rows.iter().map(|(_, number)| *number).collect();
     let new = Array::from_slice(&new, &[new.len() as i32, 1, 1, 1]);
     let new = rows_of_pass.by_slot(&new).unwrap();
-    slab.fill(0, &new, &new).unwrap();
+    slab.fill(0, &Planes::new(new.clone(), new)).unwrap();
     rows_of_pass
 }
 
@@ -102,7 +102,11 @@ fn rows_hold_what_they_were_given_whoever_comes_and_goes() {
             }
             let skip = next(tokens.len());
             let copy = slab.copy_out(SequenceId(id), skip, tokens.len() - skip, 5).unwrap();
-            assert_eq!((copy[0].first, numbers_of(&copy[0].keys)), (5, tokens[skip..].to_vec()), "{id}");
+            assert_eq!(
+                (copy[0].first, numbers_of(copy[0].planes.keys())),
+                (5, tokens[skip..].to_vec()),
+                "{id}"
+            );
         }
     }
     assert!(num_joined > 300);
@@ -110,7 +114,7 @@ fn rows_hold_what_they_were_given_whoever_comes_and_goes() {
 
 #[test]
 fn steps_are_written_in_place_while_there_is_room_and_holes_are_taken() {
-    let memory = |slab: &Slab| slab.layers[0].0.try_as_slice::<f32>().unwrap().as_ptr();
+    let memory = |slab: &Slab| slab.layers[0].keys().try_as_slice::<f32>().unwrap().as_ptr();
     let mut slab = Slab::default();
     let tokens = piece(&[0.5; 100]);
     let joining = |sequence: u64| Joining {

@@ -191,7 +191,7 @@ impl ScoreScale {
 }
 
 /// Ministral's and Llama 4's factor on queries, which grows with the position.
-fn position_scale(fields: &Fields) -> Result<Option<PositionScale>, String> {
+pub(super) fn position_scale(fields: &Fields) -> Result<Option<PositionScale>, String> {
     let Some(parameters) = fields.nested("rope_parameters")? else { return Ok(None) };
     let Some(beta) = parameters.optional_number("llama_4_scaling_beta")? else { return Ok(None) };
     let original = parameters.number("original_max_position_embeddings", None)?;

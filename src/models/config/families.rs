@@ -8,7 +8,9 @@ use super::{
     attention::{AttentionTraits, NormTraits, Pairs, RotatedLayers, ScoreScale},
     family::{Bias, EmbeddingScale, Family, LLAMA, LogitsScale},
     fields::Fields,
-    gemma4, known, lfm2,
+    gemma4, known,
+    latent::LatentTraits,
+    lfm2,
     moe::{self, MoeLayers, MoeTraits, Normalised, SharedTraits},
     qwen3_5,
     rope::RopeDefaults,
@@ -97,7 +99,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     wrapper(
         "mistral3",
         "Mistral Small 3.1 and later, Ministral 3, Devstral Small 2",
-        &["mistral", "llama", "ministral3"],
+        &["mistral", "llama", "ministral3", "mistral4"],
     ),
     plain("ministral3", "its language model", &MINISTRAL3, &[]),
     plain("mixtral", "Mixtral 8x7B, 8x22B", &MIXTRAL, known::MIXTRAL),
@@ -125,6 +127,25 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     ),
     plain("glm4", "GLM-4 0414", &GLM4, &[]),
     plain("cohere2", "Command R7B, Command A", &COHERE2, known::COHERE2),
+    plain("deepseek_v2", "DeepSeek-V2, V2-Lite, Coder-V2", &DEEPSEEK_V2, known::DEEPSEEK_V2),
+    plain("deepseek_v3", "DeepSeek-V3, V3.1, R1", &DEEPSEEK_V3, known::DEEPSEEK_V3),
+    plain("kimi_k2", "Kimi K2", &DEEPSEEK_V3, known::DEEPSEEK_V3),
+    wrapper("kimi_k25", "Kimi K2.5 and later", &["kimi_k2", "deepseek_v3"]),
+    plain("joyai_llm_flash", "JoyAI-LLM-Flash", &DEEPSEEK_V3, known::DEEPSEEK_V3),
+    plain("glm4_moe_lite", "GLM-4.7-Flash", &GLM4_MOE_LITE, known::DEEPSEEK_V3),
+    plain("mistral4", "its language model", &MISTRAL4, known::MISTRAL4),
+    plain(
+        "deepseek_v32",
+        "DeepSeek-V3.2, up to as many tokens as its indexer chooses",
+        &DEEPSEEK_V32,
+        known::DEEPSEEK_V32,
+    ),
+    plain(
+        "glm_moe_dsa",
+        "GLM-5, up to as many tokens as its indexer chooses",
+        &DEEPSEEK_V32,
+        known::DEEPSEEK_V32,
+    ),
 ];
 
 impl ModelType {
@@ -425,6 +446,45 @@ const GLM4_MOE: Family = Family {
     extra_layers: Some("num_nextn_predict_layers"),
     names: BlockNames { moe: MoeNames { shared: SHARED_EXPERTS, ..MoeNames::QWEN }, ..BlockNames::PLAIN },
     ..LLAMA
+};
+
+const DEEPSEEK_V3: Family = Family {
+    defaults: LLAMA_DEFAULTS,
+    eps: ("rms_norm_eps", Some(1e-6)),
+    latent: Some(LatentTraits::DEEPSEEK),
+    mlp_bias: Bias::Never,
+    moe: Some(moe::DEEPSEEK_V3),
+    extra_layers: Some("num_nextn_predict_layers"),
+    names: GLM4_MOE.names,
+    ..LLAMA
+};
+
+const DEEPSEEK_V2: Family = Family { moe: Some(moe::DEEPSEEK_V2), ..DEEPSEEK_V3 };
+
+const GLM4_MOE_LITE: Family = Family {
+    eps: ("rms_norm_eps", Some(1e-5)),
+    latent: Some(LatentTraits { rope: RopeDefaults::new(Some(1_000_000.0)), ..LatentTraits::DEEPSEEK }),
+    moe: Some(MoeTraits { layers: MoeLayers::From("first_k_dense_replace", 1), ..moe::DEEPSEEK_V3 }),
+    ..DEEPSEEK_V3
+};
+
+const MISTRAL4: Family = Family {
+    latent: Some(LatentTraits {
+        rope: RopeDefaults { scales_queries: true, ..RopeDefaults::new(Some(10_000.0)) },
+        position_scale: true,
+        rotates_share_of_head: true,
+        ..LatentTraits::DEEPSEEK
+    }),
+    moe: Some(moe::MISTRAL4),
+    extra_layers: None,
+    ..DEEPSEEK_V3
+};
+
+/// Of as many positions as the indexer would choose all are seen: up to there it changes nothing.
+const DEEPSEEK_V32: Family = Family {
+    latent: Some(LatentTraits { max_seen: Some("index_topk"), ..LatentTraits::DEEPSEEK }),
+    ignored_parts: &[".self_attn.indexer."],
+    ..DEEPSEEK_V3
 };
 
 const GRANITE: Family = Family {

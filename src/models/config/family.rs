@@ -6,6 +6,7 @@
 use super::{
     attention::AttentionTraits,
     fields::{Fields, MAX_LAYERS},
+    latent::LatentTraits,
     moe::MoeTraits,
 };
 use crate::models::{
@@ -26,6 +27,8 @@ pub(super) struct Family {
     pub eps: (&'static str, Option<f64>),
     pub norm: (NormKind, NormWeight),
     pub attention: AttentionTraits,
+    /// In place of the other, where keys and values are made of latents.
+    pub latent: Option<LatentTraits>,
     pub activation: Activation,
     pub mlp_bias: Bias,
     pub moe: Option<MoeTraits>,
@@ -39,6 +42,8 @@ pub(super) struct Family {
     pub says_if_tied: bool,
     /// How many blocks there are after the others that guess several tokens at once.
     pub extra_layers: Option<&'static str>,
+    /// Parts of names of weights that are of no use.
+    pub ignored_parts: &'static [&'static str],
     pub names: BlockNames,
 }
 
@@ -88,6 +93,7 @@ pub(super) const LLAMA: Family = Family {
     eps: ("rms_norm_eps", None),
     norm: (NormKind::RootMeanSquare, NormWeight::Factor),
     attention: AttentionTraits::LLAMA,
+    latent: None,
     activation: Activation::Silu,
     mlp_bias: Bias::Field("mlp_bias"),
     moe: None,
@@ -97,6 +103,7 @@ pub(super) const LLAMA: Family = Family {
     logits_scale: LogitsScale::None,
     says_if_tied: true,
     extra_layers: None,
+    ignored_parts: &[],
     names: BlockNames::PLAIN,
 };
 
@@ -110,7 +117,16 @@ impl Family {
         let max_context = sizes.dimension("max_position_embeddings")?;
         let eps = fields.epsilon(self.eps.0, self.eps.1)?;
         let vocab_size = fields.vocab_size(sizes.default("vocab_size"))?;
-        let attention = self.attention.layers(&sizes, (hidden_size, num_layers, max_context))?;
+        let (mixers, max_seen) = match &self.latent {
+            None => {
+                let layers = self.attention.layers(&sizes, (hidden_size, num_layers, max_context))?;
+                (layers.into_iter().map(MixerSpec::Attention).collect(), max_context)
+            }
+            Some(latent) => {
+                let layer = MixerSpec::Latent(latent.spec(&sizes, max_context)?);
+                (vec![layer; num_layers], latent.max_context(fields, max_context)?)
+            }
+        };
         let mlps = self.mlps(&sizes, num_layers)?;
         let residual_scale = match self.residual_scale {
             None => 1.0,
@@ -120,8 +136,8 @@ impl Family {
             None => 0,
             Some(name) => fields.integer(name, Some(0), 0, MAX_LAYERS)?,
         };
-        let layers = attention.into_iter().zip(mlps).map(|(attention, mlp)| LayerSpec {
-            mixer: MixerSpec::Attention(attention),
+        let layers = mixers.into_iter().zip(mlps).map(|(mixer, mlp)| LayerSpec {
+            mixer,
             mlp,
             residual_scale,
             is_parallel: self.is_parallel,
@@ -131,7 +147,7 @@ impl Family {
             model_type: model_type.to_owned(),
             hidden_size,
             vocab_size,
-            max_context: fields.context_of_rope(max_context)?,
+            max_context: fields.context_of_rope(max_context)?.min(max_seen),
             layers: layers.collect(),
             norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
             embedding_scale: match self.embedding_scale {
@@ -150,6 +166,7 @@ impl Family {
             quantization: None,
             names: WeightNames {
                 extra_layers: num_layers..num_layers + extra_layers,
+                ignored_parts: self.ignored_parts,
                 ..WeightNames::new(self.names)
             },
         })

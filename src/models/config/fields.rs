@@ -13,7 +13,7 @@ use crate::models::known_keys::{KeyRule, Unread};
 /// No dimension of a real model comes near this; larger ones are damage.
 const MAX_DIMENSION: u64 = 1 << 24;
 /// Each layer keeps a frequency for every second one of these, before any weight is looked at.
-const MAX_HEAD_DIM: usize = 1 << 13;
+pub(super) const MAX_HEAD_DIM: usize = 1 << 13;
 pub(super) const MAX_LAYERS: u64 = 1 << 12;
 
 /// Typed access to a JSON object; absent and null are the same.
@@ -221,23 +221,28 @@ impl<'a> Fields<'a> {
         num_layers: usize,
         known: [(&str, T); 2],
     ) -> Result<Option<Vec<T>>, String> {
-        let types = match self.get("layer_types") {
+        self.of_layers("layer_types", num_layers, known)
+    }
+
+    /// What a list of names says of each layer, by those in `known`; `None` where it is absent.
+    pub(super) fn of_layers<T: Copy>(
+        &self,
+        name: &str,
+        num_layers: usize,
+        known: [(&str, T); 2],
+    ) -> Result<Option<Vec<T>>, String> {
+        let types = match self.get(name) {
             None => return Ok(None),
             Some(Value::Array(types)) if types.len() == num_layers => types,
             Some(_) => {
                 return Err(format!(
-                    "'layer_types' must be a list with one entry for each of {num_layers} layers"
+                    "'{name}' must be a list with one entry for each of {num_layers} layers"
                 ));
             }
         };
         let meant = |(index, kind): (usize, &Value)| {
             known.iter().find(|(name, _)| kind.as_str() == Some(name)).map(|(_, meant)| *meant).ok_or_else(
-                || {
-                    format!(
-                        "'layer_types' entry {index} must be {} or {}, got {kind}",
-                        known[0].0, known[1].0
-                    )
-                },
+                || format!("'{name}' entry {index} must be {} or {}, got {kind}", known[0].0, known[1].0),
             )
         };
         types.iter().enumerate().map(meant).collect::<Result<_, _>>().map(Some)

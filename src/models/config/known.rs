@@ -181,9 +181,59 @@ pub(super) const ERNIE: &[KeyRule] = &[
     rule("fuse_rms_norm", Nothing("it chooses among ways to compute the same")),
 ];
 
-pub(super) const GLM4_MOE: &[KeyRule] = &[
-    rule("topk_method", ErrorUnless(&[Text("noaux_tc")], "experts are chosen in groups by their two best")),
+pub(super) const GLM4_MOE: &[KeyRule] =
+    &[rule("scoring_func", ErrorUnless(&[Text("sigmoid")], "experts are scored by sigmoid"))];
+
+const ONE_LATENT: Effect = Nothing("all heads' keys and values are made of one latent");
+const EVERY_LAYER: Effect = ErrorUnless(&[Number(1.0)], "every layer after the dense ones has experts");
+
+pub(super) const DEEPSEEK_V3: &[KeyRule] = &[
     rule("scoring_func", ErrorUnless(&[Text("sigmoid")], "experts are scored by sigmoid")),
+    rule("moe_layer_freq", EVERY_LAYER),
+    rule("num_key_value_heads", ONE_LATENT),
+    rule("head_dim", ONE_LATENT),
+    rule("ep_size", Nothing("it spreads experts over machines in computing the same")),
+    rule("aux_loss_alpha", TRAINING),
+    rule("seq_aux", TRAINING),
+    rule("num_mtp_layers", MTP),
+];
+
+pub(super) const DEEPSEEK_V2: &[KeyRule] = &[
+    rule("scoring_func", ErrorUnless(&[Text("softmax")], "experts are scored by softmax")),
+    rule("norm_topk_prob", ErrorUnless(&[Bool(false)], "experts' weights are not made to add up to 1")),
+    rule("n_group", Nothing("read where 'topk_method' goes by groups")),
+    rule("topk_group", Nothing("read where 'topk_method' goes by groups")),
+    rule("mlp_bias", ErrorUnless(&[Bool(false)], "projections have no biases")),
+    rule("moe_layer_freq", EVERY_LAYER),
+    rule("num_key_value_heads", ONE_LATENT),
+    rule("head_dim", ONE_LATENT),
+    rule("ep_size", Nothing("it spreads experts over machines in computing the same")),
+    rule("aux_loss_alpha", TRAINING),
+    rule("seq_aux", TRAINING),
+];
+
+pub(super) const MISTRAL4: &[KeyRule] = &[
+    rule("moe_layer_freq", EVERY_LAYER),
+    rule("num_key_value_heads", ONE_LATENT),
+    rule("head_dim", ONE_LATENT),
+    rule("sliding_window", ErrorUnless(&[], "every layer sees everything")),
+];
+
+const INDEXER: Effect = WarningUnless(
+    &[],
+    "contexts longer than 'index_topk' need the indexer, which is not run: they are refused",
+);
+
+pub(super) const DEEPSEEK_V32: &[KeyRule] = &[
+    rule("index_n_heads", INDEXER),
+    rule("index_*", Nothing("'index_n_heads' says that there is an indexer")),
+    rule("indexer_*", Nothing("'index_n_heads' says that there is an indexer")),
+    rule("scoring_func", ErrorUnless(&[Text("sigmoid")], "experts are scored by sigmoid")),
+    rule("moe_layer_freq", EVERY_LAYER),
+    rule("num_key_value_heads", ONE_LATENT),
+    rule("head_dim", ONE_LATENT),
+    rule("ep_size", Nothing("it spreads experts over machines in computing the same")),
+    rule("num_mtp_layers", MTP),
 ];
 
 pub(super) const GRANITE: &[KeyRule] = &[];

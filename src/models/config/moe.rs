@@ -28,6 +28,8 @@ pub(super) struct MoeTraits {
     /// Fields of a factor on the weights, and of the number of groups and how many are kept.
     pub scale: Option<&'static str>,
     pub groups: Option<(&'static str, &'static str, GroupScore)>,
+    /// What `topk_method` may be, the first where it is absent, and whether each goes by groups.
+    pub methods: &'static [(&'static str, bool)],
     pub shared: SharedTraits,
 }
 
@@ -56,7 +58,7 @@ pub(super) enum MoeLayers {
     All,
     /// Every so many, `decoder_sparse_step`, but for those in `mlp_only_layers`.
     Qwen,
-    /// From this many on.
+    /// From this many on, unless `mlp_layer_types` lists them.
     From(&'static str, u64),
     /// ERNIE's: from one to another, every so many.
     Ernie,
@@ -73,7 +75,9 @@ impl MoeLayers {
             }
             Self::From(field, default) => {
                 let first = fields.integer(field, Some(default), 0, MAX_LAYERS)?;
-                (0..num_layers).map(|layer| layer >= first).collect()
+                let listed =
+                    fields.of_layers("mlp_layer_types", num_layers, [("sparse", true), ("dense", false)])?;
+                listed.unwrap_or_else(|| (0..num_layers).map(|layer| layer >= first).collect())
             }
             Self::Ernie => {
                 let layer = |name, default: usize| fields.integer(name, Some(default as u64), 0, MAX_LAYERS);
@@ -128,7 +132,8 @@ impl MoeTraits {
         if let Some(name) = self.scale {
             routing.scale = fields.factor(name, Some(1.0))?;
         }
-        if let Some(groups) = self.groups {
+        let by_groups = goes_by_groups(fields, self.methods)?;
+        if let Some(groups) = self.groups.filter(|_| by_groups) {
             routing.groups = expert_groups(fields, groups, (num_experts, num_per_token))?;
         }
         let width = |name: &str, of_one: usize| -> Result<Option<SharedExpertSpec>, String> {
@@ -146,6 +151,17 @@ impl MoeTraits {
         };
         Ok(MoeSpec { num_experts, num_per_token, expert, routing, shared })
     }
+}
+
+/// Whether `topk_method`, one of these, goes by groups.
+fn goes_by_groups(fields: &Fields, methods: &[(&str, bool)]) -> Result<bool, String> {
+    let Some((_, default)) = methods.first() else { return Ok(true) };
+    let Some(stated) = fields.get("topk_method") else { return Ok(*default) };
+    let known = methods.iter().find(|(name, _)| stated == name).map(|(_, by_groups)| *by_groups);
+    known.ok_or_else(|| {
+        let names: Vec<&str> = methods.iter().map(|(name, _)| *name).collect();
+        format!("'topk_method' must be {}, got {stated}", names.join(" or "))
+    })
 }
 
 fn expert_groups(
@@ -183,6 +199,7 @@ pub(super) const QWEN: MoeTraits = MoeTraits {
     normalised: Normalised::Field("norm_topk_prob", false, 0.0),
     scale: None,
     groups: None,
+    methods: &[],
     shared: SharedTraits::None,
 };
 
@@ -199,8 +216,22 @@ pub(super) const DEEPSEEK_V3: MoeTraits = MoeTraits {
     normalised: Normalised::Field("norm_topk_prob", true, 1e-20),
     scale: Some("routed_scaling_factor"),
     groups: Some(("n_group", "topk_group", GroupScore::TwoBest)),
+    methods: &[("noaux_tc", true)],
     shared: SharedTraits::Experts("n_shared_experts"),
 };
+
+/// DeepSeek-V2's: softmax scores, which are not made to add up to 1, and groups by their best expert, if any.
+pub(super) const DEEPSEEK_V2: MoeTraits = MoeTraits {
+    routing: RoutingSpec::softmax(false),
+    normalised: Normalised::Known,
+    groups: Some(("n_group", "topk_group", GroupScore::Best)),
+    methods: &[("greedy", false), ("group_limited_greedy", true)],
+    ..DEEPSEEK_V3
+};
+
+/// Mistral 4's.
+pub(super) const MISTRAL4: MoeTraits =
+    MoeTraits { routing: RoutingSpec::softmax(true), methods: &[], ..DEEPSEEK_V3 };
 
 /// gpt-oss's gate.
 pub(super) const GPT_OSS_ACTIVATION: Activation = Activation::ClampedSilu { limit: 7.0, sharpness: 1.702 };
