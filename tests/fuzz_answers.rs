@@ -111,7 +111,7 @@ impl Reference {
                 for (found, expected) in
                     [(of_alike, &self.reports[index]), (&scores[index], &self.scores[index])]
                 {
-                    differences.extend(off(found, expected).map(|told| {
+                    differences.extend(off(found, expected, max_error(self.model)).map(|told| {
                         let length = self.batch.prompts[index].tokens.len();
                         format!("run {num_runs}, prompt {index} of {length} tokens, {told}\n    {run:?}")
                     }));
@@ -138,14 +138,21 @@ impl Reference {
     }
 }
 
+/// How far a model's log-probabilities may be off over hundreds of tokens. Of tiny-gemma4's random weights rounding
+/// alone makes ten times what it makes of the others': the CPU's and the GPU's ways, each on whole prompts of 477 random
+/// tokens, are 3e-4 apart at the worst of 40, where those of tiny-gemma3 and tiny-llama are 1e-5 and 4e-5.
+fn max_error(model: &str) -> f32 {
+    if model == "tiny-gemma4" { 5e-3 } else { MAX_ERROR }
+}
+
 /// What is wrong with reports on the same tokens, if anything.
-fn off(found: &[TokenReport], expected: &[TokenReport]) -> Option<String> {
+fn off(found: &[TokenReport], expected: &[TokenReport], max_error: f32) -> Option<String> {
     found.iter().zip(expected).enumerate().find_map(|(place, (found, expected))| {
         let difference = (found.log_probability - expected.log_probability).abs();
         let is_same = found.token == expected.token && found.top.len() == expected.top.len();
         // No number is less than none.
-        let is_near = difference < MAX_ERROR
-            && found.top.iter().zip(&expected.top).all(|(left, right)| (left.1 - right.1).abs() < MAX_ERROR);
+        let is_near = difference < max_error
+            && found.top.iter().zip(&expected.top).all(|(left, right)| (left.1 - right.1).abs() < max_error);
         (!is_same || !is_near).then(|| format!("report {place} is {found:?}, not {expected:?}"))
     })
 }

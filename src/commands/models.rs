@@ -15,8 +15,8 @@ Weights: float32, float16 and bfloat16; MLX's quantisation in all modes (affine 
 mxfp4, nvfp4, mxfp8), matrix by matrix; gpt-oss's mxfp4, fp8 with factors by block, row or matrix, AWQ's 4 bits
 and ModelOpt's nvfp4 as their publishers store them.
 
-Kept in the cache: keys and values of each layer that has its own, whatever its shape, and of layers with a window
-no more than it shows; for recurrent layers their state at the ends of messages and where prompts part.
+Kept in the cache: keys and values of each layer that has its own, whatever its shape (one latent, where attention is
+to latents); for recurrent layers their state at the ends of messages and where prompts part.
 ";
 
 /// Prints the table.

@@ -76,7 +76,7 @@ pub(super) struct Block {
 enum Mixer {
     Attention(AttentionMixer),
     Recurrent {
-        mixer: RecurrentMixer,
+        mixer: Box<RecurrentMixer>,
         /// Number of recurrent layers before it: its index in the live states.
         state_index: usize,
     },
@@ -92,7 +92,7 @@ enum AttentionMixer {
 /// What follows the mixer.
 #[derive(Debug)]
 enum Rest {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Moe(Box<Moe>),
     Both(Box<Both>),
 }
@@ -138,7 +138,7 @@ impl Block {
                     Mixer::Attention(AttentionMixer::Latents(Box::new(attention)))
                 }
                 MixerSpec::Recurrent(spec) => Mixer::Recurrent {
-                    mixer: RecurrentMixer::load(loader, &block_path, spec)?,
+                    mixer: Box::new(RecurrentMixer::load(loader, &block_path, spec)?),
                     state_index: places.recurrent(),
                 },
             },
@@ -274,7 +274,7 @@ impl Rest {
     ) -> Result<Self> {
         let moe = |loader: &mut Loader<'_>, spec| Moe::load(loader, block_path, &names.moe, spec);
         Ok(match spec {
-            MlpSpec::Dense(spec) => Self::Dense(Mlp::load(loader, block_path, names.mlp, *spec)?),
+            MlpSpec::Dense(spec) => Self::Dense(Box::new(Mlp::load(loader, block_path, names.mlp, *spec)?)),
             MlpSpec::Moe(spec) => Self::Moe(Box::new(moe(loader, spec)?)),
             MlpSpec::DenseAndMoe(dense, spec) => {
                 let hidden = loader.spec.hidden_size;

@@ -36,9 +36,7 @@ pub fn supported_model_types() -> String {
 /// left out.
 pub fn model_types() -> impl Iterator<Item = (&'static str, &'static str)> {
     let types = MODEL_TYPES.iter().map(|known| (known.name, known.about));
-    types.filter(|(name, about)| {
-        !about.is_empty() && !(name.ends_with("_text") && *about == "its language model")
-    })
+    types.filter(|(_, about)| *about != families::INSIDE)
 }
 
 /// Why a configuration cannot be used.

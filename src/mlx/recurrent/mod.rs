@@ -22,7 +22,7 @@ use crate::models::RecurrentSpec;
 #[derive(Debug)]
 pub(super) enum RecurrentMixer {
     GatedDelta(Box<GatedDelta>),
-    ShortConv(ShortConv),
+    ShortConv(Box<ShortConv>),
 }
 
 impl RecurrentMixer {
@@ -32,7 +32,9 @@ impl RecurrentMixer {
             RecurrentSpec::GatedDelta(spec) => {
                 Self::GatedDelta(Box::new(GatedDelta::load(loader, block_path, *spec)?))
             }
-            RecurrentSpec::ShortConv(spec) => Self::ShortConv(ShortConv::load(loader, block_path, *spec)?),
+            RecurrentSpec::ShortConv(spec) => {
+                Self::ShortConv(Box::new(ShortConv::load(loader, block_path, *spec)?))
+            }
         })
     }
 

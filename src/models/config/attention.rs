@@ -95,8 +95,8 @@ impl RotatedLayers {
             Self::Sliding if windows.iter().all(Option::is_none) => Ok(vec![true; num_layers]),
             Self::Sliding => Ok(windows.iter().map(Option::is_some).collect()),
             Self::Listed => {
-                let interval = fields.integer("no_rope_layer_interval", Some(4), 1, MAX_LAYERS)?;
                 let Some(list) = fields.get("no_rope_layers") else {
+                    let interval = fields.integer("no_rope_layer_interval", Some(4), 1, MAX_LAYERS)?;
                     return Ok((1..=num_layers).map(|number| !number.is_multiple_of(interval)).collect());
                 };
                 let wrong =

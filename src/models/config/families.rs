@@ -23,6 +23,9 @@ use crate::models::{
     spec::{HeadNorms, ModelSpec, NormKind, NormWeight},
 };
 
+/// What is said of types that are only found inside others.
+pub(super) const INSIDE: &str = "a language model inside another type";
+
 /// One model type.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ModelType {
@@ -80,28 +83,28 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     wrapper("gemma3", "Gemma 3 4B to 27B", &["gemma3_text"]),
     plain("gemma3_text", "Gemma 3 270M, 1B", &GEMMA3, known::GEMMA3),
     wrapper("qwen3_5", "Qwen3.5, 3.6 and 3.8, dense", &["qwen3_5_text"]),
-    own("qwen3_5_text", "its language model", qwen3_5::spec, known::QWEN3_5),
+    own("qwen3_5_text", INSIDE, qwen3_5::spec, known::QWEN3_5),
     wrapper("qwen3_5_moe", "Qwen3.5 and 3.6 with experts, such as 35B-A3B", &["qwen3_5_moe_text"]),
-    own("qwen3_5_moe_text", "its language model", qwen3_5::spec, known::QWEN3_5),
+    own("qwen3_5_moe_text", INSIDE, qwen3_5::spec, known::QWEN3_5),
     own("qwen3_next", "Qwen3-Next 80B-A3B, Qwen3-Coder-Next", qwen3_5::spec_of_next, known::QWEN3_5),
     own("lfm2", "LFM2 350M to 2.6B", lfm2::spec, known::LFM2),
     own("lfm2_moe", "LFM2 8B-A1B", lfm2::spec_with_experts, known::LFM2),
     plain("qwen3_moe", "Qwen3 30B-A3B, 235B-A22B, Qwen3-Coder", &QWEN3_MOE, known::QWEN3),
     wrapper("qwen3_vl", "Qwen3-VL, dense", &["qwen3_vl_text"]),
-    plain("qwen3_vl_text", "its language model", &QWEN3, known::QWEN3),
+    plain("qwen3_vl_text", INSIDE, &QWEN3, known::QWEN3),
     wrapper("qwen3_vl_moe", "Qwen3-VL with experts", &["qwen3_vl_moe_text"]),
-    plain("qwen3_vl_moe_text", "its language model", &QWEN3_VL_MOE, known::QWEN3),
+    plain("qwen3_vl_moe_text", INSIDE, &QWEN3_VL_MOE, known::QWEN3),
     plain("qwen2_moe", "Qwen1.5-MoE, Qwen2 57B-A14B", &QWEN2_MOE, known::QWEN2),
     wrapper("qwen2_vl", "Qwen2-VL", &["qwen2_vl_text"]),
-    plain("qwen2_vl_text", "its language model", &QWEN2, known::QWEN2),
+    plain("qwen2_vl_text", INSIDE, &QWEN2, known::QWEN2),
     wrapper("qwen2_5_vl", "Qwen2.5-VL", &["qwen2_5_vl_text"]),
-    plain("qwen2_5_vl_text", "its language model", &QWEN2, known::QWEN2),
+    plain("qwen2_5_vl_text", INSIDE, &QWEN2, known::QWEN2),
     wrapper(
         "mistral3",
         "Mistral Small 3.1 and later, Ministral 3, Devstral Small 2",
         &["mistral", "llama", "ministral3", "mistral4"],
     ),
-    plain("ministral3", "its language model", &MINISTRAL3, &[]),
+    plain("ministral3", INSIDE, &MINISTRAL3, &[]),
     plain("mixtral", "Mixtral 8x7B, 8x22B", &MIXTRAL, known::MIXTRAL),
     plain("olmoe", "OLMoE 7B-A1B", &OLMOE, known::OLMO),
     plain("olmo2", "OLMo 2", &OLMO2, known::OLMO),
@@ -118,7 +121,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("exaone4", "EXAONE 4.0", &EXAONE4, known::EXAONE4),
     wrapper("gemma4", "Gemma 4, all sizes", &["gemma4_text"]),
     wrapper("gemma4_unified", "the same", &["gemma4_text"]),
-    own("gemma4_text", "its language model", gemma4::spec, known::GEMMA4),
+    own("gemma4_text", INSIDE, gemma4::spec, known::GEMMA4),
     plain(
         "phi3",
         "Phi-3, 3.5 and 4 mini, Phi-4 (up to 4,096 tokens where they have LongRoPE)",
@@ -133,7 +136,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     wrapper("kimi_k25", "Kimi K2.5 and later", &["kimi_k2", "deepseek_v3"]),
     plain("joyai_llm_flash", "JoyAI-LLM-Flash", &DEEPSEEK_V3, known::DEEPSEEK_V3),
     plain("glm4_moe_lite", "GLM-4.7-Flash", &GLM4_MOE_LITE, known::DEEPSEEK_V3),
-    plain("mistral4", "its language model", &MISTRAL4, known::MISTRAL4),
+    plain("mistral4", INSIDE, &MISTRAL4, known::MISTRAL4),
     plain(
         "deepseek_v32",
         "DeepSeek-V3.2, up to as many tokens as its indexer chooses",
@@ -345,6 +348,7 @@ const OLMOE: Family = Family {
     defaults: LLAMA_DEFAULTS,
     eps: ("rms_norm_eps", Some(1e-5)),
     attention: AttentionTraits { head_norms: NormTraits::Always(HeadNorms::FullWidth), ..LLAMA.attention },
+    mlp_bias: Bias::Never,
     moe: Some(MoeTraits { intermediate_size: "intermediate_size", layers: MoeLayers::All, ..moe::QWEN }),
     ..LLAMA
 };

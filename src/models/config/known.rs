@@ -244,8 +244,11 @@ pub(super) const GPT_OSS: &[KeyRule] = &[
     rule("swiglu_limit", ErrorUnless(&[Number(7.0)], "gates are cut at 7")),
 ];
 
-pub(super) const SMOLLM3: &[KeyRule] =
-    &[rule("sliding_window", QWEN_WINDOW_UNUSED), rule("max_window_layers", QWEN_WINDOW_UNUSED)];
+pub(super) const SMOLLM3: &[KeyRule] = &[
+    rule("no_rope_layer_interval", Nothing("read where there is no 'no_rope_layers'")),
+    rule("sliding_window", QWEN_WINDOW_UNUSED),
+    rule("max_window_layers", QWEN_WINDOW_UNUSED),
+];
 
 pub(super) const MINIMAX_M2: &[KeyRule] = &[
     rule("use_qk_norm", ErrorUnless(&[Bool(true)], "queries and keys are normed")),

@@ -33,7 +33,12 @@ fn bases() -> Vec<Value> {
     };
     for name in PUBLISHED {
         let (_, config) = published.iter().find(|(file, _)| file == name).expect("it is there");
-        bases.push(changed(text_of(config), json!({"quantization_config": null, "auto_map": null})));
+        let mut base = changed(text_of(config), json!({"quantization_config": null, "auto_map": null}));
+        if base.get("max_window_layers").is_some() {
+            // So that the window's flag counts for some layers.
+            base = changed(base, json!({"max_window_layers": 3, "sliding_window": 64}));
+        }
+        bases.push(base);
     }
     bases
 }
@@ -92,7 +97,9 @@ fn probe(key: &str, usual: &Value) -> Value {
         "quantization" | "quantization_config" => {
             json!({"group_size": 32, "bits": 8, "lm_head": {"bits": 4}})
         }
-        "rms_norm_eps" | "norm_eps" | "partial_rotary_factor" => json!(0.5),
+        "partial_rotary_factor" => json!(if *usual == json!(0.5) { 0.25 } else { 0.5 }),
+        "qkv_bias" => json!(false),
+        "rms_norm_eps" | "norm_eps" => json!(0.5),
         "rope_theta"
         | "rope_local_base_freq"
         | "query_pre_attn_scalar"

@@ -171,7 +171,7 @@ fn expert_groups(
 ) -> Result<Option<ExpertGroups>, String> {
     let num_groups = fields.integer(count, Some(1), 1, MAX_EXPERTS)?;
     let num_kept = fields.integer(kept, Some(1), 1, MAX_EXPERTS)?;
-    if num_groups == 1 {
+    if num_groups == 1 && num_kept == 1 {
         return Ok(None);
     }
     if !num_experts.is_multiple_of(num_groups) || num_experts / num_groups < 2 {

@@ -80,9 +80,8 @@ impl Fields<'_> {
         let whole = parameters.as_ref().or(beside.as_ref());
         let theta = self.in_one_of(whole, defaults.theta_field, "rope_theta")?.or(defaults.theta);
         let theta = theta.ok_or_else(|| format!("'{}' is missing", defaults.theta_field))?;
-        let rotated = self
-            .in_one_of(whole, "partial_rotary_factor", "partial_rotary_factor")?
-            .unwrap_or(defaults.rotated);
+        let stated_share = self.in_one_of(whole, "partial_rotary_factor", "partial_rotary_factor")?;
+        let rotated = stated_share.unwrap_or(defaults.rotated);
         let read = |object: &Fields<'_>| scaling(object, max_context, head_dim);
         let scaling = match (&beside, &parameters) {
             (Some(old), Some(new)) => {
@@ -115,7 +114,16 @@ impl Fields<'_> {
         let scaling = if defaults.is_plain { RopeScaling::None } else { scaling };
         let dims = match defaults.rotated_dims_field.filter(|name| self.get(name).is_some()) {
             Some(name) => match self.dimension(name, None)? {
-                dims if dims.is_multiple_of(2) && dims <= head_dim => dims,
+                dims if dims.is_multiple_of(2) && dims <= head_dim => {
+                    let says_otherwise = |share| rotated_dims(head_dim, share) != Ok(dims);
+                    if let Some(share) = stated_share.filter(|&share| says_otherwise(share)) {
+                        return Err(format!(
+                            "'{name}' and 'partial_rotary_factor' contradict each other: {dims} and {share} of \
+                             {head_dim} dimensions; remove the wrong one"
+                        ));
+                    }
+                    dims
+                }
                 dims => return Err(format!("'{name}' must be even and at most {head_dim}, got {dims}")),
             },
             // All pairs of a head, most of which rest.
