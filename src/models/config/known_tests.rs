@@ -97,7 +97,7 @@ fn probe(key: &str, usual: &Value) -> Value {
         "quantization" | "quantization_config" => {
             json!({"group_size": 32, "bits": 8, "lm_head": {"bits": 4}})
         }
-        "partial_rotary_factor" => json!(if *usual == json!(0.5) { 0.25 } else { 0.5 }),
+        "partial_rotary_factor" => json!(0.375),
         "qkv_bias" => json!(false),
         "rms_norm_eps" | "norm_eps" => json!(0.5),
         "rope_theta"
