@@ -122,6 +122,9 @@ fn with_options(schema: &Value, options: &JsonOptions) -> Result<Value, GuideErr
         let reason = format!("it has too many members in {}", names.join(", "));
         return Err(GuideError::NotServed(reason));
     }
+    if let Some(told) = schema.iter().find_map(|(name, value)| bound_out_of_reach(name, value)) {
+        return Err(GuideError::NotServed(told));
+    }
     let guidance = schema.entry("x-guidance").or_insert_with(|| json!({}));
     let Value::Object(guidance) = guidance else {
         return Err(GuideError::NotServed("x-guidance: must be an object".to_owned()));
@@ -141,6 +144,32 @@ fn with_options(schema: &Value, options: &JsonOptions) -> Result<Value, GuideErr
         JsonOptions::Space(pattern) => _ = guidance.insert("whitespace_pattern".to_owned(), json!(pattern)),
     }
     Ok(Value::Object(schema))
+}
+
+/// Bounds that llguidance does not hold to exactly, as it keeps them in float64 and writes them out in decimals, or
+/// that make a state for each remainder: what is wrong with the first one, by the name of its keyword.
+fn bound_out_of_reach(name: &str, value: &Value) -> Option<String> {
+    const BOUNDS: [&str; 5] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"];
+    /// 2^53, up to which float64 has all whole numbers.
+    const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
+    const MIN_EXACT: f64 = 1e-9;
+    const MAX_MULTIPLE: f64 = 65_536.0;
+    match value {
+        Value::Number(number) if BOUNDS.contains(&name) => {
+            let size = number.as_f64().unwrap_or(f64::INFINITY).abs();
+            let is_exact = size == 0.0 || (MIN_EXACT..MAX_EXACT).contains(&size);
+            if !is_exact {
+                Some(format!("{name}: {number} is not held to exactly; bounds from {MIN_EXACT} to 2^53 are"))
+            } else if name == "multipleOf" && size > MAX_MULTIPLE {
+                Some(format!("{name}: {number} is more than {MAX_MULTIPLE}"))
+            } else {
+                None
+            }
+        }
+        Value::Array(values) => values.iter().find_map(|value| bound_out_of_reach("", value)),
+        Value::Object(members) => members.iter().find_map(|(name, value)| bound_out_of_reach(name, value)),
+        _ => None,
+    }
 }
 
 /// Pairs of names of all schemas in these values.
@@ -204,6 +233,28 @@ mod tests {
             assert_eq!(whole(given).as_deref(), Ok(expected), "{given}");
         }
         assert!(whole("a\\").is_err());
+    }
+
+    /// 0 was an answer above 0 and below 1e-300, and 2^53 one that had to be 2^53 + 1; 1,000,003 took seconds.
+    #[test]
+    fn bounds_that_are_not_held_to_exactly_are_not_served() {
+        let told = |schema: Value| match with_options(&schema, &JsonOptions::SomeSpace) {
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        for (keyword, schema) in [
+            (
+                "exclusiveMaximum",
+                json!({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1e-300}),
+            ),
+            ("minimum", json!({"type": "integer", "minimum": 9_007_199_254_740_993_u64})),
+            ("maximum", json!({"properties": {"a": {"anyOf": [{"maximum": -1e16}]}}})),
+            ("multipleOf", json!({"type": "integer", "multipleOf": 1_000_003})),
+        ] {
+            assert!(told(schema.clone()).is_some_and(|told| told.contains(keyword)), "{schema}");
+        }
+        let sound = json!({"minimum": -5, "maximum": 1e6, "multipleOf": 0.01, "properties": {"minimum": {}}});
+        assert_eq!(told(sound), None);
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) fn convert(arrays: &mut HashMap<String, Array>, format: PublisherForm
     match format {
         PublisherFormat::Mxfp4Blocks => mxfp4_blocks(arrays),
         PublisherFormat::Fp8 { block } => fp8(arrays, block),
-        PublisherFormat::Awq => awq(arrays),
+        PublisherFormat::Awq { group_size } => awq(arrays, group_size),
         PublisherFormat::ModelOptNvfp4 => nvfp4(arrays),
     }
 }
@@ -106,7 +106,7 @@ const AWQ_ORDER: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// `{stem}.qweight` `(inputs, outputs / 8)`, and `{stem}.qzeros` and `{stem}.scales` for each group of inputs; a
 /// number is (code - zero) · scale.
-fn awq(arrays: &mut HashMap<String, Array>) -> Result<()> {
+fn awq(arrays: &mut HashMap<String, Array>, group_size: usize) -> Result<()> {
     for stem in stems(arrays, ".qweight") {
         let mut take = |end: &str| {
             let name = format!("{stem}.{end}");
@@ -122,7 +122,7 @@ fn awq(arrays: &mut HashMap<String, Array>) -> Result<()> {
             || zeros.shape() != [num_groups, packed]
             || outputs != packed * 8
             || inputs % 8 != 0
-            || inputs % num_groups != 0
+            || inputs as usize != num_groups as usize * group_size
         {
             return Err(misshapen(&name, &codes, "words of eight outputs, and zeros and scales of groups"));
         }
@@ -265,7 +265,7 @@ mod tests {
             (PublisherFormat::Mxfp4Blocks, "x_blocks", bytes(&[0; 8], &[1, 8])),
             (PublisherFormat::Fp8 { block: None }, "x.weight_scale_inv", Array::from_f32(1.0)),
             (PublisherFormat::ModelOptNvfp4, "x.weight_scale_2", Array::from_f32(1.0)),
-            (PublisherFormat::Awq, "x.qweight", Array::from_slice(&[1, 2], &[2, 1])),
+            (PublisherFormat::Awq { group_size: 128 }, "x.qweight", Array::from_slice(&[1, 2], &[2, 1])),
         ];
         for (format, name, array) in cases {
             let mut arrays = HashMap::from([(name.to_owned(), array)]);

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{
     error::{MlxError, Result},
@@ -80,12 +80,18 @@ impl Weights {
         self.contains(path) || self.contains(&format!("{path}.weight"))
     }
 
-    /// Hands out a weight, which must have the given shape.
+    /// Hands out a weight, which must have the given shape and be floating-point numbers.
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Array> {
         let array = self.take_any_shape(name)?;
         let found: Vec<usize> = array.shape().iter().map(|&dim| dim as usize).collect();
         if found != shape {
             return Err(MlxError::Weights(format!("'{name}' has shape {found:?}, expected {shape:?}")));
+        }
+        if !matches!(array.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16) {
+            return Err(MlxError::Weights(format!(
+                "'{name}' has numbers of type {:?}, expected float32, float16 or bfloat16",
+                array.dtype()
+            )));
         }
         Ok(array)
     }

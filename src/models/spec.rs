@@ -394,7 +394,7 @@ pub enum PublisherFormat {
     /// 8-bit floating point (E4M3) with a factor for each block of `(rows, columns)`, or for each matrix.
     Fp8 { block: Option<(usize, usize)> },
     /// AWQ's packing of 4 bits along the outputs (AutoAWQ's "gemm").
-    Awq,
+    Awq { group_size: usize },
     /// NVIDIA's ModelOpt: 4-bit floating point in groups of 16 with 8-bit scales and a factor for each matrix.
     ModelOptNvfp4,
 }

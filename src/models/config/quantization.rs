@@ -73,14 +73,14 @@ fn publisher_format(method: &Value, settings: &Fields) -> Result<PublisherFormat
         }
         Some("awq") => {
             let bits = settings.integer("bits", Some(4), 1, 64)?;
-            settings.get("group_size");
+            let group_size = settings.integer("group_size", Some(128), 1, 1 << 16)?;
             let version = settings.get("version").and_then(Value::as_str).unwrap_or("gemm");
             if bits != 4 || !version.eq_ignore_ascii_case("gemm") {
                 return Err(format!(
                     "awq with {bits} bits in the form '{version}' is not supported (4 in 'gemm' are)"
                 ));
             }
-            Ok(PublisherFormat::Awq)
+            Ok(PublisherFormat::Awq { group_size })
         }
         Some("modelopt") if settings.get("quant_algo").is_some_and(|algorithm| algorithm == "NVFP4") => {
             Ok(PublisherFormat::ModelOptNvfp4)
