@@ -66,7 +66,8 @@ impl LoadedModel {
     }
 }
 
-/// Whether all matrices in `dtype` leave at least a quarter of the free memory for KV.
+/// Whether all matrices in `dtype` leave at least a quarter of the free memory for KV; those of experts stay as they
+/// are stored, a byte or less a number where they are quantised.
 fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
     let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
@@ -81,6 +82,12 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
         };
         sum.saturating_add(mixer).saturating_add(layer.mlp.num_dense_elements(spec.hidden_size))
     });
-    let needed = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes()) as u64;
+    let experts = spec
+        .layers
+        .iter()
+        .fold(0usize, |sum, layer| sum.saturating_add(layer.mlp.num_expert_elements(spec.hidden_size)));
+    let expert_bytes = if spec.quantization.is_some() { 1 } else { dtype.num_bytes() };
+    let widened = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes());
+    let needed = widened.saturating_add(experts.saturating_mul(expert_bytes)) as u64;
     available_bytes().is_none_or(|available| needed <= available / 4 * 3)
 }
