@@ -83,6 +83,7 @@ impl SelfAttention {
             HeadNorms::PerHead => loader.norm(&path(name), spec.head_dim).map(Some),
             HeadNorms::FullWidth => loader.norm(&path(name), num_heads * spec.head_dim).map(Some),
         };
+        let query = loader.linear(&path(names.query), query_width, hidden, spec.qkv_bias)?;
         let key_values = match spec.kv {
             KeyValueSource::Layer(_) => {
                 // Publishers' files have them all the same.
@@ -104,7 +105,7 @@ impl SelfAttention {
         };
         Ok(Self {
             query_norm: norm(loader, names.query_norm, spec.num_heads)?,
-            query: loader.linear(&path(names.query), query_width, hidden, spec.qkv_bias)?,
+            query,
             key_values,
             output: loader.linear(&path(names.output), hidden, head_width, spec.output_bias)?,
             sinks: match spec.sinks {
