@@ -1,6 +1,6 @@
 //! What a forward pass carries from block to block, and in which runs its rows are computed.
 //!
-//! Owns no arithmetic but the rotation's call.
+//! Owns no arithmetic but what positions do to queries and keys.
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
 
@@ -14,6 +14,7 @@ use super::{
     ops::Ops,
     rope::{Rope, RopeTable},
 };
+use crate::models::PositionScale;
 
 /// Rows of a pass that go through the model's blocks together on the CPU; fewer make matrix products
 /// slow, and more only take more memory.
@@ -59,6 +60,22 @@ impl BlockPass<'_> {
         let Some(rope) = rope else { return Ok(heads) };
         let (rope, tables) = &self.rotations[rope];
         rope.rotate(&heads, &tables[row_block])
+    }
+
+    /// Queries of one row block, `(n, H, D)`, times what the layer's scale makes of their positions, where it has one.
+    pub(super) fn scaled_by_position(
+        &self,
+        scale: Option<PositionScale>,
+        row_block: usize,
+        queries: Array,
+    ) -> Result<Array> {
+        let Some(PositionScale { beta, original_context }) = scale else { return Ok(queries) };
+        let positions = &self.positions[self.row_blocks[row_block].clone()];
+        let factor =
+            |&position: &i32| 1.0 + beta * (1.0 + (position as usize / original_context) as f32).ln();
+        let factors: Vec<f32> = positions.iter().map(factor).collect();
+        let factors = Array::from_slice(&factors, &[factors.len() as i32, 1, 1]).as_dtype(queries.dtype())?;
+        Ok(queries.multiply(factors)?)
     }
 
     /// Has arrays of one row block of several computed before further operations are made: on the CPU

@@ -19,7 +19,7 @@ use super::{
     norm::Norm,
     planes::Planes,
     quantized::Quantized,
-    self_attention::{AttentionPlace, position_factors},
+    self_attention::AttentionPlace,
     sys,
 };
 use crate::models::{LatentNames, LatentSpec};
@@ -132,11 +132,8 @@ impl LatentAttention {
         let plain = self.embed_query.forward(&sys::slice_axis(&both, 2, 0, plain_dim)?)?;
         let rotated = sys::slice_axis(&both, 2, plain_dim, plain_dim + self.spec.rotated_dim())?;
         let rotated = pass.rotate(self.place.rope, row_block, rotated)?;
-        let mut queries = concatenated(vec![plain, rotated], 2)?;
-        if let Some(scale) = spec.position_scale {
-            let positions = &pass.positions[pass.row_blocks[row_block].clone()];
-            queries = queries.multiply(position_factors(scale, positions, queries.dtype())?)?;
-        }
+        let queries = concatenated(vec![plain, rotated], 2)?;
+        let queries = pass.scaled_by_position(spec.position_scale, row_block, queries)?;
         let attention =
             Attention { spec, sinks: None, ops: pass.ops, device: pass.device, masks: &pass.rows.masks };
         let attended = attention.rows(&queries, &pass.row_blocks[row_block], kv)?;

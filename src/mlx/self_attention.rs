@@ -17,7 +17,7 @@ use super::{
     planes::Planes,
     sys,
 };
-use crate::models::{AttentionSpec, HeadNorms, KeyValueSource, PositionScale};
+use crate::models::{AttentionSpec, HeadNorms, KeyValueSource};
 
 /// Where a layer of attention is among the model's.
 #[derive(Debug, Clone, Copy)]
@@ -165,11 +165,8 @@ impl SelfAttention {
             (projected, None)
         };
         let queries = self.normed_heads(self.query_norm.as_ref(), queries, self.spec.num_heads)?;
-        let mut queries = pass.rotate(self.place.rope, row_block, queries)?;
-        if let Some(scale) = self.spec.position_scale {
-            let positions = &pass.positions[pass.row_blocks[row_block].clone()];
-            queries = queries.multiply(position_factors(scale, positions, queries.dtype())?)?;
-        }
+        let queries = pass.rotate(self.place.rope, row_block, queries)?;
+        let queries = pass.scaled_by_position(self.spec.position_scale, row_block, queries)?;
         let attention = Attention {
             spec: &self.spec,
             sinks: self.sinks.as_ref(),
@@ -198,16 +195,4 @@ impl SelfAttention {
         let num_rows = projected.dim(0);
         Ok(projected.reshape(&[num_rows, num_heads as i32, -1])?)
     }
-}
-
-/// What queries at these positions are multiplied by, `(n, 1, 1)`.
-pub(super) fn position_factors(
-    scale: PositionScale,
-    positions: &[i32],
-    dtype: mlx_rs::Dtype,
-) -> Result<Array> {
-    let PositionScale { beta, original_context } = scale;
-    let factor = |&position: &i32| 1.0 + beta * (1.0 + (position as usize / original_context) as f32).ln();
-    let factors: Vec<f32> = positions.iter().map(factor).collect();
-    Ok(Array::from_slice(&factors, &[factors.len() as i32, 1, 1]).as_dtype(dtype)?)
 }
