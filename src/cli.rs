@@ -4,6 +4,7 @@
 //! generated from here and nowhere else. What a flag does is the command's business.
 
 mod persist;
+mod reply;
 mod values;
 
 use std::path::PathBuf;
@@ -263,6 +264,9 @@ pub struct RunArgs {
     pub generation: GenerationArgs,
 
     #[command(flatten)]
+    pub reply: ReplyArgs,
+
+    #[command(flatten)]
     pub compute: ComputeArgs,
 
     #[command(flatten)]
@@ -342,6 +346,10 @@ pub struct GenerationArgs {
     /// Go on where the model would end an answer, up to the longest answer or a stop
     #[arg(long)]
     pub ignore_eos: bool,
+
+    /// Close the thinking of a conversation's answer when it has so many tokens
+    #[arg(long, value_name = "N", value_parser = values::whole_number, allow_negative_numbers = true)]
+    pub thinking_budget: Option<u32>,
 }
 
 impl GenerationArgs {
@@ -362,8 +370,23 @@ impl GenerationArgs {
             repetition_context_size: None,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
+            thinking_budget: self.thinking_budget,
         }
     }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Conversations")]
+pub struct ReplyArgs {
+    /// How the model writes its thinking, which becomes `reasoning_content`: auto, none or a name
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_default_value = true)]
+    #[arg(value_parser = reply::thinking, long_help = reply::thinking_help())]
+    pub reasoning_parser: reply::Thinking,
+
+    /// How the model writes calls of tools, which become `tool_calls`: auto, none or a name
+    #[arg(long, value_name = "NAME", default_value = "auto", hide_default_value = true)]
+    #[arg(value_parser = reply::calls, long_help = reply::calls_help())]
+    pub tool_parser: reply::Calls,
 }
 
 #[derive(Debug, Args)]

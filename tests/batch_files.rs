@@ -42,12 +42,14 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
                     stop_reason: None,
                     logprobs: None,
                     prompt_logprobs: None,
+                    reply: None,
                 };
                 let completion = Completion {
                     choices: request.prompts.iter().map(answer).collect(),
                     num_prompt_tokens: 3,
                     num_completion_tokens: 2,
                     num_cached_tokens: 0,
+                    num_reasoning_tokens: None,
                 };
                 Record::success(&request.head, &completion, &served)
             }

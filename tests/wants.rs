@@ -248,8 +248,8 @@ fn guided_answers_are_one_in_every_way_and_what_they_have_to_be() {
             Some(Constraint::Choice(vec!["the one and only".into(), "some other".into()])),
             Some(json),
         ];
-        let patterns =
-            constraints.map(|constraint| constraint.map(|it| text.pattern(&Arc::new(it)).unwrap()));
+        let patterns = constraints
+            .map(|constraint| constraint.map(|it| text.pattern(Some(&Arc::new(it)), None).unwrap()));
         let mut numbers = Numbers(11);
         let shared = numbers.words(40);
         let prompts = (0..16).map(|index| {

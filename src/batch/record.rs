@@ -12,6 +12,7 @@ pub use self::logprobs::{Scored, Token, TokenLogprob};
 
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
+use crate::text::{Reply, ToolCall};
 
 /// What comes before a line's number in a record's `id`.
 pub(super) const ID_PREFIX: &str = "batch_req_";
@@ -51,6 +52,8 @@ pub struct Choice {
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Of the prompt's tokens.
     pub prompt_logprobs: Option<Vec<TokenLogprob>>,
+    /// A conversation's answer taken apart.
+    pub reply: Option<Reply>,
 }
 
 /// All that a line's record tells.
@@ -63,6 +66,8 @@ pub struct Completion {
     pub num_completion_tokens: u64,
     /// Prompt tokens whose KV was there before the line was begun.
     pub num_cached_tokens: u64,
+    /// Tokens of thinking, where the model's way of it is known.
+    pub num_reasoning_tokens: Option<u64>,
 }
 
 /// Who answers: the same for all records of a run.
@@ -92,6 +97,9 @@ impl Record {
             total_tokens: completion.num_prompt_tokens.saturating_add(completion.num_completion_tokens),
             prompt_tokens_details: (!served.is_repeatable)
                 .then_some(PromptTokensDetails { cached_tokens: completion.num_cached_tokens }),
+            completion_tokens_details: completion
+                .num_reasoning_tokens
+                .map(|reasoning_tokens| CompletionTokensDetails { reasoning_tokens }),
         };
         let (prefix, object) = match head.form {
             Form::Chat => ("chatcmpl", "chat.completion"),
@@ -229,9 +237,8 @@ struct ChoiceFields<'a> {
 
 impl<'a> ChoiceFields<'a> {
     fn new(form: Form, index: u32, choice: &'a Choice) -> Self {
-        let message = Message { role: "assistant", content: &choice.text };
         let (message, text) = match form {
-            Form::Chat => (Some(message), None),
+            Form::Chat => (Some(Message::of(choice)), None),
             Form::Text => (None, Some(choice.text.as_str())),
         };
         let of_prompt = choice.prompt_logprobs.as_deref().filter(|_| form == Form::Text);
@@ -250,7 +257,25 @@ impl<'a> ChoiceFields<'a> {
 #[derive(Serialize)]
 struct Message<'a> {
     role: &'static str,
-    content: &'a str,
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<Value>,
+}
+
+impl<'a> Message<'a> {
+    fn of(choice: &'a Choice) -> Self {
+        let reply = choice.reply.as_ref();
+        Self {
+            role: "assistant",
+            content: reply.map_or(Some(choice.text.as_str()), |reply| reply.content.as_deref()),
+            reasoning_content: reply.and_then(|reply| reply.reasoning.as_deref()),
+            tool_calls: reply
+                .map(|reply| reply.calls.iter().map(ToolCall::to_json).collect())
+                .unwrap_or_default(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -260,6 +285,13 @@ struct Usage {
     total_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_tokens_details: Option<PromptTokensDetails>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+#[derive(Serialize)]
+struct CompletionTokensDetails {
+    reasoning_tokens: u64,
 }
 
 #[derive(Serialize)]
@@ -319,12 +351,14 @@ mod tests {
             stop_reason: None,
             logprobs: None,
             prompt_logprobs: None,
+            reply: None,
         };
         Completion {
             choices: texts.iter().map(choice).collect(),
             num_prompt_tokens: 7,
             num_completion_tokens: 2,
             num_cached_tokens: 5,
+            num_reasoning_tokens: None,
         }
     }
 
@@ -367,6 +401,34 @@ mod tests {
                 "metadata": {"split": "test"},
             })
         );
+    }
+
+    #[test]
+    fn an_answer_that_was_taken_apart_has_its_parts() {
+        let call = ToolCall { id: "call_1".into(), name: "f".into(), arguments: "{\"a\":1}".into() };
+        let mut completion = completion(&["as written"]);
+        completion.num_reasoning_tokens = Some(1);
+        completion.choices[0].finish_reason = FinishReason::ToolCalls;
+        let reply = Reply { reasoning: Some("Hm".into()), calls: vec![call], ..Reply::default() };
+        completion.choices[0].reply = Some(reply);
+        let served = Served { model: "tiny".into(), created: 0, is_repeatable: true };
+        let line = parsed(&Record::success(&head(Form::Chat), &completion, &served));
+        let body = &line["response"]["body"];
+        assert_eq!(
+            body["choices"][0],
+            json!({
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": null,
+                    "reasoning_content": "Hm",
+                    "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{\"a\":1}"}}],
+                },
+                "logprobs": null,
+                "finish_reason": "tool_calls",
+            })
+        );
+        assert_eq!(body["usage"]["completion_tokens_details"], json!({"reasoning_tokens": 1}));
     }
 
     #[test]

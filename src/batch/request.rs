@@ -12,6 +12,7 @@ mod messages;
 mod options;
 mod params;
 mod prompts;
+mod tools;
 
 use std::sync::Arc;
 
@@ -19,12 +20,14 @@ use serde_json::{Map, Value};
 
 use self::envelope::{Envelope, Identity};
 use self::fields::Fields;
+use self::tools::Tools;
 use super::ids::{Claim, Ids};
 use super::lead_in::odd_character;
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::partial_json::find_id;
 use super::warnings::Warnings;
 use crate::json::{self, Parsed};
+use crate::text::ExpectedCalls;
 
 pub use self::constraints::AnswerConstraint;
 pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, refused_fields};
@@ -86,7 +89,9 @@ pub struct Conversation {
     /// absent beside tool calls, whose `arguments` are objects or the text of one.
     pub messages: Vec<Value>,
     /// A list of tools that is not empty.
-    pub tools: Option<Value>,
+    pub tools: Option<Arc<Value>>,
+    /// How the answer calls them.
+    pub expected_calls: ExpectedCalls,
     /// More variables for the template, `chat_template_kwargs` in the request.
     pub template_kwargs: Map<String, Value>,
     /// The request's own template, in place of the model's.
@@ -268,9 +273,19 @@ impl RequestParser {
 
         known_fields::check_request(&mut fields)?;
         let params = RequestParams::take(&mut fields)?;
-        let options = AnswerOptions::take(&mut fields, form)?;
+        let mut options = AnswerOptions::take(&mut fields, form)?;
         let prompts = match form {
-            Form::Chat => vec![Prompt::Chat(messages::take_chat(&mut fields)?)],
+            Form::Chat => {
+                let tools = Tools::take(&mut fields)?;
+                if let Some(name) = tools.unheld_function() {
+                    self.warn(head.line, "strict tools", || format!(
+                        "tools: {name:?} is to be strict, but calls that the model is free to make are not held to their schema; \
+                         they are with tool_choice \"required\" or a function's name"
+                    ));
+                }
+                options.constrain(tools.constraint()?)?;
+                vec![Prompt::Chat(messages::take_chat(&mut fields, tools)?)]
+            }
             Form::Text => prompts::take(&mut fields)?,
         };
         let num_choices = prompts.len().saturating_mul(options.num_choices);

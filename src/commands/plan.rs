@@ -56,6 +56,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         max_context: model.spec.max_context,
         vocab_size: model.spec.vocab_size,
         has_checkpoints: false,
+        reply: Default::default(),
     };
     let mut totals = Totals::new(model.text.tokenizer(), args.batch_size as usize, snapshot.as_ref());
     let mut window = Window::default();

@@ -53,7 +53,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let model = DescribedModel::read(args)?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
-    let kept = resume::begin(&mut writer, &model.manifest(&preparer)?, args)?;
+    let kept = resume::begin(&mut writer, &model.manifest(&preparer, args)?, args)?;
     let stats = RunStats {
         num_total,
         num_ok: kept.num_ok,

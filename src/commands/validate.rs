@@ -70,8 +70,10 @@ impl Constraints {
             return Ok(());
         }
         let compiler = self.0.get_or_init(|| Compiler::new(Vocabulary::of_bytes()));
-        let checked =
-            compiler.as_ref().map_err(Clone::clone).and_then(|compiler| compiler.pattern(constraint));
+        let checked = compiler
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|compiler| compiler.pattern(Some(constraint), None));
         checked.map(drop).map_err(|error| RequestError::unsupported(param, error.to_string()))
     }
 }

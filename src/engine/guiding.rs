@@ -65,11 +65,11 @@ impl Guided {
         Self { next, time: begun.elapsed() }
     }
 
-    /// The tokens to choose from, if there are any.
+    /// The tokens to choose from, if they are not all, or none.
     pub fn allowed(&self) -> Option<TokenSet> {
         match &self.next {
             Ok(Next::OneOf(allowed)) => Some(allowed.clone()),
-            Ok(Next::Nothing) | Err(_) => None,
+            Ok(Next::Anything | Next::Nothing) | Err(_) => None,
         }
     }
 }

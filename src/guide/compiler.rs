@@ -12,7 +12,8 @@ use std::{
 
 use llguidance::{Matcher, ParserFactory, toktrie::InferenceCapabilities};
 
-use super::{Constraint, Guide, GuideError, Vocabulary, reason};
+use super::preamble::Progress;
+use super::{Constraint, Guide, GuideError, Preamble, Vocabulary, reason};
 
 /// Compiled constraints that are kept.
 const MAX_KEPT: usize = 16;
@@ -63,11 +64,17 @@ impl Compiler {
         Ok(Self(Arc::new(Inner { factory, drops_first_space, kept: Mutex::default() })))
     }
 
-    /// Checks a constraint, so that guides can begin.
-    pub fn pattern(&self, constraint: &Arc<Constraint>) -> Result<Pattern, GuideError> {
-        let key = constraint.key();
-        self.compiled(key, constraint)?;
-        Ok(Pattern { compiler: self.clone(), constraint: Arc::clone(constraint), key })
+    /// Checks a constraint, so that guides can begin; without one they only keep an eye on the preamble.
+    pub fn pattern(
+        &self,
+        constraint: Option<&Arc<Constraint>>,
+        preamble: Option<Preamble>,
+    ) -> Result<Pattern, GuideError> {
+        let constraint = constraint.map(|constraint| (constraint.key(), Arc::clone(constraint)));
+        if let Some((key, constraint)) = &constraint {
+            self.compiled(*key, constraint)?;
+        }
+        Ok(Pattern { compiler: self.clone(), constraint, preamble: preamble.map(Arc::new) })
     }
 
     fn compiled(&self, key: blake3::Hash, constraint: &Constraint) -> Compiled {
@@ -114,24 +121,30 @@ impl Compiler {
     }
 }
 
-/// A constraint that guides can follow; clones share it.
+/// What guides can follow; clones share it.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     compiler: Compiler,
-    constraint: Arc<Constraint>,
-    key: blake3::Hash,
+    constraint: Option<(blake3::Hash, Arc<Constraint>)>,
+    preamble: Option<Arc<Preamble>>,
 }
 
 impl Pattern {
     /// A guide for a new answer. Its states are its own: what it finds out is the same whatever other
     /// answers were.
     pub fn begin(&self) -> Result<Guide, GuideError> {
-        self.compiler.compiled(self.key, &self.constraint).map(|matcher| Guide::new(matcher.deep_clone()))
+        let compiled = |(key, constraint): &(blake3::Hash, Arc<Constraint>)| {
+            self.compiler.compiled(*key, constraint).map(|matcher| matcher.deep_clone())
+        };
+        let matcher = self.constraint.as_ref().map(compiled).transpose()?;
+        let progress = self.preamble.as_ref().map(Progress::new);
+        Ok(Guide::new(self.compiler.0.factory.tok_env().clone(), matcher, progress))
     }
 }
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
+        let key = |pattern: &Self| pattern.constraint.as_ref().map(|(key, _)| *key);
+        key(self) == key(other) && self.preamble == other.preamble
     }
 }

@@ -9,12 +9,14 @@ mod compiler;
 mod constraint;
 mod following;
 mod gbnf;
+mod preamble;
 mod token_set;
 mod vocabulary;
 
 pub use compiler::{Compiler, Pattern};
 pub use constraint::{Constraint, JsonOptions};
 pub use following::{Guide, Next};
+pub use preamble::Preamble;
 pub use token_set::TokenSet;
 pub use vocabulary::Vocabulary;
 

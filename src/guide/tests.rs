@@ -29,7 +29,7 @@ fn schema(schema: Value) -> Constraint {
 }
 
 fn begin(compiler: &Compiler, constraint: Constraint) -> Result<Guide, GuideError> {
-    compiler.pattern(&Arc::new(constraint))?.begin()
+    compiler.pattern(Some(&Arc::new(constraint)), None)?.begin()
 }
 
 /// Whether an answer may be this text and nothing more.
@@ -40,19 +40,19 @@ fn allows(compiler: &Compiler, constraint: &Constraint, text: &str) -> bool {
             Next::OneOf(allowed) if allowed.contains(token) => {
                 _ = guide.accept(token).expect("it was allowed")
             }
-            Next::OneOf(_) | Next::Nothing => return false,
+            Next::Anything | Next::OneOf(_) | Next::Nothing => return false,
         }
     }
     match guide.next(&[END], false).expect("it goes on") {
         Next::OneOf(allowed) => allowed.contains(END),
-        Next::Nothing => true,
+        Next::Anything | Next::Nothing => true,
     }
 }
 
 fn tokens_allowed(guide: &mut Guide, end_ids: &[u32], is_early: bool) -> Vec<u32> {
     match guide.next(end_ids, is_early).expect("it goes on") {
         Next::OneOf(allowed) => allowed.iter().collect(),
-        Next::Nothing => Vec::new(),
+        Next::Anything | Next::Nothing => Vec::new(),
     }
 }
 
@@ -172,7 +172,7 @@ fn end_tokens_come_where_the_answer_may_be_over_and_nowhere_else() {
 fn guides_of_one_pattern_do_not_know_of_each_other() {
     let compiler = compiler();
     let constraint = Arc::new(schema(json!({"type": "array", "items": {"type": "boolean"}})));
-    let pattern = compiler.pattern(&constraint).expect("it can be served");
+    let pattern = compiler.pattern(Some(&constraint), None).expect("it can be served");
     let mut first = pattern.begin().expect("it can be served");
     for token in b"[true" {
         assert_eq!(first.accept(u32::from(*token)), Ok(false));
@@ -196,7 +196,7 @@ fn no_schema_of_the_public_suite_lets_a_wrong_value_through() {
         let values = |which: &str| -> Vec<String> {
             case[which].as_array().expect("a list").iter().map(ToString::to_string).collect()
         };
-        match compiler.pattern(&Arc::new(constraint.clone())) {
+        match compiler.pattern(Some(&Arc::new(constraint.clone())), None) {
             Err(error) => {
                 num_refused += 1;
                 assert!(!error.to_string().is_empty(), "{told}");
@@ -241,8 +241,10 @@ fn what_cannot_be_served_says_why() {
         (lark("root ::= nowhere"), "GBNF"),
         (lark("start: <|no such token|>"), "no such token"),
     ] {
-        let error =
-            compiler.pattern(&Arc::new(constraint.clone())).expect_err("it cannot be served").to_string();
+        let error = compiler
+            .pattern(Some(&Arc::new(constraint.clone())), None)
+            .expect_err("it cannot be served")
+            .to_string();
         assert!(error.contains(problem), "{constraint:?}: {error}");
         assert!(!error.contains('\n') && !error.contains("verbose") && error.len() < 2000, "{error}");
     }
@@ -265,7 +267,7 @@ fn schemas_have_no_more_names_than_are_soon_compared() {
         (json!({"patternProperties": members(20, pattern)}), true),
         (json!({"patternProperties": members(100, pattern)}), false),
     ] {
-        match compiler.pattern(&Arc::new(schema(schema_of))) {
+        match compiler.pattern(Some(&Arc::new(schema(schema_of))), None) {
             Ok(_) => assert!(is_served),
             Err(error) => assert!(!is_served && error.to_string().contains("too many members"), "{error}"),
         }
@@ -330,4 +332,63 @@ fn hostile_constraints_are_refused_or_served_in_bounded_time() {
         }
         eprintln!("{:?} {told}", begun.elapsed());
     }
+}
+
+/// A guide of `{`, some `a` and `}`, behind thinking.
+fn behind_thinking(compiler: &Compiler, is_open: bool, max_tokens: Option<usize>, is_held: bool) -> Guide {
+    let constraint = Arc::new(Constraint::Regex("\\{a*\\}".to_owned()));
+    let forced_close = b"</t>".iter().map(|byte| u32::from(*byte)).collect();
+    let preamble = Preamble { open: "<t>".into(), is_open, close: "</t>".into(), max_tokens, forced_close };
+    let pattern = compiler.pattern(is_held.then_some(&constraint), Some(preamble)).expect("it can be served");
+    pattern.begin().expect("it can be served")
+}
+
+fn take(guide: &mut Guide, text: &str) {
+    for byte in text.bytes() {
+        assert_eq!(guide.accept(u32::from(byte)), Ok(byte == b'}' && text.ends_with('}')), "{text}");
+    }
+}
+
+#[test]
+fn an_answer_is_held_to_its_constraint_behind_its_thinking() {
+    let compiler = compiler();
+    for (is_open, thinking) in [(false, "<t>any thing{</ </t>"), (true, "any thing{</ </t>"), (false, "")] {
+        let mut guide = behind_thinking(&compiler, is_open, None, true);
+        take(&mut guide, thinking);
+        if !thinking.is_empty() {
+            assert_eq!(tokens_allowed(&mut guide, &[END], false), [u32::from(b'{')], "{thinking}");
+        }
+        take(&mut guide, "{aa}");
+        assert_eq!(tokens_allowed(&mut guide, &[END], false), [END]);
+    }
+    let mut guide = behind_thinking(&compiler, false, None, true);
+    assert_eq!(tokens_allowed(&mut guide, &[END], false), [u32::from(b'<'), u32::from(b'{')]);
+    take(&mut guide, "<");
+    assert_eq!(tokens_allowed(&mut guide, &[END], false), [u32::from(b't')]);
+    take(&mut guide, "t>");
+    let within = tokens_allowed(&mut guide, &[END], false);
+    assert!(within.contains(&u32::from(b'x')) && !within.contains(&END), "thinking ends no answer");
+}
+
+#[test]
+fn thinking_is_closed_when_it_has_its_tokens_and_the_answer_follows() {
+    let compiler = compiler();
+    for is_held in [true, false] {
+        let mut guide = behind_thinking(&compiler, true, Some(3), is_held);
+        take(&mut guide, "abc");
+        for byte in b"</t>" {
+            assert_eq!(tokens_allowed(&mut guide, &[END], false), [u32::from(*byte)]);
+            assert_eq!(guide.accept(u32::from(*byte)), Ok(false));
+        }
+        match is_held {
+            true => assert_eq!(tokens_allowed(&mut guide, &[END], false), [u32::from(b'{')]),
+            false => assert_eq!(guide.next(&[END], false), Ok(Next::Anything)),
+        }
+    }
+    let mut free = behind_thinking(&compiler, false, Some(3), false);
+    assert_eq!(free.next(&[END], false), Ok(Next::Anything));
+    let early = tokens_allowed(&mut free, &[END], true);
+    assert!(!early.contains(&END) && early.contains(&u32::from(b'x')));
+    take(&mut free, "no thinking at all");
+    assert_eq!(free.next(&[END], false), Ok(Next::Anything));
 }

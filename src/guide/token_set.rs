@@ -14,6 +14,13 @@ impl TokenSet {
         Self(words)
     }
 
+    /// The first so many tokens.
+    pub fn first(num_tokens: usize) -> Self {
+        let mut words = vec![u32::MAX; num_tokens / 32];
+        words.extend((!num_tokens.is_multiple_of(32)).then(|| (1 << (num_tokens % 32)) - 1));
+        Self(words)
+    }
+
     pub fn words(&self) -> &[u32] {
         &self.0
     }
@@ -81,6 +88,8 @@ mod tests {
             prop_assert_eq!(set.iter().collect::<Vec<_>>(), expected.iter().copied().collect::<Vec<_>>());
             prop_assert!((0..300).all(|token| set.contains(token) == expected.contains(&token)));
             prop_assert_eq!(set.is_empty(), expected.is_empty());
+            let all = TokenSet::first(tokens.len());
+            prop_assert_eq!(all.iter().collect::<Vec<_>>(), (0..tokens.len() as u32).collect::<Vec<_>>());
         }
     }
 }

@@ -12,7 +12,10 @@ pub struct Answer {
     matcher: StopMatcher,
     shown: AnswerText,
     text: String,
-    num_tokens: usize,
+    /// Bytes of the text that were certain after each token.
+    ends: Vec<usize>,
+    /// Control tokens that the text shows.
+    control: Vec<u32>,
     is_stopped: bool,
 }
 
@@ -34,7 +37,8 @@ impl Answer {
             matcher: StopMatcher::new(stops),
             shown,
             text: String::new(),
-            num_tokens: 0,
+            ends: Vec::new(),
+            control: Vec::new(),
             is_stopped: false,
         }
     }
@@ -45,13 +49,18 @@ impl Answer {
         if self.is_stopped {
             return Ok(None);
         }
-        self.num_tokens += 1;
-        let text = self.decoder.push(id)?;
-        if self.num_tokens <= self.shown.min_tokens {
-            self.text.push_str(&text);
-            return Ok(None);
+        if self.shown.shows_special_tokens && self.decoder.is_special(id) && !self.control.contains(&id) {
+            self.control.push(id);
         }
-        Ok(self.take(&text))
+        let text = self.decoder.push(id)?;
+        let stopped = if self.ends.len() < self.shown.min_tokens {
+            self.text.push_str(&text);
+            None
+        } else {
+            self.take(&text)
+        };
+        self.ends.push(self.text.len());
+        Ok(stopped)
     }
 
     /// Ends the answer: what was held back is added to the text, unless a stop string is found
@@ -81,7 +90,18 @@ impl Answer {
 
     /// Returns how many tokens were taken, including those of the stop string.
     pub fn num_tokens(&self) -> usize {
-        self.num_tokens
+        self.ends.len()
+    }
+
+    /// Returns how many tokens begin within the first so many bytes of the text.
+    pub fn num_tokens_within(&self, num_bytes: usize) -> usize {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).filter(|(start, _)| *start < num_bytes).count()
+    }
+
+    /// Returns the names of the control tokens that the text shows.
+    pub fn control_names(&self) -> Vec<String> {
+        self.control.iter().filter_map(|id| self.decoder.name(*id)).collect()
     }
 
     fn take(&mut self, text: &str) -> Option<Stopped> {

@@ -1,7 +1,7 @@
 //! Text on both sides of the model: chat template, tokenizer, streaming decode, stop strings.
 //!
 //! Owns everything between a request's messages and token ids, and between answer tokens and
-//! the answer's text. Request formats are `batch/`'s, running the tokens the engine's business.
+//! what the answer says. Request formats are `batch/`'s, running the tokens the engine's business.
 
 mod answer;
 mod bounds;
@@ -10,6 +10,7 @@ mod ends;
 mod error;
 mod files;
 mod gguf_tokenizer;
+mod reply;
 mod spans;
 mod stop;
 mod stream;
@@ -23,6 +24,10 @@ mod tokenizer_config;
 
 pub use answer::{Answer, AnswerText};
 pub use error::TextError;
+pub use reply::{
+    Asked, CallSyntax, ExpectedCalls, PromptThinking, Reply, ReplyReader, ReplySettings, ReplySyntax,
+    ShownThinking, ThinkingSyntax, ToolCall,
+};
 pub use spans::{Span, system_end};
 pub use stop::{StopMatcher, Stopped};
 pub use stream::StreamDecoder;

@@ -51,6 +51,16 @@ impl StreamDecoder {
         StreamDecoder { tokenizer: tokenizer.clone(), shows_special_tokens, state }
     }
 
+    /// Whether this is a control token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.is_special(id)
+    }
+
+    /// The name of a token.
+    pub fn name(&self, id: u32) -> Option<String> {
+        self.tokenizer.token(id)
+    }
+
     /// Takes the next token and returns the text that became certain, often none.
     ///
     /// Ids that no token has are left out, and special tokens where they do not show, as in

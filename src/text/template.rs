@@ -54,6 +54,8 @@ pub struct ChatTemplate {
     tool_use: Option<Variant>,
     /// `bos_token`, `eos_token` and the like.
     special_tokens: Map<String, Value>,
+    /// The text of both.
+    source: String,
 }
 
 #[derive(Debug)]
@@ -135,7 +137,7 @@ impl ChatTemplate {
         special_tokens: Map<String, Value>,
     ) -> Result<ChatTemplate, TextError> {
         let default = Variant::new(&Source::new(origin, text), &special_tokens)?;
-        Ok(ChatTemplate { default, tool_use: None, special_tokens })
+        Ok(ChatTemplate { default, tool_use: None, special_tokens, source: text.to_owned() })
     }
 
     fn compile(
@@ -145,9 +147,11 @@ impl ChatTemplate {
         let Some(default) = sources.default else {
             return Ok(None);
         };
+        let mut source = default.text.clone();
+        source.extend(sources.tool_use.iter().map(|tool_use| tool_use.text.as_str()));
         let default = Variant::new(&default, &special_tokens)?;
         let tool_use = sources.tool_use.map(|source| Variant::new(&source, &special_tokens)).transpose()?;
-        Ok(Some(ChatTemplate { default, tool_use, special_tokens }))
+        Ok(Some(ChatTemplate { default, tool_use, special_tokens, source }))
     }
 
     /// Renders a request's messages, as far as the template shows them.
@@ -167,6 +171,11 @@ impl ChatTemplate {
             notices.push(Notice::text_beside_a_call());
         }
         Ok(Rendered { text, notices })
+    }
+
+    /// The template's text, that of its variant for tools behind it.
+    pub(super) fn source(&self) -> &str {
+        &self.source
     }
 
     fn variant(&self, request: &RenderRequest) -> Result<&Variant, TextError> {

@@ -4,12 +4,12 @@
 //! between templates. What a template may do is `template`'s business.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 
 use super::spans::PartialRenders;
-use super::{ChatTemplate, TextError};
+use super::{ChatTemplate, ReplySyntax, TextError, Tokenizer};
 
 /// Requests' templates that are kept; with one more, all are compiled anew.
 const MAX_OWN_TEMPLATES: usize = 64;
@@ -22,6 +22,8 @@ const OWN_ORIGIN: &str = "the request";
 pub(super) struct Templated {
     pub template: ChatTemplate,
     pub renders: PartialRenders,
+    /// Once it is asked for.
+    reply_syntax: OnceLock<ReplySyntax>,
 }
 
 type Compiled = Result<Arc<Templated>, TextError>;
@@ -68,6 +70,11 @@ impl Templates {
 
 impl Templated {
     fn new(template: ChatTemplate) -> Arc<Self> {
-        Arc::new(Self { template, renders: PartialRenders::default() })
+        Arc::new(Self { template, renders: PartialRenders::default(), reply_syntax: OnceLock::new() })
+    }
+
+    /// How answers are written.
+    pub(super) fn reply_syntax(&self, tokenizer: &Tokenizer) -> ReplySyntax {
+        *self.reply_syntax.get_or_init(|| ReplySyntax::of_template(&self.template, tokenizer))
     }
 }

@@ -4,15 +4,18 @@
 //! are in its module.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 
 use super::spans::{self, Span};
 use super::template::special_tokens;
 use super::templates::Templates;
-use super::{ChatTemplate, Notice, RenderRequest, Rendered, TextError, Tokenizer, ends};
-use crate::guide::{Compiler, Constraint, GuideError, Pattern};
+use super::{
+    ChatTemplate, Notice, PromptThinking, RenderRequest, Rendered, ReplySyntax, TextError, ThinkingSyntax,
+    Tokenizer, ends,
+};
+use crate::guide::{Compiler, Constraint, GuideError, Pattern, Preamble};
 use crate::models::GgufHeader;
 
 /// What is needed to turn requests into tokens and tokens into answers.
@@ -23,6 +26,8 @@ pub struct TextModel {
     end_ids: Vec<u32>,
     /// What constraints are compiled with, once one is asked for.
     compiler: OnceLock<Result<Compiler, GuideError>>,
+    /// What was found out of syntaxes' marks; a run has few syntaxes.
+    control_marks: Mutex<Vec<(ReplySyntax, bool)>>,
 }
 
 /// How a conversation becomes a prompt, beside what its template sees.
@@ -34,6 +39,8 @@ pub struct ChatOptions<'a> {
     pub ends_within_last: bool,
     /// Whether the tokenizer adds what the template has not written, as for a raw prompt.
     pub add_special_tokens: bool,
+    /// How the model writes its thinking, where that is of interest.
+    pub thinking: Option<&'static ThinkingSyntax>,
 }
 
 /// A conversation as the model reads it.
@@ -43,16 +50,28 @@ pub struct ChatPrompt {
     pub spans: Vec<Span>,
     /// What the chat template has passed over.
     pub notices: Vec<Notice>,
+    /// Whether the answer begins within thinking.
+    pub thinking: PromptThinking,
 }
 
 impl TextModel {
+    fn of(tokenizer: Tokenizer, templates: Templates, end_ids: Vec<u32>) -> TextModel {
+        TextModel {
+            tokenizer,
+            templates,
+            end_ids,
+            compiler: OnceLock::new(),
+            control_marks: Mutex::default(),
+        }
+    }
+
     /// Loads a model folder's text files.
     pub fn from_folder(dir: &Path) -> Result<TextModel, TextError> {
         let tokenizer = Tokenizer::from_folder(dir)?;
         let template = required(ChatTemplate::from_folder(dir), dir);
         let end_ids = ends::from_folder(dir, &tokenizer, template.as_ref().ok())?;
         let templates = Templates::new(template, special_tokens::from_folder(dir)?);
-        Ok(TextModel { tokenizer, templates, end_ids, compiler: OnceLock::new() })
+        Ok(TextModel::of(tokenizer, templates, end_ids))
     }
 
     /// Rebuilds the text side from a GGUF file's metadata.
@@ -61,7 +80,7 @@ impl TextModel {
         let template = required(ChatTemplate::from_gguf(header), header.path());
         let end_ids = ends::from_gguf(header, &tokenizer, template.as_ref().ok());
         let templates = Templates::new(template, special_tokens::from_gguf(header));
-        Ok(TextModel { tokenizer, templates, end_ids, compiler: OnceLock::new() })
+        Ok(TextModel::of(tokenizer, templates, end_ids))
     }
 
     /// Renders a conversation by the model's template and turns it into token ids; the template alone
@@ -81,7 +100,12 @@ impl TextModel {
         let Rendered { text, notices } = render(&templated.template, request, options)?;
         let boundaries = spans::text_boundaries(&templated.template, &templated.renders, request, &text);
         let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text, options.add_special_tokens)?;
-        Ok(ChatPrompt { tokens, spans: spans::spans_of(&boundaries, &ranges), notices })
+        let thinking =
+            options.thinking.map_or(PromptThinking::Unsaid, |syntax| match options.ends_within_last {
+                true => syntax.within(last_content(request)),
+                false => syntax.behind(&text),
+            });
+        Ok(ChatPrompt { tokens, spans: spans::spans_of(&boundaries, &ranges), notices, thinking })
     }
 
     /// Whether an answer of these tokens comes back word for word in the prompts that continue its
@@ -133,11 +157,37 @@ impl TextModel {
         &self.end_ids
     }
 
-    /// Checks that answers can be held to a constraint. What all constraints of the model share is made for the
-    /// first one.
-    pub fn pattern(&self, constraint: &Arc<Constraint>) -> Result<Pattern, GuideError> {
+    /// Checks that answers can be held to a constraint, and thinking in front of them to its length. What all
+    /// constraints of the model share is made for the first one.
+    pub fn pattern(
+        &self,
+        constraint: Option<&Arc<Constraint>>,
+        preamble: Option<Preamble>,
+    ) -> Result<Pattern, GuideError> {
         let compiler = self.compiler.get_or_init(|| Compiler::new(self.tokenizer.vocabulary(&self.end_ids)));
-        compiler.as_ref().map_err(Clone::clone)?.pattern(constraint)
+        compiler.as_ref().map_err(Clone::clone)?.pattern(constraint, preamble)
+    }
+
+    /// How the answers of a template are written, the request's own or else the model's; nothing where it
+    /// cannot be used.
+    pub fn reply_syntax(&self, template: Option<&str>) -> ReplySyntax {
+        let templated = self.templates.get(template);
+        templated.map_or_else(|_| ReplySyntax::default(), |templated| templated.reply_syntax(&self.tokenizer))
+    }
+
+    /// Whether any mark of a syntax is made of control tokens, which an answer's text does not show by default.
+    pub fn has_control_marks(&self, syntax: &ReplySyntax) -> bool {
+        let is_control = |mark: &str| {
+            let tokens = self.tokenizer.encode(mark, false).unwrap_or_default();
+            tokens.iter().any(|token| self.tokenizer.is_special(*token))
+        };
+        let lock = || self.control_marks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, has)) = lock().iter().find(|(known, _)| known == syntax) {
+            return *has;
+        }
+        let has = syntax.marks().any(is_control);
+        lock().push((*syntax, has));
+        has
     }
 
     /// Whether the model has a chat template that can be used.
@@ -154,9 +204,7 @@ fn render(
 ) -> Result<Rendered, TextError> {
     let mut rendered = template.render_whole(request)?;
     if options.ends_within_last {
-        let last = request.messages.last().and_then(|message| message.get("content"));
-        let content = last.and_then(Value::as_str).unwrap_or_default();
-        let end = end_within(&rendered.text, content).ok_or_else(|| TextError::Message {
+        let end = end_within(&rendered.text, last_content(request)).ok_or_else(|| TextError::Message {
             index: request.messages.len().saturating_sub(1),
             problem: "the chat template does not show this message as it is, so it cannot be gone on with"
                 .to_owned(),
@@ -164,6 +212,11 @@ fn render(
         rendered.text.truncate(end);
     }
     Ok(rendered)
+}
+
+fn last_content<'a>(request: &RenderRequest<'a>) -> &'a str {
+    let content = request.messages.last().and_then(|message| message.get("content"));
+    content.and_then(Value::as_str).unwrap_or_default()
 }
 
 /// Where a message's text ends in the rendered conversation whose last it is; spaces at its end count as

@@ -78,7 +78,7 @@ fn endless_pattern(number: usize) -> Pattern {
         let compiler = Compiler::new(Vocabulary { tokens, ..Vocabulary::default() }).unwrap();
         let expressions = ["[a-m]*", "(ab?[c-z]{2})*", "([a-e]+|[f-z]{3})*"];
         let constraints = expressions.map(|expression| Arc::new(Constraint::Regex(expression.to_owned())));
-        constraints.iter().map(|constraint| compiler.pattern(constraint).unwrap()).collect()
+        constraints.iter().map(|constraint| compiler.pattern(Some(constraint), None).unwrap()).collect()
     });
     patterns[number].clone()
 }

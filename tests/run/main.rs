@@ -23,6 +23,7 @@ mod persist_troubles;
 mod precedence;
 mod processors;
 mod prompts;
+mod replies;
 mod resume;
 mod signals;
 mod streams;

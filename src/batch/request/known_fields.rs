@@ -34,16 +34,12 @@ struct Refused {
 }
 
 /// Takes every known field of a request and refuses the first that would matter.
-///
-/// `tool_choice` is left in place for `messages`, which acts on it.
 pub(super) fn check_request(fields: &mut Fields) -> Result<(), RequestError> {
     for Refused { name, is_neutral, reason } in REQUEST {
         if fields.get(name).is_some_and(|value| !is_neutral(value)) {
             return Err(RequestError::unsupported(name, reason));
         }
-        if *name != "tool_choice" {
-            fields.take(name);
-        }
+        fields.take(name);
     }
     for Refused { name, is_neutral, reason } in REQUEST_OR_COLUMN {
         if fields.get(name).is_some_and(|value| !is_neutral(value)) {
@@ -109,9 +105,11 @@ mod tests {
             assert_eq!((error.code, error.param.as_deref()), ("unsupported_value", Some(*name)));
         }
         for field in SERVED.iter().flat_map(|group| group.fields) {
-            // It stays in its table for what is no free choice.
-            let is_first = names.insert(field.name) || field.name == "tool_choice";
-            assert!(is_first && !field.takes.is_empty() && !field.summary.is_empty(), "{}", field.name);
+            assert!(
+                names.insert(field.name) && !field.takes.is_empty() && !field.summary.is_empty(),
+                "{}",
+                field.name
+            );
         }
         for name in IGNORED {
             assert!(names.insert(*name), "{name} is there twice");
@@ -130,7 +128,7 @@ mod tests {
             "best_of": 1, "use_beam_search": false, "stream": false,
             "repeat_penalty": 1, "typical_p": 1.0, "tfs_z": 1, "mirostat": 0, "xtc_probability": 0.0,
             "dry_multiplier": 0, "dynatemp_range": 0, "top_n_sigma": -1,
-            "truncate_prompt_tokens": -1, "thinking_budget": -1, "do_sample": true,
+            "truncate_prompt_tokens": -1, "do_sample": true,
             "lora": [], "num_beams": 1, "verbosity": "medium",
         });
         let mut fields = Fields::new(neutral.as_object().expect("an object").clone());
@@ -143,7 +141,6 @@ mod tests {
         for field in [
             json!({"xtc_probability": 0.5}),
             json!({"dry_multiplier": 0.8}),
-            json!({"thinking_budget": 100}),
             json!({"adapters": "a"}),
             json!({"lora": [{"id": 0, "scale": 0.5}]}),
             json!({"lora_request": {"lora_name": "a"}}),

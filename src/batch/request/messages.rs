@@ -1,4 +1,4 @@
-//! The conversation of a request: its messages and tools, and how its template is to render them.
+//! The conversation of a request: its messages, and how its template is to render them.
 //!
 //! Owns checking them, and one shape for content: text. What a template wants beyond that, such
 //! as tool arguments as objects or as text, is found out where it is rendered.
@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::super::line_error::RequestError;
 use super::fields::{Fields, expected};
 use super::known_fields;
+use super::tools::Tools;
 use super::{Conversation, PromptEnding};
 use crate::json::{self, Parsed};
 
@@ -17,7 +18,7 @@ const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// Takes a conversation with its tools and template variables.
-pub(super) fn take_chat(fields: &mut Fields) -> Result<Conversation, RequestError> {
+pub(super) fn take_chat(fields: &mut Fields, tools: Tools) -> Result<Conversation, RequestError> {
     let messages = match fields.take("messages") {
         Some(Value::Array(messages)) => messages,
         Some(other) => return Err(expected("a list", "messages", &other)),
@@ -34,19 +35,19 @@ pub(super) fn take_chat(fields: &mut Fields) -> Result<Conversation, RequestErro
 
     let ending = take_ending(fields, &messages)?;
     let template = fields.take_string("chat_template")?.filter(|template| !template.is_empty());
-    let tools = take_tools(fields)?;
-    let template_kwargs = take_template_kwargs(fields, tools.is_some())?;
-    Ok(Conversation { messages, tools, template_kwargs, template, ending })
+    let template_kwargs = take_template_kwargs(fields, &tools)?;
+    let Tools { shown, expected_calls, .. } = tools;
+    Ok(Conversation { messages, tools: shown, expected_calls, template_kwargs, template, ending })
 }
 
 /// Takes the variables of the template, under their own names or within `chat_template_kwargs`, which wins.
-fn take_template_kwargs(fields: &mut Fields, has_tools: bool) -> Result<Map<String, Value>, RequestError> {
+fn take_template_kwargs(fields: &mut Fields, tools: &Tools) -> Result<Map<String, Value>, RequestError> {
     let mut template_kwargs = fields.take_object("chat_template_kwargs")?.unwrap_or_default();
     known_fields::check_kwargs(&mut template_kwargs)?;
     let effort = fields.take_string("reasoning_effort")?.map(Value::String);
     let thinking = fields.take_bool("enable_thinking")?.map(Value::Bool);
     // Without tools there is no call, and models call several at once unless they are told not to.
-    let parallel = fields.take_bool("parallel_tool_calls")?.filter(|parallel| has_tools && !parallel);
+    let parallel = (tools.shown.is_some() && !tools.may_call_several).then_some(false);
     for (name, value) in [
         ("reasoning_effort", effort),
         ("enable_thinking", thinking),
@@ -78,20 +79,6 @@ fn take_ending(fields: &mut Fields, messages: &[Value]) -> Result<PromptEnding, 
         return refused("the final message has no text to go on with");
     }
     Ok(PromptEnding::WithinLastMessage)
-}
-
-fn take_tools(fields: &mut Fields) -> Result<Option<Value>, RequestError> {
-    // A model that is not shown the tools cannot call them: that is what "none" asks for.
-    let is_hidden = fields.take("tool_choice").is_some_and(|choice| choice == "none");
-    let tools = match fields.take("tools") {
-        None => return Ok(None),
-        Some(Value::Array(tools)) => tools,
-        Some(other) => return Err(expected("a list", "tools", &other)),
-    };
-    if let Some((position, tool)) = tools.iter().enumerate().find(|(_, tool)| !tool.is_object()) {
-        return Err(expected("an object", &format!("tools[{position}]"), tool));
-    }
-    Ok((!tools.is_empty() && !is_hidden).then_some(Value::Array(tools)))
 }
 
 fn check_message(message: Value, param: &str) -> Result<Value, RequestError> {

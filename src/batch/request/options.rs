@@ -10,6 +10,7 @@ use super::constraints::{self, AnswerConstraint};
 use super::fields::{Fields, expected};
 use super::prompts::token_ids;
 use super::{Form, RequestParams};
+use crate::text::ShownThinking;
 
 /// Most answers to one prompt, as in OpenAI's API.
 const MAX_N: i128 = 128;
@@ -45,6 +46,8 @@ pub struct AnswerOptions {
     pub logprob_start: usize,
     /// Whether a choice's text begins with the prompt.
     pub echo: bool,
+    /// What becomes of thinking.
+    pub shown_thinking: ShownThinking,
 }
 
 impl Default for AnswerOptions {
@@ -61,6 +64,7 @@ impl Default for AnswerOptions {
             prompt_logprobs: None,
             logprob_start: 0,
             echo: false,
+            shown_thinking: ShownThinking::default(),
         }
     }
 }
@@ -88,12 +92,31 @@ impl AnswerOptions {
             prompt_logprobs: take_top(fields, "prompt_logprobs")?,
             logprob_start: take_logprob_start(fields)?,
             echo,
+            shown_thinking: take_shown_thinking(fields)?,
         })
     }
 
     /// Whether the prompt's tokens are told of.
     pub fn tells_prompt_logprobs(&self) -> bool {
         self.prompt_logprobs.is_some() || (self.echo && self.logprobs.is_some())
+    }
+
+    /// Holds the answer to one more constraint.
+    pub(super) fn constrain(&mut self, constraint: Option<AnswerConstraint>) -> Result<(), RequestError> {
+        match (&self.constraint, constraint) {
+            (_, None) => Ok(()),
+            (None, constraint) => {
+                self.constraint = constraint;
+                Ok(())
+            }
+            (Some(first), Some(second)) => {
+                let reason = format!(
+                    "calls of tools are not what `{}` wants of the answer; give one of them",
+                    first.param
+                );
+                Err(RequestError::invalid(&second.param, reason))
+            }
+        }
     }
 
     /// Checks what cannot be told from one field alone.
@@ -188,6 +211,34 @@ fn take_top(fields: &mut Fields, name: &str) -> Result<Option<u32>, RequestError
         fields.take(name);
     }
     Ok(fields.take_integer(name, 0..=MAX_TOP)?.and_then(|top| u32::try_from(top).ok()))
+}
+
+/// Takes what becomes of thinking, in the words of SGLang, llama.cpp and vLLM; leaving it out wins.
+fn take_shown_thinking(fields: &mut Fields) -> Result<ShownThinking, RequestError> {
+    let is_apart = fields.take_bool("separate_reasoning")?;
+    let is_told = fields.take_bool("include_reasoning")?.unwrap_or(true);
+    let format = match fields.take_string("reasoning_format")?.as_deref() {
+        None => None,
+        Some("auto" | "deepseek" | "parsed") => Some(ShownThinking::Apart),
+        Some("none" | "raw") => Some(ShownThinking::Within),
+        Some("hidden") => Some(ShownThinking::LeftOut),
+        Some(other) => {
+            let reason = format!(
+                "must be \"auto\", \"deepseek\" or \"parsed\", \"none\" or \"raw\", or \"hidden\", not {other:?}"
+            );
+            return Err(RequestError::invalid("reasoning_format", reason));
+        }
+    };
+    let separated =
+        is_apart.map(|is_apart| if is_apart { ShownThinking::Apart } else { ShownThinking::Within });
+    match (is_told, format, separated) {
+        (false, ..) => Ok(ShownThinking::LeftOut),
+        (true, Some(format), Some(separated)) if format != separated => {
+            let reason = "differs from `reasoning_format`; give one of them";
+            Err(RequestError::invalid("separate_reasoning", reason))
+        }
+        (true, format, separated) => Ok(format.or(separated).unwrap_or_default()),
+    }
 }
 
 fn take_logprob_start(fields: &mut Fields) -> Result<usize, RequestError> {

@@ -39,7 +39,18 @@ pub struct RequestParams {
     pub presence_penalty: Option<f32>,
     /// -2 to 2; 0 changes nothing.
     pub frequency_penalty: Option<f32>,
+    /// Tokens that thinking may have before it is closed.
+    pub thinking_budget: Option<u32>,
 }
+
+/// Names of the length of the thinking: Qwen's, vLLM's, Anthropic's, llama.cpp's.
+const THINKING_BUDGETS: [&str; 5] = [
+    "thinking_budget",
+    "thinking_token_budget",
+    "thinking_budget_tokens",
+    "reasoning_budget",
+    "max_reasoning_tokens",
+];
 
 /// Ranges of penalties, also for the flags.
 pub const PENALTY_RANGE: RangeInclusive<f64> = -2.0..=2.0;
@@ -63,6 +74,7 @@ impl RequestParams {
             repetition_context_size: self.repetition_context_size.or(fallback.repetition_context_size),
             presence_penalty: self.presence_penalty.or(fallback.presence_penalty),
             frequency_penalty: self.frequency_penalty.or(fallback.frequency_penalty),
+            thinking_budget: self.thinking_budget.or(fallback.thinking_budget),
         }
     }
 
@@ -85,6 +97,7 @@ impl RequestParams {
             told("--repetition-penalty", self.repetition_penalty),
             told("--presence-penalty", self.presence_penalty),
             told("--frequency-penalty", self.frequency_penalty),
+            told("--thinking-budget", self.thinking_budget),
         ]
         .into_iter()
         .flatten()
@@ -107,6 +120,7 @@ impl RequestParams {
             repetition_context_size: take_size(fields, "repetition_context_size", 1)?,
             presence_penalty: fields.take_number("presence_penalty", PENALTY_RANGE)?,
             frequency_penalty: fields.take_number("frequency_penalty", PENALTY_RANGE)?,
+            thinking_budget: take_thinking_budget(fields)?,
         };
         // mlx-lm's server has windows for them, too, and clients write out what they have.
         for (name, penalty) in [
@@ -140,6 +154,22 @@ fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
         return Err(RequestError::invalid("max_tokens", reason));
     }
     Ok(new.or(old).and_then(|num_tokens| u32::try_from(num_tokens).ok()))
+}
+
+/// Takes the length of the thinking, under one of the names that programs have for it; -1 is no limit.
+fn take_thinking_budget(fields: &mut Fields) -> Result<Option<u32>, RequestError> {
+    let mut found: Option<(&str, i128)> = None;
+    for name in THINKING_BUDGETS {
+        let Some(budget) = fields.take_integer(name, -1..=i128::from(u32::MAX))? else { continue };
+        match found {
+            Some((first, other)) if other != budget => {
+                let reason = format!("differs from `{first}`; give one of them");
+                return Err(RequestError::invalid(name, reason));
+            }
+            _ => found = Some((name, budget)),
+        }
+    }
+    Ok(found.and_then(|(_, budget)| u32::try_from(budget).ok()))
 }
 
 fn take_size(fields: &mut Fields, name: &str, least: i128) -> Result<Option<u32>, RequestError> {

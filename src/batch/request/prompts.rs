@@ -17,6 +17,7 @@ const NEUTRAL_OF_CHATS: [(&str, bool); 3] =
 pub(super) fn take(fields: &mut Fields) -> Result<Vec<Prompt>, RequestError> {
     // Text has no tools to choose from.
     fields.take("tool_choice");
+    fields.take("parse_tool_calls");
     for (name, neutral) in NEUTRAL_OF_CHATS {
         if fields.get(name).is_some_and(|value| *value == Value::Bool(neutral)) {
             fields.take(name);

@@ -52,12 +52,14 @@ impl Desk {
             stop_reason: None,
             logprobs: None,
             prompt_logprobs: None,
+            reply: None,
         };
         let completion = Completion {
             choices: vec![choice],
             num_prompt_tokens: 1,
             num_completion_tokens: 1,
             num_cached_tokens: 0,
+            num_reasoning_tokens: None,
         };
         Record::success(head, &completion, &Served { model: "m".into(), created: 0, is_repeatable: true })
     }

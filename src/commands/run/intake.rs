@@ -229,6 +229,7 @@ mod tests {
             max_context: 64,
             vocab_size: 304,
             has_checkpoints: false,
+            reply: Default::default(),
         };
         Intake::new(reader.expect("it was just written"), preparer, Arc::new(text), Kept::default())
     }

@@ -9,7 +9,7 @@ use crate::{
         Choice, Completion, FinishReason, RequestError, RequestHead, Scored, StopReason, Token, TokenLogprob,
     },
     engine::{RequestId, TokenId, TokenReport},
-    text::{Answer, Stopped, TextError, Tokenizer},
+    text::{Answer, Reply, Stopped, TextError, Tokenizer},
 };
 
 /// A line that is being answered.
@@ -41,6 +41,8 @@ struct Running {
 struct Finished {
     choice: Choice,
     counts: Counts,
+    /// Where the model's way of thinking is known.
+    num_reasoning_tokens: Option<usize>,
     scores: Vec<TokenReport>,
     reports: Vec<TokenReport>,
 }
@@ -147,14 +149,22 @@ impl Job {
             Some(stopped) => Some(StopReason::Text(stopped.stop.clone())),
             None => stop_token.map(StopReason::Token),
         };
+        let finish_reason = if stopped.is_some() { FinishReason::Stop } else { ending? };
+        let (reply, num_reasoning_tokens) = self.format.taken_apart(&answer, choice);
+        let calls = reply.as_ref().is_some_and(|reply| !reply.calls.is_empty());
         let choice = Choice {
             text: answer.into_text(),
-            finish_reason: if stopped.is_some() { FinishReason::Stop } else { ending? },
+            finish_reason: match finish_reason {
+                FinishReason::Stop if calls => FinishReason::ToolCalls,
+                reason => reason,
+            },
             stop_reason,
             logprobs: None,
             prompt_logprobs: None,
+            reply,
         };
-        *state = ChoiceState::Finished(Box::new(Finished { choice, counts, scores, reports }));
+        let finished = Finished { choice, counts, num_reasoning_tokens, scores, reports };
+        *state = ChoiceState::Finished(Box::new(finished));
         self.num_unfinished -= 1;
         Ok((self.num_unfinished == 0).then(|| self.completion(tokenizer)))
     }
@@ -183,10 +193,26 @@ impl Job {
             .fold((0, 0), |sum, counts| (sum.0 + counts.0, sum.1 + counts.1));
         Completion {
             num_completion_tokens: finished.iter().map(|done| done.counts.num_new_tokens as u64).sum(),
+            num_reasoning_tokens: finished
+                .iter()
+                .filter_map(|done| Some(done.num_reasoning_tokens? as u64))
+                .reduce(|sum, num_tokens| sum + num_tokens),
             choices: finished.into_iter().map(|finished| finished.choice).collect(),
             num_prompt_tokens,
             num_cached_tokens,
         }
+    }
+}
+
+impl AnswerFormat {
+    /// A conversation's answer in its parts, and how many of its tokens are thinking.
+    fn taken_apart(&self, answer: &Answer, choice: usize) -> (Option<Reply>, Option<usize>) {
+        let Some(reader) = &self.reader else { return (None, None) };
+        let control = if self.hides_control { answer.control_names() } else { Vec::new() };
+        let reply = reader.read(answer.text(), choice, &control);
+        let num_reasoning_tokens =
+            reader.thinking().map(|_| answer.num_tokens_within(reply.num_thinking_bytes));
+        (Some(reply), num_reasoning_tokens)
     }
 }
 

@@ -84,11 +84,12 @@ impl DescribedModel {
             max_context: spec.max_context,
             vocab_size: spec.vocab_size,
             has_checkpoints: spec.recurrent_layers().next().is_some(),
+            reply: args.reply.settings(),
         }
     }
 
     /// What answers depend on beside their requests.
-    pub(super) fn manifest(&self, preparer: &Preparer) -> anyhow::Result<Manifest> {
+    pub(super) fn manifest(&self, preparer: &Preparer, args: &RunArgs) -> anyhow::Result<Manifest> {
         let Description { name, spec, files, .. } = &self.description;
         let mut manifest = Manifest::default();
         manifest.say("mlxbatch", env!("CARGO_PKG_VERSION"));
@@ -100,6 +101,9 @@ impl DescribedModel {
         manifest.say("device", self.device.backend());
         let ends: Vec<String> = preparer.end_ids.iter().map(ToString::to_string).collect();
         manifest.say("end tokens", ends.join(", "));
+        for (flag, value) in args.reply.as_flags() {
+            manifest.say(flag, value);
+        }
         for (flag, value) in preparer.fallback.as_flags() {
             manifest.say(flag, value);
         }

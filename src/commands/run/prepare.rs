@@ -16,10 +16,10 @@ use crate::{
         AnswerRecurs, GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score,
         TokenId, sampling_key,
     },
-    guide::Pattern,
+    guide::{Pattern, Preamble},
     text::{
-        AnswerText, ChatOptions, ChatPrompt, Notice, RenderRequest, Span, TextError, TextModel, Tokenizer,
-        system_end,
+        AnswerText, ChatOptions, ChatPrompt, ExpectedCalls, Notice, PromptThinking, RenderRequest,
+        ReplyReader, ReplySettings, Span, TextError, TextModel, ThinkingSyntax, Tokenizer, system_end,
     },
 };
 
@@ -39,6 +39,7 @@ pub(in crate::commands) struct Preparer {
     pub vocab_size: usize,
     /// Whether the model resumes at checkpoints only, which are taken at every boundary.
     pub has_checkpoints: bool,
+    pub reply: ReplySettings,
 }
 
 /// A line ready to be planned: what the engine runs for it, and what its record needs to know.
@@ -78,6 +79,10 @@ pub(in crate::commands) struct AnswerFormat {
     pub echo: bool,
     /// The prompts, where anything is told of them.
     pub prompts: Vec<PromptShown>,
+    /// What takes the answers of a conversation apart.
+    pub reader: Option<ReplyReader>,
+    /// Whether control tokens show in texts that nobody has taken apart yet, and are no part of them.
+    pub hides_control: bool,
 }
 
 /// A prompt as its choices show it.
@@ -100,14 +105,17 @@ impl Preparer {
         let params = params.or(&self.fallback);
         let processors = self.processors(text.tokenizer(), &params, &options)?;
         self.check_known("stop_token_ids", &options.stop_token_ids, false)?;
-        let guide = options.constraint.as_ref().map(|asked| pattern(text, asked)).transpose()?;
+        let mut notices = Vec::new();
+        let reader = self.reader(text, &head, &prompts, &options, &mut notices);
+        let hides_control = !options.shows_special_tokens
+            && reader.as_ref().is_some_and(|reader| text.has_control_marks(&reader.syntax));
         let mut job = PreparedJob {
             requests: Vec::with_capacity(prompts.len() * options.num_choices),
             format: AnswerFormat {
                 stops: params.stop.clone().unwrap_or_default(),
                 shown: AnswerText {
                     includes_stop: options.includes_stop,
-                    shows_special_tokens: options.shows_special_tokens,
+                    shows_special_tokens: options.shows_special_tokens || hides_control,
                     min_tokens: processors.min_new_tokens,
                 },
                 stop_token_ids: options.stop_token_ids.clone(),
@@ -116,11 +124,13 @@ impl Preparer {
                 prompt_logprobs: options.prompt_logprobs,
                 echo: options.echo,
                 prompts: Vec::new(),
+                reader,
+                hides_control,
             },
-            notices: Vec::new(),
+            notices,
             head,
         };
-        let wanted = Wanted { params: &params, options: &options, processors, guide };
+        let wanted = Wanted { params: &params, options: &options, processors };
         let is_list = prompts.len() > 1;
         for (position, prompt) in prompts.into_iter().enumerate() {
             let param = match &prompt {
@@ -132,7 +142,12 @@ impl Preparer {
                 Prompt::Text(text) if options.echo => Some(text.clone()),
                 _ => None,
             };
-            let first = self.first_choice(text, &param, prompt, &wanted, &mut job.notices)?;
+            let thinking = job.format.reader.as_ref().and_then(ReplyReader::thinking);
+            let (first, told) = self.first_choice(text, &param, prompt, &wanted, thinking)?;
+            if let Some(reader) = &mut job.format.reader {
+                reader.begins_thinking = told.thinking == PromptThinking::Open;
+            }
+            job.notices.extend(told.notices);
             if options.echo || options.prompt_logprobs.is_some() {
                 let tokens = first.generation.prompt.clone();
                 let text = match shown_text {
@@ -162,9 +177,9 @@ impl Preparer {
         param: &str,
         prompt: Prompt,
         wanted: &Wanted,
-        notices: &mut Vec<Notice>,
-    ) -> Result<PreparedRequest, RequestError> {
-        let Wanted { params, options, processors, guide } = wanted;
+        thinking: Option<&'static ThinkingSyntax>,
+    ) -> Result<(PreparedRequest, Told), RequestError> {
+        let Wanted { params, options, processors } = wanted;
         let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
         // What is scored alone leaves the context whole.
         let max_prompt_tokens = self.max_context - usize::from(max_tokens > 0);
@@ -185,9 +200,10 @@ impl Preparer {
         }
         let answer_recurs = recurs(text, &prompt);
         let is_text = !matches!(prompt, Prompt::Tokens(_));
-        let encoded = encode(text, param, prompt, params.add_special_tokens)?;
-        let ChatPrompt { tokens, spans, notices: passed_over } = encoded;
-        notices.extend(passed_over);
+        let is_chat = matches!(prompt, Prompt::Chat(_));
+        let encoded = encode(text, param, prompt, params.add_special_tokens, thinking)?;
+        let ChatPrompt { tokens, spans, notices, thinking: prompt_thinking } = encoded;
+        let told = Told { notices, thinking: prompt_thinking };
         let num_tokens = tokens.len();
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
@@ -197,6 +213,8 @@ impl Preparer {
             return Err(too_long(num_tokens.to_string()));
         }
         let score = score_of(options, num_tokens)?;
+        let preamble = preamble(text, wanted, thinking.filter(|_| is_chat), told.thinking)?;
+        let guide = pattern(text, options.constraint.as_ref(), preamble)?;
         let sampling = SamplingParams {
             temperature: params.temperature.unwrap_or(0.0),
             top_p: params.top_p.unwrap_or(1.0),
@@ -204,7 +222,7 @@ impl Preparer {
             min_p: params.min_p.unwrap_or(0.0),
             key: 0,
         };
-        Ok(PreparedRequest {
+        let request = PreparedRequest {
             generation: GenerationRequest {
                 id: RequestId(0),
                 prompt: tokens,
@@ -212,7 +230,7 @@ impl Preparer {
                 end_ids: self.end_ids(params, options),
                 sampling,
                 processors: processors.clone(),
-                guide: guide.clone(),
+                guide,
                 report: options.logprobs.map(|num_top| Report { num_top }),
                 score,
                 plan: PromptPlan::default(),
@@ -225,6 +243,37 @@ impl Preparer {
                 system_end(&spans).into_iter().collect()
             },
             spans: Arc::from(spans),
+        };
+        Ok((request, told))
+    }
+
+    /// What takes the answers apart: those of conversations alone.
+    fn reader(
+        &self,
+        text: &TextModel,
+        head: &RequestHead,
+        prompts: &[Prompt],
+        options: &AnswerOptions,
+        notices: &mut Vec<Notice>,
+    ) -> Option<ReplyReader> {
+        let Some(Prompt::Chat(chat)) = prompts.first() else { return None };
+        let syntax = self.reply.over(text.reply_syntax(chat.template.as_deref()));
+        let are_written = chat.tools.is_some() && chat.expected_calls == ExpectedCalls::AsWritten;
+        if are_written && syntax.calls.is_none() {
+            notices.push(Notice {
+                key: "calls are not read".to_owned(),
+                text: "tools: how this model writes calls of tools is not told by its chat template, so they stay in the \
+                       text; --tool-parser names the way"
+                    .to_owned(),
+            });
+        }
+        Some(ReplyReader {
+            syntax,
+            shown_thinking: options.shown_thinking,
+            expected_calls: chat.expected_calls.clone(),
+            tools: chat.tools.clone(),
+            begins_thinking: false,
+            id_seed: head.digest,
         })
     }
 
@@ -281,13 +330,60 @@ struct Wanted<'a> {
     params: &'a RequestParams,
     options: &'a AnswerOptions,
     processors: Processors,
-    guide: Option<Pattern>,
 }
 
-/// What the answers are held to.
-fn pattern(text: &TextModel, asked: &AnswerConstraint) -> Result<Pattern, RequestError> {
-    let AnswerConstraint { param, constraint } = asked;
-    text.pattern(constraint).map_err(|error| RequestError::unsupported(param, error.to_string()))
+/// What rendering a prompt has told.
+struct Told {
+    notices: Vec<Notice>,
+    thinking: PromptThinking,
+}
+
+/// The thinking in front of an answer that is held to something, or whose thinking is.
+fn preamble(
+    text: &TextModel,
+    wanted: &Wanted,
+    thinking: Option<&'static ThinkingSyntax>,
+    prompt: PromptThinking,
+) -> Result<Option<Preamble>, RequestError> {
+    let budget = wanted.params.thinking_budget;
+    let Some(syntax) = thinking else {
+        return match budget {
+            None => Ok(None),
+            Some(_) => {
+                let reason = "how this model writes its thinking is not told by its chat template, so it cannot be limited; \
+                              --reasoning-parser names the way";
+                Err(RequestError::unsupported("thinking_budget", reason))
+            }
+        };
+    };
+    let is_asked_for = budget.is_some() || wanted.options.constraint.is_some();
+    if !is_asked_for || prompt == PromptThinking::Closed {
+        return Ok(None);
+    }
+    let forced_close = text.tokenizer().encode(syntax.forced_close, false);
+    let forced_close =
+        forced_close.map_err(|error| RequestError::unsupported("thinking_budget", error.to_string()))?;
+    Ok(Some(Preamble {
+        open: syntax.open.to_owned(),
+        is_open: prompt == PromptThinking::Open,
+        close: syntax.close.to_owned(),
+        max_tokens: budget.map(|num_tokens| num_tokens as usize),
+        forced_close: Arc::from(forced_close),
+    }))
+}
+
+/// What an answer is held to.
+fn pattern(
+    text: &TextModel,
+    asked: Option<&AnswerConstraint>,
+    preamble: Option<Preamble>,
+) -> Result<Option<Pattern>, RequestError> {
+    if asked.is_none() && preamble.is_none() {
+        return Ok(None);
+    }
+    let param = asked.map_or("thinking_budget", |asked| asked.param.as_str());
+    let pattern = text.pattern(asked.map(|asked| &asked.constraint), preamble);
+    pattern.map(Some).map_err(|error| RequestError::unsupported(param, error.to_string()))
 }
 
 /// Which tokens of a prompt are told of. Nothing comes before the first; what comes before the start may be
@@ -394,7 +490,7 @@ fn min_tokens(text: &TextModel, prompt: &Prompt) -> usize {
         Prompt::Chat(chat) if chat.messages.iter().map(text_bytes).sum::<usize>() <= MAX_COUNTED_BYTES => 0,
         // A template may leave out any of it. What it says of them is told when they are encoded.
         Prompt::Chat(chat) => text
-            .render_chat(&render_request(chat), &chat_options(chat, None))
+            .render_chat(&render_request(chat), &chat_options(chat, None, None))
             .map_or(0, |text| of_text(&text)),
     }
 }
@@ -412,14 +508,19 @@ fn text_bytes(value: &Value) -> usize {
 fn render_request(chat: &Conversation) -> RenderRequest<'_> {
     RenderRequest {
         messages: &chat.messages,
-        tools: chat.tools.as_ref(),
+        tools: chat.tools.as_deref(),
         add_generation_prompt: chat.ending == PromptEnding::NewTurn,
         extra: &chat.template_kwargs,
     }
 }
 
-fn chat_options(chat: &Conversation, add_special_tokens: Option<bool>) -> ChatOptions<'_> {
+fn chat_options<'a>(
+    chat: &'a Conversation,
+    add_special_tokens: Option<bool>,
+    thinking: Option<&'static ThinkingSyntax>,
+) -> ChatOptions<'a> {
     ChatOptions {
+        thinking,
         template: chat.template.as_deref(),
         ends_within_last: chat.ending == PromptEnding::WithinLastMessage,
         add_special_tokens: add_special_tokens.unwrap_or(false),
@@ -433,17 +534,19 @@ fn encode(
     param: &str,
     prompt: Prompt,
     add_special_tokens: Option<bool>,
+    thinking: Option<&'static ThinkingSyntax>,
 ) -> Result<ChatPrompt, RequestError> {
     let raw = |tokens: Vec<TokenId>| {
         let spans = Span::of_raw_prompt(tokens.len());
-        ChatPrompt { tokens, spans, notices: Vec::new() }
+        ChatPrompt { tokens, spans, notices: Vec::new(), thinking: PromptThinking::Unsaid }
     };
     let has_own_template = matches!(&prompt, Prompt::Chat(chat) if chat.template.is_some());
     let encoded = match prompt {
         Prompt::Tokens(tokens) => Ok(raw(tokens)),
         Prompt::Text(prompt) => text.encode_prompt(&prompt, add_special_tokens.unwrap_or(true)).map(raw),
         Prompt::Chat(chat) => {
-            text.encode_chat_with_spans(&render_request(&chat), &chat_options(&chat, add_special_tokens))
+            let options = chat_options(&chat, add_special_tokens, thinking);
+            text.encode_chat_with_spans(&render_request(&chat), &options)
         }
     };
     encoded.map_err(|error| match error {
@@ -510,7 +613,7 @@ mod tests {
         let text = text_model();
         let tokens = |prompt: &Prompt, add: Option<bool>| {
             let ChatPrompt { tokens, spans, .. } =
-                encode(&text, "prompt", prompt.clone(), add).expect("encodes");
+                encode(&text, "prompt", prompt.clone(), add, None).expect("encodes");
             assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
             tokens
         };

@@ -218,7 +218,7 @@ impl<R: Runner> Engine<R> {
             .choose(rows.iter().map(|sequence| guided.get(sequence).and_then(Guided::allowed)).collect());
         for sequence in rows {
             match guided.get(&sequence).map(|guided| &guided.next) {
-                Some(Ok(Next::OneOf(_))) | None => {}
+                Some(Ok(Next::Anything | Next::OneOf(_))) | None => {}
                 Some(Ok(Next::Nothing)) => self.end_guided(sequence, FinishReason::Stop, None),
                 Some(Err(error)) => self.end_guided(sequence, FinishReason::Stuck, Some(error.to_string())),
             }

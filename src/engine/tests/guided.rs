@@ -26,7 +26,9 @@ fn compiler() -> &'static Compiler {
 }
 
 fn pattern_of(expression: &str) -> Pattern {
-    compiler().pattern(&Arc::new(Constraint::Regex(expression.to_owned()))).expect("it can be served")
+    compiler()
+        .pattern(Some(&Arc::new(Constraint::Regex(expression.to_owned()))), None)
+        .expect("it can be served")
 }
 
 /// One of some patterns.
@@ -39,7 +41,7 @@ pub(super) fn allowed(guide: &mut Guide, request: &GenerationRequest, num_new: u
     let is_early = num_new < request.processors.min_new_tokens;
     match guide.next(&request.end_ids, is_early).expect("it goes on") {
         Next::OneOf(allowed) => Some(allowed),
-        Next::Nothing => None,
+        Next::Anything | Next::Nothing => None,
     }
 }
 

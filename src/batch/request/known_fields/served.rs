@@ -72,12 +72,25 @@ pub const SERVED: &[ServedGroup] = &[
                 "true or false",
                 "whether the tokenizer adds its own, such as BOS; by default to raw text and not to conversations",
             ),
-            served("tools", "list of objects", "shown to the template"),
-            served("tool_choice", "\"auto\" or \"none\"", "none hides the tools from the model"),
+            served(
+                "tools",
+                "list of objects",
+                "functions, shown to the template; calls of them are read from the answer into tool_calls",
+            ),
+            served(
+                "tool_choice",
+                "\"auto\", \"none\", \"required\", {\"type\": \"function\", ...} or {\"type\": \"allowed_tools\", ...}",
+                "none hides the tools from the model; required and a named function hold the answer to calls that meet the tools' schemas",
+            ),
             served(
                 "parallel_tool_calls",
                 "true or false",
-                "false is handed to the template beside tools, where it may be read",
+                "false holds a required call to be one alone, and is handed to the template, where it may be read",
+            ),
+            served(
+                "parse_tool_calls",
+                "true or false",
+                "false leaves calls in the text as the model writes them",
             ),
             served("chat_template", "text", "a Jinja template in place of the model's own"),
             served("chat_template_kwargs", "object", "more variables for the template"),
@@ -207,6 +220,27 @@ pub const SERVED: &[ServedGroup] = &[
             served("regex", "text", "SGLang's name of guided_regex"),
             served("grammar", "text", "llama.cpp's name of guided_grammar"),
             served("ebnf", "text", "SGLang's name of guided_grammar"),
+        ],
+    },
+    ServedGroup {
+        heading: "Thinking",
+        fields: &[
+            served(
+                "thinking_budget",
+                "-1 or more",
+                "closes the thinking when it has so many tokens, so that the answer follows; -1 is no limit",
+            ),
+            served("thinking_token_budget", "-1 or more", "vLLM's name of it"),
+            served("thinking_budget_tokens", "-1 or more", "llama.cpp's and Anthropic's name of it"),
+            served("reasoning_budget", "-1 or more", "llama.cpp's other name of it"),
+            served("max_reasoning_tokens", "-1 or more", "the same"),
+            served(
+                "reasoning_format",
+                "\"auto\", \"deepseek\", \"parsed\", \"none\", \"raw\" or \"hidden\"",
+                "the first three tell thinking as reasoning_content, which is the default; none and raw leave it in the text, hidden leaves it out",
+            ),
+            served("separate_reasoning", "true or false", "false leaves thinking in the text"),
+            served("include_reasoning", "true or false", "false leaves thinking out"),
         ],
     },
     ServedGroup {

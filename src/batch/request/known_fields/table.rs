@@ -15,7 +15,6 @@ const USE_LOGPROBS: &str = "is not read; use `logprobs`, `prompt_logprobs` or `e
 const USE_PENALTY: &str = "is not read; `repetition_penalty`, `presence_penalty` and `frequency_penalty` are";
 const USE_GUIDE: &str = "is not read; `response_format` and `structured_outputs` are";
 const NO_SAMPLER: &str = "this sampler is not served; temperature, top_p, top_k and min_p are. Leave it out";
-const NO_BUDGET: &str = "the length of the thinking cannot be limited; leave it out";
 const NO_ADAPTER: &str = "one model answers the whole run; name another with --model";
 const USE_BIAS: &str = "is not read; `logit_bias` and `bad_words` are";
 const USE_MINIMUM: &str = "is not read; use `min_tokens`";
@@ -117,14 +116,6 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("n_indent", is_zero, "lines have no least indentation here; leave it out"),
     // Thinking.
     refused("preserve_thinking", never, USE_KWARGS),
-    refused("thinking_budget", is_minus_one, NO_BUDGET),
-    refused("thinking_token_budget", is_minus_one, NO_BUDGET),
-    refused("thinking_budget_tokens", is_minus_one, NO_BUDGET),
-    refused("reasoning_budget", is_minus_one, NO_BUDGET),
-    refused("max_reasoning_tokens", never, NO_BUDGET),
-    refused("reasoning_format", is_none_word, "thinking is returned as the model writes it"),
-    refused("separate_reasoning", is_off, "thinking is returned as the model writes it"),
-    refused("include_reasoning", is_on, "thinking is returned as the model writes it"),
     // The model.
     refused("adapters", is_empty, NO_ADAPTER),
     refused("adapter_id", is_empty, NO_ADAPTER),
@@ -155,8 +146,6 @@ pub(super) const REQUEST: &[Refused] = &[
     refused("modalities", is_text_only, NO_MEDIA),
     refused("audio", never, NO_MEDIA),
     // Tools.
-    refused("tool_choice", is_free_choice, "must be \"auto\" or \"none\": a tool call cannot be forced"),
-    refused("parse_tool_calls", is_off, "calls are returned as the model writes them"),
     refused("functions", is_empty, OLD_TOOLS),
     refused("function_call", is_free_choice, OLD_TOOLS),
     refused("web_search_options", never, NO_SEARCH),
@@ -347,10 +336,6 @@ fn is_text_only(value: &Value) -> bool {
 
 fn is_free_choice(value: &Value) -> bool {
     value == "auto" || value == "none"
-}
-
-fn is_none_word(value: &Value) -> bool {
-    value == "none"
 }
 
 fn is_medium(value: &Value) -> bool {

@@ -46,6 +46,7 @@ fn session_over<R: Runner>(text: TextModel, lines: &str, make: impl FnOnce(Limit
         max_context: 64,
         vocab_size: 304,
         has_checkpoints: false,
+        reply: Default::default(),
     };
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("in.jsonl");
