@@ -47,6 +47,12 @@ fn input_page() -> (String, String) {
          own cut it, which stop_reason says; where it is length the answer was cut. It ends by itself where nothing \
          can follow, whatever min_tokens says. A schema or grammar that cannot be served makes the line an error \
          that says why, before anything is computed; `mlxbatch validate` finds it as well.",
+        "The answer to a conversation is taken apart in the way its model writes: thinking becomes the message's \
+         reasoning_content and is counted in usage.completion_tokens_details, calls of the request's tools become its \
+         tool_calls with finish_reason \"tool_calls\"; malformed calls stay text. The way follows from the chat template, \
+         --reasoning-parser and --tool-parser name another. What an answer has to be it is behind its thinking. Arguments \
+         of calls that the model is free to make are as the model writes them and need not meet the tool's schema; those of \
+         calls that tool_choice asks for do.",
         "A prompt's tokens whose log-probabilities are told are computed, also where they are cached; those before \
          logprob_start_len come from the cache as ever. All log-probabilities are of the model's own logits in \
          float32, before penalties, biases, temperature and filters.",
