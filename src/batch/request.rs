@@ -286,7 +286,14 @@ impl RequestParser {
                 options.constrain(tools.constraint()?)?;
                 vec![Prompt::Chat(messages::take_chat(&mut fields, tools)?)]
             }
-            Form::Text => prompts::take(&mut fields)?,
+            Form::Text => {
+                if params.thinking_budget.is_some() {
+                    let reason =
+                        "only a conversation's answer has thinking that is told from it; leave it out";
+                    return Err(RequestError::unsupported("thinking_budget", reason));
+                }
+                prompts::take(&mut fields)?
+            }
         };
         let num_choices = prompts.len().saturating_mul(options.num_choices);
         if num_choices > MAX_CHOICES {

@@ -5,7 +5,7 @@
 use std::sync::{Arc, OnceLock};
 
 use mlxbatch::engine::{Processors, Report, Score, TokenReport};
-use mlxbatch::guide::{Compiler, Constraint, Next, Pattern, Vocabulary};
+use mlxbatch::guide::{Compiler, Constraint, Next, Pattern, Preamble, Vocabulary};
 use mlxbatch::mlx::MlxRunner;
 
 use super::batch::{Batch, Numbers};
@@ -29,7 +29,7 @@ impl Wants {
         let num_top = numbers.within(0..=20) as u32;
         let from = numbers.within(1..=num_prompt_tokens.max(2) - 1);
         let mut processors = if has_processors { processors(numbers) } else { Processors::default() };
-        let guide = (numbers.within(1..=100) <= 20).then(|| endless_pattern(numbers.within(0..=2)));
+        let guide = (numbers.within(1..=100) <= 20).then(|| endless_pattern(numbers.within(0..=5)));
         if guide.is_some() {
             // So that there is always something to choose.
             (processors.never, processors.bad_words) = Default::default();
@@ -78,7 +78,22 @@ fn endless_pattern(number: usize) -> Pattern {
         let compiler = Compiler::new(Vocabulary { tokens, ..Vocabulary::default() }).unwrap();
         let expressions = ["[a-m]*", "(ab?[c-z]{2})*", "([a-e]+|[f-z]{3})*"];
         let constraints = expressions.map(|expression| Arc::new(Constraint::Regex(expression.to_owned())));
-        constraints.iter().map(|constraint| compiler.pattern(Some(constraint), None).unwrap()).collect()
+        let pattern = |constraint, preamble| compiler.pattern(constraint, preamble).unwrap();
+        let mut patterns: Vec<Pattern> =
+            constraints.iter().map(|constraint| pattern(Some(constraint), None)).collect();
+        // With thinking in front, which is as good as any other tokens.
+        let thinking = |is_open, max_tokens| Preamble {
+            open: "a".into(),
+            is_open,
+            close: "xy".into(),
+            max_tokens,
+            // A closing token might be one that the request has banned.
+            forced_close: Arc::from([]),
+        };
+        patterns.push(pattern(Some(&constraints[0]), Some(thinking(true, Some(7)))));
+        patterns.push(pattern(Some(&constraints[2]), Some(thinking(false, None))));
+        patterns.push(pattern(None, Some(thinking(true, Some(3)))));
+        patterns
     });
     patterns[number].clone()
 }
@@ -113,8 +128,10 @@ pub fn processed(runner: &mut MlxRunner, batch: &Batch, index: usize, text: &[u3
     if let Some(pattern) = &prompt.wants.guide {
         let mut guide = pattern.begin().unwrap();
         new.iter().for_each(|token| assert!(!guide.accept(*token).unwrap(), "it is over"));
-        let Next::OneOf(allowed) = guide.next(&batch.end_ids, new.len() < *min_new_tokens).unwrap() else {
-            panic!("nothing may follow {new:?}")
+        let allowed = match guide.next(&batch.end_ids, new.len() < *min_new_tokens).unwrap() {
+            Next::Anything => return logits,
+            Next::OneOf(allowed) => allowed,
+            Next::Nothing => panic!("nothing may follow {new:?}"),
         };
         let forbidden = (0..).zip(&mut logits).filter(|(token, _)| !allowed.contains(*token));
         forbidden.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);

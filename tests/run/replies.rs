@@ -187,6 +187,7 @@ fn bad_values_name_parameter_and_range() {
     for (fields, param, told) in [
         (json!({"thinking_budget": -2}), "thinking_budget", "from -1"),
         (json!({"thinking_budget": "many"}), "thinking_budget", "a whole number"),
+        (json!({"thinking_budget": 5, "messages": null, "prompt": "a"}), "thinking_budget", "a conversation"),
         (json!({"thinking_budget": 5, "reasoning_budget": 6}), "reasoning_budget", "thinking_budget"),
         (json!({"reasoning_format": "xml"}), "reasoning_format", "hidden"),
         (

@@ -213,7 +213,10 @@ impl Preparer {
             return Err(too_long(num_tokens.to_string()));
         }
         let score = score_of(options, num_tokens)?;
-        let preamble = preamble(text, wanted, thinking.filter(|_| is_chat), told.thinking)?;
+        let preamble = match is_chat {
+            true => preamble(text, wanted, thinking, told.thinking)?,
+            false => None,
+        };
         let guide = pattern(text, options.constraint.as_ref(), preamble)?;
         let sampling = SamplingParams {
             temperature: params.temperature.unwrap_or(0.0),
