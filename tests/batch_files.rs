@@ -42,6 +42,7 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
                     stop_reason: None,
                     logprobs: None,
                     prompt_logprobs: None,
+                    turns: Vec::new(),
                 };
                 let completion = Completion {
                     choices: request.prompts.iter().map(answer).collect(),

@@ -28,11 +28,13 @@ pub use lines::count_requests;
 pub use paths::{InputPath, OutputPath};
 pub use progress::Progress;
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader};
-pub use record::{Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenLogprob};
+pub use record::{
+    Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenLogprob, Turn,
+};
 pub use request::{
-    AnswerConstraint, AnswerOptions, Conversation, Form, MAX_CHOICES, PENALTY_RANGE, Prompt, PromptEnding,
-    REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField, ServedGroup,
-    ignored_fields, refused_fields,
+    AnswerConstraint, AnswerOptions, Conversation, Form, LaterTurn, MAX_CHOICES, PENALTY_RANGE, Prompt,
+    PromptEnding, REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField,
+    ServedGroup, ignored_fields, refused_fields,
 };
 pub use summary::{Ending, RunStats, summary};
 pub use units::{counted as count_text, grouped as number_text, size as size_text};

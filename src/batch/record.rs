@@ -4,11 +4,15 @@
 //! repeated. Where the line goes is the writer's business.
 
 mod logprobs;
+mod turns;
 
 use serde::Serialize;
 use serde_json::Value;
 
 pub use self::logprobs::{Scored, Token, TokenLogprob};
+pub use self::turns::Turn;
+
+use self::turns::TurnFields;
 
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
@@ -51,6 +55,8 @@ pub struct Choice {
     pub logprobs: Option<Vec<TokenLogprob>>,
     /// Of the prompt's tokens.
     pub prompt_logprobs: Option<Vec<TokenLogprob>>,
+    /// Where a conversation has several turns to be generated, all of them, this last one included; else none.
+    pub turns: Vec<Turn>,
 }
 
 /// All that a line's record tells.
@@ -86,13 +92,12 @@ pub struct Record {
 impl Record {
     /// The record of an answered request.
     pub fn success(head: &RequestHead, completion: &Completion, served: &Served) -> Self {
-        let usage = Usage {
-            prompt_tokens: completion.num_prompt_tokens,
-            completion_tokens: completion.num_completion_tokens,
-            total_tokens: completion.num_prompt_tokens.saturating_add(completion.num_completion_tokens),
-            prompt_tokens_details: (!served.is_repeatable)
-                .then_some(PromptTokensDetails { cached_tokens: completion.num_cached_tokens }),
-        };
+        let usage = Usage::new(
+            completion.num_prompt_tokens,
+            completion.num_completion_tokens,
+            completion.num_cached_tokens,
+            served,
+        );
         let (prefix, object) = match head.form {
             Form::Chat => ("chatcmpl", "chat.completion"),
             Form::Text => ("cmpl", "text_completion"),
@@ -103,7 +108,9 @@ impl Record {
             object,
             created: served.created,
             model: &served.model,
-            choices: choices.map(|(choice, index)| ChoiceFields::new(head.form, index, choice)).collect(),
+            choices: choices
+                .map(|(choice, index)| ChoiceFields::new(head.form, index, choice, served))
+                .collect(),
             usage,
             // A conversation has one prompt: it is told beside the choices, as vLLM does.
             prompt_logprobs: match (head.form, completion.choices.first()) {
@@ -118,13 +125,22 @@ impl Record {
 
     /// The record of a request that cannot be served.
     pub fn request_error(head: &RequestHead, error: &RequestError) -> Self {
+        Self::error_behind(head, error, Vec::new())
+    }
+
+    /// The record of a conversation one of whose turns cannot be served; those before it are told beside the error.
+    pub fn turn_error(head: &RequestHead, error: &RequestError, before: &[Turn], served: &Served) -> Self {
+        Self::error_behind(head, error, before.iter().map(|turn| TurnFields::new(turn, served)).collect())
+    }
+
+    fn error_behind(head: &RequestHead, error: &RequestError, turns: Vec<TurnFields<'_>>) -> Self {
         let fields = RequestErrorFields {
             message: &error.message,
             kind: error.kind,
             param: error.param.as_deref(),
             code: error.code,
         };
-        Self::new(head, Some((error.status, Body::Error { error: fields })), None)
+        Self::new(head, Some((error.status, Body::Error { error: fields, turns })), None)
     }
 
     /// The record of a line that is no request.
@@ -196,7 +212,11 @@ struct Response<'a> {
 #[serde(untagged)]
 enum Body<'a> {
     Answer(Answer<'a>),
-    Error { error: RequestErrorFields<'a> },
+    Error {
+        error: RequestErrorFields<'a>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        turns: Vec<TurnFields<'a>>,
+    },
 }
 
 #[derive(Serialize)]
@@ -225,13 +245,14 @@ struct ChoiceFields<'a> {
     stop_reason: Option<&'a StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    turns: Vec<TurnFields<'a>>,
 }
 
 impl<'a> ChoiceFields<'a> {
-    fn new(form: Form, index: u32, choice: &'a Choice) -> Self {
-        let message = Message { role: "assistant", content: &choice.text };
+    fn new(form: Form, index: u32, choice: &'a Choice, served: &Served) -> Self {
         let (message, text) = match form {
-            Form::Chat => (Some(message), None),
+            Form::Chat => (Some(Message::of(choice)), None),
             Form::Text => (None, Some(choice.text.as_str())),
         };
         let of_prompt = choice.prompt_logprobs.as_deref().filter(|_| form == Form::Text);
@@ -243,6 +264,7 @@ impl<'a> ChoiceFields<'a> {
             finish_reason: choice.finish_reason,
             stop_reason: choice.stop_reason.as_ref(),
             prompt_logprobs: of_prompt.map(logprobs::prompt_logprobs),
+            turns: choice.turns.iter().map(|turn| TurnFields::new(turn, served)).collect(),
         }
     }
 }
@@ -253,6 +275,12 @@ struct Message<'a> {
     content: &'a str,
 }
 
+impl<'a> Message<'a> {
+    fn of(choice: &'a Choice) -> Self {
+        Self { role: "assistant", content: &choice.text }
+    }
+}
+
 #[derive(Serialize)]
 struct Usage {
     prompt_tokens: u64,
@@ -260,6 +288,17 @@ struct Usage {
     total_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_tokens_details: Option<PromptTokensDetails>,
+}
+
+impl Usage {
+    fn new(prompt_tokens: u64, completion_tokens: u64, cached_tokens: u64, served: &Served) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: (!served.is_repeatable).then_some(PromptTokensDetails { cached_tokens }),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -319,6 +358,7 @@ mod tests {
             stop_reason: None,
             logprobs: None,
             prompt_logprobs: None,
+            turns: Vec::new(),
         };
         Completion {
             choices: texts.iter().map(choice).collect(),

@@ -5,6 +5,7 @@
 //! `reader`.
 
 mod constraints;
+mod conversations;
 mod envelope;
 mod fields;
 mod known_fields;
@@ -12,11 +13,13 @@ mod messages;
 mod options;
 mod params;
 mod prompts;
+mod turns;
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use self::conversations::Written;
 use self::envelope::{Envelope, Identity};
 use self::fields::Fields;
 use super::ids::{Claim, Ids};
@@ -30,6 +33,7 @@ pub use self::constraints::AnswerConstraint;
 pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, refused_fields};
 pub use self::options::AnswerOptions;
 pub use self::params::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, RequestParams};
+pub use self::turns::LaterTurn;
 
 /// Most answers that one line may ask for: a window of requests holds them all.
 pub const MAX_CHOICES: usize = 4096;
@@ -85,12 +89,15 @@ pub struct Conversation {
     /// Objects with a known `role`. Text parts are joined, so `content` is a string; it may be
     /// absent beside tool calls, whose `arguments` are objects or the text of one.
     pub messages: Vec<Value>,
+    /// The turns that follow answers; without any, the answer to `messages` is the only one.
+    pub later: Vec<LaterTurn>,
     /// A list of tools that is not empty.
     pub tools: Option<Value>,
     /// More variables for the template, `chat_template_kwargs` in the request.
     pub template_kwargs: Map<String, Value>,
     /// The request's own template, in place of the model's.
     pub template: Option<String>,
+    /// Of the last turn.
     pub ending: PromptEnding,
 }
 
@@ -266,12 +273,24 @@ impl RequestParser {
         }
         self.check_model(head.line, &mut fields)?;
 
+        // First: beside some of its forms, fields are read that others refuse.
+        let written = match form {
+            Form::Chat => Some(conversations::take(&mut fields)?),
+            Form::Text => None,
+        };
         known_fields::check_request(&mut fields)?;
         let params = RequestParams::take(&mut fields)?;
         let options = AnswerOptions::take(&mut fields, form)?;
-        let prompts = match form {
-            Form::Chat => vec![Prompt::Chat(messages::take_chat(&mut fields)?)],
-            Form::Text => prompts::take(&mut fields)?,
+        let prompts = match written {
+            Some(Written { messages, has_reference }) => {
+                if has_reference {
+                    self.warn(head.line, "reference answer", || conversations::REFERENCE_LEFT_OUT.to_owned());
+                }
+                let chat = messages::take_chat(&mut fields, messages)?;
+                options.check_turns(chat.num_turns())?;
+                vec![Prompt::Chat(chat)]
+            }
+            None => prompts::take(&mut fields)?,
         };
         let num_choices = prompts.len().saturating_mul(options.num_choices);
         if num_choices > MAX_CHOICES {

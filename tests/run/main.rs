@@ -27,3 +27,4 @@ mod resume;
 mod signals;
 mod streams;
 mod support;
+mod turns;

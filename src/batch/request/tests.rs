@@ -1,5 +1,7 @@
 //! Lines that are requests, requests that are refused, and lines that are none.
 
+mod conversations;
+
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -52,6 +52,7 @@ impl Desk {
             stop_reason: None,
             logprobs: None,
             prompt_logprobs: None,
+            turns: Vec::new(),
         };
         let completion = Completion {
             choices: vec![choice],
