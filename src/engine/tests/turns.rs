@@ -5,6 +5,7 @@
 use super::super::fake_runner::BYTES_PER_TOKEN;
 use super::cached_stories::{RULES, answered, cached_engine, next_turn, words};
 use super::*;
+use crate::cache::ResumeRule;
 
 /// Steps until something is told of the end of a request; what is told of it.
 fn ended(engine: &mut Engine<FakeRunner>, id: u64) -> Event {
@@ -29,8 +30,9 @@ fn num_cached(event: &Event) -> usize {
 fn an_answer_that_the_next_turn_awaits_stays_until_that_has_begun() {
     for rule in RULES {
         for (lookahead, is_awaited) in [(false, true), (true, true), (false, false)] {
-            // Room for two prompts and one answer.
-            let max_bytes = 22 * BYTES_PER_TOKEN + 4 * 40;
+            // Room for two prompts and one answer, and for a state at the end of each.
+            let state_bytes = if rule == ResumeRule::Checkpoints { 15 } else { 0 };
+            let max_bytes = (7 + 7 + 8) * BYTES_PER_TOKEN + 3 * state_bytes;
             let mut engine = cached_engine(limits(2, 64, lookahead), rule, max_bytes);
             let mut first = request(0, words(0, 8), 8, &[]);
             if is_awaited {
