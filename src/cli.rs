@@ -196,6 +196,12 @@ pub enum Command {
     /// them is kept in the cache.
     Models,
 
+    /// Print the JSON Schema of input or output lines
+    ///
+    /// Draft 2020-12, for editors and programs that write or read such lines: types and ranges of all fields that
+    /// mlxbatch-input(5) describes, or the shape of a record. What only a model can tell is checked by a run.
+    Schema(SchemaArgs),
+
     /// Print the completion script of a shell
     ///
     /// bash: mlxbatch completions bash > ~/.local/share/bash-completion/completions/mlxbatch
@@ -469,6 +475,21 @@ pub struct PlanArgs {
     /// Precision of the computation
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto, help_heading = "Run")]
     pub dtype: DtypeArg,
+}
+
+#[derive(Debug, Args)]
+pub struct SchemaArgs {
+    /// Lines to describe
+    #[arg(value_enum)]
+    pub lines: LineKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LineKind {
+    /// Requests, as `mlxbatch run` reads them
+    Input,
+    /// Results, as it writes them
+    Output,
 }
 
 #[derive(Debug, Args)]

@@ -21,7 +21,9 @@
 //! | `machine_memory`, `terminal` | what the system tells: memory left, whether bars can be drawn |
 //!
 //! A line of the input is a job of one or more requests, whose record is one line (`commands::run`); the
-//! engine knows requests alone, and what they want beside their next token.
+//! engine knows requests alone, and what they want beside their next token. Where a conversation is played turn by
+//! turn, the request of the next turn is made, planned and submitted when the answer before it is there: its prompt
+//! is cut as if it were alone, and so does not depend on when that was.
 //!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use mlxbatch::batch::{
     Choice, Completion, FinishReason, InputPath, OutputPath, Prompt, ReaderOptions, Record, RequestReader,
-    ResultWriter, Served, count_requests,
+    ResultWriter, Served, TokenCounts, count_requests,
 };
 use serde_json::Value;
 
@@ -43,13 +43,15 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
                     logprobs: None,
                     prompt_logprobs: None,
                     reply: None,
+                    turns: Vec::new(),
                 };
                 let completion = Completion {
                     choices: request.prompts.iter().map(answer).collect(),
-                    num_prompt_tokens: 3,
-                    num_completion_tokens: 2,
-                    num_cached_tokens: 0,
-                    num_reasoning_tokens: None,
+                    usage: TokenCounts {
+                        num_prompt_tokens: 3,
+                        num_completion_tokens: 2,
+                        ..TokenCounts::default()
+                    },
                 };
                 Record::success(&request.head, &completion, &served)
             }

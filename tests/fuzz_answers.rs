@@ -76,6 +76,7 @@ impl Reference {
             max_copied_bytes: u64::MAX,
             order: vec![0],
             drops_private: false,
+            plays_turns: false,
         };
         let mut judge = Judge::new(model);
         let mut engine = engine_of(model, &alone, None);

@@ -42,6 +42,7 @@ fn settings(device: ComputeDevice, num_prompts: usize) -> [Setting; 5] {
         max_copied_bytes: if prefill_chunk < 512 { 40_000 } else { u64::MAX },
         order: order.to_vec(),
         drops_private: false,
+        plays_turns: false,
     };
     let shuffled = shuffled(num_prompts);
     [

@@ -34,12 +34,13 @@ fn setting(device: ComputeDevice, batch_size: usize, num_prompts: usize) -> Sett
         max_copied_bytes: u64::MAX,
         order: (0..num_prompts).collect(),
         drops_private: false,
+        plays_turns: false,
     }
 }
 
 fn prompt(tokens: Vec<u32>, max_new_tokens: usize, wants: Wants) -> Prompt {
     let spans = vec![(tokens.len(), Tier::User)];
-    Prompt { tokens, spans, max_new_tokens, stopped_after: None, wants }
+    Prompt { tokens, spans, max_new_tokens, stopped_after: None, follows: None, wants }
 }
 
 fn batch_of(runner: &MlxRunner, prompts: Vec<Prompt>) -> Batch {

@@ -70,6 +70,14 @@ impl RequestError {
         Self { code: "not_a_number", ..Self::internal(reason) }
     }
 
+    /// Says which turn of a conversation it is about, counted from 1, if there are several.
+    pub fn in_turn(mut self, turn: usize, num_turns: usize) -> Self {
+        if num_turns > 1 {
+            self.message = format!("turn {turn} of {num_turns}: {}", self.message);
+        }
+        self
+    }
+
     /// Puts `file:line: ` ahead of the message.
     pub fn at(mut self, file: &str, line: u64) -> Self {
         self.message = format!("{file}:{line}: {}", self.message);

@@ -1,7 +1,7 @@
 //! Request formats in, results out, progress and summary.
 //!
 //! Owns the JSONL on both sides of a run: reading and checking lines, the output line's shape,
-//! getting results onto disk in input order, and what is said on standard error meanwhile. Knows
+//! getting results onto disk in input order, the schemas of both, and what is said on standard error meanwhile. Knows
 //! neither templates, tokens nor models; what to answer is decided above.
 
 mod error;
@@ -16,6 +16,7 @@ mod rates;
 mod reader;
 mod record;
 mod request;
+mod schemas;
 mod source;
 mod summary;
 mod units;
@@ -28,12 +29,16 @@ pub use lines::count_requests;
 pub use paths::{InputPath, OutputPath};
 pub use progress::Progress;
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader};
-pub use record::{Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenLogprob};
-pub use request::{
-    AnswerConstraint, AnswerOptions, Conversation, Form, MAX_CHOICES, PENALTY_RANGE, Prompt, PromptEnding,
-    REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField, ServedGroup,
-    ignored_fields, refused_fields,
+pub use record::{
+    Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
+    Turn,
 };
+pub use request::{
+    AnswerConstraint, AnswerOptions, Conversation, Form, LaterTurn, MAX_CHOICES, PENALTY_RANGE, Prompt,
+    PromptEnding, REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField,
+    ServedGroup, ignored_fields, refused_fields,
+};
+pub use schemas::{input_schema, output_schema};
 pub use summary::{Ending, RunStats, summary};
 pub use units::{counted as count_text, grouped as number_text, size as size_text};
 pub use warnings::Warnings;

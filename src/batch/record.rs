@@ -4,11 +4,15 @@
 //! repeated. Where the line goes is the writer's business.
 
 mod logprobs;
+mod turns;
 
 use serde::Serialize;
 use serde_json::Value;
 
 pub use self::logprobs::{Scored, Token, TokenLogprob};
+pub use self::turns::Turn;
+
+use self::turns::TurnFields;
 
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
@@ -54,6 +58,8 @@ pub struct Choice {
     pub prompt_logprobs: Option<Vec<TokenLogprob>>,
     /// A conversation's answer taken apart.
     pub reply: Option<Reply>,
+    /// Where a conversation has several turns to be generated, all of them, this last one included; else none.
+    pub turns: Vec<Turn>,
 }
 
 /// All that a line's record tells.
@@ -61,10 +67,17 @@ pub struct Choice {
 pub struct Completion {
     /// In the order of the prompts, those of one prompt side by side.
     pub choices: Vec<Choice>,
-    /// A prompt counts once, however many answers it has.
+    /// A prompt counts once, however many answers it has; what the line's own choices left for each other is not
+    /// cached.
+    pub usage: TokenCounts,
+}
+
+/// Tokens that an answer, or a line, has taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TokenCounts {
     pub num_prompt_tokens: u64,
     pub num_completion_tokens: u64,
-    /// Prompt tokens whose KV was there before the line was begun.
+    /// Prompt tokens whose KV was there.
     pub num_cached_tokens: u64,
     /// Tokens of thinking, where the model's way of it is known.
     pub num_reasoning_tokens: Option<u64>,
@@ -91,16 +104,7 @@ pub struct Record {
 impl Record {
     /// The record of an answered request.
     pub fn success(head: &RequestHead, completion: &Completion, served: &Served) -> Self {
-        let usage = Usage {
-            prompt_tokens: completion.num_prompt_tokens,
-            completion_tokens: completion.num_completion_tokens,
-            total_tokens: completion.num_prompt_tokens.saturating_add(completion.num_completion_tokens),
-            prompt_tokens_details: (!served.is_repeatable)
-                .then_some(PromptTokensDetails { cached_tokens: completion.num_cached_tokens }),
-            completion_tokens_details: completion
-                .num_reasoning_tokens
-                .map(|reasoning_tokens| CompletionTokensDetails { reasoning_tokens }),
-        };
+        let usage = Usage::new(&completion.usage, served);
         let (prefix, object) = match head.form {
             Form::Chat => ("chatcmpl", "chat.completion"),
             Form::Text => ("cmpl", "text_completion"),
@@ -111,7 +115,9 @@ impl Record {
             object,
             created: served.created,
             model: &served.model,
-            choices: choices.map(|(choice, index)| ChoiceFields::new(head.form, index, choice)).collect(),
+            choices: choices
+                .map(|(choice, index)| ChoiceFields::new(head.form, index, choice, served))
+                .collect(),
             usage,
             // A conversation has one prompt: it is told beside the choices, as vLLM does.
             prompt_logprobs: match (head.form, completion.choices.first()) {
@@ -126,13 +132,22 @@ impl Record {
 
     /// The record of a request that cannot be served.
     pub fn request_error(head: &RequestHead, error: &RequestError) -> Self {
+        Self::error_behind(head, error, Vec::new())
+    }
+
+    /// The record of a conversation one of whose turns cannot be served; those before it are told beside the error.
+    pub fn turn_error(head: &RequestHead, error: &RequestError, before: &[Turn], served: &Served) -> Self {
+        Self::error_behind(head, error, before.iter().map(|turn| TurnFields::new(turn, served)).collect())
+    }
+
+    fn error_behind(head: &RequestHead, error: &RequestError, turns: Vec<TurnFields<'_>>) -> Self {
         let fields = RequestErrorFields {
             message: &error.message,
             kind: error.kind,
             param: error.param.as_deref(),
             code: error.code,
         };
-        Self::new(head, Some((error.status, Body::Error { error: fields })), None)
+        Self::new(head, Some((error.status, Body::Error { error: fields, turns })), None)
     }
 
     /// The record of a line that is no request.
@@ -204,7 +219,11 @@ struct Response<'a> {
 #[serde(untagged)]
 enum Body<'a> {
     Answer(Answer<'a>),
-    Error { error: RequestErrorFields<'a> },
+    Error {
+        error: RequestErrorFields<'a>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        turns: Vec<TurnFields<'a>>,
+    },
 }
 
 #[derive(Serialize)]
@@ -233,10 +252,12 @@ struct ChoiceFields<'a> {
     stop_reason: Option<&'a StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    turns: Vec<TurnFields<'a>>,
 }
 
 impl<'a> ChoiceFields<'a> {
-    fn new(form: Form, index: u32, choice: &'a Choice) -> Self {
+    fn new(form: Form, index: u32, choice: &'a Choice, served: &Served) -> Self {
         let (message, text) = match form {
             Form::Chat => (Some(Message::of(choice)), None),
             Form::Text => (None, Some(choice.text.as_str())),
@@ -250,6 +271,7 @@ impl<'a> ChoiceFields<'a> {
             finish_reason: choice.finish_reason,
             stop_reason: choice.stop_reason.as_ref(),
             prompt_logprobs: of_prompt.map(logprobs::prompt_logprobs),
+            turns: choice.turns.iter().map(|turn| TurnFields::new(turn, served)).collect(),
         }
     }
 }
@@ -292,6 +314,21 @@ struct Usage {
 #[derive(Serialize)]
 struct CompletionTokensDetails {
     reasoning_tokens: u64,
+}
+
+impl Usage {
+    fn new(counts: &TokenCounts, served: &Served) -> Self {
+        let cached_tokens = counts.num_cached_tokens;
+        Self {
+            prompt_tokens: counts.num_prompt_tokens,
+            completion_tokens: counts.num_completion_tokens,
+            total_tokens: counts.num_prompt_tokens.saturating_add(counts.num_completion_tokens),
+            prompt_tokens_details: (!served.is_repeatable).then_some(PromptTokensDetails { cached_tokens }),
+            completion_tokens_details: counts
+                .num_reasoning_tokens
+                .map(|reasoning_tokens| CompletionTokensDetails { reasoning_tokens }),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -352,13 +389,16 @@ mod tests {
             logprobs: None,
             prompt_logprobs: None,
             reply: None,
+            turns: Vec::new(),
         };
         Completion {
             choices: texts.iter().map(choice).collect(),
-            num_prompt_tokens: 7,
-            num_completion_tokens: 2,
-            num_cached_tokens: 5,
-            num_reasoning_tokens: None,
+            usage: TokenCounts {
+                num_prompt_tokens: 7,
+                num_completion_tokens: 2,
+                num_cached_tokens: 5,
+                num_reasoning_tokens: None,
+            },
         }
     }
 
@@ -407,7 +447,7 @@ mod tests {
     fn an_answer_that_was_taken_apart_has_its_parts() {
         let call = ToolCall { id: "call_1".into(), name: "f".into(), arguments: "{\"a\":1}".into() };
         let mut completion = completion(&["as written"]);
-        completion.num_reasoning_tokens = Some(1);
+        completion.usage.num_reasoning_tokens = Some(1);
         completion.choices[0].finish_reason = FinishReason::ToolCalls;
         let reply = Reply { reasoning: Some("Hm".into()), calls: vec![call], ..Reply::default() };
         completion.choices[0].reply = Some(reply);

@@ -5,6 +5,7 @@
 //! `reader`.
 
 mod constraints;
+mod conversations;
 mod envelope;
 mod fields;
 mod known_fields;
@@ -13,11 +14,13 @@ mod options;
 mod params;
 mod prompts;
 mod tools;
+mod turns;
 
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use self::conversations::Written;
 use self::envelope::{Envelope, Identity};
 use self::fields::Fields;
 use self::tools::Tools;
@@ -33,6 +36,7 @@ pub use self::constraints::AnswerConstraint;
 pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, refused_fields};
 pub use self::options::AnswerOptions;
 pub use self::params::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, RequestParams};
+pub use self::turns::LaterTurn;
 
 /// Most answers that one line may ask for: a window of requests holds them all.
 pub const MAX_CHOICES: usize = 4096;
@@ -88,6 +92,8 @@ pub struct Conversation {
     /// Objects with a known `role`. Text parts are joined, so `content` is a string; it may be
     /// absent beside tool calls, whose `arguments` are objects or the text of one.
     pub messages: Vec<Value>,
+    /// The turns that follow answers; without any, the answer to `messages` is the only one.
+    pub later: Vec<LaterTurn>,
     /// A list of tools that is not empty.
     pub tools: Option<Arc<Value>>,
     /// How the answer calls them.
@@ -96,6 +102,7 @@ pub struct Conversation {
     pub template_kwargs: Map<String, Value>,
     /// The request's own template, in place of the model's.
     pub template: Option<String>,
+    /// Of the last turn.
     pub ending: PromptEnding,
 }
 
@@ -271,22 +278,29 @@ impl RequestParser {
         }
         self.check_model(head.line, &mut fields)?;
 
+        // First: beside some of its forms, fields are read that others refuse.
+        let written = match form {
+            Form::Chat => Some(conversations::take(&mut fields)?),
+            Form::Text => None,
+        };
         known_fields::check_request(&mut fields)?;
         let params = RequestParams::take(&mut fields)?;
         let mut options = AnswerOptions::take(&mut fields, form)?;
-        let prompts = match form {
-            Form::Chat => {
+        let prompts = match written {
+            Some(Written { messages, has_reference }) => {
+                if has_reference {
+                    self.warn(head.line, "reference answer", || conversations::REFERENCE_LEFT_OUT.to_owned());
+                }
                 let tools = Tools::take(&mut fields)?;
                 if let Some(name) = tools.unheld_function() {
-                    self.warn(head.line, "strict tools", || format!(
-                        "tools: {name:?} is to be strict, but calls that the model is free to make are not held to their schema; \
-                         they are with tool_choice \"required\" or a function's name"
-                    ));
+                    self.warn(head.line, "strict tools", || tools::not_held(name));
                 }
                 options.constrain(tools.constraint()?)?;
-                vec![Prompt::Chat(messages::take_chat(&mut fields, tools)?)]
+                let chat = messages::take_chat(&mut fields, messages, tools)?;
+                options.check_turns(chat.num_turns())?;
+                vec![Prompt::Chat(chat)]
             }
-            Form::Text => {
+            None => {
                 if params.thinking_budget.is_some() {
                     let reason =
                         "only a conversation's answer has thinking that is told from it; leave it out";

@@ -11,6 +11,7 @@ mod model;
 pub mod models;
 pub mod plan;
 pub mod run;
+pub mod schema;
 mod text_head;
 pub mod validate;
 pub mod version;
@@ -59,6 +60,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
         Some(Command::Cache(command)) => cache::execute(command),
         Some(Command::Validate(args)) => validate::validate(args),
         Some(Command::Models) => models::print(),
+        Some(Command::Schema(args)) => schema::print(args),
         Some(Command::Completions(args)) => completions::print(args),
         None => anyhow::bail!("no command given; see `mlxbatch --help`"),
     }

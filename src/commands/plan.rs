@@ -71,7 +71,10 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
             Ok(job)
         });
         match prepared {
-            Ok(job) => window.add(job),
+            Ok(job) => {
+                totals.num_later_turns += num_later_turns(&job);
+                window.add(job);
+            }
             Err(problem) => {
                 totals.num_failed += 1;
                 say(args, &problem);
@@ -97,6 +100,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         batch_size: args.batch_size,
         num_requests: reader.num_requests(),
         num_failed: totals.num_failed,
+        num_later_turns: totals.num_later_turns,
         num_windows: totals.num_windows,
         num_prompt_tokens: totals.num_prompt_tokens,
         num_unique_tokens: totals.num_unique_tokens,
@@ -116,6 +120,12 @@ fn say(args: &PlanArgs, text: &str) {
     if !args.quiet {
         let _ = writeln!(io::stderr(), "{text}");
     }
+}
+
+/// Answers of a line that are asked for when another is there.
+fn num_later_turns(job: &PreparedJob) -> u64 {
+    let num_later = job.dialogue.as_ref().map_or(0, |dialogue| dialogue.num_turns() - 1);
+    (num_later * job.requests.len()) as u64
 }
 
 /// What is kept of a request until its window is planned.
@@ -157,6 +167,8 @@ struct Totals<'a> {
     tokenizer: &'a Tokenizer,
     batch_size: usize,
     num_failed: u64,
+    /// Turns that follow answers: their prompts are not known yet.
+    num_later_turns: u64,
     num_windows: u64,
     num_prompt_tokens: u64,
     num_unique_tokens: u64,
@@ -176,6 +188,7 @@ impl<'a> Totals<'a> {
             tokenizer,
             batch_size,
             num_failed: 0,
+            num_later_turns: 0,
             num_windows: 0,
             num_prompt_tokens: 0,
             num_unique_tokens: 0,

@@ -10,7 +10,7 @@ use std::io::{self, BufWriter, Write};
 
 use super::{Outcome, written};
 use crate::batch::{
-    AnswerConstraint, InputPath, ReaderOptions, Request, RequestError, RequestReader, count_text,
+    AnswerConstraint, InputPath, Prompt, ReaderOptions, Request, RequestError, RequestReader, count_text,
 };
 use crate::cli::ValidateArgs;
 use crate::guide::{Compiler, Constraint, GuideError, Vocabulary};
@@ -28,7 +28,10 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
         let (code, message) = match item {
             Err(failed) => (failed.error.code(), failed.error.message().to_owned()),
             Ok(request) => match constraints.check(&request) {
-                Ok(()) => continue,
+                Ok(()) => {
+                    report.num_turns += num_turns(&request);
+                    continue;
+                }
                 Err(error) => (error.code, error.at(reader.name(), request.head.line).message),
             },
         };
@@ -78,9 +81,18 @@ impl Constraints {
     }
 }
 
+fn num_turns(request: &Request) -> u64 {
+    match &request.prompts[..] {
+        [Prompt::Chat(chat)] => chat.num_turns() as u64,
+        _ => 1,
+    }
+}
+
 #[derive(Debug, Default)]
 struct Report {
     num_requests: u64,
+    /// Of the sound ones: turns of conversations, and all else as one each.
+    num_turns: u64,
     num_by_code: BTreeMap<&'static str, u64>,
 }
 
@@ -95,8 +107,11 @@ impl Report {
 
     /// `12 requests, 3 with problems (2 invalid_json, 1 invalid_value)`
     fn text(&self) -> String {
-        let requests = count_text(self.num_requests, "request");
         let num_problems: u64 = self.num_by_code.values().sum();
+        let mut requests = count_text(self.num_requests, "request");
+        if self.num_turns > self.num_requests - num_problems {
+            requests += &format!(" with {}", count_text(self.num_turns, "turn"));
+        }
         match (self.num_requests, num_problems) {
             (0, _) => requests,
             (1, 0) => format!("{requests}, ok"),
@@ -118,6 +133,8 @@ mod tests {
     fn the_report_counts_by_kind() {
         let mut report = Report { num_requests: 1, ..Report::default() };
         assert_eq!((report.text().as_str(), report.outcome()), ("1 request, ok", Outcome::Done));
+        report = Report { num_requests: 2, num_turns: 5, ..report };
+        assert_eq!(report.text(), "2 requests with 5 turns, all ok");
         report.num_requests = 12;
         for code in ["invalid_value", "invalid_json", "invalid_json"] {
             report.add(code);

@@ -167,6 +167,12 @@ impl Prefixes {
         Ok(())
     }
 
+    /// The place in the order of the run that it has come to: what is submitted next for want of which a line
+    /// cannot go on stands here.
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+
     /// Lets go of what a sequence that has ended held, and of what it will not compute any more.
     pub(super) fn let_go(
         &mut self,
@@ -178,6 +184,9 @@ impl Prefixes {
         cache.cancel(OwnerId(sequence.id.0));
         self.awaited.retain(|_, owner| *owner != sequence.id);
         if let Some(node) = hold.node {
+            if sequence.request.answer_recurs.is_awaited() {
+                cache.expect(node, self.now..=self.now)?;
+            }
             cache.unpin(node)?;
         }
         make_room(cache, runner, self.now);

@@ -64,24 +64,39 @@ pub fn num_reusable(num_prompt_tokens: usize, score: Option<&Score>) -> usize {
 /// Whether the tokens of an answer may come again as they are, in the prompt of a later turn. It is asked
 /// when the answer has ended and could be kept; by default every answer may.
 #[derive(Clone, Default)]
-pub struct AnswerRecurs(Option<Arc<Recurs>>);
+pub struct AnswerRecurs {
+    asked: Option<Arc<Recurs>>,
+    is_awaited: bool,
+}
 
 type Recurs = dyn Fn(&[TokenId]) -> bool + Send + Sync;
 
 impl AnswerRecurs {
     /// Asks `recurs`, which gets the new tokens, an end token included.
     pub fn asking(recurs: impl Fn(&[TokenId]) -> bool + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(recurs)))
+        Self { asked: Some(Arc::new(recurs)), is_awaited: false }
+    }
+
+    /// Says that the turn behind it is submitted as soon as the answer is there: until it has begun, prompt and
+    /// answer are kept as what a planned request uses.
+    pub fn awaited(self) -> Self {
+        Self { is_awaited: true, ..self }
+    }
+
+    /// Whether it is.
+    pub fn is_awaited(&self) -> bool {
+        self.is_awaited
     }
 
     pub(super) fn is_true_of(&self, new_tokens: &[TokenId]) -> bool {
-        self.0.as_ref().is_none_or(|recurs| recurs(new_tokens))
+        self.asked.as_ref().is_none_or(|recurs| recurs(new_tokens))
     }
 }
 
 impl fmt::Debug for AnswerRecurs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "AnswerRecurs(asks)" } else { "AnswerRecurs(always)" })
+        let when = if self.asked.is_some() { "asks" } else { "always" };
+        write!(f, "AnswerRecurs({when}{})", if self.is_awaited { ", awaited" } else { "" })
     }
 }
 

@@ -74,6 +74,29 @@ impl<R: Runner> Engine<R> {
 
     /// Puts a request at the end of the waiting line.
     pub fn submit(&mut self, request: GenerationRequest) -> Result<(), SubmitError> {
+        let sequence = self.checked(request)?;
+        if !self.has_room() {
+            return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
+        }
+        self.enqueue(sequence, VecDeque::push_back);
+        Ok(())
+    }
+
+    /// Puts a request at the head of the waiting line, whether that has room or not: it goes on with the answer of
+    /// one that has just ended and whose place it takes. It stands at [`Engine::present`] in the order of the run.
+    pub fn submit_next(&mut self, request: GenerationRequest) -> Result<(), SubmitError> {
+        let sequence = self.checked(request)?;
+        self.enqueue(sequence, VecDeque::push_front);
+        Ok(())
+    }
+
+    /// The place in the order of the run that it has come to.
+    pub fn present(&self) -> u64 {
+        self.prefixes.now()
+    }
+
+    /// A sequence for a request that can be served.
+    fn checked(&self, request: GenerationRequest) -> Result<Sequence, SubmitError> {
         if request.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
@@ -87,28 +110,24 @@ impl<R: Runner> Engine<R> {
         sequence.request.plan.cuts.retain(|cut| cut.position > 0);
         let counts = sequence.counts();
         match self.limits.max_batch_tokens {
-            Some(max_batch_tokens) if counts.max_kv_tokens > max_batch_tokens => {
-                return Err(SubmitError::TooLong {
-                    num_prompt_tokens: sequence.request.prompt.len(),
-                    max_new_tokens: sequence.request.max_new_tokens,
-                    max_batch_tokens,
-                });
-            }
-            _ => {}
+            Some(max_batch_tokens) if counts.max_kv_tokens > max_batch_tokens => Err(SubmitError::TooLong {
+                num_prompt_tokens: sequence.request.prompt.len(),
+                max_new_tokens: sequence.request.max_new_tokens,
+                max_batch_tokens,
+            }),
+            _ => Ok(sequence),
         }
-        if !self.has_room() {
-            return Err(SubmitError::QueueFull { max_waiting: self.max_waiting() });
-        }
+    }
+
+    fn enqueue(&mut self, sequence: Sequence, push: fn(&mut VecDeque<Sequence>, Sequence)) {
+        self.num_submitted += 1;
         if !sequence.has_work() {
-            self.num_submitted += 1;
             self.events.push(sequence.finished(FinishReason::Length));
-            return Ok(());
+            return;
         }
         // Of what was stored since it was planned, too.
         self.expect(&sequence.request);
-        self.num_submitted += 1;
-        self.waiting.push_back(sequence);
-        Ok(())
+        push(&mut self.waiting, sequence);
     }
 
     /// Tells of a request that will be submitted: what is stored already may be meant for it.
@@ -236,6 +255,12 @@ impl<R: Runner> Engine<R> {
                 Err(failure.error)
             }
         }
+    }
+
+    /// What there is to tell without another pass, such as that a request was stopped.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        // What comes behind an error is told after it.
+        if self.failure.is_some() { Vec::new() } else { mem::take(&mut self.events) }
     }
 
     fn max_waiting(&self) -> usize {

@@ -25,8 +25,8 @@ mod tokenizer_config;
 pub use answer::{Answer, AnswerText};
 pub use error::TextError;
 pub use reply::{
-    Asked, CallSyntax, ExpectedCalls, PromptThinking, Reply, ReplyReader, ReplySettings, ReplySyntax,
-    ShownThinking, ThinkingSyntax, ToolCall,
+    Asked, CallSyntax, ExpectedCalls, Occasion, PromptThinking, Reply, ReplyReader, ReplySettings,
+    ReplySyntax, ShownThinking, ThinkingSyntax, ToolCall,
 };
 pub use spans::{Span, system_end};
 pub use stop::{StopMatcher, Stopped};

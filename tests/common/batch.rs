@@ -3,7 +3,10 @@
 //! Owns the counts that follow from the prompts alone. Planning is done as `mlxbatch run` does it; which
 //! prompts there are is each test's business, running them `runs`'.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use mlxbatch::{
     cache::Tier,
@@ -23,6 +26,8 @@ pub struct Prompt {
     pub max_new_tokens: usize,
     /// New tokens after which the caller has seen enough, as when a stop string is found.
     pub stopped_after: Option<usize>,
+    /// The prompt whose answer it goes on with, by its place in the batch.
+    pub follows: Option<usize>,
     pub wants: Wants,
 }
 
@@ -102,6 +107,18 @@ impl Batch {
         };
         let prompts: HashSet<&[u32]> = self.prompts.iter().map(|prompt| prompt.tokens.as_slice()).collect();
         prompts.iter().copied().filter(is_continued).count()
+    }
+
+    /// The prompts of a run that are submitted when the answer they go on with is there, by the one that has it.
+    pub fn followers(&self, setting: &Setting) -> HashMap<usize, Vec<usize>> {
+        let mut followers: HashMap<usize, Vec<usize>> = HashMap::new();
+        let places: HashSet<usize> = setting.order.iter().copied().filter(|_| setting.plays_turns).collect();
+        for &index in &setting.order {
+            if let Some(before) = self.prompts[index].follows.filter(|before| places.contains(before)) {
+                followers.entry(before).or_default().push(index);
+            }
+        }
+        followers
     }
 
     /// Plans a run that has come to `first_order`.

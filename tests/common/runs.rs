@@ -2,12 +2,12 @@
 //!
 //! Owns the engine's settings and what a run is measured by; which runs there are is each test's business.
 
-use std::{num::NonZeroUsize, path::Path};
+use std::{collections::HashSet, num::NonZeroUsize, path::Path};
 
 use mlxbatch::{
     cache::{CacheLimits, ResumeRule},
     engine::{
-        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, RequestId, Runner,
+        AnswerRecurs, Engine, Event, FinishReason, GenerationRequest, Limits, PromptPlan, RequestId, Runner,
         SamplingParams, TokenReport,
     },
     mlx::{ComputeDevice, MlxRunner},
@@ -28,6 +28,8 @@ pub struct Setting {
     pub order: Vec<usize>,
     /// What none of them shares is not stored, as in a run that nothing outlives.
     pub drops_private: bool,
+    /// Prompts that go on with the answer of another are submitted when that is there, and planned then.
+    pub plays_turns: bool,
 }
 
 /// A limit that nothing reaches.
@@ -93,12 +95,17 @@ pub fn run_steps(
     mut between: impl FnMut(&mut Engine<MlxRunner>, usize),
 ) -> Outcome {
     let before = *engine.stats();
-    let planned = batch.plan(setting, before.num_admitted as u64);
-    let num_requests = planned.len();
-    let num_decoding = planned.iter().filter(|(index, _)| batch.prompts[*index].max_new_tokens > 0).count();
-    let requests: Vec<GenerationRequest> = planned
-        .into_iter()
-        .map(|(index, plan)| GenerationRequest {
+    let followers = batch.followers(setting);
+    let later: HashSet<usize> = followers.values().flatten().copied().collect();
+    let order = setting.order.iter().copied().filter(|index| !later.contains(index)).collect();
+    let planned = batch.plan(&Setting { order, ..setting.clone() }, before.num_admitted as u64);
+    let num_requests = setting.order.len();
+    let num_decoding = setting.order.iter().filter(|index| batch.prompts[**index].max_new_tokens > 0).count();
+    let request_of = |index: usize, mut plan: PromptPlan| {
+        let is_awaited = followers.contains_key(&index);
+        plan.drops_private &= !is_awaited;
+        let answer_recurs = AnswerRecurs::default();
+        GenerationRequest {
             id: RequestId(index as u64),
             prompt: batch.prompts[index].tokens.clone(),
             max_new_tokens: batch.prompts[index].max_new_tokens,
@@ -109,9 +116,11 @@ pub fn run_steps(
             report: batch.prompts[index].wants.report,
             score: batch.prompts[index].wants.score,
             plan,
-            answer_recurs: AnswerRecurs::default(),
-        })
-        .collect();
+            answer_recurs: if is_awaited { answer_recurs.awaited() } else { answer_recurs },
+        }
+    };
+    let requests: Vec<GenerationRequest> =
+        planned.into_iter().map(|(index, plan)| request_of(index, plan)).collect();
     requests.iter().for_each(|request| engine.expect(request));
     let mut requests = requests.into_iter().peekable();
     let mut answers = vec![Vec::new(); batch.prompts.len()];
@@ -145,8 +154,15 @@ pub fn run_steps(
                 }
                 Event::Finished { id, reason, num_cached_tokens, .. } => {
                     assert!(matches!(reason, FinishReason::Stop | FinishReason::Length), "{reason:?}");
-                    is_whole[id.0 as usize] = true;
+                    let index = id.0 as usize;
+                    is_whole[index] = true;
                     num_cached += num_cached_tokens;
+                    for &next in followers.get(&index).into_iter().flatten() {
+                        let alone = Setting { order: vec![next], ..setting.clone() };
+                        for (next, plan) in batch.plan(&alone, engine.present()) {
+                            engine.submit_next(request_of(next, plan)).unwrap();
+                        }
+                    }
                 }
             }
         }

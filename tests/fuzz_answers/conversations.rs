@@ -60,6 +60,7 @@ impl Parts {
             spans: Vec::new(),
             max_new_tokens: 1,
             stopped_after: None,
+            follows: None,
             wants: Wants::default(),
         };
         if !self.system.is_empty() && is_lucky(numbers, 90) {
@@ -94,7 +95,7 @@ impl Prompt {
     fn cut_short(&self, end: usize) -> Self {
         let mut spans: Vec<(usize, Tier)> = self.spans.iter().copied().filter(|span| span.0 < end).collect();
         spans.push((end, self.spans.iter().find(|span| span.0 >= end).map_or(Tier::User, |span| span.1)));
-        Self { tokens: self.tokens[..end].to_vec(), spans, wants: Wants::default(), ..*self }
+        Self { tokens: self.tokens[..end].to_vec(), spans, wants: Wants::default(), follows: None, ..*self }
     }
 }
 
@@ -131,6 +132,7 @@ pub fn conversations(
                 let most = if is_lucky(numbers, 30) { 300 } else { 60 };
                 let num_words = numbers.within(1..=most);
                 prompt.extend(&numbers.words(num_words), Tier::User);
+                prompt.follows = Some(earlier);
                 prompt
             }
             _ => {

@@ -90,6 +90,7 @@ impl Life {
                 drops_private: number == num_runs
                     && !matches!(store, Store::InFile { .. })
                     && is_lucky(numbers, 30),
+                plays_turns: is_lucky(numbers, 60),
             };
             let num_steps = numbers.within(1..=80);
             let kept = if matches!(store, Store::InFile { .. }) { 3 } else { 1 };

@@ -28,3 +28,4 @@ mod resume;
 mod signals;
 mod streams;
 mod support;
+mod turns;

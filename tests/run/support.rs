@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
+use jsonschema::Validator;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -114,10 +116,37 @@ impl Desk {
         serde_json::from_str(&self.read("report.json")).expect("the report is JSON")
     }
 
-    /// The lines of `out.jsonl`.
+    /// The lines of `out.jsonl`, each of which its schema allows, as the other allows the input lines that were
+    /// answered.
     pub fn output(&self) -> Vec<Value> {
-        json_lines(&self.read("out.jsonl"))
+        let output = json_lines(&self.read("out.jsonl"));
+        let input = fs::read(self.path("in.jsonl")).unwrap_or_default();
+        let input: Vec<&[u8]> = input.split(|byte| *byte == b'\n').collect();
+        for record in &output {
+            check_schema(&OUTPUT, record);
+            let number =
+                record["id"].as_str().and_then(|id| id.strip_prefix("batch_req_")?.parse::<usize>().ok());
+            let line = number.and_then(|number| input.get(number - 1));
+            let answered = line.filter(|_| record["response"]["status_code"] == 200);
+            if let Some(Ok(line)) = answered.map(|line| serde_json::from_slice(line)) {
+                check_schema(&INPUT, &line);
+            }
+        }
+        output
     }
+}
+
+static INPUT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::input_schema()));
+static OUTPUT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::output_schema()));
+
+fn validator(schema: &Value) -> Validator {
+    jsonschema::draft202012::new(schema).expect("it is a schema")
+}
+
+fn check_schema(validator: &Validator, line: &Value) {
+    let problems: Vec<String> =
+        validator.iter_errors(line).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(problems.is_empty(), "not by the schema, {problems:?}: {line}");
 }
 
 /// Where a model of `fixtures/` is.

@@ -42,6 +42,7 @@ pub fn batch_for(model: &str) -> Batch {
             spans,
             max_new_tokens: NUM_NEW,
             stopped_after: None,
+            follows: None,
             wants: Wants::default(),
         });
     };

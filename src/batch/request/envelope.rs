@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::super::line_error::RequestError;
 use super::super::partial_json::MAX_ID_BYTES;
 use super::Form;
+use super::conversations;
 use super::fields::{self, Fields};
 use super::known_fields;
 
@@ -58,11 +59,14 @@ impl Envelope {
 }
 
 fn form_of(fields: &Fields) -> Result<Form, RequestError> {
-    match (fields.get("messages").is_some(), fields.get("prompt").is_some()) {
-        (true, false) => Ok(Form::Chat),
-        (false, true) => Ok(Form::Text),
-        (true, true) => Err(RequestError::invalid("prompt", "give either `messages` or `prompt`, not both")),
-        (false, false) => {
+    match (conversations::field_of(fields)?, fields.get("prompt").is_some()) {
+        (Some(_), false) => Ok(Form::Chat),
+        (None, true) => Ok(Form::Text),
+        (Some(name), true) => {
+            let reason = format!("give either `{name}` or `prompt`, not both");
+            Err(RequestError::invalid("prompt", reason))
+        }
+        (None, false) => {
             let reason = "a request needs `messages` (a conversation) or `prompt` (a text)";
             Err(RequestError::missing("messages", reason))
         }
@@ -71,7 +75,7 @@ fn form_of(fields: &Fields) -> Result<Form, RequestError> {
 
 /// Who a line is.
 pub(super) struct Identity {
-    /// `custom_id`, else `id`, of those that can be used.
+    /// `custom_id`, else `id`, of those that can be used, else MT-Bench's `question_id`.
     pub id: Option<String>,
     pub problem: Option<RequestError>,
 }
@@ -79,11 +83,12 @@ pub(super) struct Identity {
 impl Identity {
     pub fn take(object: &mut Map<String, Value>) -> Self {
         let mut identity = Self { id: None, problem: None };
-        let [custom_id, id] = ["custom_id", "id"].map(|name| {
-            let value = object.swap_remove(name).filter(|id| !id.is_null())?;
-            Some(id_of(name, value))
-        });
-        for given in [custom_id, id].into_iter().flatten() {
+        let mut names = vec!["custom_id", "id"];
+        // Elsewhere it is a column, which several lines may have alike.
+        names.extend(has_turns(object).then_some("question_id"));
+        for name in names {
+            let Some(value) = object.swap_remove(name).filter(|id| !id.is_null()) else { continue };
+            let given = id_of(name, value);
             match given {
                 _ if identity.id.is_some() => {}
                 Ok(id) => identity.id = Some(id),
@@ -92,6 +97,12 @@ impl Identity {
         }
         identity
     }
+}
+
+/// Whether a line is one of MT-Bench, in the Batch API's envelope or without it.
+fn has_turns(object: &Map<String, Value>) -> bool {
+    let request = object.get("body").and_then(Value::as_object).unwrap_or(object);
+    request.get(conversations::TURNS).is_some_and(Value::is_array)
 }
 
 fn id_of(name: &str, value: Value) -> Result<String, RequestError> {

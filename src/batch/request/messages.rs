@@ -1,7 +1,7 @@
 //! The conversation of a request: its messages, and how its template is to render them.
 //!
-//! Owns checking them, and one shape for content: text. What a template wants beyond that, such
-//! as tool arguments as objects or as text, is found out where it is rendered.
+//! Owns checking them, one shape for content, which is text, and where answers are to be filled in. What a
+//! template wants beyond that, such as tool arguments as objects or as text, is found out where it is rendered.
 
 use serde_json::{Map, Value};
 
@@ -9,7 +9,7 @@ use super::super::line_error::RequestError;
 use super::fields::{Fields, expected};
 use super::known_fields;
 use super::tools::Tools;
-use super::{Conversation, PromptEnding};
+use super::{Conversation, LaterTurn, PromptEnding};
 use crate::json::{self, Parsed};
 
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
@@ -17,27 +17,52 @@ const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 /// Fields of an assistant message that may stand in for its content.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
-/// Takes a conversation with its tools and template variables.
-pub(super) fn take_chat(fields: &mut Fields, tools: Tools) -> Result<Conversation, RequestError> {
-    let messages = match fields.take("messages") {
-        Some(Value::Array(messages)) => messages,
-        Some(other) => return Err(expected("a list", "messages", &other)),
-        None => return Err(RequestError::missing("messages", "a chat request needs a list of messages")),
-    };
-    if messages.is_empty() {
-        return Err(RequestError::invalid("messages", "must hold at least one message"));
-    }
-    let messages = messages
-        .into_iter()
-        .enumerate()
-        .map(|(position, message)| check_message(message, &format!("messages[{position}]")))
-        .collect::<Result<Vec<_>, _>>()?;
+/// A message of a conversation, checked.
+enum Checked {
+    Message(Value),
+    /// An assistant's message without content: the answer is to be generated.
+    Gap(Map<String, Value>),
+}
 
-    let ending = take_ending(fields, &messages)?;
+/// Takes a conversation of these messages, each with its place in the line, with its tools and template
+/// variables.
+pub(super) fn take_chat(
+    fields: &mut Fields,
+    written: Vec<(String, Value)>,
+    tools: Tools,
+) -> Result<Conversation, RequestError> {
+    let (messages, later, ends_with_gap) = parted(written)?;
+    let last = later.last().map_or(&messages, |turn| &turn.messages);
+    let ending = take_ending(fields, last.last().filter(|_| !ends_with_gap))?;
+    if ending == PromptEnding::LastMessage && !later.is_empty() {
+        let reason = "without the header of the assistant's message there is no place for the answers of \
+                      several turns; leave it out";
+        return Err(RequestError::unsupported("add_generation_prompt", reason));
+    }
     let template = fields.take_string("chat_template")?.filter(|template| !template.is_empty());
     let template_kwargs = take_template_kwargs(fields, &tools)?;
     let Tools { shown, expected_calls, .. } = tools;
-    Ok(Conversation { messages, tools: shown, expected_calls, template_kwargs, template, ending })
+    Ok(Conversation { messages, later, tools: shown, expected_calls, template_kwargs, template, ending })
+}
+
+/// Checks messages and parts them where answers are to be generated. A last message without content asks for
+/// what a conversation without it asks for; whether there is one is told, too.
+fn parted(written: Vec<(String, Value)>) -> Result<(Vec<Value>, Vec<LaterTurn>, bool), RequestError> {
+    let mut messages = Vec::new();
+    let mut later: Vec<LaterTurn> = Vec::new();
+    for (param, message) in written {
+        let open = later.last_mut().map_or(&mut messages, |turn| &mut turn.messages);
+        match check_message(message, &param)? {
+            Checked::Message(message) => open.push(message),
+            Checked::Gap(_) if open.is_empty() => {
+                let reason = "an answer to be generated needs a message before it that it answers";
+                return Err(RequestError::missing(&format!("{param}.content"), reason));
+            }
+            Checked::Gap(gap) => later.push(LaterTurn { gap, messages: Vec::new() }),
+        }
+    }
+    let ends_with_gap = later.pop_if(|turn| turn.messages.is_empty()).is_some();
+    Ok((messages, later, ends_with_gap))
 }
 
 /// Takes the variables of the template, under their own names or within `chat_template_kwargs`, which wins.
@@ -60,7 +85,9 @@ fn take_template_kwargs(fields: &mut Fields, tools: &Tools) -> Result<Map<String
     Ok(template_kwargs)
 }
 
-fn take_ending(fields: &mut Fields, messages: &[Value]) -> Result<PromptEnding, RequestError> {
+/// Takes where the prompt ends, the last turn's if there are several; `last` is the message it ends with, if
+/// that has content.
+fn take_ending(fields: &mut Fields, last: Option<&Value>) -> Result<PromptEnding, RequestError> {
     let adds_header = fields.take_bool("add_generation_prompt")?;
     if !fields.take_bool("continue_final_message")?.unwrap_or(false) {
         return Ok(match adds_header {
@@ -74,14 +101,14 @@ fn take_ending(fields: &mut Fields, messages: &[Value]) -> Result<PromptEnding, 
             "a new turn (`add_generation_prompt`) cannot go on with the final message; give one of them",
         );
     }
-    let content = messages.last().and_then(|message| message.get("content")).and_then(Value::as_str);
+    let content = last.and_then(|message| message.get("content")).and_then(Value::as_str);
     if content.is_none_or(|content| content.trim().is_empty()) {
         return refused("the final message has no text to go on with");
     }
     Ok(PromptEnding::WithinLastMessage)
 }
 
-fn check_message(message: Value, param: &str) -> Result<Value, RequestError> {
+fn check_message(message: Value, param: &str) -> Result<Checked, RequestError> {
     let mut message = match message {
         Value::Object(message) => message,
         other => return Err(expected("an object", param, &other)),
@@ -100,6 +127,7 @@ fn check_message(message: Value, param: &str) -> Result<Value, RequestError> {
         (content, None) => content,
         (content, Some(refusal)) => Some(content.unwrap_or_default() + &refusal),
     };
+    check_tool_calls(&mut message, param)?;
     match content {
         Some(text) => drop(message.insert("content".into(), Value::String(text))),
         // How a call without text is given is told from the template.
@@ -107,13 +135,16 @@ fn check_message(message: Value, param: &str) -> Result<Value, RequestError> {
         None if role == "assistant" && has_reasoning(&message) => {
             message.insert("content".into(), Value::String(String::new()));
         }
+        None if role == "assistant" => {
+            message.shift_remove("tool_calls");
+            return Ok(Checked::Gap(message));
+        }
         None => {
             let reason = format!("the {role} message has no content");
             return Err(RequestError::missing(&format!("{param}.content"), reason));
         }
     }
-    check_tool_calls(&mut message, param)?;
-    Ok(Value::Object(message))
+    Ok(Checked::Message(Value::Object(message)))
 }
 
 /// A model that declined said so: what it said is its answer's text.

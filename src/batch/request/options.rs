@@ -134,6 +134,16 @@ impl AnswerOptions {
         }
         Ok(())
     }
+
+    /// Checks what is told of a conversation of so many turns to be generated.
+    pub(super) fn check_turns(&self, num_turns: usize) -> Result<(), RequestError> {
+        if num_turns > 1 && self.prompt_logprobs.is_some() {
+            let reason = "is not told of a conversation with several turns to be generated; give each turn a \
+                          line of its own";
+            return Err(RequestError::unsupported("prompt_logprobs", reason));
+        }
+        Ok(())
+    }
 }
 
 fn take_token_ids(fields: &mut Fields, name: &str) -> Result<Vec<u32>, RequestError> {

@@ -1,5 +1,7 @@
 //! Lines that are requests, requests that are refused, and lines that are none.
 
+mod conversations;
+
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -526,7 +528,11 @@ fn every_field_of_the_table_is_read() {
     for field in SERVED.iter().flat_map(|group| group.fields) {
         let mut lines = Lines::new();
         // No field takes this; metadata alone takes anything.
-        let odd = json!({"messages": [{"role": "user", "content": "Hi"}], field.name: [[{}], -3.5]});
+        let mut odd = match field.name {
+            "question_id" => json!({"turns": ["Hi"]}),
+            _ => json!({"messages": [{"role": "user", "content": "Hi"}]}),
+        };
+        odd[field.name] = json!([[{}], -3.5]);
         let outcome = lines.parse(odd.to_string());
         if field.name == "metadata" {
             assert!(outcome.expect("it is passed through").head.metadata.is_some());

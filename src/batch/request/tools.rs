@@ -98,6 +98,14 @@ impl Tools {
     }
 }
 
+/// What is told of a function that is to be strict though nothing holds the answer to it.
+pub(super) fn not_held(name: &str) -> String {
+    format!(
+        "tools: {name:?} is to be strict, but calls that the model is free to make are not held to their schema; they \
+         are with tool_choice \"required\" or a function's name"
+    )
+}
+
 /// What `tool_choice` says.
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {

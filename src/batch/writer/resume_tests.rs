@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::batch::line_error::RequestError;
-use crate::batch::record::{Choice, Completion, FinishReason, Served};
+use crate::batch::record::{Choice, Completion, FinishReason, Served, TokenCounts};
 use crate::batch::request::RequestHead;
 
 struct Desk {
@@ -53,13 +53,11 @@ impl Desk {
             logprobs: None,
             prompt_logprobs: None,
             reply: None,
+            turns: Vec::new(),
         };
         let completion = Completion {
             choices: vec![choice],
-            num_prompt_tokens: 1,
-            num_completion_tokens: 1,
-            num_cached_tokens: 0,
-            num_reasoning_tokens: None,
+            usage: TokenCounts { num_prompt_tokens: 1, num_completion_tokens: 1, ..TokenCounts::default() },
         };
         Record::success(head, &completion, &Served { model: "m".into(), created: 0, is_repeatable: true })
     }

@@ -22,6 +22,8 @@ pub(super) struct Report {
     /// Failed lines included.
     pub num_requests: u64,
     pub num_failed: u64,
+    /// Turns of conversations that follow answers; nothing else here counts them.
+    pub num_later_turns: u64,
     pub num_windows: u64,
     pub num_prompt_tokens: u64,
     pub num_unique_tokens: u64,
@@ -76,6 +78,15 @@ impl Report {
             ),
         );
         line("unique tokens", number_text(self.num_unique_tokens));
+        if self.num_later_turns > 0 {
+            line(
+                "later turns",
+                format!(
+                    "{}, which follow answers and are not counted here",
+                    number_text(self.num_later_turns)
+                ),
+            );
+        }
         if let Some(num_stored_tokens) = self.num_stored_tokens {
             line(
                 "in cache file",
@@ -155,6 +166,7 @@ impl Report {
             "model": self.model,
             "num_requests": self.num_requests,
             "num_failed": self.num_failed,
+            "num_later_turns": self.num_later_turns,
             "num_windows": self.num_windows,
             "num_prompt_tokens": self.num_prompt_tokens,
             "num_unique_tokens": self.num_unique_tokens,
@@ -192,6 +204,7 @@ mod tests {
             batch_size: 32,
             num_requests: 102,
             num_failed: 2,
+            num_later_turns: 0,
             num_windows: 1,
             num_prompt_tokens: 120_000,
             num_stored_tokens: None,
@@ -228,7 +241,8 @@ largest shared prefixes
 
     #[test]
     fn windows_are_told_of_and_nothing_is_divided_by_zero() {
-        let report = Report { num_windows: 3, largest_shared: Vec::new(), ..report() };
+        let report = Report { num_windows: 3, num_later_turns: 80, largest_shared: Vec::new(), ..report() };
+        assert!(report.text().contains("\n  later turns     80, which follow answers"));
         assert!(report.text().contains("\n  windows         3 of at most 8,192 requests; "));
         let empty =
             Report { num_requests: 0, num_failed: 0, num_prompt_tokens: 0, num_unique_tokens: 0, ..report };

@@ -1,7 +1,8 @@
 //! Reading ahead: what the input has, as requests that are ready for their window.
 //!
 //! Owns how many lines are taken at a time, preparing them on all cores, and doing so while the model
-//! loads. What a request becomes is `prepare`'s, when more is wanted is the session's business.
+//! loads; and what is said of lines on the way. What a request becomes is `prepare`'s, when more is wanted is
+//! the session's business.
 
 use std::{
     collections::VecDeque,
@@ -14,11 +15,13 @@ use std::{
 };
 
 use super::{
-    prepare::{PreparedJob, Preparer},
+    prepare::{Dialogue, PreparedJob, PreparedRequest, Preparer},
     window::WindowSize,
 };
 use crate::{
-    batch::{BatchError, Kept, NextRequest, Record, Request, RequestError, RequestReader},
+    batch::{
+        BatchError, Choice, Kept, NextRequest, Record, Request, RequestError, RequestHead, RequestReader,
+    },
     text::TextModel,
     threads::on_threads,
 };
@@ -74,6 +77,21 @@ impl Intake {
 
     pub(super) fn text(&self) -> &Arc<TextModel> {
         &self.text
+    }
+
+    /// Prepares the turn of a conversation that follows these answers.
+    pub(super) fn next_turn(
+        &mut self,
+        head: &RequestHead,
+        dialogue: &Dialogue,
+        choice: usize,
+        answers: &[&Choice],
+    ) -> Result<PreparedRequest, RequestError> {
+        let (request, notices) = self.preparer.next_turn(&self.text, head, dialogue, choice, answers)?;
+        for notice in notices {
+            self.reader.warn(head.line, &notice.key, &notice.text);
+        }
+        Ok(request)
     }
 
     /// Takes the next line of the input; waits at most `patience` for it.

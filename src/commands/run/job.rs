@@ -1,35 +1,56 @@
 //! A line of the input while it is answered: one or more requests of the engine, one record.
 //!
-//! Owns a job's choices from their first token to the record's fields. The engine knows the requests
-//! alone; which of them is which choice is the session's to remember.
+//! Owns a job's choices, turn by turn, from their first token to the record's fields. The engine knows the
+//! requests alone; which of them is which choice is the session's to remember.
 
-use super::prepare::{AnswerFormat, PromptShown};
+use std::ops::AddAssign;
+
+use super::prepare::{AnswerFormat, Dialogue, PreparedRequest, PromptShown};
 use crate::{
     batch::{
-        Choice, Completion, FinishReason, RequestError, RequestHead, Scored, StopReason, Token, TokenLogprob,
+        Choice, Completion, FinishReason, RequestError, RequestHead, Scored, StopReason, Token, TokenCounts,
+        TokenLogprob, Turn,
     },
     engine::{RequestId, TokenId, TokenReport},
-    text::{Answer, Reply, Stopped, TextError, Tokenizer},
+    text::{Answer, Occasion, Reply, Stopped, TextError, Tokenizer},
 };
 
 /// A line that is being answered.
 pub(super) struct Job {
     pub head: RequestHead,
     format: AnswerFormat,
+    /// The conversation, where it has turns behind the first.
+    dialogue: Option<Box<Dialogue>>,
     choices: Vec<ChoiceState>,
     num_unfinished: usize,
 }
 
 /// One choice, from its submission on.
-enum ChoiceState {
-    Waiting,
-    Running(Box<Running>),
-    Finished(Box<Finished>),
+#[derive(Default)]
+struct ChoiceState {
+    /// The answer that is being generated.
+    running: Option<Box<Running>>,
+    /// The prompt that it answers, where another turn follows.
+    prompt: Vec<TokenId>,
+    /// Those that were, turn by turn.
+    finished: Vec<Finished>,
+}
+
+/// What an answer that has ended means for its line.
+pub(super) enum Ended {
+    /// Others of its choices are not done.
+    Open,
+    /// The choice has another turn.
+    Turn,
+    /// All of them are done.
+    Whole(Box<Completion>),
 }
 
 struct Running {
     id: RequestId,
     answer: Answer,
+    /// The prompt ends within thinking.
+    begins_thinking: bool,
     /// A stop string has been found.
     stopped: Option<Stopped>,
     /// Of the answer's tokens, where they are asked for.
@@ -48,7 +69,7 @@ struct Finished {
 }
 
 /// What the engine says of a request that ended.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Counts {
     pub num_prompt_tokens: usize,
     pub num_cached_tokens: usize,
@@ -62,36 +83,70 @@ pub(super) struct End {
 }
 
 impl Job {
-    pub(super) fn new(head: RequestHead, format: AnswerFormat, num_choices: usize) -> Self {
-        let choices = (0..num_choices).map(|_| ChoiceState::Waiting).collect();
-        Self { head, format, choices, num_unfinished: num_choices }
+    pub(super) fn new(
+        head: RequestHead,
+        format: AnswerFormat,
+        dialogue: Option<Box<Dialogue>>,
+        num_choices: usize,
+    ) -> Self {
+        let choices = (0..num_choices).map(|_| ChoiceState::default()).collect();
+        Self { head, format, dialogue, choices, num_unfinished: num_choices }
     }
 
-    /// Notes that a choice runs as this request.
-    pub(super) fn begin(&mut self, choice: usize, id: RequestId, tokenizer: &Tokenizer) {
+    /// Notes that the next turn of a choice runs as this request.
+    pub(super) fn begin(&mut self, choice: usize, request: &PreparedRequest, tokenizer: &Tokenizer) {
+        let PreparedRequest { generation: request, begins_thinking, .. } = request;
         let answer = Answer::new(tokenizer, &self.format.stops, self.format.shown);
-        if let Some(state) = self.choices.get_mut(choice) {
-            *state = ChoiceState::Running(Box::new(Running {
-                id,
-                answer,
-                stopped: None,
-                reports: Vec::new(),
-                scores: Vec::new(),
-            }));
+        let Some(state) = self.choices.get_mut(choice) else { return };
+        if request.answer_recurs.is_awaited() {
+            state.prompt.clone_from(&request.prompt);
         }
+        state.running = Some(Box::new(Running {
+            id: request.id,
+            answer,
+            begins_thinking: *begins_thinking,
+            stopped: None,
+            reports: Vec::new(),
+            scores: Vec::new(),
+        }));
     }
 
     /// The requests that run.
     pub(super) fn running(&self) -> impl Iterator<Item = RequestId> {
-        self.choices.iter().filter_map(|choice| match choice {
-            ChoiceState::Running(running) => Some(running.id),
-            ChoiceState::Waiting | ChoiceState::Finished(_) => None,
-        })
+        self.choices.iter().filter_map(|choice| Some(choice.running.as_ref()?.id))
+    }
+
+    /// The conversation whose turns follow each other, if it has several.
+    pub(super) fn dialogue(&self) -> Option<&Dialogue> {
+        self.dialogue.as_deref()
+    }
+
+    /// A choice's answers so far.
+    pub(super) fn answers(&self, choice: usize) -> Vec<&Choice> {
+        let finished = self.choices.get(choice).map_or(&[][..], |state| &state.finished);
+        finished.iter().map(|finished| &finished.choice).collect()
+    }
+
+    /// The prompt of a choice's last turn, where another follows.
+    pub(super) fn prompt(&self, choice: usize) -> &[TokenId] {
+        self.choices.get(choice).map_or(&[], |state| &state.prompt)
+    }
+
+    /// What went wrong with a choice, as the line's error, with the turns before.
+    pub(super) fn failed(&mut self, choice: usize, error: RequestError) -> (RequestError, Vec<Turn>) {
+        let num_turns = self.num_turns();
+        let Some(state) = self.choices.get_mut(choice) else { return (error, Vec::new()) };
+        let before: Vec<Turn> = state.finished.drain(..).map(Finished::into_turn).collect();
+        (error.in_turn(before.len() + 1, num_turns), before)
+    }
+
+    fn num_turns(&self) -> usize {
+        self.dialogue.as_ref().map_or(1, |dialogue| dialogue.num_turns())
     }
 
     /// Takes what is known of a prompt's tokens, the next ones.
     pub(super) fn score(&mut self, choice: usize, reports: Vec<TokenReport>) {
-        if let Some(ChoiceState::Running(running)) = self.choices.get_mut(choice) {
+        if let Some(running) = self.choices.get_mut(choice).and_then(|state| state.running.as_mut()) {
             running.scores.extend(reports);
         }
     }
@@ -103,7 +158,8 @@ impl Job {
         token: TokenId,
         report: Option<TokenReport>,
     ) -> Result<bool, RequestError> {
-        let Some(ChoiceState::Running(running)) = self.choices.get_mut(choice) else { return Ok(false) };
+        let running = self.choices.get_mut(choice).and_then(|state| state.running.as_mut());
+        let Some(running) = running else { return Ok(false) };
         // Tokens may be under way behind a stop.
         if running.stopped.is_none() {
             running.reports.extend(report);
@@ -119,8 +175,8 @@ impl Job {
         }
     }
 
-    /// Ends a choice; returns the line's completion with the last of them. `ending` is why the engine ended it,
-    /// an error where its answer is not whole, unless a stop string is in what came before.
+    /// Ends a choice's answer; returns the line's completion with the last of them. `ending` is why the engine
+    /// ended it, an error where its answer is not whole, unless a stop string is in what came before.
     pub(super) fn finish(
         &mut self,
         choice: usize,
@@ -128,12 +184,11 @@ impl Job {
         end: Option<End>,
         counts: Counts,
         tokenizer: &Tokenizer,
-    ) -> Result<Option<Completion>, RequestError> {
-        let Some(state) = self.choices.get_mut(choice) else { return Ok(None) };
-        let ChoiceState::Running(running) = std::mem::replace(state, ChoiceState::Waiting) else {
-            return Ok(None);
-        };
-        let Running { mut answer, stopped, mut reports, scores, .. } = *running;
+    ) -> Result<Ended, RequestError> {
+        let num_turns = self.num_turns();
+        let Some(state) = self.choices.get_mut(choice) else { return Ok(Ended::Open) };
+        let Some(running) = state.running.take() else { return Ok(Ended::Open) };
+        let Running { mut answer, stopped, begins_thinking, mut reports, scores, .. } = *running;
         let end_token = end.as_ref().map(|end| end.token);
         // As vLLM does: it was chosen, and lm-eval counts on one more token than the prompt has.
         reports.extend(end.and_then(|end| end.report));
@@ -150,7 +205,8 @@ impl Job {
             None => stop_token.map(StopReason::Token),
         };
         let finish_reason = if stopped.is_some() { FinishReason::Stop } else { ending? };
-        let (reply, num_reasoning_tokens) = self.format.taken_apart(&answer, choice);
+        let occasion = Occasion { choice, turn: state.finished.len(), begins_thinking };
+        let (reply, num_reasoning_tokens) = self.format.taken_apart(&answer, occasion);
         let calls = reply.as_ref().is_some_and(|reply| !reply.calls.is_empty());
         let choice = Choice {
             text: answer.into_text(),
@@ -162,57 +218,103 @@ impl Job {
             logprobs: None,
             prompt_logprobs: None,
             reply,
+            turns: Vec::new(),
         };
-        let finished = Finished { choice, counts, num_reasoning_tokens, scores, reports };
-        *state = ChoiceState::Finished(Box::new(finished));
+        let mut finished = Finished { choice, counts, num_reasoning_tokens, scores, reports };
+        if num_turns > 1 {
+            let telling = Telling { format: &self.format, tokenizer };
+            telling.tell(None, [&mut finished]);
+        }
+        state.finished.push(finished);
+        if state.finished.len() < num_turns {
+            return Ok(Ended::Turn);
+        }
         self.num_unfinished -= 1;
-        Ok((self.num_unfinished == 0).then(|| self.completion(tokenizer)))
+        Ok(match self.num_unfinished {
+            0 => Ended::Whole(Box::new(self.completion(tokenizer))),
+            _ => Ended::Open,
+        })
     }
 
     /// Puts the finished choices together; a prompt's tokens count once, however many answers it has.
     fn completion(&mut self, tokenizer: &Tokenizer) -> Completion {
-        let finished = std::mem::take(&mut self.choices).into_iter().filter_map(|state| match state {
-            ChoiceState::Finished(finished) => Some(*finished),
-            ChoiceState::Waiting | ChoiceState::Running(_) => None,
-        });
-        let mut finished: Vec<Finished> = finished.collect();
+        let num_turns = self.num_turns();
+        let choices = std::mem::take(&mut self.choices);
+        let mut finished: Vec<Vec<Finished>> = choices.into_iter().map(|state| state.finished).collect();
         let num_choices = self.format.num_choices.max(1);
-        let telling = Telling { format: &self.format, tokenizer };
+        let mut usage = Counts::default();
         for (position, choices) in finished.chunks_mut(num_choices).enumerate() {
-            telling.tell(self.format.prompts.get(position), choices);
+            if num_turns == 1 {
+                let telling = Telling { format: &self.format, tokenizer };
+                telling.tell(self.format.prompts.get(position), choices.iter_mut().flatten());
+            }
+            usage += usage_of(choices);
         }
-        let of_prompts = finished.chunks(num_choices);
-        let (num_prompt_tokens, num_cached_tokens) = of_prompts
-            .map(|choices| {
-                let counts = choices.iter().map(|finished| finished.counts);
-                let num_prompt = counts.clone().map(|counts| counts.num_prompt_tokens).max().unwrap_or(0);
-                // What the line's own choices left for each other was not there before.
-                let num_cached = counts.map(|counts| counts.num_cached_tokens).min().unwrap_or(0);
-                (num_prompt as u64, num_cached as u64)
-            })
-            .fold((0, 0), |sum, counts| (sum.0 + counts.0, sum.1 + counts.1));
-        Completion {
-            num_completion_tokens: finished.iter().map(|done| done.counts.num_new_tokens as u64).sum(),
-            num_reasoning_tokens: finished
-                .iter()
-                .filter_map(|done| Some(done.num_reasoning_tokens? as u64))
-                .reduce(|sum, num_tokens| sum + num_tokens),
-            choices: finished.into_iter().map(|finished| finished.choice).collect(),
-            num_prompt_tokens,
-            num_cached_tokens,
-        }
+        let reasoning = finished.iter().flatten().filter_map(|finished| finished.num_reasoning_tokens);
+        let usage = usage.told(reasoning.reduce(|sum, num_tokens| sum + num_tokens));
+        Completion { choices: finished.into_iter().filter_map(choice_of).collect(), usage }
     }
 }
 
 impl AnswerFormat {
     /// A conversation's answer in its parts, and how many of its tokens are thinking.
-    fn taken_apart(&self, answer: &Answer, choice: usize) -> (Option<Reply>, Option<usize>) {
+    fn taken_apart(&self, answer: &Answer, occasion: Occasion) -> (Option<Reply>, Option<usize>) {
         let Some(reader) = &self.reader else { return (None, None) };
         let control = if self.hides_control { answer.control_names() } else { Vec::new() };
-        let reply = reader.read(answer.text(), choice, &control);
+        let reply = reader.read(answer.text(), occasion, &control);
         let num_reasoning_tokens =
             reader.thinking().map(|_| answer.num_tokens_within(reply.num_thinking_bytes));
         (Some(reply), num_reasoning_tokens)
+    }
+}
+
+impl Finished {
+    fn into_turn(self) -> Turn {
+        Turn { usage: self.counts.told(self.num_reasoning_tokens), answer: self.choice }
+    }
+}
+
+/// A choice of the record, the last of its turns.
+fn choice_of(mut finished: Vec<Finished>) -> Option<Choice> {
+    if finished.len() < 2 {
+        return Some(finished.pop()?.choice);
+    }
+    let turns: Vec<Turn> = finished.into_iter().map(Finished::into_turn).collect();
+    let last = turns.last()?.answer.clone();
+    Some(Choice { turns, ..last })
+}
+
+/// What the choices of one prompt come to, each of them turn by turn. Only the first turn's prompt is the same for
+/// all of them, and counts once.
+fn usage_of(choices: &[Vec<Finished>]) -> Counts {
+    let first = choices.iter().filter_map(|turns| turns.first()).map(|turn| turn.counts);
+    let mut usage = Counts {
+        num_prompt_tokens: first.clone().map(|counts| counts.num_prompt_tokens).max().unwrap_or(0),
+        // What the line's own choices left for each other was not there before.
+        num_cached_tokens: first.clone().map(|counts| counts.num_cached_tokens).min().unwrap_or(0),
+        num_new_tokens: first.map(|counts| counts.num_new_tokens).sum(),
+    };
+    choices.iter().flat_map(|turns| turns.iter().skip(1)).for_each(|turn| usage += turn.counts);
+    usage
+}
+
+impl Counts {
+    /// As the record has it.
+    fn told(self, num_reasoning_tokens: Option<usize>) -> TokenCounts {
+        TokenCounts {
+            num_prompt_tokens: self.num_prompt_tokens as u64,
+            num_completion_tokens: self.num_new_tokens as u64,
+            num_cached_tokens: self.num_cached_tokens as u64,
+            num_reasoning_tokens: num_reasoning_tokens.map(|num_tokens| num_tokens as u64),
+        }
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, more: Self) {
+        self.num_prompt_tokens += more.num_prompt_tokens;
+        self.num_cached_tokens += more.num_cached_tokens;
+        self.num_new_tokens += more.num_new_tokens;
     }
 }
 
@@ -225,8 +327,9 @@ struct Telling<'a> {
 impl Telling<'_> {
     /// Puts what is known of tokens into the choices that answer one prompt. What is known of the prompt's own
     /// is the first one's.
-    fn tell(&self, prompt: Option<&PromptShown>, choices: &mut [Finished]) {
-        let scores = choices.first_mut().map(|first| std::mem::take(&mut first.scores)).unwrap_or_default();
+    fn tell<'f>(&self, prompt: Option<&PromptShown>, choices: impl IntoIterator<Item = &'f mut Finished>) {
+        let mut choices = choices.into_iter().peekable();
+        let scores = choices.peek_mut().map(|first| std::mem::take(&mut first.scores)).unwrap_or_default();
         for Finished { choice, reports, .. } in choices {
             let told = |reports: &[TokenReport], num_top: u32| -> Vec<TokenLogprob> {
                 reports.iter().map(|report| self.logprob_of(report, num_top)).collect()

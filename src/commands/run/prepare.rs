@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     batch::{
-        AnswerConstraint, AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError,
+        AnswerConstraint, AnswerOptions, Choice, Conversation, Prompt, PromptEnding, Request, RequestError,
         RequestHead, RequestParams,
     },
     engine::{
@@ -49,6 +49,8 @@ pub(in crate::commands) struct PreparedJob {
     /// In the order of the record's choices: prompt by prompt, the answers to one side by side.
     pub requests: Vec<PreparedRequest>,
     pub format: AnswerFormat,
+    /// The conversation, where it has turns behind the first.
+    pub dialogue: Option<Box<Dialogue>>,
     /// What the chat template has passed over.
     pub notices: Vec<Notice>,
 }
@@ -61,6 +63,8 @@ pub(in crate::commands) struct PreparedRequest {
     pub spans: Arc<[Span]>,
     /// Positions at which the prompt is cut whatever the other prompts are.
     pub boundaries: Arc<[usize]>,
+    /// Whether the prompt ends within thinking.
+    pub begins_thinking: bool,
 }
 
 /// How tokens become the choices of a record.
@@ -100,9 +104,10 @@ impl Preparer {
         text: &Arc<TextModel>,
         request: Request,
     ) -> Result<PreparedJob, RequestError> {
-        let Request { head, prompts, params, options } = request;
+        let Request { head, mut prompts, params, options } = request;
         let own_seed = params.seed;
         let params = params.or(&self.fallback);
+        let chat = take_dialogue(&mut prompts);
         let processors = self.processors(text.tokenizer(), &params, &options)?;
         self.check_known("stop_token_ids", &options.stop_token_ids, false)?;
         let mut notices = Vec::new();
@@ -127,10 +132,14 @@ impl Preparer {
                 reader,
                 hides_control,
             },
+            dialogue: None,
             notices,
             head,
         };
-        let wanted = Wanted { params: &params, options: &options, processors };
+        let num_turns = chat.as_ref().map_or(1, Conversation::num_turns);
+        let thinking = job.format.reader.as_ref().and_then(ReplyReader::thinking);
+        let wanted = Wanted { params, options, processors, thinking, own_seed };
+        let options = &wanted.options;
         let is_list = prompts.len() > 1;
         for (position, prompt) in prompts.into_iter().enumerate() {
             let param = match &prompt {
@@ -142,12 +151,12 @@ impl Preparer {
                 Prompt::Text(text) if options.echo => Some(text.clone()),
                 _ => None,
             };
-            let thinking = job.format.reader.as_ref().and_then(ReplyReader::thinking);
-            let (first, told) = self.first_choice(text, &param, prompt, &wanted, thinking)?;
-            if let Some(reader) = &mut job.format.reader {
-                reader.begins_thinking = told.thinking == PromptThinking::Open;
+            let first = self.first_choice(text, &param, prompt, &wanted, &mut job.notices);
+            let mut first = first.map_err(|error| error.in_turn(1, num_turns))?;
+            if num_turns > 1 {
+                let recurs = &mut first.generation.answer_recurs;
+                *recurs = std::mem::take(recurs).awaited();
             }
-            job.notices.extend(told.notices);
             if options.echo || options.prompt_logprobs.is_some() {
                 let tokens = first.generation.prompt.clone();
                 let text = match shown_text {
@@ -157,17 +166,41 @@ impl Preparer {
                 };
                 job.format.prompts.push(PromptShown { tokens, text });
             }
-            let keys = ChoiceKeys { own_seed, seed: params.seed, head: &job.head, position: position as u64 };
+            let keys = ChoiceKeys::new(&wanted, &job.head, position as u64, 0);
             for choice in 0..options.num_choices {
                 let mut generation = first.generation.clone();
                 generation.sampling.key = keys.of(choice as u64);
                 // What is told of the prompt is the same for all of them.
                 generation.score = generation.score.filter(|_| choice == 0 || generation.max_new_tokens == 0);
                 let (spans, boundaries) = (Arc::clone(&first.spans), Arc::clone(&first.boundaries));
-                job.requests.push(PreparedRequest { generation, spans, boundaries });
+                let begins_thinking = first.begins_thinking;
+                job.requests.push(PreparedRequest { generation, spans, boundaries, begins_thinking });
             }
         }
+        job.dialogue = chat.map(|chat| Box::new(Dialogue { chat, wanted }));
         Ok(job)
+    }
+
+    /// Prepares the turn of a choice that follows these answers, at least one; what the template has passed over
+    /// comes with it.
+    pub(in crate::commands) fn next_turn(
+        &self,
+        text: &Arc<TextModel>,
+        head: &RequestHead,
+        dialogue: &Dialogue,
+        choice: usize,
+        answers: &[&Choice],
+    ) -> Result<(PreparedRequest, Vec<Notice>), RequestError> {
+        let Dialogue { chat, wanted } = dialogue;
+        let prompt = Prompt::Chat(chat.turn_after(answers));
+        let mut notices = Vec::new();
+        let mut request = self.first_choice(text, "messages", prompt, wanted, &mut notices)?;
+        let generation = &mut request.generation;
+        generation.sampling.key = ChoiceKeys::new(wanted, head, 0, answers.len() as u64).of(choice as u64);
+        if answers.len() + 1 < chat.num_turns() {
+            generation.answer_recurs = std::mem::take(&mut generation.answer_recurs).awaited();
+        }
+        Ok((request, notices))
     }
 
     /// Prepares one prompt, but for the key of its random numbers.
@@ -177,9 +210,9 @@ impl Preparer {
         param: &str,
         prompt: Prompt,
         wanted: &Wanted,
-        thinking: Option<&'static ThinkingSyntax>,
-    ) -> Result<(PreparedRequest, Told), RequestError> {
-        let Wanted { params, options, processors } = wanted;
+        notices: &mut Vec<Notice>,
+    ) -> Result<PreparedRequest, RequestError> {
+        let Wanted { params, options, processors, .. } = wanted;
         let max_tokens = params.max_tokens.unwrap_or(self.default_max_tokens) as usize;
         // What is scored alone leaves the context whole.
         let max_prompt_tokens = self.max_context - usize::from(max_tokens > 0);
@@ -201,9 +234,9 @@ impl Preparer {
         let answer_recurs = recurs(text, &prompt);
         let is_text = !matches!(prompt, Prompt::Tokens(_));
         let is_chat = matches!(prompt, Prompt::Chat(_));
-        let encoded = encode(text, param, prompt, params.add_special_tokens, thinking)?;
-        let ChatPrompt { tokens, spans, notices, thinking: prompt_thinking } = encoded;
-        let told = Told { notices, thinking: prompt_thinking };
+        let encoded = encode(text, param, prompt, params.add_special_tokens, wanted.thinking)?;
+        let ChatPrompt { tokens, spans, notices: passed_over, thinking } = encoded;
+        notices.extend(passed_over);
         let num_tokens = tokens.len();
         if num_tokens == 0 {
             return Err(RequestError::invalid(param, "the prompt has no tokens"));
@@ -214,7 +247,7 @@ impl Preparer {
         }
         let score = score_of(options, num_tokens)?;
         let preamble = match is_chat {
-            true => preamble(text, wanted, thinking, told.thinking)?,
+            true => preamble(text, wanted, thinking)?,
             false => None,
         };
         let guide = pattern(text, options.constraint.as_ref(), preamble)?;
@@ -225,7 +258,7 @@ impl Preparer {
             min_p: params.min_p.unwrap_or(0.0),
             key: 0,
         };
-        let request = PreparedRequest {
+        Ok(PreparedRequest {
             generation: GenerationRequest {
                 id: RequestId(0),
                 prompt: tokens,
@@ -246,8 +279,8 @@ impl Preparer {
                 system_end(&spans).into_iter().collect()
             },
             spans: Arc::from(spans),
-        };
-        Ok((request, told))
+            begins_thinking: thinking == PromptThinking::Open,
+        })
     }
 
     /// What takes the answers apart: those of conversations alone.
@@ -275,7 +308,6 @@ impl Preparer {
             shown_thinking: options.shown_thinking,
             expected_calls: chat.expected_calls.clone(),
             tools: chat.tools.clone(),
-            begins_thinking: false,
             id_seed: head.digest,
         })
     }
@@ -328,28 +360,55 @@ impl Preparer {
     }
 }
 
-/// What all choices of a line want.
-struct Wanted<'a> {
-    params: &'a RequestParams,
-    options: &'a AnswerOptions,
+/// What all choices of a line want, in each of their turns.
+#[derive(Debug)]
+struct Wanted {
+    params: RequestParams,
+    options: AnswerOptions,
     processors: Processors,
+    /// How the model writes its thinking, where that is parted from what is said.
+    thinking: Option<&'static ThinkingSyntax>,
+    /// Of the request itself.
+    own_seed: Option<u64>,
 }
 
-/// What rendering a prompt has told.
-struct Told {
-    notices: Vec<Notice>,
-    thinking: PromptThinking,
+/// A conversation with several turns to be generated, each of which is prepared when the answer before it is there.
+#[derive(Debug)]
+pub(in crate::commands) struct Dialogue {
+    chat: Conversation,
+    wanted: Wanted,
+}
+
+impl Dialogue {
+    pub(in crate::commands) fn num_turns(&self) -> usize {
+        self.chat.num_turns()
+    }
+
+    /// Bytes of its texts.
+    pub(in crate::commands) fn num_bytes(&self) -> usize {
+        let later = self.chat.later.iter().flat_map(|turn| &turn.messages);
+        self.chat.messages.iter().chain(later).map(text_bytes).sum()
+    }
+}
+
+/// Takes the conversation out of the prompts if it has several turns, and leaves that of its first turn there.
+fn take_dialogue(prompts: &mut [Prompt]) -> Option<Conversation> {
+    let [Prompt::Chat(chat)] = prompts else { return None };
+    if chat.num_turns() == 1 {
+        return None;
+    }
+    let first = chat.turn_after(&[]);
+    Some(std::mem::replace(chat, first))
 }
 
 /// The thinking in front of an answer that is held to something, or whose thinking is.
 fn preamble(
     text: &TextModel,
     wanted: &Wanted,
-    thinking: Option<&'static ThinkingSyntax>,
     prompt: PromptThinking,
 ) -> Result<Option<Preamble>, RequestError> {
     let budget = wanted.params.thinking_budget;
-    let Some(syntax) = thinking else {
+    let Some(syntax) = wanted.thinking else {
         return match budget {
             None => Ok(None),
             Some(_) => {
@@ -440,12 +499,19 @@ struct ChoiceKeys<'a> {
     head: &'a RequestHead,
     /// The prompt's place in the line's list.
     position: u64,
+    /// Answers of the conversation before it.
+    num_turns_before: u64,
 }
 
-impl ChoiceKeys<'_> {
+impl<'a> ChoiceKeys<'a> {
+    fn new(wanted: &Wanted, head: &'a RequestHead, position: u64, num_turns_before: u64) -> Self {
+        Self { own_seed: wanted.own_seed, seed: wanted.params.seed, head, position, num_turns_before }
+    }
+
     /// Choice k is drawn as the first one under a seed that is k more. A request's own seed alone makes its
-    /// answer; the run's seed is told apart by the request's id and the prompt's place, so that equal
-    /// prompts under one seed are drawn independently, in whatever order they stand.
+    /// answer, each turn of a conversation as if it were the only one; the run's seed is told apart by the request's
+    /// id, the prompt's place and the turn, so that equal prompts under one seed are drawn independently, in
+    /// whatever order they stand.
     fn of(&self, choice: u64) -> u64 {
         match self.own_seed {
             Some(seed) => sampling_key(seed.wrapping_add(choice), 0),
@@ -454,6 +520,9 @@ impl ChoiceKeys<'_> {
                 hasher.update(own_id(self.head).as_bytes());
                 if self.position > 0 {
                     hasher.update(&[0]).update(&self.position.to_le_bytes());
+                }
+                if self.num_turns_before > 0 {
+                    hasher.update(&[1]).update(&self.num_turns_before.to_le_bytes());
                 }
                 let id = hasher.finalize();
                 let request_key = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
@@ -603,7 +672,7 @@ mod tests {
                 form: crate::batch::Form::Text,
                 metadata: None,
             };
-            ChoiceKeys { own_seed: None, seed: None, head: &head, position: 0 }.of(0)
+            ChoiceKeys { own_seed: None, seed: None, head: &head, position: 0, num_turns_before: 0 }.of(0)
         };
         assert_eq!(key_of("line-3"), key_of("line-3-2"));
         assert_ne!(key_of("line-3"), key_of("line-30"));

@@ -13,10 +13,10 @@ use anyhow::Context;
 
 use super::{
     intake::{Intake, Next, PAUSE},
-    job::{Counts, End, Job},
+    job::{Counts, End, Ended, Job},
     model::OpenModel,
     persist::Saver,
-    prepare::PreparedJob,
+    prepare::{PreparedJob, PreparedRequest},
     window::{Ready, Seat, Windows},
 };
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
     commands::interrupt::Interrupt,
-    engine::{self, Engine, Event, Limits, RequestId, Runner, RunnerError, SubmitError},
+    engine::{self, Engine, Event, GenerationRequest, Limits, RequestId, Runner, RunnerError, SubmitError},
     mlx::{ComputeDevice, MlxRunner},
 };
 
@@ -152,17 +152,21 @@ impl<R: Runner> Session<R> {
                 self.show();
                 continue;
             }
-            let events = match self.engine.step() {
+            let mut events = match self.engine.step() {
                 Ok(events) => events,
                 Err(error) => {
                     self.note_failure(error)?;
                     continue;
                 }
             };
-            for event in events {
-                if let Some(record) = self.handle(event) {
-                    self.write(writer, &record)?;
+            // An answer that is stopped has ended: where another turn follows, the next pass is to have it.
+            while !events.is_empty() {
+                for event in events {
+                    if let Some(record) = self.handle(event)? {
+                        self.write(writer, &record)?;
+                    }
                 }
+                events = self.engine.take_events();
             }
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
@@ -211,8 +215,8 @@ impl<R: Runner> Session<R> {
 
     fn gather(&mut self, job: PreparedJob) {
         let num_choices = job.requests.len();
-        let PreparedJob { head, format, .. } = self.windows.gather(job);
-        self.jobs.insert(head.index, Job::new(head, format, num_choices));
+        let PreparedJob { head, format, dialogue, .. } = self.windows.gather(job);
+        self.jobs.insert(head.index, Job::new(head, format, dialogue, num_choices));
     }
 
     /// Plans the window that has been read, and has what earlier ones stored kept for those who use it.
@@ -231,23 +235,52 @@ impl<R: Runner> Session<R> {
         while self.engine.has_room() {
             let Some(Ready { seat, request }) = self.windows.next() else { break };
             // The record of a line that failed by one of its choices is written.
-            let Some(job) = self.jobs.get_mut(&seat.job) else { continue };
-            let id = request.generation.id;
-            match self.engine.submit(request.generation) {
-                Ok(()) => {
-                    job.begin(seat.choice, id, self.intake.text().tokenizer());
-                    self.seats.insert(id, seat);
-                }
-                Err(error @ SubmitError::TooLong { .. }) => {
-                    let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
-                    if let Some(record) = self.fail(seat.job, error) {
-                        self.write(writer, &record)?;
-                    }
-                }
-                Err(error) => return Err(error).context("the engine refused a request"),
+            if self.jobs.contains_key(&seat.job)
+                && let Some(record) = self.submit(seat, request, Engine::submit)?
+            {
+                self.write(writer, &record)?;
             }
         }
         Ok(())
+    }
+
+    /// Hands a request to the engine; returns the record of a line that fails by it.
+    fn submit(
+        &mut self,
+        seat: Seat,
+        request: PreparedRequest,
+        submit: fn(&mut Engine<R>, GenerationRequest) -> Result<(), SubmitError>,
+    ) -> anyhow::Result<Option<Record>> {
+        let Some(job) = self.jobs.get_mut(&seat.job) else { return Ok(None) };
+        let id = request.generation.id;
+        job.begin(seat.choice, &request, self.intake.text().tokenizer());
+        match submit(&mut self.engine, request.generation) {
+            Ok(()) => {
+                self.seats.insert(id, seat);
+                Ok(None)
+            }
+            Err(error @ SubmitError::TooLong { .. }) => {
+                let error = RequestError::bad_request("memory_limit_exceeded", "", error.to_string());
+                Ok(self.fail(seat, error))
+            }
+            Err(error) => Err(error).context("the engine refused a request"),
+        }
+    }
+
+    /// Hands the next turn of a choice to the engine, now that the answer before it is there; returns the record
+    /// of a line that fails by it.
+    fn next_turn(&mut self, seat: Seat) -> anyhow::Result<Option<Record>> {
+        let Some(job) = self.jobs.get(&seat.job) else { return Ok(None) };
+        let Some(dialogue) = job.dialogue() else { return Ok(None) };
+        match self.intake.next_turn(&job.head, dialogue, seat.choice, &job.answers(seat.choice)) {
+            Ok(request) => {
+                let before = job.prompt(seat.choice);
+                let Ready { request, .. } =
+                    self.windows.next_turn(seat, request, self.engine.present(), before);
+                self.submit(seat, request, Engine::submit_next)
+            }
+            Err(error) => Ok(self.fail(seat, error)),
+        }
     }
 
     fn write(&mut self, writer: &mut ResultWriter, record: &Record) -> anyhow::Result<()> {
@@ -267,26 +300,27 @@ impl<R: Runner> Session<R> {
     }
 
     /// Takes one event of the engine; returns the record of a line that is done with.
-    fn handle(&mut self, event: Event) -> Option<Record> {
+    fn handle(&mut self, event: Event) -> anyhow::Result<Option<Record>> {
         match event {
             Event::Token { id, token, report } => {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
-                let seat = *self.seats.get(&id)?;
-                match self.jobs.get_mut(&seat.job)?.push(seat.choice, token, report.map(|report| *report)) {
-                    Ok(false) => None,
+                let Some((seat, job)) = self.seated(id) else { return Ok(None) };
+                match job.push(seat.choice, token, report.map(|report| *report)) {
+                    Ok(false) => Ok(None),
                     Ok(true) => {
                         self.engine.stop(id);
-                        None
+                        Ok(None)
                     }
-                    Err(error) => self.fail(seat.job, error),
+                    Err(error) => Ok(self.fail(seat, error)),
                 }
             }
             Event::Scored { id, reports, .. } => {
                 self.failures.num_in_a_row = 0;
-                let seat = *self.seats.get(&id)?;
-                self.jobs.get_mut(&seat.job)?.score(seat.choice, reports);
-                None
+                if let Some((seat, job)) = self.seated(id) {
+                    job.score(seat.choice, reports);
+                }
+                Ok(None)
             }
             Event::Finished {
                 id,
@@ -298,8 +332,8 @@ impl<R: Runner> Session<R> {
                 end_report,
                 problem,
             } => {
-                let seat = self.seats.remove(&id)?;
-                let job = self.jobs.get_mut(&seat.job)?;
+                let Some(seat) = self.seats.remove(&id) else { return Ok(None) };
+                let Some(job) = self.jobs.get_mut(&seat.job) else { return Ok(None) };
                 let counts = Counts { num_prompt_tokens, num_cached_tokens, num_new_tokens };
                 let end = end_token.map(|token| End { token, report: end_report.map(|report| *report) });
                 let ending = match reason {
@@ -316,29 +350,37 @@ impl<R: Runner> Session<R> {
                     }
                 };
                 let tokenizer = self.intake.text().tokenizer();
-                let finished = job.finish(seat.choice, ending, end, counts, tokenizer);
-                match finished {
-                    Ok(None) => None,
-                    Ok(Some(completion)) => {
+                match job.finish(seat.choice, ending, end, counts, tokenizer) {
+                    Ok(Ended::Open) => Ok(None),
+                    Ok(Ended::Turn) => self.next_turn(seat),
+                    Ok(Ended::Whole(completion)) => {
                         self.stats.num_ok += 1;
-                        let job = self.jobs.remove(&seat.job)?;
-                        Some(Record::success(&job.head, &completion, &self.served))
+                        let job = self.jobs.remove(&seat.job);
+                        Ok(job.map(|job| Record::success(&job.head, &completion, &self.served)))
                     }
-                    Err(error) => self.fail(seat.job, error),
+                    Err(error) => Ok(self.fail(seat, error)),
                 }
             }
         }
     }
 
-    /// Gives up a line: its other choices are of no use without the one that failed. Returns its record.
-    fn fail(&mut self, job: u64, error: RequestError) -> Option<Record> {
-        let job = self.jobs.remove(&job)?;
+    /// Which choice of which line a request is.
+    fn seated(&mut self, id: RequestId) -> Option<(Seat, &mut Job)> {
+        let seat = *self.seats.get(&id)?;
+        Some((seat, self.jobs.get_mut(&seat.job)?))
+    }
+
+    /// Gives up a line by one of its choices: the others are of no use without it. Returns its record.
+    fn fail(&mut self, seat: Seat, error: RequestError) -> Option<Record> {
+        let mut job = self.jobs.remove(&seat.job)?;
         for id in job.running() {
             self.seats.remove(&id);
             self.engine.abort(id);
         }
         self.stats.num_failed += 1;
-        Some(Record::request_error(&job.head, &error.at(self.intake.reader().name(), job.head.line)))
+        let (error, before) = job.failed(seat.choice, error);
+        let error = error.at(self.intake.reader().name(), job.head.line);
+        Some(Record::turn_error(&job.head, &error, &before, &self.served))
     }
 
     /// Brings the counters up to date and shows them.

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 
 use super::prepare::{PreparedJob, PreparedRequest};
 use crate::{
-    cache::Tier,
-    engine::{Cut, GenerationRequest, PromptPlan, RequestId},
+    cache::{Tier, common_prefix},
+    engine::{Cut, GenerationRequest, PromptPlan, RequestId, TokenId},
     plan::{self, PlanOptions, PlanPrompt, WindowPlan},
     text::Span,
 };
@@ -44,6 +44,9 @@ impl WindowSize {
     pub(super) fn add(&mut self, job: &PreparedJob) {
         self.num_requests += job.requests.len();
         self.num_tokens += job.requests.iter().map(|request| request.generation.prompt.len()).sum::<usize>();
+        // What later turns are made of is held as text: it counts as tokens that take as much memory.
+        let num_text_bytes = job.dialogue.as_ref().map_or(0, |dialogue| dialogue.num_bytes());
+        self.num_tokens += num_text_bytes / size_of::<TokenId>();
         // Metadata has no length limit of its own, and a window may hold thousands of them.
         let metadata = job.head.metadata.as_ref();
         self.num_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
@@ -71,7 +74,9 @@ pub(super) struct Windows {
     num_planned: u64,
     /// Requests gathered so far: the next one's number.
     num_gathered: u64,
-    /// Distinct prompt tokens of the windows planned so far.
+    /// The last window is planned, and nothing stored outlives the run.
+    is_last: bool,
+    /// Distinct prompt tokens of the windows planned so far, and of the turns that followed.
     pub num_unique_tokens: usize,
 }
 
@@ -119,32 +124,59 @@ impl Windows {
         self.gathered = WindowSize::default();
         let first_order = self.num_planned;
         self.num_planned += gathered.len() as u64;
-        let prompts: Vec<PlanPrompt> = gathered
-            .iter()
-            .map(|ready| PlanPrompt {
-                tokens: &ready.request.generation.prompt,
-                num_reusable: ready.request.generation.num_reusable(),
-                boundaries: &ready.request.boundaries,
-                max_new_tokens: ready.request.generation.max_new_tokens,
-            })
-            .collect();
+        self.is_last = is_last;
+        let prompts: Vec<PlanPrompt> = gathered.iter().map(|ready| plan_prompt(&ready.request)).collect();
         let plan = WindowPlan::new(&prompts, &PlanOptions { first_order, ..PlanOptions::default() });
         self.num_unique_tokens += plan.num_unique_tokens;
         let mut gathered: Vec<Option<Ready>> = gathered.into_iter().map(Some).collect();
         for (place, &index) in plan.order.iter().enumerate() {
             let Some(mut ready) = gathered.get_mut(index).and_then(Option::take) else { continue };
-            let mut start = 0;
-            let cuts = plan.cuts[index].iter().map(|cut| {
-                let first = (cut.last_user_order + 1).saturating_sub(cut.num_users as u64);
-                let tier = tier_of(&ready.request.spans, start, cut.position);
-                start = cut.position;
-                Cut { position: cut.position, tier, users: first..=cut.last_user_order }
-            });
-            let cuts = cuts.collect();
             let order = first_order + place as u64;
-            ready.request.generation.plan = PromptPlan { order, cuts, drops_private: is_last };
+            ready.request.generation.plan = self.prompt_plan(&ready.request, order, &plan.cuts[index]);
             self.planned.push_back(ready);
         }
+    }
+
+    /// Makes a request of a line's next turn, planned alone: `order` is where the run has come to, and
+    /// `before` the prompt of the turn before it.
+    pub(super) fn next_turn(
+        &mut self,
+        seat: Seat,
+        mut request: PreparedRequest,
+        order: u64,
+        before: &[TokenId],
+    ) -> Ready {
+        request.generation.id = RequestId(self.num_gathered);
+        self.num_gathered += 1;
+        let options = PlanOptions { first_order: order, ..PlanOptions::default() };
+        let plan = WindowPlan::new(&[plan_prompt(&request)], &options);
+        self.num_unique_tokens += plan.num_unique_tokens - common_prefix(before, &request.generation.prompt);
+        request.generation.plan = self.prompt_plan(&request, order, &plan.cuts[0]);
+        Ready { seat, request }
+    }
+
+    fn prompt_plan(&self, request: &PreparedRequest, order: u64, cuts: &[plan::Cut]) -> PromptPlan {
+        let mut start = 0;
+        let cuts = cuts.iter().map(|cut| {
+            let first = (cut.last_user_order + 1).saturating_sub(cut.num_users as u64);
+            let tier = tier_of(&request.spans, start, cut.position);
+            start = cut.position;
+            Cut { position: cut.position, tier, users: first..=cut.last_user_order }
+        });
+        let cuts = cuts.collect();
+        // The turn behind it needs both prompt and answer.
+        let drops_private = self.is_last && !request.generation.answer_recurs.is_awaited();
+        PromptPlan { order, cuts, drops_private }
+    }
+}
+
+fn plan_prompt(request: &PreparedRequest) -> PlanPrompt<'_> {
+    let PreparedRequest { generation, boundaries, .. } = request;
+    PlanPrompt {
+        tokens: &generation.prompt,
+        num_reusable: generation.num_reusable(),
+        boundaries,
+        max_new_tokens: generation.max_new_tokens,
     }
 }
 

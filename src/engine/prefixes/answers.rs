@@ -53,6 +53,9 @@ impl Prefixes {
         self.note_stored(Unconfirmed::Node(node));
         self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
         let Some(cache) = &mut self.cache else { return Ok(()) };
+        if sequence.request.answer_recurs.is_awaited() {
+            cache.expect(node, self.now..=self.now)?;
+        }
         make_room_for_leaf(cache, runner, node, self.now).map(drop)
     }
 

@@ -14,6 +14,7 @@ mod persisted_random;
 mod planner;
 mod random;
 mod stories;
+mod turns;
 mod wants;
 
 use std::collections::HashMap;

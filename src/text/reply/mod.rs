@@ -86,7 +86,17 @@ pub struct ToolCall {
     pub arguments: String,
 }
 
-/// Takes the answers to one prompt apart.
+/// Which of a line's answers is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Occasion {
+    pub choice: usize,
+    /// Its turn in a conversation that has several.
+    pub turn: usize,
+    /// Whether its prompt ends within thinking.
+    pub begins_thinking: bool,
+}
+
+/// Takes the answers of one line apart.
 #[derive(Debug, Clone, Default)]
 pub struct ReplyReader {
     pub syntax: ReplySyntax,
@@ -94,8 +104,6 @@ pub struct ReplyReader {
     pub expected_calls: ExpectedCalls,
     /// The tools that may be called; calls are looked for where there are any.
     pub tools: Option<Arc<Value>>,
-    /// Whether the prompt ends within thinking.
-    pub begins_thinking: bool,
     /// What the ids of calls are made from.
     pub id_seed: [u8; 16],
 }
@@ -184,13 +192,13 @@ struct DraftCall {
 }
 
 impl ReplyReader {
-    /// Takes an answer's text apart; `choice` is its place among the line's answers. `control` are the names of
-    /// control tokens that the text shows and a reader is not to see.
-    pub fn read(&self, text: &str, choice: usize, control: &[String]) -> Reply {
+    /// Takes an answer's text apart. `control` are the names of control tokens that the text shows and a reader is
+    /// not to see.
+    pub fn read(&self, text: &str, occasion: Occasion, control: &[String]) -> Reply {
         let clean = |text: &str| control.iter().fold(text.to_owned(), |text, name| text.replace(name, ""));
-        let draft = self.draft(text);
+        let draft = self.draft(text, occasion.begins_thinking);
         let calls = draft.calls.into_iter().enumerate().map(|(place, call)| ToolCall {
-            id: call.id.unwrap_or_else(|| self.made_up_id(choice, place)),
+            id: call.id.unwrap_or_else(|| self.made_up_id(occasion, place)),
             name: call.name,
             arguments: call.arguments,
         });
@@ -210,7 +218,7 @@ impl ReplyReader {
         self.syntax.thinking.filter(|_| self.shown_thinking != ShownThinking::Within)
     }
 
-    fn draft(&self, text: &str) -> Draft {
+    fn draft(&self, text: &str, begins_thinking: bool) -> Draft {
         let tools = self.tools.as_deref();
         let calls = self.syntax.calls.filter(|_| tools.is_some());
         let calls = calls.filter(|_| self.expected_calls == ExpectedCalls::AsWritten);
@@ -218,7 +226,7 @@ impl ReplyReader {
         if self.syntax.marks().any(|mark| mark == channels::MESSAGE) {
             return self.held_to_calls(channels::read(text, thinking.is_some(), calls.is_some()));
         }
-        let split = thinking.map(|syntax| syntax.split(text, self.begins_thinking));
+        let split = thinking.map(|syntax| syntax.split(text, begins_thinking));
         let mut draft = Draft { content: text.to_owned(), ..Draft::default() };
         if let Some(split) = split {
             draft.reasoning = split.thinking.to_owned();
@@ -247,10 +255,12 @@ impl ReplyReader {
     }
 
     /// An id that follows from the line alone; some templates take nine letters and no others.
-    fn made_up_id(&self, choice: usize, place: usize) -> String {
+    fn made_up_id(&self, occasion: Occasion, place: usize) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.id_seed);
-        hasher.update(&(choice as u64).to_le_bytes()).update(&(place as u64).to_le_bytes());
+        for number in [occasion.choice, occasion.turn, place] {
+            hasher.update(&(number as u64).to_le_bytes());
+        }
         let hex = hasher.finalize().to_hex();
         match self.syntax.calls.is_some_and(|syntax| syntax.has_short_ids) {
             true => hex[..9].to_owned(),

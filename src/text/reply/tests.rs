@@ -137,7 +137,7 @@ fn what_templates_write_is_read_back() {
             if !told.iter().any(|(name, _)| text.contains(name)) {
                 continue;
             }
-            let reply = reader("", calls).read(text, 0, &[]);
+            let reply = reader("", calls).read(text, Occasion::default(), &[]);
             let found = calls_of(&reply);
             let expected: Vec<(String, Value)> =
                 told.iter().map(|(name, arguments)| ((*name).to_owned(), arguments.clone())).collect();
@@ -155,10 +155,10 @@ fn what_is_cut_off_is_no_call() {
         let Some(text) = written(&template(name), message(&told_calls()[..1])) else { continue };
         let text = without_end(&text);
         let reader = reader(thinking, calls);
-        let whole = reader.read(text, 0, &[]);
+        let whole = reader.read(text, Occasion::default(), &[]);
         let mut was_whole = false;
         for (cut, _) in text.char_indices().skip(1) {
-            let reply = reader.read(&text[..cut], 0, &[]);
+            let reply = reader.read(&text[..cut], Occasion::default(), &[]);
             if reply.calls.is_empty() {
                 assert!(!was_whole, "{name}: lost again at {cut}");
                 continue;
@@ -276,7 +276,7 @@ fn ways_of_writing_calls() {
             vec![weather("Bern", 2)],
         ),
     ] {
-        let reply = reader("", syntax).read(text, 0, &[]);
+        let reply = reader("", syntax).read(text, Occasion::default(), &[]);
         assert_eq!((calls_of(&reply), reply.content.as_deref()), (expected, said), "{syntax}");
     }
 }
@@ -304,7 +304,7 @@ fn malformed_calls_stay_text() {
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_end|>"),
         ("harmony", "<|channel|>commentary to=functions.now<|message|>{\"a\": <|end|>"),
     ] {
-        let reply = reader("", syntax).read(text, 0, &[]);
+        let reply = reader("", syntax).read(text, Occasion::default(), &[]);
         let content = reply.content.unwrap_or_default();
         assert!(reply.calls.is_empty(), "{syntax} {text:?}: {:?}", reply.calls);
         match syntax {
@@ -318,7 +318,7 @@ fn malformed_calls_stay_text() {
 #[test]
 fn calls_beside_a_malformed_one_are_read() {
     let text = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>\n<tool_call>{\"name\": \"no</tool_call>";
-    let reply = reader("", "hermes").read(text, 0, &[]);
+    let reply = reader("", "hermes").read(text, Occasion::default(), &[]);
     assert_eq!(calls_of(&reply), [("now".to_owned(), json!({}))]);
     assert_eq!(reply.content.as_deref(), Some("<tool_call>{\"name\": \"no</tool_call>"));
 }
@@ -406,15 +406,16 @@ fn thinking_is_parted_from_what_is_said() {
         ("harmony", false, "<|channel|>final<|message|>Yes.", "", "Yes."),
         ("harmony", false, "Yes.", "", "Yes."),
     ] {
-        let reader = ReplyReader { begins_thinking: begins, tools: None, ..reader(syntax, "") };
-        let reply = reader.read(text, 0, &[]);
+        let reader = ReplyReader { tools: None, ..reader(syntax, "") };
+        let occasion = Occasion { begins_thinking: begins, ..Occasion::default() };
+        let reply = reader.read(text, occasion, &[]);
         assert_eq!(reply.reasoning.as_deref().unwrap_or_default(), thinking, "{syntax} {text:?}");
         assert_eq!(reply.content.as_deref(), Some(said), "{syntax} {text:?}");
         let left_out = ReplyReader { shown_thinking: ShownThinking::LeftOut, ..reader.clone() };
-        assert_eq!(left_out.read(text, 0, &[]), Reply { reasoning: None, ..reply });
+        assert_eq!(left_out.read(text, occasion, &[]), Reply { reasoning: None, ..reply });
         if syntax != "harmony" {
             let within = ReplyReader { shown_thinking: ShownThinking::Within, ..reader };
-            assert_eq!(within.read(text, 0, &[]).content.as_deref(), Some(text));
+            assert_eq!(within.read(text, occasion, &[]).content.as_deref(), Some(text));
         }
     }
 }
@@ -441,20 +442,23 @@ fn a_prompt_may_end_within_thinking() {
 fn answers_that_were_held_to_calls_are_calls() {
     let list = ReplyReader { expected_calls: ExpectedCalls::List, ..reader("think", "hermes") };
     let text = "<think>Hm</think>\n[{\"name\": \"now\", \"parameters\": {}}]";
-    let reply = list.read(text, 0, &[]);
+    let reply = list.read(text, Occasion::default(), &[]);
     assert_eq!((calls_of(&reply), &reply.content), (vec![("now".to_owned(), json!({}))], &None));
     assert_eq!(reply.reasoning.as_deref(), Some("Hm"));
-    let cut = list.read("[{\"name\": \"now\"", 0, &[]);
+    let cut = list.read("[{\"name\": \"now\"", Occasion::default(), &[]);
     assert_eq!((cut.calls.len(), cut.content.as_deref()), (0, Some("[{\"name\": \"now\"")));
     let named = ReplyReader { expected_calls: ExpectedCalls::Of("now".into()), ..reader("", "") };
-    assert_eq!(calls_of(&named.read("{\"a\": 1}", 0, &[])), [("now".to_owned(), json!({"a": 1}))]);
+    assert_eq!(
+        calls_of(&named.read("{\"a\": 1}", Occasion::default(), &[])),
+        [("now".to_owned(), json!({"a": 1}))]
+    );
 }
 
 #[test]
 fn ids_follow_from_the_line_and_have_the_form_that_templates_take() {
     let text = "<tool_call>{\"name\": \"now\", \"arguments\": {}}</tool_call>".repeat(2);
     let ids = |reader: &ReplyReader, choice| {
-        let reply = reader.read(&text, choice, &[]);
+        let reply = reader.read(&text, Occasion { choice, ..Occasion::default() }, &[]);
         reply.calls.into_iter().map(|call| call.id).collect::<Vec<_>>()
     };
     let hermes = reader("", "hermes");
@@ -463,15 +467,16 @@ fn ids_follow_from_the_line_and_have_the_form_that_templates_take() {
     assert!(first[0] != first[1] && first != ids(&hermes, 1) && first[0].starts_with("call_"));
     let other = ReplyReader { id_seed: [1; 16], ..hermes };
     assert_ne!(first, ids(&other, 0));
-    let mistral = reader("", "mistral_args").read("[TOOL_CALLS]now[ARGS]{}", 0, &[]);
+    let mistral = reader("", "mistral_args").read("[TOOL_CALLS]now[ARGS]{}", Occasion::default(), &[]);
     assert!(mistral.calls[0].id.len() == 9 && mistral.calls[0].id.chars().all(char::is_alphanumeric));
     let kimi = "<|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}<|tool_call_end|>";
-    assert_eq!(reader("", "kimi_k2").read(kimi, 0, &[]).calls[0].id, "functions.now:3");
+    assert_eq!(reader("", "kimi_k2").read(kimi, Occasion::default(), &[]).calls[0].id, "functions.now:3");
 }
 
 #[test]
 fn control_tokens_are_taken_out_of_texts() {
-    let reply = reader("mistral", "").read("[THINK]a<x>[/THINK]b<x>c", 0, &["<x>".to_owned()]);
+    let reply =
+        reader("mistral", "").read("[THINK]a<x>[/THINK]b<x>c", Occasion::default(), &["<x>".to_owned()]);
     assert_eq!((reply.reasoning.as_deref(), reply.content.as_deref()), (Some("a"), Some("bc")));
 }
 
@@ -494,8 +499,9 @@ mod random {
             let text = pieces.concat();
             for calls in calls::ALL {
                 for thinking in thinking::ALL {
-                    let reader = ReplyReader { begins_thinking: begins, ..reader(thinking.names[0], calls.names[0]) };
-                    let reply = reader.read(&text, 0, &[]);
+                    let reader = reader(thinking.names[0], calls.names[0]);
+                    let occasion = Occasion { begins_thinking: begins, ..Occasion::default() };
+                    let reply = reader.read(&text, occasion, &[]);
                     prop_assert!(reply.content.is_some() || !reply.calls.is_empty());
                     prop_assert!(reply.num_thinking_bytes <= text.len());
                     for call in &reply.calls {

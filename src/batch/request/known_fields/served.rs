@@ -39,6 +39,7 @@ pub const SERVED: &[ServedGroup] = &[
                 "text or number",
                 "the same, where custom_id is absent; without both the line is called line-<number>",
             ),
+            served("question_id", "text or number", "the same beside turns, where both are absent"),
             served("method", "\"POST\"", "of the Batch API's form; may be left out"),
             served(
                 "url",
@@ -60,8 +61,19 @@ pub const SERVED: &[ServedGroup] = &[
             served(
                 "messages",
                 "list of {role, content}",
-                "a conversation, rendered by the model's chat template",
+                "a conversation, rendered by the model's chat template; an assistant's message whose content is null or absent is a turn to be generated",
             ),
+            served(
+                "turns",
+                "list of texts",
+                "MT-Bench's form of a conversation: what the user says, each text followed by an answer",
+            ),
+            served(
+                "conversations",
+                "list of {from, value} or {role, content}",
+                "ShareGPT's form of a conversation, from human, gpt, system or tool; a last message of the model is taken for a reference answer and left out, with a warning, unless the request says continue_final_message",
+            ),
+            served("system", "text", "the system message in front of turns or conversations"),
             served(
                 "prompt",
                 "text, list of texts, list of token ids, or list of such lists",

@@ -30,7 +30,7 @@ const USE_MAX_TOKENS: &str = "is not read; use `max_tokens`";
 const USE_STOP: &str = "is not read; use `stop` or `stop_token_ids`";
 const USE_KWARGS: &str =
     "templates differ in its name; put what this model's reads into `chat_template_kwargs`";
-const USE_MESSAGES: &str = "is not read; put it into `messages`";
+const USE_MESSAGES: &str = "is read beside `turns` and `conversations` alone; put it into `messages`";
 const USE_FIELDS: &str = "is not read; put its parameters into the request itself";
 const OLD_TOOLS: &str = "the deprecated function-calling fields are not served; use `tools`";
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::prepare::Preparer;
 use super::*;
 use crate::batch::{InputPath, Kept, OutputPath, ReaderOptions, RequestReader};
-use crate::engine::fake_runner::{FakeRunner, VOCAB_SIZE};
+use crate::engine::fake_runner::{BYTES_PER_TOKEN, FakeRunner, VOCAB_SIZE};
 use crate::text::TextModel;
 
 const NUM_REQUESTS: usize = 12;
@@ -29,6 +29,16 @@ fn session_with<R: Runner>(text: TextModel, make: impl FnOnce(Limits) -> R) -> S
 
 /// The same over another input.
 fn session_over<R: Runner>(text: TextModel, lines: &str, make: impl FnOnce(Limits) -> R) -> Session<R> {
+    session_cached(text, lines, None, make)
+}
+
+/// The same with a prompt cache.
+fn session_cached<R: Runner>(
+    text: TextModel,
+    lines: &str,
+    cache: Option<CacheLimits>,
+    make: impl FnOnce(Limits) -> R,
+) -> Session<R> {
     let three = NonZeroUsize::new(3).expect("three is not zero");
     let chunk = NonZeroUsize::new(8).expect("eight is not zero");
     let limits = Limits {
@@ -56,7 +66,7 @@ fn session_over<R: Runner>(text: TextModel, lines: &str, make: impl FnOnce(Limit
     Session {
         stats: RunStats::default(),
         progress: Progress::new(None, true),
-        engine: Engine::new(make(limits.clone()), limits, None),
+        engine: Engine::new(make(limits.clone()), limits, cache),
         intake: Intake::new(reader, preparer, Arc::new(text), Kept::default()),
         served: Served { model: "fake".into(), created: 0, is_repeatable: false },
         windows: Windows::default(),
@@ -202,4 +212,84 @@ fn a_choice_that_fails_makes_its_line_one_error_and_frees_the_rows_of_the_others
         session.intake.text().encode_prompt("word 3", true).expect("encodes").len()
     );
     assert!(usage["completion_tokens"].as_u64().is_some_and(|tokens| tokens >= 3), "{usage}");
+}
+
+/// Lines of three turns, whose template is short and shows what was said as it is.
+fn turns(questions: [&str; 3], fields: &str) -> String {
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    let [first, second, third] = questions;
+    format!(
+        "{{\"turns\": [\"{first}\", \"{second}\", \"{third}\"], \"chat_template\": \"{template}\"{fields}}}\n"
+    )
+}
+
+const AMPLE: CacheLimits = CacheLimits { max_bytes: u64::MAX, max_entries: None };
+
+#[test]
+fn each_turn_resumes_from_the_answer_before_it_though_nothing_else_is_kept() {
+    let text = TextModel::from_folder(Path::new(FIXTURE)).expect("the fixture loads");
+    let lines: String =
+        ["a b", "c d", "e f", "g h"].iter().map(|first| turns([first, "kl", "mn"], "")).collect();
+    // A stop that cuts answers in a step of its own.
+    let lines = lines + &turns(["o p", "kl", "mn"], ", \"n\": 2, \"stop\": [\"#\", \"$\"]");
+    let mut session = session_cached(text, &lines, Some(AMPLE), FakeRunner::new);
+    let (stop, lines) = run(&mut session);
+    assert_eq!(stop.expect("nothing fails"), Stop::InputUsedUp);
+    assert!(session.jobs.is_empty() && session.seats.is_empty());
+    assert_eq!((session.stats.num_ok, lines.len()), (5, 5));
+    let num = |value: &Value| value.as_u64().expect("a number");
+    let mut num_resumed = 0;
+    for choice in
+        lines.iter().flat_map(|line| line["response"]["body"]["choices"].as_array().expect("a list"))
+    {
+        let turns = choice["turns"].as_array().expect("a list");
+        assert_eq!(turns.len(), 3);
+        assert_eq!(choice["message"], turns[2]["message"]);
+        for pair in turns.windows(2) {
+            let [before, after] = [&pair[0], &pair[1]].map(|turn| &turn["usage"]);
+            let cached = num(&after["prompt_tokens_details"]["cached_tokens"]);
+            let text = pair[0]["message"]["content"].as_str().expect("a text");
+            let num_shown = session.intake.text().encode_prompt(text, false).expect("encodes").len() as u64;
+            // Where its text has as many tokens as the answer had.
+            if num_shown == num(&before["completion_tokens"]) {
+                assert_eq!(cached, num(&before["total_tokens"]) - 1, "{text:?}");
+                num_resumed += 1;
+            }
+            assert!(cached + 1 >= num(&before["prompt_tokens"]));
+        }
+    }
+    assert!(num_resumed > 3, "{num_resumed}");
+    // Of the last turns, which none was to continue, nothing was kept.
+    let choices =
+        lines.iter().flat_map(|line| line["response"]["body"]["choices"].as_array().expect("a list"));
+    let num_continued: u64 = choices.map(|choice| num(&choice["turns"][1]["usage"]["total_tokens"])).sum();
+    let held = session.cache_usage().expect("there is a cache");
+    assert!(held.num_bytes <= num_continued * BYTES_PER_TOKEN && held.num_evictions() == 0, "{held:?}");
+}
+
+#[test]
+fn a_failed_turn_is_named_and_those_before_it_are_told() {
+    let text = TextModel::from_folder(Path::new(FIXTURE)).expect("the fixture loads");
+    let poison = text.encode_prompt("~", false).expect("encodes");
+    let lines = turns(["a b", "c ~", "e"], ", \"seed\": 7")
+        + &turns(["a b", "c", "e"], ", \"seed\": 7, \"n\": 2")
+        + &turns(["~ b", "c", "e"], "");
+    let mut session = session_cached(text, &lines, Some(AMPLE), |limits| {
+        let mut runner = FakeRunner::new(limits);
+        runner.failures.poison = Some(poison[0]);
+        runner
+    });
+    let (stop, lines) = run(&mut session);
+    assert_eq!(stop.expect("the device works"), Stop::InputUsedUp);
+    assert_eq!((session.stats.num_ok, session.stats.num_failed), (1, 2));
+    assert!(session.jobs.is_empty() && session.seats.is_empty());
+    let body = |index: usize| &lines[index]["response"]["body"];
+    let message = |index: usize| body(index)["error"]["message"].as_str().expect("it failed").to_owned();
+    assert!(message(0).contains("in.jsonl:1: turn 2 of 3: what the model computed"), "{}", message(0));
+    assert!(message(2).contains("in.jsonl:3: turn 1 of 3: what the model computed"), "{}", message(2));
+    assert_eq!(body(0)["turns"].as_array().map(Vec::len), Some(1));
+    let first = &body(1)["choices"][0]["turns"][0];
+    assert_eq!(body(0)["turns"][0]["message"], first["message"]);
+    assert_eq!(body(0)["turns"][0]["usage"]["total_tokens"], first["usage"]["total_tokens"]);
+    assert!(body(2).get("turns").is_none());
 }
