@@ -285,7 +285,24 @@ impl CallSyntax {
             }
         }
         said.push_str(rest);
-        (said, found)
+        match self.read_bare(text, tools).filter(|_| found.is_empty()) {
+            Some(calls) => (String::new(), calls),
+            None => (said, found),
+        }
+    }
+
+    /// Reads an answer that is nothing but JSON of calls, without their marks or in a block of code: small models
+    /// write it where their template shows marks. To be no answer in JSON it has to name tools that there are.
+    fn read_bare(&self, text: &str, tools: Option<&Value>) -> Option<Vec<DraftCall>> {
+        const FENCE: &str = "```";
+        if !self.parts.contains(&Calls) {
+            return None;
+        }
+        let text = text.trim();
+        let fenced = text.strip_prefix(FENCE).and_then(|text| text.strip_suffix(FENCE));
+        let json = fenced.map_or(text, |fenced| fenced.strip_prefix("json").unwrap_or(fenced)).trim();
+        let calls = super::parts::calls_of_json(json)?;
+        calls.iter().all(|call| has_tool(tools, call)).then_some(calls)
     }
 
     /// Where the next call may begin, and with what.

@@ -187,6 +187,13 @@ fn ways_of_writing_calls() {
             Some("Done."),
             vec![now()],
         ),
+        ("hermes", "{\"name\": \"now\", \"arguments\": {}}", None, vec![now()]),
+        (
+            "hermes",
+            "```json\n{\n  \"name\": \"get_weather\",\n  \"arguments\": {\"city\": \"Bern\", \"days\": 2}\n}\n```",
+            None,
+            vec![weather("Bern", 2)],
+        ),
         (
             "qwen3_coder",
             "<function=get_weather>\n<parameter=city>\nBern\n</parameter>\n<parameter=days>\n2\n</parameter>\n</function>",
@@ -289,6 +296,9 @@ fn malformed_calls_stay_text() {
         ("hermes", "<tool_call>{\"name\": 5, \"arguments\": {}}</tool_call>"),
         ("hermes", "<tool_call>{\"name\": \"now\", \"arguments\": [1]}</tool_call>"),
         ("hermes", "<tool_call>{\"name\": \"Ann\", \"age\": 5}</tool_call>"),
+        ("hermes", "{\"name\": \"say_hello\", \"arguments\": {}}"),
+        ("hermes", "```json\n{\"name\": \"now\", \"arguments\": {}}"),
+        ("hermes", "Call {\"name\": \"now\", \"arguments\": {}}"),
         ("hermes", "Write <tool_call> and </tool_call>."),
         ("qwen3_coder", "<tool_call>\n<function=now>\n<parameter=a>\n1\n</function>\n</tool_call>"),
         ("glm", "<tool_call>get weather\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>"),
