@@ -8,10 +8,12 @@ mod reply;
 mod values;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
+pub use self::values::Tolerance;
 use crate::batch::{InputPath, OutputPath, RequestParams};
 
 pub use persist::{
@@ -41,7 +43,8 @@ Exit codes:
   0    all requests are done
   1    a fatal error: nothing to read, no model, no room to write
   2    the command line cannot be understood
-  3    finished, but some lines failed; their output lines say why
+  3    finished, but some lines failed, more than --fail-on-errors allows; their output lines say why
+  4    the time of --max-time was up; what was done is kept
   130  interrupted by Ctrl-C; what was done is kept";
 
 const VALIDATE_EXIT_CODES: &str = "\
@@ -104,6 +107,21 @@ const CACHE_EXIT_CODES: &str = "\
 Exit codes:
   0    done; verify: every checksum is right
   1    a fatal error: no cache file, no room to write; verify: something is damaged
+  2    the command line cannot be understood";
+
+const COMPARE_EXAMPLES: &str = "\
+Examples:
+  Whether another model, or another version, answers as before:
+    mlxbatch compare before.jsonl after.jsonl --min-agreement 95%
+  How many answers are right; the input has them as {\"metadata\": {\"answer\": \"B\"}, ...}:
+    mlxbatch compare out.jsonl --expected answer --match choice --min-accuracy 60%
+  The same where they are in the input's own fields, as in GSM8K:
+    mlxbatch compare out.jsonl --data gsm8k.jsonl --expected answer --extract '#### (-?[0-9,.]+)'";
+
+const COMPARE_EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    a fatal error: a file that cannot be read; or less is reached than --min-accuracy or --min-agreement
   2    the command line cannot be understood";
 
 const VALIDATE_EXAMPLES: &str = "\
@@ -186,6 +204,13 @@ pub enum Command {
     #[command(after_help = help_end(PLAN_EXAMPLES, PLAN_EXIT_CODES))]
     Plan(Box<PlanArgs>),
 
+    /// Compare the answers of two runs, or with those that are expected
+    ///
+    /// Reads files that `run` wrote, line by line by their ids, and says how many answers agree, which differ, and how
+    /// many are right, with the standard error.
+    #[command(after_help = help_end(COMPARE_EXAMPLES, COMPARE_EXIT_CODES))]
+    Compare(CompareArgs),
+
     /// Look into cache files and look after them; none of this loads a model
     #[command(subcommand, after_help = help_end(CACHE_EXAMPLES, CACHE_EXIT_CODES))]
     Cache(CacheCommand),
@@ -258,6 +283,14 @@ pub struct RunArgs {
     /// Say which model, device and settings are in use
     #[arg(short, long)]
     pub verbose: bool,
+
+    /// End with exit code 3 only where more lines fail than this: a number, or a share such as 2%
+    #[arg(long, value_name = "N|P%", default_value = "0", hide_default_value = true, value_parser = values::tolerance)]
+    pub fail_on_errors: Tolerance,
+
+    /// End after this time, such as 90m or 2h; what is done is kept, and --resume goes on
+    #[arg(long, value_name = "TIME", value_parser = values::time)]
+    pub max_time: Option<Duration>,
 
     /// Write the run's counters to this file as JSON
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
@@ -440,6 +473,65 @@ pub struct ValidateArgs {
     /// Print the problems only, neither counts nor warnings
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// File of results
+    #[arg(value_name = "RESULTS", value_hint = ValueHint::FilePath)]
+    pub first: PathBuf,
+
+    /// Another, to compare it with
+    #[arg(value_name = "RESULTS", value_hint = ValueHint::FilePath, required_unless_present = "expected")]
+    pub second: Option<PathBuf>,
+
+    /// Field that has the expected answer, such as answer or target.letter
+    ///
+    /// It is looked for in what the results repeat of their requests, which is their metadata, or in the lines of
+    /// --data.
+    #[arg(long, value_name = "FIELD")]
+    pub expected: Option<String>,
+
+    /// File of lines with the same ids that has the expected answers, such as the input
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, requires = "expected")]
+    pub data: Option<PathBuf>,
+
+    /// When an answer is right
+    #[arg(long = "match", value_name = "KIND", value_enum, default_value_t = MatchArg::Exact, requires = "expected")]
+    pub kind: MatchArg,
+
+    /// Look at what this regular expression finds last, its first group if it has one; else at the whole answer
+    #[arg(long, value_name = "REGEX")]
+    pub extract: Option<String>,
+
+    /// Fail where an accuracy is below this share, such as 0.6 or 60%
+    #[arg(long, value_name = "SHARE", value_parser = values::share, requires = "expected")]
+    pub min_accuracy: Option<f64>,
+
+    /// Fail where a smaller share of answers agrees
+    #[arg(long, value_name = "SHARE", value_parser = values::share, requires = "second")]
+    pub min_agreement: Option<f64>,
+
+    /// Show so many answers that differ
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub show: usize,
+
+    /// Print the comparison as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// When an answer is right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MatchArg {
+    /// It is what is expected, but for white space around it
+    Exact,
+    /// It names the expected letter or number first, as in (B)
+    Choice,
+    /// What is expected is a regular expression that it matches
+    Regex,
+    /// It has what is expected somewhere
+    Contains,
 }
 
 #[derive(Debug, Args)]

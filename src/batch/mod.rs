@@ -5,6 +5,7 @@
 //! neither templates, tokens nor models; what to answer is decided above.
 
 mod error;
+mod failures;
 mod ids;
 mod lead_in;
 mod line_error;
@@ -24,6 +25,7 @@ mod warnings;
 mod writer;
 
 pub use error::BatchError;
+pub use failures::{Failure, Failures};
 pub use line_error::{FailedLine, LineError, RequestError};
 pub use lines::count_requests;
 pub use paths::{InputPath, OutputPath};

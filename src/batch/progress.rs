@@ -87,6 +87,13 @@ impl Progress {
         }
     }
 
+    /// The same, but for what `--quiet` hides.
+    pub fn tell(&self, text: &str) {
+        if !matches!(self.display, Display::Quiet) {
+            self.say(text);
+        }
+    }
+
     /// Takes the bar away.
     pub fn finish(&self) {
         if let Display::Bar(bar) = &self.display {

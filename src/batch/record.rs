@@ -14,6 +14,7 @@ pub use self::turns::Turn;
 
 use self::turns::TurnFields;
 
+use super::failures::Failure;
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
 use crate::text::{Reply, ToolCall};
@@ -99,6 +100,8 @@ pub struct Served {
 pub struct Record {
     index: u64,
     line: String,
+    /// Why it is no answer, where it is none.
+    failure: Option<Failure>,
 }
 
 impl Record {
@@ -147,12 +150,15 @@ impl Record {
             param: error.param.as_deref(),
             code: error.code,
         };
-        Self::new(head, Some((error.status, Body::Error { error: fields, turns })), None)
+        let failure = Failure { code: error.code.to_owned(), message: error.message.clone() };
+        let response = Some((error.status, Body::Error { error: fields, turns }));
+        Self { failure: Some(failure), ..Self::new(head, response, None) }
     }
 
     /// The record of a line that is no request.
     pub fn not_a_request(head: &RequestHead, code: &str, message: &str) -> Self {
-        Self::new(head, None, Some(LineErrorFields { code, message }))
+        let failure = Failure { code: code.to_owned(), message: message.to_owned() };
+        Self { failure: Some(failure), ..Self::new(head, None, Some(LineErrorFields { code, message })) }
     }
 
     /// The record of a line that the reader could not make a request of.
@@ -180,7 +186,12 @@ impl Record {
             metadata: head.metadata.as_ref(),
         };
         let line = serde_json::to_string(&line).expect("strings, numbers and parsed JSON serialise");
-        Self { index: head.index, line: one_line(line) }
+        Self { index: head.index, line: one_line(line), failure: None }
+    }
+
+    /// Why it is no answer, where it is none.
+    pub fn failure(&self) -> Option<&Failure> {
+        self.failure.as_ref()
     }
 
     /// Its place among the output lines, from 0.

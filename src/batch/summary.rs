@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::failures::Failures;
 use super::units::{counted, duration, grouped, rate, size};
 use crate::cache::{CacheUsage, TierUsage};
 
@@ -16,6 +17,8 @@ pub struct RunStats {
     pub num_ok: u64,
     /// Lines that got an error.
     pub num_failed: u64,
+    /// Why, as far as it was this run's.
+    pub failures: Failures,
     /// Those of both that an earlier run has left.
     pub num_kept: u64,
     /// Prompt tokens so far, counted as they are computed or taken from the cache.
@@ -53,9 +56,11 @@ impl RunStats {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
     Complete,
-    /// By Ctrl-C; `can_resume` says whether a later run can go on from what was done.
+    /// Before its end, by Ctrl-C or a limit of time; `can_resume` says whether a later run can go on from what was
+    /// done.
     Interrupted {
         can_resume: bool,
+        why: &'static str,
     },
 }
 
@@ -74,8 +79,8 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
         num_failed => format!("{} ok, {} failed", grouped(stats.num_ok), grouped(num_failed)),
     };
     let verb = match ending {
-        Ending::Complete => "done",
-        Ending::Interrupted { .. } => "done when interrupted",
+        Ending::Complete => "done".to_owned(),
+        Ending::Interrupted { why, .. } => format!("done when {why}"),
     };
     let outcome = if stats.num_done() == 0 { String::new() } else { format!(": {outcome}") };
     let kept = match stats.num_kept {
@@ -83,6 +88,7 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
         num_kept => format!("; {} of them earlier", grouped(num_kept)),
     };
     lines.push(format!("{done} {verb} in {}{outcome}{kept}", duration(stats.wall)));
+    lines.extend(stats.failures.by_code().map(|codes| format!("  failed     {codes}")));
 
     if stats.num_prompt_tokens > 0 {
         let unique = match stats.num_unique_tokens {
@@ -119,12 +125,12 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
         lines.push(format!("  memory     {} at its peak", size(num_bytes)));
     }
     match ending {
-        Ending::Interrupted { can_resume: true } if stats.num_done() == 0 => {
+        Ending::Interrupted { can_resume: true, .. } if stats.num_done() == 0 => {
             lines.push(format!("  results    none; {place} is as it was"));
         }
         _ => lines.push(format!("  results    {place}")),
     }
-    if let Ending::Interrupted { can_resume } = ending {
+    if let Ending::Interrupted { can_resume, .. } = ending {
         let missing = match stats.num_total.map(|num_total| num_total.saturating_sub(stats.num_done())) {
             Some(num_missing) => counted(num_missing, "request"),
             None => "the rest of the input".to_owned(),
@@ -184,6 +190,7 @@ mod tests {
             num_total: Some(110),
             num_ok: 108,
             num_failed: 2,
+            failures: Failures::default(),
             num_kept: 0,
             num_prompt_tokens: 13_400,
             num_cached_tokens: 1_400,
@@ -228,7 +235,7 @@ mod tests {
         );
         let none = RunStats { num_total: Some(7), ..RunStats::default() };
         assert_eq!(
-            summary(&none, Ending::Interrupted { can_resume: true }, "o"),
+            summary(&none, Ending::Interrupted { can_resume: true, why: "interrupted" }, "o"),
             [
                 "0 of 7 requests done when interrupted in 0.0s",
                 "  results    none; o is as it was",
@@ -242,7 +249,7 @@ mod tests {
     fn all_ok_is_said_of_a_whole_run_only() {
         let some = RunStats { num_total: Some(7), num_ok: 3, num_kept: 2, ..RunStats::default() };
         assert_eq!(
-            summary(&some, Ending::Interrupted { can_resume: true }, "o.partial"),
+            summary(&some, Ending::Interrupted { can_resume: true, why: "interrupted" }, "o.partial"),
             [
                 "3 of 7 requests done when interrupted in 0.0s: 3 ok; 2 of them earlier",
                 "  results    o.partial",
@@ -251,7 +258,7 @@ mod tests {
         );
         let of_a_pipe = RunStats { num_total: None, num_ok: 1, num_failed: 1, ..RunStats::default() };
         assert_eq!(
-            summary(&of_a_pipe, Ending::Interrupted { can_resume: false }, "<stdout>"),
+            summary(&of_a_pipe, Ending::Interrupted { can_resume: false, why: "interrupted" }, "<stdout>"),
             [
                 "2 requests done when interrupted in 0.0s: 1 ok, 1 failed",
                 "  results    <stdout>",

@@ -87,6 +87,46 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// A share, from 0 to 1 or in percent.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let text = text.trim();
+    let (number, unit) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 100.0));
+    match number.trim().parse::<f64>() {
+        Ok(number) if (0.0..=unit).contains(&number) => Ok(number / unit),
+        _ => Err("give a share from 0 to 1, or in percent, such as 60%".to_owned()),
+    }
+}
+
+/// How many lines may fail.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Tolerance {
+    Lines(u64),
+    /// Of all lines, 0 to 100.
+    Percent(f64),
+}
+
+impl Tolerance {
+    /// Whether so many failed lines of so many are too many.
+    pub fn is_exceeded(self, num_failed: u64, num_lines: u64) -> bool {
+        match self {
+            Self::Lines(most) => num_failed > most,
+            Self::Percent(most) => num_failed as f64 * 100.0 > most * num_lines as f64,
+        }
+    }
+}
+
+/// A number of lines, or a share of them.
+pub(super) fn tolerance(text: &str) -> Result<Tolerance, String> {
+    let wrong = || "give a number of lines such as 10, or a share of them such as 2%".to_owned();
+    match text.trim().strip_suffix('%') {
+        Some(percent) => match percent.trim().parse::<f64>() {
+            Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(Tolerance::Percent(percent)),
+            _ => Err(wrong()),
+        },
+        None => text.trim().parse().map(Tolerance::Lines).map_err(|_| wrong()),
+    }
+}
+
 /// Negative seeds are taken by their bits, as in a request.
 pub(super) fn seed(text: &str) -> Result<u64, String> {
     let text = text.trim();

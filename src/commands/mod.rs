@@ -4,6 +4,7 @@
 //! modules below them.
 
 pub mod cache;
+pub mod compare;
 pub mod completions;
 mod identity;
 pub mod interrupt;
@@ -29,21 +30,19 @@ pub enum Outcome {
     SomeFailed,
     /// Ended by Ctrl-C; what was done is kept.
     Interrupted,
+    /// Ended at its time limit; what was done is kept.
+    TimeUp,
     /// Nobody reads the output any more, as with `| head`.
     OutputClosed,
 }
 
 impl Outcome {
-    /// Of a command that has come to the end of its input.
-    fn of(num_failed: u64) -> Self {
-        if num_failed > 0 { Self::SomeFailed } else { Self::Done }
-    }
-
     /// The process's exit code; 1 and 2 are for errors.
     pub fn exit_code(self) -> u8 {
         match self {
             Self::Done | Self::OutputClosed => 0,
             Self::SomeFailed => 3,
+            Self::TimeUp => 4,
             Self::Interrupted => interrupt::EXIT_CODE,
         }
     }
@@ -59,6 +58,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
         Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Cache(command)) => cache::execute(command),
         Some(Command::Validate(args)) => validate::validate(args),
+        Some(Command::Compare(args)) => compare::compare(args),
         Some(Command::Models) => models::print(),
         Some(Command::Schema(args)) => schema::print(args),
         Some(Command::Completions(args)) => completions::print(args),

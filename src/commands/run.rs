@@ -72,6 +72,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let is_repeatable = args.deterministic_ids;
     let served = Served { model: served_name, created: if is_repeatable { 0 } else { now }, is_repeatable };
     let mut session = Session::new(model, intake, args, served, stats, progress);
+    session.deadline = args.max_time.map(|time| started + time);
     interrupt.heed();
     let looped = session.run(&mut writer, &interrupt);
 
@@ -84,9 +85,10 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         }
     };
     let (ending, published) = match stop {
-        Stop::Interrupted => {
+        Stop::Interrupted | Stop::TimeUp => {
             let can_resume = writer.partial_path().is_some() && args.input.path().is_some();
-            (Ending::Interrupted { can_resume }, writer.abandon()?)
+            let why = if stop == Stop::TimeUp { "the time was up" } else { "interrupted" };
+            (Ending::Interrupted { can_resume, why }, writer.abandon()?)
         }
         Stop::InputUsedUp | Stop::OutputClosed => {
             let keeps_manifest = resume::keeps_manifest(&session.stats, args);
@@ -122,9 +124,18 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     }
     Ok(match (stop, published.flow) {
         (Stop::Interrupted, _) => Outcome::Interrupted,
+        (Stop::TimeUp, _) => Outcome::TimeUp,
         (Stop::OutputClosed, _) | (_, Flow::Closed) => Outcome::OutputClosed,
-        _ => Outcome::of(stats.num_failed),
+        _ => outcome(&stats, args),
     })
+}
+
+/// Of a run that has come to the end of its input.
+fn outcome(stats: &RunStats, args: &RunArgs) -> Outcome {
+    match args.fail_on_errors.is_exceeded(stats.num_failed, stats.num_done()) {
+        true => Outcome::SomeFailed,
+        false => Outcome::Done,
+    }
 }
 
 /// A failed run loses nothing that is done: says where it is.

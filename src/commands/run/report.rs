@@ -134,6 +134,7 @@ pub(super) fn write(
     let report = json!({
         "num_requests": stats.num_done(),
         "num_failed": stats.num_failed,
+        "failures": stats.failures.to_json(),
         "num_prompt_tokens": stats.num_prompt_tokens,
         "num_unique_tokens": counters.num_unique_tokens,
         "num_prefilled_tokens": engine.num_prefilled_tokens(),

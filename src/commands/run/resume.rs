@@ -40,5 +40,5 @@ pub(super) fn nothing_left(
         eprint_line("mlxbatch: nothing is left to do: every line has its result");
         summary(&stats, Ending::Complete, &published.place).iter().for_each(|line| eprint_line(line));
     }
-    Ok(Outcome::of(stats.num_failed))
+    Ok(super::outcome(&stats, args))
 }

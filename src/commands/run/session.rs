@@ -48,6 +48,8 @@ pub(super) enum Stop {
     InputUsedUp,
     /// By Ctrl-C.
     Interrupted,
+    /// By its time limit.
+    TimeUp,
     /// Nobody reads the output any more.
     OutputClosed,
 }
@@ -69,6 +71,8 @@ pub(super) struct Session<R: Runner> {
     /// Saves the cache file, if one is in use.
     pub saver: Option<Saver>,
     started: Instant,
+    /// When it ends, done or not.
+    pub deadline: Option<Instant>,
     /// From when the model was ready.
     pub first_token_after: Option<Duration>,
 }
@@ -123,6 +127,7 @@ impl Session<MlxRunner> {
             failures: Failures::default(),
             saver,
             started: Instant::now(),
+            deadline: None,
             first_token_after: None,
         }
     }
@@ -144,6 +149,9 @@ impl<R: Runner> Session<R> {
             self.submit_planned(writer)?;
             if interrupt.is_set() {
                 return Ok(Stop::Interrupted);
+            }
+            if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(Stop::TimeUp);
             }
             if self.engine.is_idle() {
                 if !has_more && self.windows.is_empty() {
@@ -284,6 +292,9 @@ impl<R: Runner> Session<R> {
     }
 
     fn write(&mut self, writer: &mut ResultWriter, record: &Record) -> anyhow::Result<()> {
+        if let Some(told) = record.failure().and_then(|failure| self.stats.failures.add(failure)) {
+            self.progress.tell(&format!("mlxbatch: failed: {told}"));
+        }
         self.output_is_closed |= writer.write(record)? == Flow::Closed;
         Ok(())
     }

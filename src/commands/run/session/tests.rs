@@ -76,6 +76,7 @@ fn session_cached<R: Runner>(
         failures: Failures::default(),
         saver: None,
         started: Instant::now(),
+        deadline: None,
         first_token_after: None,
     }
 }

@@ -1,0 +1,121 @@
+//! Lines that failed, as a person reads of them.
+//!
+//! Owns which are told at once, the counts by code, and the examples that a report has. The records of the lines
+//! say the same for programs.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::units::grouped;
+
+/// So many are told at once; the rest is in the counts and in the output.
+const NUM_TOLD: u64 = 5;
+
+/// So many of each code are in a report.
+const NUM_EXAMPLES: usize = 5;
+
+/// Bytes of a message that a person reads.
+const MAX_TOLD_BYTES: usize = 400;
+
+/// Why a line failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub code: String,
+    /// Names file, line and reason.
+    pub message: String,
+}
+
+/// The lines of a run that failed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failures {
+    num: u64,
+    by_code: BTreeMap<String, OfCode>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct OfCode {
+    num: u64,
+    examples: Vec<String>,
+}
+
+impl Failures {
+    /// Counts a line; returns what is to be said of it at once, if anything is.
+    pub fn add(&mut self, failure: &Failure) -> Option<String> {
+        let message = shortened(&failure.message);
+        let of_code = self.by_code.entry(failure.code.clone()).or_default();
+        of_code.num += 1;
+        if of_code.examples.len() < NUM_EXAMPLES {
+            of_code.examples.push(message.clone());
+        }
+        self.num += 1;
+        match self.num {
+            ..NUM_TOLD => Some(message),
+            NUM_TOLD => Some(format!("{message}\nfurther failures are counted and in the output")),
+            _ => None,
+        }
+    }
+
+    /// `2 context_length_exceeded, 1 invalid_json`, the most frequent first; nothing where none failed.
+    pub fn by_code(&self) -> Option<String> {
+        let mut codes: Vec<_> = self.by_code.iter().map(|(code, of_code)| (of_code.num, code)).collect();
+        codes.sort_by(|left, right| right.0.cmp(&left.0).then(left.1.cmp(right.1)));
+        let told: Vec<String> = codes.iter().map(|(num, code)| format!("{} {code}", grouped(*num))).collect();
+        (!told.is_empty()).then(|| told.join(", "))
+    }
+
+    /// For a report: codes with their number and the first messages.
+    pub fn to_json(&self) -> Value {
+        let codes = self.by_code.iter();
+        codes
+            .map(|(code, OfCode { num, examples })| (code.clone(), json!({"num": num, "examples": examples})))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+}
+
+/// A message that fits on a few lines of a terminal; it may repeat what a request holds.
+fn shortened(message: &str) -> String {
+    if message.len() <= MAX_TOLD_BYTES {
+        return message.to_owned();
+    }
+    let mut end = MAX_TOLD_BYTES;
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}…", &message[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_are_told_and_all_are_counted() {
+        let mut failures = Failures::default();
+        assert_eq!(failures.by_code(), None);
+        let told: Vec<Option<String>> = (1..=8)
+            .map(|line| {
+                let code = if line % 3 == 0 { "invalid_json" } else { "invalid_value" };
+                failures.add(&Failure { code: code.into(), message: format!("in.jsonl:{line}: no") })
+            })
+            .collect();
+        assert_eq!(told[0].as_deref(), Some("in.jsonl:1: no"));
+        assert!(told[4].as_deref().is_some_and(|told| told.starts_with("in.jsonl:5: no\n")));
+        assert_eq!(told[5..], [None, None, None]);
+        assert_eq!(failures.by_code().as_deref(), Some("6 invalid_value, 2 invalid_json"));
+        let report = failures.to_json();
+        assert_eq!(
+            report["invalid_json"],
+            json!({"num": 2, "examples": ["in.jsonl:3: no", "in.jsonl:6: no"]})
+        );
+        assert_eq!(report["invalid_value"]["examples"].as_array().map(Vec::len), Some(5));
+    }
+
+    #[test]
+    fn a_long_message_is_cut_at_a_character() {
+        let failure = Failure { code: "c".into(), message: "é".repeat(1000) };
+        let told = Failures::default().add(&failure).expect("it is the first");
+        assert_eq!(told, "é".repeat(200) + "…");
+    }
+}

@@ -1,0 +1,63 @@
+//! What a person, a script and a report hear of lines that fail, and of a run that ends early.
+
+use predicates::prelude::*;
+use predicates::str::contains;
+use serde_json::Value;
+
+use crate::support::Desk;
+
+/// Ten lines, of which eight fail, in two ways.
+fn desk() -> Desk {
+    let line = |place: usize| match place {
+        0 | 5 => format!("{{\"id\": \"{place}\", \"prompt\": \"x\"}}\n"),
+        1 | 2 => "{\n".to_owned(),
+        _ => format!("{{\"id\": \"{place}\", \"prompt\": \"x\", \"temperature\": {place}0}}\n"),
+    };
+    Desk::with_input((0..10).map(line).collect::<String>())
+}
+
+#[test]
+fn the_first_failures_are_told_and_all_are_counted() {
+    let desk = desk();
+    let assert = desk.run().args(["--max-tokens", "2", "--report", "report.json"]).assert().code(3);
+    let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    let told: Vec<&str> = stderr.lines().filter(|line| line.starts_with("mlxbatch: failed: ")).collect();
+    assert_eq!(told.len(), 5, "{stderr}");
+    assert!(told[0].starts_with("mlxbatch: failed: in.jsonl:2: not valid JSON"), "{stderr}");
+    assert!(stderr.contains("  failed     6 invalid_value, 2 invalid_json\n"), "{stderr}");
+    let report: Value = serde_json::from_str(&desk.read("report.json")).expect("it is JSON");
+    assert_eq!(report["failures"]["invalid_value"]["num"], 6);
+    assert_eq!(report["failures"]["invalid_json"]["examples"].as_array().map(Vec::len), Some(2));
+    desk.run().args(["--max-tokens", "2", "-q"]).assert().code(3).stderr(predicates::str::is_empty());
+}
+
+#[test]
+fn some_failures_may_be_allowed() {
+    let desk = desk();
+    for (allowed, code) in [("8", 0), ("7", 3), ("80%", 0), ("79.9%", 3), ("0", 3)] {
+        desk.run().args(["--max-tokens", "2", "-q", "--fail-on-errors", allowed]).assert().code(code);
+    }
+    for wrong in ["-1", "101%", "some"] {
+        let arguments = [format!("--fail-on-errors={wrong}")];
+        desk.run().args(arguments).assert().code(2).stderr(contains("a share of them"));
+    }
+}
+
+#[test]
+fn a_run_ends_when_its_time_is_up_and_goes_on_later() {
+    let line = |index: usize| {
+        format!("{{\"id\": \"r{index}\", \"prompt\": \"Once {index}\", \"max_tokens\": 40}}\n")
+    };
+    let desk = Desk::with_input((0..50_000).map(line).collect::<String>());
+    desk.run()
+        .args(["--max-time", "1500ms", "--batch-size", "4"])
+        .assert()
+        .code(4)
+        .stderr(contains("done when the time was up").and(contains("--resume goes on")));
+    assert!(desk.path("out.jsonl.partial").exists() && !desk.path("out.jsonl").exists());
+    desk.run()
+        .args(["--max-time", "1500ms", "--batch-size", "4", "--resume"])
+        .assert()
+        .code(4)
+        .stderr(contains("of them earlier"));
+}
