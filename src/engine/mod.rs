@@ -51,6 +51,9 @@
 //!   pass 2   D decode d₀   E decode e₀            → D's and E's first tokens
 //! ```
 //!
+//! A request that goes on with the answer of another, which its caller awaits, comes ahead of all that wait, and
+//! until it has begun that answer is kept as what a planned request uses.
+//!
 //! Chunks end where the plan says and a fixed number of tokens after that, never where timing says.
 
 mod edits;

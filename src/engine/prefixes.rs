@@ -167,8 +167,7 @@ impl Prefixes {
         Ok(())
     }
 
-    /// The place in the order of the run that it has come to: what is submitted next for want of which a line
-    /// cannot go on stands here.
+    /// The place in the order of the run that it has come to: what this one uses is still to be used.
     pub(super) fn now(&self) -> u64 {
         self.now
     }

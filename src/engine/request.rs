@@ -108,7 +108,7 @@ pub struct PromptPlan {
     /// Ascending positions at which the prefill is cut and what is computed is stored.
     pub cuts: Vec<Cut>,
     /// What no planned request shares is not stored, nor is the answer to it: no request will come that is
-    /// not planned, and nothing outlives the run. The prefill is cut all the same, so that the same shapes
+    /// not planned, and nothing outlives the run. Not for an answer that is awaited. The prefill is cut all the same, so that the same shapes
     /// are computed whatever is known of what comes next.
     pub drops_private: bool,
 }

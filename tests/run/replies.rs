@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 use crate::support::Desk;
 
 /// A template whose answers begin with thinking, and one that also opens it.
-const THINKS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}\
+pub const THINKS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}\
                       {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 const OPENS: &str = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}\n{% endfor %}\
                      {% if add_generation_prompt %}A: <think>\n{% endif %}";
 /// One that shows calls in Hermes' way.
-const CALLS: &str = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\
+pub const CALLS: &str = "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}{{ m.role }}: {{ m.content }}\
                      {% for c in m.tool_calls or [] %}<tool_call>\n{\"name\": \"{{ c.function.name }}\", \"arguments\": \
                      {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}\n{% endfor %}\
                      {% if add_generation_prompt %}assistant: {% endif %}";
 
-fn tools() -> Value {
+pub fn tools() -> Value {
     json!([
         {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object",
             "properties": {"city": {"enum": ["Bern", "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},

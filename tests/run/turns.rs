@@ -3,7 +3,8 @@
 use predicates::str::contains;
 use serde_json::{Value, json};
 
-use crate::support::{Desk, code_of, id_of, message_of, text_of};
+use crate::replies::{CALLS, THINKS, tools};
+use crate::support::{Desk, MODEL, code_of, fixture_path, id_of, message_of, text_of};
 
 fn user(text: &str) -> Value {
     json!({"role": "user", "content": text})
@@ -18,8 +19,13 @@ fn input(lines: &[Value]) -> String {
 }
 
 fn run(lines: &[Value], arguments: &[&str]) -> Vec<Value> {
+    run_with(MODEL, lines, arguments)
+}
+
+fn run_with(model: &str, lines: &[Value], arguments: &[&str]) -> Vec<Value> {
     let desk = Desk::with_input(input(lines));
-    desk.run().args(["--max-tokens", "8", "-q"]).args(arguments).assert().code(0);
+    let mut command = desk.run_with(fixture_path(model));
+    command.args(["--max-tokens", "8", "-q"]).args(arguments).assert().code(0);
     desk.output()
 }
 
@@ -37,14 +43,14 @@ fn number(value: &Value) -> u64 {
 }
 
 /// Plays a conversation by hand, each turn a line of its own.
-fn by_hand(questions: &[&str], fields: &Value, arguments: &[&str]) -> Vec<String> {
+fn by_hand(model: &str, questions: &[&str], fields: &Value, arguments: &[&str]) -> Vec<String> {
     let mut messages = Vec::new();
     let mut answers: Vec<String> = Vec::new();
     for question in questions {
         messages.push(user(question));
         let mut line = json!({"messages": messages});
         line.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
-        let answer = text_of(&run(&[line], arguments)[0]).to_owned();
+        let answer = text_of(&run_with(model, &[line], arguments)[0]).to_owned();
         messages.push(json!({"role": "assistant", "content": answer}));
         answers.push(answer);
     }
@@ -56,7 +62,7 @@ const QUESTIONS: [&str; 3] = ["How many boats are there?", "And in winter?", "Wh
 #[test]
 fn a_line_is_played_turn_by_turn_as_by_hand() {
     let fields = json!({});
-    let hand = by_hand(&QUESTIONS, &fields, &["--batch-size", "1", "--cache-bytes", "0"]);
+    let hand = by_hand(MODEL, &QUESTIONS, &fields, &["--batch-size", "1", "--cache-bytes", "0"]);
     let [first, second, third] = QUESTIONS.map(user);
     let lines = [
         json!({"id": "gaps", "messages": [first, gap(), second, gap(), third]}),
@@ -84,6 +90,39 @@ fn a_line_is_played_turn_by_turn_as_by_hand() {
         }
         assert_eq!(text_of(&output[4]), hand[0]);
         assert!(choice(&output[4]).get("turns").is_none(), "one turn is told as ever");
+    }
+}
+
+/// Models that resume at any token and those that do so where a message ends, whatever the cache holds.
+#[test]
+fn turns_are_those_by_hand_whatever_the_model_and_the_cache() {
+    let lines: Vec<Value> = (0..6)
+        .map(
+            |place| json!({"id": place, "turns": [QUESTIONS[place % 3], QUESTIONS[(place + 1) % 3], "Why?"]}),
+        )
+        .collect();
+    for model in ["tiny-qwen3_5", "tiny-lfm2", "tiny-gemma3"] {
+        let hand: Vec<Vec<String>> = (0..3)
+            .map(|place| {
+                let questions = [QUESTIONS[place], QUESTIONS[(place + 1) % 3], "Why?"];
+                by_hand(model, &questions, &json!({}), &["--batch-size", "1", "--cache-bytes", "0"])
+            })
+            .collect();
+        let desk = Desk::with_input(input(&lines));
+        let with_file = ["--persist-cache", "cache.bin"];
+        for arguments in [
+            &["--cache-bytes", "0"][..],
+            &["--batch-size", "1"],
+            &["--batch-size", "8"],
+            &with_file,
+            &with_file,
+        ] {
+            let mut command = desk.run_with(fixture_path(model));
+            command.args(["--max-tokens", "8", "-q"]).args(arguments).assert().code(0);
+            for (place, line) in desk.output().iter().enumerate() {
+                assert_eq!(turns(line), hand[place % 3], "{model}, {arguments:?}");
+            }
+        }
     }
 }
 
@@ -130,7 +169,7 @@ fn each_choice_plays_a_chain_of_its_own() {
     let choices = output[0]["response"]["body"]["choices"].as_array().expect("there are choices");
     assert_eq!(choices.len(), 3);
     for (choice, seed) in choices.iter().zip(7..) {
-        let hand = by_hand(&QUESTIONS, &json!({"temperature": 1.5, "seed": seed}), &[]);
+        let hand = by_hand(MODEL, &QUESTIONS, &json!({"temperature": 1.5, "seed": seed}), &[]);
         let texts: Vec<&str> = choice["turns"]
             .as_array()
             .expect("there are turns")
@@ -144,6 +183,50 @@ fn each_choice_plays_a_chain_of_its_own() {
     let of = |index: usize, turn: usize| number(&choices[index]["turns"][turn]["usage"]["prompt_tokens"]);
     let sum = of(0, 0) + (0..3).map(|index| of(index, 1) + of(index, 2)).sum::<u64>();
     assert_eq!(number(&output[0]["response"]["body"]["usage"]["prompt_tokens"]), sum);
+}
+
+/// What is told of an answer is what the turn behind it reads of it.
+#[test]
+fn calls_and_thinking_are_read_by_later_turns_as_the_messages_that_hold_them() {
+    for fields in [
+        json!({"tools": tools(), "tool_choice": "required", "parallel_tool_calls": false,
+               "chat_template": CALLS, "max_tokens": 300}),
+        json!({"chat_template": THINKS, "thinking_budget": 3, "guided_regex": "(yes|no), [a-z]{3}", "max_tokens": 60}),
+    ] {
+        let line = |what: Value| {
+            let mut line = fields.clone();
+            line.as_object_mut().expect("an object").extend(what.as_object().expect("an object").clone());
+            line
+        };
+        let output = run(&[line(json!({"turns": QUESTIONS}))], &[]);
+        let turns = choice(&output[0])["turns"].as_array().expect("there are turns");
+        let mut messages = Vec::new();
+        let mut ids: Vec<Value> = Vec::new();
+        for (question, turn) in QUESTIONS.iter().zip(turns) {
+            messages.push(user(question));
+            let by_hand = run(&[line(json!({"messages": messages}))], &["--cache-bytes", "0"]);
+            let mut message = turn["message"].clone();
+            // Ids are made from the line.
+            let expected = &choice(&by_hand[0])["message"];
+            let calls = message.get_mut("tool_calls").and_then(Value::as_array_mut);
+            for (place, call) in calls.into_iter().flatten().enumerate() {
+                ids.push(std::mem::replace(&mut call["id"], expected["tool_calls"][place]["id"].clone()));
+            }
+            assert_eq!(message, *expected);
+            messages.push(turn["message"].clone());
+        }
+        let details = |usage: &Value| usage["completion_tokens_details"]["reasoning_tokens"].as_u64();
+        let sum = turns.iter().filter_map(|turn| details(&turn["usage"])).reduce(|sum, tokens| sum + tokens);
+        assert_eq!(details(&output[0]["response"]["body"]["usage"]), sum);
+        let num_calls = ids.len();
+        ids.sort_by_key(Value::to_string);
+        ids.dedup();
+        assert_eq!(ids.len(), num_calls, "each call has an id of its own");
+        assert_eq!(
+            (num_calls > 0, sum.is_some()),
+            (fields.get("tools").is_some(), fields.get("thinking_budget").is_some())
+        );
+    }
 }
 
 /// Without a seed of its own the turns of a line draw other numbers, and each run the same.
@@ -271,10 +354,9 @@ fn plan_and_validate_say_that_turns_follow() {
         .assert()
         .code(0)
         .stdout(contains("2 requests with 4 turns, all ok"));
-    let model = crate::support::fixture_path(crate::support::MODEL);
     desk.bare()
         .args(["plan", "in.jsonl", "--model"])
-        .arg(model)
+        .arg(fixture_path(MODEL))
         .assert()
         .code(0)
         .stdout(contains("later turns     4, which follow answers"));

@@ -32,7 +32,7 @@ struct ChoiceState {
     running: Option<Box<Running>>,
     /// The prompt that it answers, where another turn follows.
     prompt: Vec<TokenId>,
-    /// Those that were, turn by turn.
+    /// The answers before it, turn by turn.
     finished: Vec<Finished>,
 }
 

@@ -1,20 +1,27 @@
 //! A line's request → what the engine runs: a job of one or more generation requests.
 //!
-//! Owns the order of precedence of parameters, the context limit and the keys of the choices'
-//! random numbers. Formats are `batch/`'s, templates and tokens `text/`'s.
+//! Owns the order of precedence of parameters and the context limit. Formats are `batch/`'s, templates and tokens
+//! `text/`'s.
+
+mod dialogue;
+mod keys;
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
+pub(in crate::commands) use self::dialogue::Dialogue;
+use self::dialogue::take_dialogue;
+use self::keys::ChoiceKeys;
+
 use crate::{
     batch::{
-        AnswerConstraint, AnswerOptions, Choice, Conversation, Prompt, PromptEnding, Request, RequestError,
+        AnswerConstraint, AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError,
         RequestHead, RequestParams,
     },
     engine::{
         AnswerRecurs, GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score,
-        TokenId, sampling_key,
+        TokenId,
     },
     guide::{Pattern, Preamble},
     text::{
@@ -179,28 +186,6 @@ impl Preparer {
         }
         job.dialogue = chat.map(|chat| Box::new(Dialogue { chat, wanted }));
         Ok(job)
-    }
-
-    /// Prepares the turn of a choice that follows these answers, at least one; what the template has passed over
-    /// comes with it.
-    pub(in crate::commands) fn next_turn(
-        &self,
-        text: &Arc<TextModel>,
-        head: &RequestHead,
-        dialogue: &Dialogue,
-        choice: usize,
-        answers: &[&Choice],
-    ) -> Result<(PreparedRequest, Vec<Notice>), RequestError> {
-        let Dialogue { chat, wanted } = dialogue;
-        let prompt = Prompt::Chat(chat.turn_after(answers));
-        let mut notices = Vec::new();
-        let mut request = self.first_choice(text, "messages", prompt, wanted, &mut notices)?;
-        let generation = &mut request.generation;
-        generation.sampling.key = ChoiceKeys::new(wanted, head, 0, answers.len() as u64).of(choice as u64);
-        if answers.len() + 1 < chat.num_turns() {
-            generation.answer_recurs = std::mem::take(&mut generation.answer_recurs).awaited();
-        }
-        Ok((request, notices))
     }
 
     /// Prepares one prompt, but for the key of its random numbers.
@@ -372,35 +357,6 @@ struct Wanted {
     own_seed: Option<u64>,
 }
 
-/// A conversation with several turns to be generated, each of which is prepared when the answer before it is there.
-#[derive(Debug)]
-pub(in crate::commands) struct Dialogue {
-    chat: Conversation,
-    wanted: Wanted,
-}
-
-impl Dialogue {
-    pub(in crate::commands) fn num_turns(&self) -> usize {
-        self.chat.num_turns()
-    }
-
-    /// Bytes of its texts.
-    pub(in crate::commands) fn num_bytes(&self) -> usize {
-        let later = self.chat.later.iter().flat_map(|turn| &turn.messages);
-        self.chat.messages.iter().chain(later).map(text_bytes).sum()
-    }
-}
-
-/// Takes the conversation out of the prompts if it has several turns, and leaves that of its first turn there.
-fn take_dialogue(prompts: &mut [Prompt]) -> Option<Conversation> {
-    let [Prompt::Chat(chat)] = prompts else { return None };
-    if chat.num_turns() == 1 {
-        return None;
-    }
-    let first = chat.turn_after(&[]);
-    Some(std::mem::replace(chat, first))
-}
-
 /// The thinking in front of an answer that is held to something, or whose thinking is.
 fn preamble(
     text: &TextModel,
@@ -489,56 +445,6 @@ fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>
 fn decoded(text: &TextModel, param: &str, tokens: &[TokenId]) -> Result<String, RequestError> {
     let decoded = text.tokenizer().decode_with(tokens, true);
     decoded.map_err(|error| RequestError::bad_request("text_error", param, error.to_string()))
-}
-
-/// What the random numbers of a prompt's choices follow from.
-struct ChoiceKeys<'a> {
-    own_seed: Option<u64>,
-    /// Of the request, else of the run.
-    seed: Option<u64>,
-    head: &'a RequestHead,
-    /// The prompt's place in the line's list.
-    position: u64,
-    /// Answers of the conversation before it.
-    num_turns_before: u64,
-}
-
-impl<'a> ChoiceKeys<'a> {
-    fn new(wanted: &Wanted, head: &'a RequestHead, position: u64, num_turns_before: u64) -> Self {
-        Self { own_seed: wanted.own_seed, seed: wanted.params.seed, head, position, num_turns_before }
-    }
-
-    /// Choice k is drawn as the first one under a seed that is k more. A request's own seed alone makes its
-    /// answer, each turn of a conversation as if it were the only one; the run's seed is told apart by the request's
-    /// id, the prompt's place and the turn, so that equal prompts under one seed are drawn independently, in
-    /// whatever order they stand.
-    fn of(&self, choice: u64) -> u64 {
-        match self.own_seed {
-            Some(seed) => sampling_key(seed.wrapping_add(choice), 0),
-            None => {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update(own_id(self.head).as_bytes());
-                if self.position > 0 {
-                    hasher.update(&[0]).update(&self.position.to_le_bytes());
-                }
-                if self.num_turns_before > 0 {
-                    hasher.update(&[1]).update(&self.num_turns_before.to_le_bytes());
-                }
-                let id = hasher.finalize();
-                let request_key = id.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-                sampling_key(self.seed.unwrap_or(0).wrapping_add(choice), request_key)
-            }
-        }
-    }
-}
-
-/// What tells a request from others whatever these are: a made-up id steps aside where another line has that
-/// id, and then ends in a number more.
-fn own_id(head: &RequestHead) -> String {
-    let made_up = format!("line-{}", head.line);
-    let number = head.custom_id.strip_prefix(&made_up).and_then(|rest| rest.strip_prefix('-'));
-    let is_made_up = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
-    if is_made_up { made_up } else { head.custom_id.clone() }
 }
 
 /// Whether the answer to a prompt is worth keeping: only a conversation's template could rewrite it.
@@ -658,25 +564,6 @@ mod tests {
             fs::write(dir.path().join(name), content.to_string()).expect("written");
         }
         TextModel::from_folder(dir.path()).expect("loads")
-    }
-
-    /// A made-up id that stepped aside for another line's drew other tokens.
-    #[test]
-    fn what_is_drawn_does_not_depend_on_the_ids_of_other_lines() {
-        let key_of = |custom_id: &str| {
-            let head = RequestHead {
-                index: 2,
-                line: 3,
-                custom_id: custom_id.into(),
-                digest: [0; 16],
-                form: crate::batch::Form::Text,
-                metadata: None,
-            };
-            ChoiceKeys { own_seed: None, seed: None, head: &head, position: 0, num_turns_before: 0 }.of(0)
-        };
-        assert_eq!(key_of("line-3"), key_of("line-3-2"));
-        assert_ne!(key_of("line-3"), key_of("line-30"));
-        assert_ne!(key_of("line-3"), key_of("line-3-b"));
     }
 
     /// The field was ignored as unknown, and every raw prompt began with BOS.
