@@ -3,6 +3,7 @@
 //! Owns names, ranges, defaults and wording of the command line; man pages and completions are
 //! generated from here and nowhere else. What a flag does is the command's business.
 
+mod input;
 mod persist;
 mod reply;
 mod values;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
+pub use self::input::InputArgs;
 pub use self::values::Tolerance;
 use crate::batch::{InputPath, OutputPath, RequestParams};
 
@@ -252,6 +254,13 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: OutputPath,
 
+    #[command(flatten)]
+    pub rows: InputArgs,
+
+    /// Repeat the other fields of each input line in its output line, as `input`
+    #[arg(long)]
+    pub keep_input: bool,
+
     /// Go on from what an interrupted, failed or killed run has left
     ///
     /// Finished results in FILE.partial are kept and only the others computed, also for lines that
@@ -470,6 +479,9 @@ pub struct ValidateArgs {
     #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
     pub input: InputPath,
 
+    #[command(flatten)]
+    pub rows: InputArgs,
+
     /// Print the problems only, neither counts nor warnings
     #[arg(short, long)]
     pub quiet: bool,
@@ -539,6 +551,9 @@ pub struct PlanArgs {
     /// File of requests, one JSON object per line; - reads standard input
     #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
     pub input: InputPath,
+
+    #[command(flatten)]
+    pub rows: InputArgs,
 
     /// Print the plan as one JSON object
     #[arg(long)]

@@ -58,7 +58,7 @@ fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
             Err(failed) => Record::failed(&failed),
         });
     }
-    assert_eq!(count_requests(&input).unwrap(), Some(reader.num_requests()));
+    assert_eq!(count_requests(&input, &ReaderOptions::default()).unwrap(), Some(reader.num_requests()));
     while !records.is_empty() {
         assert_eq!(writer.write(&pick(&mut records)).unwrap(), mlxbatch::batch::Flow::Open);
     }

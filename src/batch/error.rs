@@ -25,6 +25,8 @@ pub enum BatchError {
     InputIsDirectory { name: String },
     #[error("the input {name} {format}")]
     ForeignInput { name: String, format: ForeignFormat },
+    #[error("--sample needs a file that can be read twice; the input {name} is none")]
+    SampleOfStream { name: String },
     #[error("cannot read the input {name} after line {line}")]
     ReadInput { name: String, line: u64, source: io::Error },
     #[error("the output folder {} of --output {} does not exist", folder.display(), output.display())]

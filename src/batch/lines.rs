@@ -4,12 +4,9 @@
 //! joined), blank lines, what editors and disks leave behind the last line, and the limit on a
 //! line's length. Knows nothing of JSON.
 
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead};
 
-use super::error::BatchError;
 use super::lead_in;
-use super::paths::InputPath;
 
 /// A buffer that one huge line has blown up past this is given back before the next line.
 const MAX_KEPT_BUFFER_BYTES: usize = 1 << 20;
@@ -157,21 +154,8 @@ fn is_blank(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| byte.is_ascii_whitespace())
 }
 
-/// Counts the input's lines that are not blank, each of which will have an output line.
-///
-/// Nothing for what is not a regular file: a pipe can be read only once.
-pub fn count_requests(input: &InputPath) -> Result<Option<u64>, BatchError> {
-    let Some(path) = input.path() else { return Ok(None) };
-    let failed = |source| BatchError::OpenInput { name: input.name(), source };
-    // Opening a FIFO here would take its writer away from the reader that follows.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Ok(None);
-    }
-    let file = File::open(path).map_err(failed)?;
-    count_lines(BufReader::with_capacity(1 << 20, file)).map(Some).map_err(failed)
-}
-
-fn count_lines(mut source: impl BufRead) -> io::Result<u64> {
+/// Counts the lines that are not blank.
+pub(super) fn count_lines(mut source: impl BufRead) -> io::Result<u64> {
     let mut num_lines = 0;
     let mut line = LineSketch::default();
     loop {
@@ -229,6 +213,8 @@ impl LineSketch {
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufReader;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -294,17 +280,6 @@ mod tests {
     fn an_empty_stream_has_no_lines() {
         assert!(read_all(b"", 5, 3).is_empty());
         assert!(read_all(b"\xef\xbb\xbf\n", 5, 3).is_empty());
-    }
-
-    #[test]
-    fn only_a_regular_file_is_counted() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("in.jsonl");
-        fs::write(&path, "{}\n\n{}").unwrap();
-        assert_eq!(count_requests(&InputPath::File(path)).unwrap(), Some(2));
-        assert_eq!(count_requests(&InputPath::Stdin).unwrap(), None);
-        assert_eq!(count_requests(&InputPath::File("/dev/null".into())).unwrap(), None);
-        assert!(count_requests(&InputPath::File(folder.path().join("no"))).is_err());
     }
 
     proptest! {

@@ -10,6 +10,7 @@ mod ids;
 mod lead_in;
 mod line_error;
 mod lines;
+mod opened;
 mod partial_json;
 mod paths;
 mod progress;
@@ -17,7 +18,9 @@ mod rates;
 mod reader;
 mod record;
 mod request;
+mod rows;
 mod schemas;
+mod selection;
 mod source;
 mod summary;
 mod units;
@@ -27,10 +30,10 @@ mod writer;
 pub use error::BatchError;
 pub use failures::{Failure, Failures};
 pub use line_error::{FailedLine, LineError, RequestError};
-pub use lines::count_requests;
+pub use opened::InputFormat;
 pub use paths::{InputPath, OutputPath};
 pub use progress::Progress;
-pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader};
+pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader, count_requests};
 pub use record::{
     Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
     Turn,
@@ -40,7 +43,9 @@ pub use request::{
     PromptEnding, REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField,
     ServedGroup, ignored_fields, refused_fields,
 };
+pub use rows::{RowSettings, Rows, unescaped};
 pub use schemas::{input_schema, output_schema};
+pub use selection::Selection;
 pub use summary::{Ending, RunStats, summary};
 pub use units::{counted as count_text, grouped as number_text, size as size_text};
 pub use warnings::Warnings;

@@ -5,7 +5,7 @@
 //! find duplicates. Blank lines are no requests: they get no output line and only count in line
 //! numbers.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +13,12 @@ use std::time::Duration;
 use super::error::BatchError;
 use super::ids::Ids;
 use super::line_error::FailedLine;
-use super::lines::{Content, check_start};
+use super::lines::{Content, check_start, count_lines};
+use super::opened::{InputFormat, lines_of};
 use super::paths::InputPath;
 use super::request::{Place, Request, RequestParser};
+use super::rows::Rows;
+use super::selection::{Fate, Selected, Selection};
 use super::source::{LineSource, NextLine};
 use super::warnings::Warnings;
 
@@ -29,11 +32,25 @@ pub struct ReaderOptions {
     pub max_line_bytes: usize,
     /// Requests that name another model than this are answered, with a warning.
     pub served_model: Option<String>,
+    /// Lines that are answered.
+    pub selection: Selection,
+    pub format: InputFormat,
+    /// How lines become requests that are none.
+    pub rows: Option<Arc<Rows>>,
+    /// Whether records repeat what their lines say.
+    pub keeps_input: bool,
 }
 
 impl Default for ReaderOptions {
     fn default() -> Self {
-        Self { max_line_bytes: DEFAULT_MAX_LINE_BYTES, served_model: None }
+        Self {
+            max_line_bytes: DEFAULT_MAX_LINE_BYTES,
+            served_model: None,
+            selection: Selection::All,
+            format: InputFormat::Auto,
+            rows: None,
+            keeps_input: false,
+        }
     }
 }
 
@@ -54,6 +71,9 @@ pub struct RequestReader {
     parser: RequestParser,
     name: Arc<str>,
     max_line_bytes: usize,
+    selected: Selected,
+    /// Lines that are not blank, answered or not.
+    num_lines: u64,
     num_requests: u64,
     num_bytes: u64,
 }
@@ -64,9 +84,16 @@ impl RequestReader {
         let failed = |source| BatchError::OpenInput { name: input.name(), source };
         let max_line_bytes = options.max_line_bytes;
         let mut ids = Ids::default();
+        let num_lines = match options.selection {
+            Selection::Sample(..) => count_lines_of(input, options.format)?,
+            _ => None,
+        };
+        let selected = options.selection.of(num_lines);
+        let selected = selected.ok_or_else(|| BatchError::SampleOfStream { name: input.name() })?;
         let lines = match input {
             InputPath::Stdin => {
-                LineSource::threaded(Box::new(BufReader::new(io::stdin())), max_line_bytes).map_err(failed)?
+                let source = lines_of(BufReader::new(io::stdin()), options.format, None).map_err(failed)?;
+                LineSource::threaded(source, max_line_bytes).map_err(failed)?
             }
             InputPath::File(path) => {
                 let file = File::open(path).map_err(failed)?;
@@ -74,29 +101,43 @@ impl RequestReader {
                 if metadata.is_dir() {
                     return Err(BatchError::InputIsDirectory { name: input.name() });
                 }
-                let mut source = BufReader::with_capacity(1 << 18, file);
+                let source = BufReader::with_capacity(1 << 18, file);
                 match metadata.is_file() {
                     true => {
+                        let reading = |error| BatchError::reading(&input.name(), 0, error);
+                        let mut source = lines_of(source, options.format, Some(path)).map_err(reading)?;
                         // Before a model is loaded.
-                        check_start(&mut source)
-                            .map_err(|error| BatchError::reading(&input.name(), 0, error))?;
-                        ids = Ids::of_file(path);
-                        LineSource::in_place(Box::new(source), max_line_bytes)
+                        check_start(&mut source).map_err(reading)?;
+                        if options.rows.is_none() && options.format.is_plain(path).map_err(failed)? {
+                            ids = Ids::of_file(path);
+                        }
+                        LineSource::in_place(source, max_line_bytes)
                     }
-                    false => LineSource::threaded(Box::new(source), max_line_bytes).map_err(failed)?,
+                    false => {
+                        let source = lines_of(source, options.format, Some(path)).map_err(failed)?;
+                        LineSource::threaded(source, max_line_bytes).map_err(failed)?
+                    }
                 }
             }
         };
-        Ok(Self::from_lines(lines, &input.name(), options, ids))
+        Ok(Self::from_lines(lines, &input.name(), options, ids, selected))
     }
 
-    fn from_lines(lines: LineSource, name: &str, options: ReaderOptions, ids: Ids) -> Self {
+    fn from_lines(
+        lines: LineSource,
+        name: &str,
+        options: ReaderOptions,
+        ids: Ids,
+        selected: Selected,
+    ) -> Self {
         let name: Arc<str> = name.into();
         Self {
             lines,
-            parser: RequestParser::new(Arc::clone(&name), options.served_model, ids),
-            name,
             max_line_bytes: options.max_line_bytes,
+            parser: RequestParser::new(Arc::clone(&name), options, ids),
+            name,
+            selected,
+            num_lines: 0,
             num_requests: 0,
             num_bytes: 0,
         }
@@ -153,6 +194,14 @@ impl RequestReader {
                 Ok(NextLine::End) => return Ok(NextRequest::End),
                 Err(error) => return Err(BatchError::reading(&self.name, error.line, error.source)),
             };
+            if !matches!(line.content, Content::Filler(_)) {
+                self.num_lines += 1;
+                match self.selected.fate(self.num_lines - 1) {
+                    Fate::Answered => {}
+                    Fate::Skipped => continue,
+                    Fate::End => return Ok(NextRequest::End),
+                }
+            }
             let place = Place { index: self.num_requests, line: line.number };
             break match line.content {
                 Content::Bytes(bytes) => {
@@ -178,6 +227,27 @@ impl RequestReader {
     }
 }
 
+/// Counts the lines of the input that will have an output line.
+///
+/// Nothing for what is not a regular file: a pipe can be read only once.
+pub fn count_requests(input: &InputPath, options: &ReaderOptions) -> Result<Option<u64>, BatchError> {
+    let Some(num_lines) = count_lines_of(input, options.format)? else { return Ok(None) };
+    Ok(options.selection.of(Some(num_lines)).map(|selected| selected.num_of(num_lines)))
+}
+
+fn count_lines_of(input: &InputPath, format: InputFormat) -> Result<Option<u64>, BatchError> {
+    let Some(path) = input.path() else { return Ok(None) };
+    let failed = |source| BatchError::OpenInput { name: input.name(), source };
+    // Opening a FIFO here would take its writer away from the reader that follows.
+    if !fs::metadata(path).map_err(failed)?.is_file() {
+        return Ok(None);
+    }
+    let source = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
+    let reading = |error| BatchError::reading(&input.name(), 0, error);
+    let lines = lines_of(source, format, Some(path)).map_err(reading)?;
+    count_lines(lines).map(Some).map_err(reading)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,7 +255,8 @@ mod tests {
     fn read(text: &'static [u8], max_line_bytes: usize) -> Vec<Result<Request, Box<FailedLine>>> {
         let options = ReaderOptions { max_line_bytes, ..ReaderOptions::default() };
         let lines = LineSource::in_place(Box::new(text), max_line_bytes);
-        let mut reader = RequestReader::from_lines(lines, "in.jsonl", options, Ids::default());
+        let all = Selected::Range(0, None);
+        let mut reader = RequestReader::from_lines(lines, "in.jsonl", options, Ids::default(), all);
         let mut items = Vec::new();
         while let Some(item) = reader.next_request().expect("a slice reads without error") {
             items.push(item);
@@ -214,6 +285,18 @@ mod tests {
         assert_eq!(failed.error.code(), "line_too_long");
         assert_eq!(failed.error.message(), "in.jsonl:1: the line has 24 bytes; at most 20 are read");
         assert_eq!(items[1].as_ref().expect("under it").head.custom_id, "line-2");
+    }
+
+    #[test]
+    fn only_a_regular_file_is_counted() {
+        let count = |input: InputPath| count_requests(&input, &ReaderOptions::default());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("in.jsonl");
+        fs::write(&path, "{}\n\n{}").unwrap();
+        assert_eq!(count(InputPath::File(path)).unwrap(), Some(2));
+        assert_eq!(count(InputPath::Stdin).unwrap(), None);
+        assert_eq!(count(InputPath::File("/dev/null".into())).unwrap(), None);
+        assert!(count(InputPath::File(folder.path().join("no"))).is_err());
     }
 
     #[test]

@@ -184,6 +184,7 @@ impl Record {
             }),
             error,
             metadata: head.metadata.as_ref(),
+            input: head.input.as_ref(),
         };
         let line = serde_json::to_string(&line).expect("strings, numbers and parsed JSON serialise");
         Self { index: head.index, line: one_line(line), failure: None }
@@ -217,6 +218,8 @@ struct OutputLine<'a> {
     error: Option<LineErrorFields<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<&'a Value>,
 }
 
 #[derive(Serialize)]
@@ -385,7 +388,15 @@ mod tests {
 
     fn head(form: Form) -> RequestHead {
         let metadata = Some(json!({"split": "test"}));
-        RequestHead { index: 1, line: 3, custom_id: "a".into(), digest: [0xab; 16], form, metadata }
+        RequestHead {
+            index: 1,
+            line: 3,
+            custom_id: "a".into(),
+            digest: [0xab; 16],
+            form,
+            metadata,
+            input: None,
+        }
     }
 
     fn parsed(record: &Record) -> Value {

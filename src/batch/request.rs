@@ -28,6 +28,8 @@ use super::ids::{Claim, Ids};
 use super::lead_in::odd_character;
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::partial_json::find_id;
+use super::reader::ReaderOptions;
+use super::rows::Rows;
 use super::warnings::Warnings;
 use crate::json::{self, Parsed};
 use crate::text::ExpectedCalls;
@@ -37,6 +39,9 @@ pub use self::known_fields::{SERVED, ServedField, ServedGroup, ignored_fields, r
 pub use self::options::AnswerOptions;
 pub use self::params::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, RequestParams};
 pub use self::turns::LaterTurn;
+
+/// What of a line its record does not repeat.
+const PROMPTS: [&str; 6] = ["messages", "prompt", "body", "tools", "turns", "conversations"];
 
 /// Most answers that one line may ask for: a window of requests holds them all.
 pub const MAX_CHOICES: usize = 4096;
@@ -65,6 +70,8 @@ pub struct RequestHead {
     pub form: Form,
     /// Passed through to the output line.
     pub metadata: Option<Value>,
+    /// What else of the input line is passed through.
+    pub input: Option<Value>,
 }
 
 /// Which shape the answer has.
@@ -136,13 +143,16 @@ pub(super) struct Place {
 pub(super) struct RequestParser {
     file: Arc<str>,
     served_model: Option<String>,
+    rows: Option<Arc<Rows>>,
+    keeps_input: bool,
     ids: Ids,
     pub warnings: Warnings,
 }
 
 impl RequestParser {
-    pub fn new(file: Arc<str>, served_model: Option<String>, ids: Ids) -> Self {
-        Self { file, served_model, ids, warnings: Warnings::default() }
+    pub fn new(file: Arc<str>, options: ReaderOptions, ids: Ids) -> Self {
+        let ReaderOptions { served_model, rows, keeps_input, .. } = options;
+        Self { file, served_model, rows, keeps_input, ids, warnings: Warnings::default() }
     }
 
     /// Adds a warning that names file and line.
@@ -250,8 +260,16 @@ impl RequestParser {
     fn parse_request(
         &mut self,
         head: &mut RequestHead,
-        mut object: Map<String, Value>,
+        line: Map<String, Value>,
     ) -> Result<Asked, RequestError> {
+        if self.keeps_input {
+            let kept = line.iter().filter(|(name, _)| !PROMPTS.contains(&name.as_str()));
+            head.input = Some(kept.map(|(name, value)| (name.clone(), value.clone())).collect());
+        }
+        let (mut object, made) = match &self.rows {
+            Some(rows) => rows.request_of(&line),
+            None => (line, Ok(())),
+        };
         head.metadata = object.swap_remove("metadata").filter(|metadata| !metadata.is_null());
         let Identity { id, problem } = Identity::take(&mut object);
         let claim = id.as_ref().map(|id| self.ids.claim(id));
@@ -270,6 +288,7 @@ impl RequestParser {
             Some(Claim::Own) | None => {}
         }
 
+        made?;
         let Envelope { form, mut fields, unused } = Envelope::open(object)?;
         head.form = form;
         self.warn_unknown(head.line, unused);
@@ -353,6 +372,7 @@ fn head(place: Place, bytes: &[u8]) -> RequestHead {
         digest,
         form: Form::Chat,
         metadata: None,
+        input: None,
     }
 }
 

@@ -87,6 +87,19 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// `A:B`, either of which may be left out.
+pub(super) fn range(text: &str) -> Result<(u64, Option<u64>), String> {
+    let wrong = || "give lines as A:B, counted from 0, such as 100:200, 100: or :200".to_owned();
+    let (start, end) = text.trim().split_once(':').ok_or_else(wrong)?;
+    let number = |text: &str| text.trim().parse::<u64>().map_err(|_| wrong());
+    let start = if start.trim().is_empty() { 0 } else { number(start)? };
+    let end = if end.trim().is_empty() { None } else { Some(number(end)?) };
+    if end.is_some_and(|end| end < start) {
+        return Err(wrong());
+    }
+    Ok((start, end))
+}
+
 /// A share, from 0 to 1 or in percent.
 pub(super) fn share(text: &str) -> Result<f64, String> {
     let text = text.trim();

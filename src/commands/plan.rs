@@ -28,7 +28,7 @@ const MAX_NAMED: usize = 10;
 /// Plans a file: the report on standard output, problems and warnings on standard error.
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let served_model = Some(args.model.model.clone());
-    let options = ReaderOptions { served_model, ..ReaderOptions::default() };
+    let options = ReaderOptions { served_model, ..args.rows.options()? };
     let mut reader = RequestReader::open(&args.input, options)?;
     let model = Description::read(&args.model, args.quiet)?;
     for warning in model.text.warnings() {

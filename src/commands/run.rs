@@ -38,10 +38,13 @@ use crate::{
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     mlx::restart_with_better_kernels();
     let started = Instant::now();
-    let served_model = Some(args.model.model.clone());
-    let reader =
-        RequestReader::open(&args.input, ReaderOptions { served_model, ..ReaderOptions::default() })?;
-    let num_total = count_requests(&args.input)?;
+    let options = ReaderOptions {
+        served_model: Some(args.model.model.clone()),
+        keeps_input: args.keep_input,
+        ..args.rows.options()?
+    };
+    let reader = RequestReader::open(&args.input, options.clone())?;
+    let num_total = count_requests(&args.input, &options)?;
     if let Some(path) = &args.report {
         report::check_writable(path, &args.input, &args.output)?;
     }
@@ -53,7 +56,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let model = DescribedModel::read(args)?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
-    let kept = resume::begin(&mut writer, &model.manifest(&preparer, args)?, args)?;
+    let kept = resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args)?;
     let stats = RunStats {
         num_total,
         num_ok: kept.num_ok,

@@ -9,15 +9,13 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use super::{Outcome, written};
-use crate::batch::{
-    AnswerConstraint, InputPath, Prompt, ReaderOptions, Request, RequestError, RequestReader, count_text,
-};
+use crate::batch::{AnswerConstraint, InputPath, Prompt, Request, RequestError, RequestReader, count_text};
 use crate::cli::ValidateArgs;
 use crate::guide::{Compiler, Constraint, GuideError, Vocabulary};
 
 /// Checks a file: problems and counts on standard output, warnings on standard error.
 pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
-    let mut reader = RequestReader::open(&args.input, ReaderOptions::default())?;
+    let mut reader = RequestReader::open(&args.input, args.rows.options()?)?;
     let mut report = Report::default();
     let mut stdout = BufWriter::new(io::stdout().lock());
     // Whoever types requests into a terminal sees each problem at once.

@@ -146,7 +146,7 @@ pub fn cache_file(folder: &Folder, input: &[u8]) {
 pub fn jsonl_reader(folder: &Folder, input: &[u8]) {
     let path = InputPath::File(folder.file("in.jsonl", input));
     let served_model = Some("model".to_owned());
-    let options = ReaderOptions { max_line_bytes: MAX_LINE_BYTES, served_model };
+    let options = ReaderOptions { max_line_bytes: MAX_LINE_BYTES, served_model, ..ReaderOptions::default() };
     let mut reader = match RequestReader::open(&path, options) {
         Ok(reader) => reader,
         // Its first bytes are those of another kind of file.
@@ -170,6 +170,9 @@ pub fn jsonl_reader(folder: &Folder, input: &[u8]) {
     assert_eq!(reader.num_requests(), num_items);
     // Of a line beyond the limit it is not known whether it is blank.
     if input.split(|byte| *byte == b'\n').all(|line| line.len() < MAX_LINE_BYTES) {
-        assert_eq!(count_requests(&path).expect("the file is there"), Some(num_items));
+        assert_eq!(
+            count_requests(&path, &ReaderOptions::default()).expect("the file is there"),
+            Some(num_items)
+        );
     }
 }

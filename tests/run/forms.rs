@@ -125,7 +125,7 @@ fn what_the_template_passes_over_is_said_once_with_its_first_line() {
     ] {
         assert_eq!(stderr.matches(warning).count(), 1, "{warning}\n{stderr}");
     }
-    assert_eq!(stderr.matches("warning").count(), 3, "{stderr}");
+    assert_eq!(stderr.matches("warning").count(), 4, "{stderr}");
 }
 
 #[test]

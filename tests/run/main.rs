@@ -9,6 +9,7 @@ mod cache_command;
 mod clients;
 mod compare;
 mod constraints;
+mod datasets;
 mod failures;
 mod forms;
 mod gguf;

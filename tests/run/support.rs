@@ -116,6 +116,13 @@ impl Desk {
         serde_json::from_str(&self.read("report.json")).expect("the report is JSON")
     }
 
+    /// The lines of `out.jsonl`, each of which its schema allows, where those of the input are no requests.
+    pub fn output_lines(&self) -> Vec<Value> {
+        let output = json_lines(&self.read("out.jsonl"));
+        output.iter().for_each(|record| check_schema(&OUTPUT, record));
+        output
+    }
+
     /// The lines of `out.jsonl`, each of which its schema allows, as the other allows the input lines that were
     /// answered.
     pub fn output(&self) -> Vec<Value> {

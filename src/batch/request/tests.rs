@@ -14,7 +14,8 @@ struct Lines {
 
 impl Lines {
     fn new() -> Self {
-        Self { parser: RequestParser::new("in.jsonl".into(), Some("tiny".into()), Ids::default()), line: 0 }
+        let options = ReaderOptions { served_model: Some("tiny".into()), ..ReaderOptions::default() };
+        Self { parser: RequestParser::new("in.jsonl".into(), options, Ids::default()), line: 0 }
     }
 
     fn parse(&mut self, line: impl AsRef<[u8]>) -> Result<Request, Box<FailedLine>> {

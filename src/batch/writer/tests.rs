@@ -13,8 +13,15 @@ use crate::batch::request::{Form, RequestHead};
 /// A record whose text is as long as its index asks for, so that extents differ.
 fn record(index: u64) -> Record {
     let custom_id = format!("r{index}{}", "x".repeat((index % 7) as usize * 10));
-    let head =
-        RequestHead { index, line: index + 1, custom_id, digest: [0; 16], form: Form::Chat, metadata: None };
+    let head = RequestHead {
+        index,
+        line: index + 1,
+        custom_id,
+        digest: [0; 16],
+        form: Form::Chat,
+        metadata: None,
+        input: None,
+    };
     Record::not_a_request(&head, "code", "message")
 }
 

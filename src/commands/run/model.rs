@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::{persist, prepare::Preparer};
 use crate::{
-    batch::Manifest,
+    batch::{Manifest, ReaderOptions},
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::{
         identity::ComputedModel,
@@ -89,7 +89,12 @@ impl DescribedModel {
     }
 
     /// What answers depend on beside their requests.
-    pub(super) fn manifest(&self, preparer: &Preparer, args: &RunArgs) -> anyhow::Result<Manifest> {
+    pub(super) fn manifest(
+        &self,
+        preparer: &Preparer,
+        args: &RunArgs,
+        options: &ReaderOptions,
+    ) -> anyhow::Result<Manifest> {
         let Description { name, spec, files, .. } = &self.description;
         let mut manifest = Manifest::default();
         manifest.say("mlxbatch", env!("CARGO_PKG_VERSION"));
@@ -101,6 +106,9 @@ impl DescribedModel {
         manifest.say("device", self.device.backend());
         let ends: Vec<String> = preparer.end_ids.iter().map(ToString::to_string).collect();
         manifest.say("end tokens", ends.join(", "));
+        if let Some(rows) = &options.rows {
+            manifest.say("rows", blake3::hash(rows.described().as_bytes()).to_hex().as_str());
+        }
         for (flag, value) in args.reply.as_flags() {
             manifest.say(flag, value);
         }

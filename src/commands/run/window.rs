@@ -48,8 +48,8 @@ impl WindowSize {
         let num_text_bytes = job.dialogue.as_ref().map_or(0, |dialogue| dialogue.num_bytes());
         self.num_tokens += num_text_bytes / size_of::<TokenId>();
         // Metadata has no length limit of its own, and a window may hold thousands of them.
-        let metadata = job.head.metadata.as_ref();
-        self.num_metadata_bytes += metadata.map_or(0, |metadata| metadata.to_string().len());
+        let told = job.head.metadata.iter().chain(&job.head.input);
+        self.num_metadata_bytes += told.map(|told| told.to_string().len()).sum::<usize>();
     }
 
     /// Counts a line that cannot be served: what is to be told of it is held, too.

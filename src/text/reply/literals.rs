@@ -201,22 +201,31 @@ impl<'a> Reader<'a> {
     fn escape(&mut self, text: &mut String) -> Option<()> {
         let c = self.rest().chars().next()?;
         self.at += c.len_utf8();
-        let num_digits = match c {
-            'n' => return Some(text.push('\n')),
-            't' => return Some(text.push('\t')),
-            'r' => return Some(text.push('\r')),
-            '0' => return Some(text.push('\0')),
-            '\n' => return Some(()),
-            '\\' | '\'' | '"' | '/' => return Some(text.push(c)),
-            'x' => 2,
-            'u' => 4,
-            'U' => 8,
+        let meant = match c {
+            'n' => "\n",
+            't' => "\t",
+            'r' => "\r",
+            '0' => "\0",
+            '\n' => "",
+            '\\' => "\\",
+            '\'' => "'",
+            '"' => "\"",
+            '/' => "/",
+            'x' => return self.character(2, text),
+            'u' => return self.character(4, text),
+            'U' => return self.character(8, text),
             // As Python does: an unknown escape stays as it is.
             _ => {
-                text.push('\\');
-                return Some(text.push(c));
+                text.extend(['\\', c]);
+                return Some(());
             }
         };
+        text.push_str(meant);
+        Some(())
+    }
+
+    /// A character by its number in so many digits.
+    fn character(&mut self, num_digits: usize, text: &mut String) -> Option<()> {
         let digits = self.rest().get(..num_digits)?;
         let code = u32::from_str_radix(digits, 16).ok()?;
         self.at += num_digits;

@@ -71,6 +71,7 @@ mod tests {
                 digest: [0; 16],
                 form: crate::batch::Form::Text,
                 metadata: None,
+                input: None,
             };
             ChoiceKeys { own_seed: None, seed: None, head: &head, position: 0, num_turns_before: 0 }.of(0)
         };

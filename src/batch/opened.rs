@@ -1,0 +1,213 @@
+//! Inputs as streams of lines, however they are packed.
+//!
+//! Owns taking compression away, and tables: each of their rows becomes a JSON object on a line of its own, which
+//! has the number of the line that the row begins on.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Cursor, Read};
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+/// What an input holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InputFormat {
+    /// As its name says: .csv and .tsv are tables.
+    #[default]
+    Auto,
+    /// One JSON object per line.
+    Jsonl,
+    /// A table whose first row has the names of its columns.
+    Csv,
+    /// The same with tabs.
+    Tsv,
+}
+
+const GZIP: &[u8] = b"\x1f\x8b";
+const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
+
+impl InputFormat {
+    /// The byte between columns; none where the input is no table.
+    fn delimiter(self, path: Option<&Path>) -> Option<u8> {
+        let name = path.and_then(Path::file_name).map(|name| name.to_string_lossy().to_ascii_lowercase());
+        let name = name.unwrap_or_default();
+        let name = [".gz", ".zst"].iter().find_map(|packed| name.strip_suffix(packed)).unwrap_or(&name);
+        match self {
+            Self::Jsonl => None,
+            Self::Csv => Some(b','),
+            Self::Tsv => Some(b'\t'),
+            Self::Auto if name.ends_with(".csv") => Some(b','),
+            Self::Auto if name.ends_with(".tsv") => Some(b'\t'),
+            Self::Auto => None,
+        }
+    }
+
+    /// Whether the lines of a file are its bytes.
+    pub(super) fn is_plain(self, path: &Path) -> io::Result<bool> {
+        let mut start = Vec::new();
+        File::open(path)?.take(4).read_to_end(&mut start)?;
+        Ok(self.delimiter(Some(path)).is_none() && !start.starts_with(GZIP) && !start.starts_with(ZSTD))
+    }
+}
+
+/// Makes lines of what a stream holds; `path` is where it comes from, if that is a file.
+pub(super) fn lines_of(
+    source: impl BufRead + Send + 'static,
+    format: InputFormat,
+    path: Option<&Path>,
+) -> io::Result<Box<dyn BufRead + Send>> {
+    let unpacked = unpacked(source)?;
+    Ok(match format.delimiter(path) {
+        None => unpacked,
+        Some(delimiter) => Box::new(BufReader::new(Table::new(unpacked, delimiter))),
+    })
+}
+
+fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
+    let start = loop {
+        match source.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            start => break start?.to_vec(),
+        }
+    };
+    if start.starts_with(GZIP) {
+        // Several members, as bgzip and pigz write.
+        Ok(Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(source))))
+    } else if start.starts_with(ZSTD) {
+        let decoder = ruzstd::decoding::StreamingDecoder::new(source);
+        Ok(Box::new(BufReader::new(
+            decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?,
+        )))
+    } else {
+        Ok(Box::new(source))
+    }
+}
+
+/// A table as lines of JSON.
+struct Table<R> {
+    reader: csv::Reader<R>,
+    columns: Option<Vec<String>>,
+    /// Lines that were written.
+    num_lines: u64,
+    pending: Cursor<Vec<u8>>,
+    is_over: bool,
+}
+
+impl<R: Read> Table<R> {
+    fn new(source: R, delimiter: u8) -> Self {
+        let reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(source);
+        Self { reader, columns: None, num_lines: 0, pending: Cursor::new(Vec::new()), is_over: false }
+    }
+
+    /// Reads the next row into `pending`.
+    fn advance(&mut self) -> io::Result<()> {
+        let mut record = csv::StringRecord::new();
+        let has_row = self.reader.read_record(&mut record).map_err(|error| {
+            let line =
+                error.position().map_or_else(String::new, |position| format!("line {}: ", position.line()));
+            match error.into_kind() {
+                csv::ErrorKind::Io(error) => error,
+                csv::ErrorKind::Utf8 { err, .. } => {
+                    io::Error::new(io::ErrorKind::InvalidData, format!("{line}not valid UTF-8: {err}"))
+                }
+                kind => io::Error::new(io::ErrorKind::InvalidData, format!("{line}{kind:?}")),
+            }
+        })?;
+        if !has_row {
+            self.is_over = true;
+            return Ok(());
+        }
+        let line = record.position().map_or(self.num_lines + 1, csv::Position::line);
+        let mut text = Vec::new();
+        // Up to the line that the row begins on; the row of names is one without a request.
+        while self.num_lines + 1 < line {
+            text.push(b'\n');
+            self.num_lines += 1;
+        }
+        match &self.columns {
+            None => {
+                let names = record.iter().map(|name| name.trim_start_matches('\u{feff}').trim().to_owned());
+                self.columns = Some(names.collect());
+            }
+            Some(columns) => text.extend(row_text(columns, &record)),
+        }
+        text.push(b'\n');
+        self.num_lines += 1;
+        self.pending = Cursor::new(text);
+        Ok(())
+    }
+}
+
+/// A row as JSON. One with more or fewer cells than there are columns is no object, so that its line is an error.
+fn row_text(columns: &[String], record: &csv::StringRecord) -> Vec<u8> {
+    if record.len() != columns.len() {
+        let told = format!("{} cells where the table has {} columns", record.len(), columns.len());
+        return Value::String(told).to_string().into_bytes();
+    }
+    let cells = record.iter().map(|cell| Value::String(cell.to_owned()));
+    let row: Map<String, Value> = columns.iter().cloned().zip(cells).collect();
+    Value::Object(row).to_string().into_bytes()
+}
+
+impl<R: Read> Read for Table<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let num_bytes = self.pending.read(buffer)?;
+            if num_bytes > 0 || self.is_over || buffer.is_empty() {
+                return Ok(num_bytes);
+            }
+            self.advance()?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn read(bytes: Vec<u8>, format: InputFormat, name: &str) -> io::Result<String> {
+        let mut text = String::new();
+        lines_of(Cursor::new(bytes), format, Some(Path::new(name)))?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    #[test]
+    fn a_table_has_a_line_for_each_row_where_the_row_begins() {
+        let table = "\u{feff}id,question\n1,\"What,\nwhy?\"\n\n2,é\n3\n";
+        let expected = "\n{\"id\":\"1\",\"question\":\"What,\\nwhy?\"}\n\n\n{\"id\":\"2\",\"question\":\"é\"}\n\
+                        \"1 cells where the table has 2 columns\"\n";
+        assert_eq!(read(table.into(), InputFormat::Auto, "a.csv").expect("it is a table"), expected);
+        let tabs = "id\tq\n1\ta,b\n";
+        let expected = "\n{\"id\":\"1\",\"q\":\"a,b\"}\n";
+        assert_eq!(read(tabs.into(), InputFormat::Auto, "a.TSV").expect("it is a table"), expected);
+        assert_eq!(read(tabs.into(), InputFormat::Tsv, "a").expect("it is a table"), expected);
+        assert_eq!(read(tabs.into(), InputFormat::Jsonl, "a.tsv").expect("it is text"), tabs);
+    }
+
+    #[test]
+    fn compression_is_told_by_content() {
+        let packed = |text: &str| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            encoder.write_all(text.as_bytes()).expect("into memory");
+            encoder.finish().expect("into memory")
+        };
+        let two_members = [packed("{\"a\": 1}\n"), packed("{\"b\": 2}\n")].concat();
+        let lines = "{\"a\": 1}\n{\"b\": 2}\n";
+        assert_eq!(read(two_members.clone(), InputFormat::Auto, "x").expect("it unpacks"), lines);
+        let zstd =
+            ruzstd::encoding::compress_to_vec(lines.as_bytes(), ruzstd::encoding::CompressionLevel::Fastest);
+        assert_eq!(read(zstd, InputFormat::Auto, "x").expect("it unpacks"), lines);
+        assert_eq!(
+            read(packed("a\n1\n"), InputFormat::Auto, "x.csv.gz").expect("it unpacks"),
+            "\n{\"a\":\"1\"}\n"
+        );
+        let cut = two_members[..two_members.len() - 9].to_vec();
+        assert!(read(cut, InputFormat::Auto, "x").is_err());
+    }
+}
