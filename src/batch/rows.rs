@@ -137,6 +137,7 @@ fn template_value(value: &Value) -> minijinja::Value {
         Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
             (Some(number), ..) => minijinja::Value::from(number),
             (_, Some(number), _) => minijinja::Value::from(number),
+            (.., Some(float)) if float.to_string() == number.to_string() => minijinja::Value::from(float),
             // As it is written, not as a float has it.
             _ => minijinja::Value::from(number.to_string()),
         },
