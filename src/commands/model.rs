@@ -3,7 +3,7 @@
 //! Owns finding the model's files and reading the small ones, for all commands that need a model.
 //! Loading weights is the business of those that compute.
 
-use std::{io::Write, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     batch::RequestParams,
@@ -13,6 +13,7 @@ use crate::{
         GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions,
         read_generation_config, read_gguf_config, read_gguf_generation, read_model_config,
     },
+    terminal::eprint_line,
     text::TextModel,
 };
 
@@ -53,8 +54,7 @@ impl Description {
         let (description, warnings) = Self::of(ModelSource::resolve(&args.model, &options)?)?;
         if !is_quiet {
             for warning in warnings {
-                // A closed standard error is no reason to fail.
-                let _ = writeln!(std::io::stderr(), "mlxbatch: warning: {warning}");
+                eprint_line(&format!("mlxbatch: warning: {warning}"));
             }
         }
         Ok(description)

@@ -13,7 +13,6 @@ mod resume;
 mod session;
 mod window;
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +31,7 @@ use crate::{
     },
     cli::RunArgs,
     mlx,
+    terminal::eprint_line,
 };
 
 /// Runs a batch.
@@ -147,9 +147,4 @@ fn warn(args: &RunArgs, warnings: &[String]) {
     if !args.quiet {
         warnings.iter().for_each(|warning| eprint_line(&format!("mlxbatch: warning: {warning}")));
     }
-}
-
-/// A closed standard error is no reason to fail.
-fn eprint_line(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

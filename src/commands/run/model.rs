@@ -17,6 +17,7 @@ use crate::{
     },
     mlx::{Blas, ComputeDevice, ComputeDtype, LoadedModel, MlxRunner},
     snapshot::Snapshot,
+    terminal::eprint_line,
     text::TextModel,
 };
 
@@ -112,7 +113,7 @@ impl DescribedModel {
         let loaded = LoadedModel::load(&spec, &weights, self.device, self.dtype)
             .with_context(|| format!("cannot load the model {name}"))?;
         if is_verbose {
-            super::eprint_line(&format!(
+            eprint_line(&format!(
                 "model {name}: {}, {} layers, context {}, {} on {}, BLAS {}",
                 spec.model_type,
                 spec.layers.len(),

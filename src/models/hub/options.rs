@@ -7,6 +7,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::small_file;
+
+/// Of a file that holds a token.
+const MAX_TOKEN_BYTES: u64 = 64 << 10;
+
 /// A secret that says who asks; never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccessToken {
@@ -75,7 +80,7 @@ impl HubOptions {
             let named = |name: &str| Some(AccessToken { secret: var(name)?, origin: name.to_string() });
             named("HF_TOKEN").or_else(|| named("HUGGING_FACE_HUB_TOKEN")).or_else(|| {
                 let file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
-                let secret = std::fs::read_to_string(&file).ok()?.trim().to_string();
+                let secret = small_file::read_text(&file, MAX_TOKEN_BYTES).ok()?.trim().to_string();
                 Some(AccessToken { secret, origin: file.display().to_string() })
                     .filter(|token| !token.secret.is_empty())
             })
