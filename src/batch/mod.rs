@@ -6,6 +6,7 @@
 
 mod error;
 mod ids;
+mod json_values;
 mod lead_in;
 mod line_error;
 mod lines;

@@ -191,6 +191,13 @@ impl<P: Payload> PromptCache<P> {
         Ok(())
     }
 
+    /// Does the same to each of these in turn.
+    pub fn touch_all(&mut self, ids: &[NodeId]) -> Result<(), CacheError> {
+        self.tree.touch_all(ids)?;
+        self.settle();
+        Ok(())
+    }
+
     /// Adds planned users, as places in the order of the run, to a node and all above it.
     pub fn expect(&mut self, id: NodeId, users: RangeInclusive<u64>) -> Result<(), CacheError> {
         self.tree.expect(id, users.into(), self.ranking.now())?;

@@ -18,6 +18,7 @@ pub mod version;
 use std::io;
 
 use crate::cli::{Cli, Command};
+use crate::mlx;
 
 /// How a command ended, if it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,7 @@ impl Outcome {
 
 /// Does what the command line asks for.
 pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
+    mlx::ignore_file_size_signal();
     if cli.version {
         return version::print(cli.verbose);
     }

@@ -40,7 +40,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         None => None,
         Some(path) => {
             let computed = ComputedModel { name: &model.name, spec: &model.spec, files: &model.files, dtype };
-            let options = SnapshotOptions { mode: CacheMode::ReadOnly, max_bytes: None };
+            // It is only looked at.
+            let options = SnapshotOptions { mode: CacheMode::Unsafe, max_bytes: None };
             let snapshot = Snapshot::open(path, options, |known| computed.identity(known))?;
             if let Some(reason) = snapshot.opening().why_cold() {
                 say(args, &format!("mlxbatch: warning: nothing of {} can be used: {reason}", path.display()));

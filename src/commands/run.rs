@@ -7,6 +7,7 @@ mod intake;
 mod job;
 mod model;
 mod persist;
+mod places;
 pub(super) mod prepare;
 mod report;
 mod resume;
@@ -50,7 +51,9 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
-    let model = DescribedModel::read(args)?;
+    let model = DescribedModel::read(args, &interrupt)?;
+    places::check_model_is_spared(args, model.files())?;
+    model.check_limits()?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
     let kept = resume::begin(&mut writer, &model.manifest(&preparer)?, args)?;

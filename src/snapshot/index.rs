@@ -249,9 +249,8 @@ pub(super) fn decode(bytes: &[u8], source: Source) -> Result<Index, String> {
         ids.push(id);
     }
     uses.sort_unstable();
-    for (_, id) in uses {
-        catalogue.touch(id).map_err(|error| error.to_string())?;
-    }
+    let uses: Vec<NodeId> = uses.into_iter().map(|(_, id)| id).collect();
+    catalogue.touch_all(&uses).map_err(|error| error.to_string())?;
     let num_damaged = ids.iter().filter(|id| id.is_none()).count();
     Ok(Index { identity, plane_widths, catalogue, num_damaged })
 }

@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::{machine_memory, mlx, terminal::eprint_line};
+
 /// Stack of the threads that are kept. Only what is used of it takes memory; address space it takes whole.
 pub(super) const KEPT_STACK_BYTES: usize = 128 << 20;
 
@@ -24,6 +26,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Jobs that nobody waits for any more and that may still run; with more, others would have no core.
 const MAX_LEFT_ALONE: usize = 8;
+
+/// With less than this, and something at it for so long, that is what takes it.
+const MIN_MEMORY_LEFT: u64 = 256 << 20;
+const MIN_SUSPICIOUS: Duration = Duration::from_millis(500);
 
 /// A process that was stopped and goes on has waited no longer than this.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
@@ -109,13 +115,27 @@ pub(super) fn on_deep_stack<T: Send + 'static>(
 }
 
 fn wait<T>(receiver: &Receiver<T>, mut patience: Duration) -> Result<T, RecvTimeoutError> {
-    loop {
+    for num_slices in 1.. {
         let slice = patience.min(WAIT_SLICE);
         patience -= slice;
         match receiver.recv_timeout(slice) {
-            Err(RecvTimeoutError::Timeout) if !patience.is_zero() => {}
+            Err(RecvTimeoutError::Timeout) if !patience.is_zero() => end_before_memory_does(num_slices),
             received => return received,
         }
+    }
+    Err(RecvTimeoutError::Timeout)
+}
+
+/// A list that a template doubles takes all memory within one step, which nothing can stop: the system would end
+/// the process, or another, without a word.
+fn end_before_memory_does(num_slices: u32) {
+    let is_suspicious = num_slices * WAIT_SLICE >= MIN_SUSPICIOUS;
+    if is_suspicious && machine_memory::available_bytes().is_some_and(|left| left < MIN_MEMORY_LEFT) {
+        eprint_line(
+            "mlxbatch: error: a chat template or the tokenizer has used up nearly all memory for one line: the run \
+             ends before the system ends it; what was answered is kept, and the same command with --resume goes on",
+        );
+        mlx::exit_at_once(1);
     }
 }
 

@@ -11,6 +11,7 @@ mod constraints;
 mod forms;
 mod gguf;
 mod hostile_configs;
+mod hostile_files;
 mod jobs;
 mod kill;
 mod logprobs;

@@ -22,7 +22,7 @@ use crate::text::TextError;
 use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, on_deep_stack};
 
 /// The largest template in use has some 20,000 bytes.
-const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+pub(super) const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 /// What compiling takes: a byte of an operator may be a level of an expression.
 const STACK_BYTES_PER_TEMPLATE_BYTE: usize = 2 << 10;
 /// Fuel every render has: an instruction costs 1, 64 bytes of data cost 1.
@@ -101,7 +101,7 @@ impl Program {
         }
     }
 
-    fn render_with(
+    pub(super) fn render_with(
         &self,
         fuel: u64,
         variables: &Arc<serde_json::Value>,
@@ -138,7 +138,7 @@ impl Program {
 }
 
 /// What became of a render.
-enum Rendered {
+pub(super) enum Rendered {
     Text(String),
     OutOfFuel(TextError),
 }

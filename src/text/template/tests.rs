@@ -98,6 +98,48 @@ fn hostile_templates_are_stopped() {
     assert_eq!(program(nested).render(json!({})).ok().as_deref().unwrap_or("done"), "done");
 }
 
+/// Each ended the process: operators without brackets are as deep as they are long, and were compiled on the
+/// main thread's stack.
+#[test]
+fn expressions_as_deep_as_a_template_may_be_compile() {
+    let num_levels = |bytes_per_level: usize| super::jinja::MAX_TEMPLATE_BYTES / bytes_per_level - 20;
+    let not = format!("{{{{ {}x }}}}", "not ".repeat(num_levels(4)));
+    assert_eq!(render(&not, json!({"x": true})), if num_levels(4) % 2 == 0 { "True" } else { "False" });
+    let chain = |operator: &str| format!("{{{{ a{} }}}}", operator.repeat(num_levels(operator.len())));
+    for source in [
+        chain("|e"),
+        chain("~1"),
+        chain(".b"),
+        chain("[0]"),
+        chain(" or a"),
+        chain(" if a"),
+        format!("{{{{ {}1 }}}}", "-".repeat(num_levels(1))),
+        format!("{{{{ {}1{} }}}}", "[".repeat(1000), "]".repeat(1000)),
+    ] {
+        // Whether it is a template at all is not what this is about.
+        if let Ok(program) = Program::compile("test", &source) {
+            let _ = program.render(json!({"a": "a"}));
+        }
+    }
+    let error = Program::compile("m/t.jinja", &"x".repeat(50 << 20)).expect_err("too large").to_string();
+    assert!(error.contains("m/t.jinja") && error.contains("at most 262144"), "{error}");
+}
+
+/// What costs no fuel was computed for ever: comparisons of long texts, and indices into them.
+#[test]
+fn a_render_is_waited_for_so_long_and_not_tried_again() {
+    let compares = "{% set a = 'x' * 4000000 %}{% set b = 'x' * 4000000 %}{% for i in range(2000) %}{{ a == b }}{% endfor %}";
+    let program = program(compares);
+    let started = std::time::Instant::now();
+    let variables = Arc::new(json!({}));
+    let render = || program.render_with(500_000, &variables, std::time::Duration::from_millis(1));
+    let first = render().map(drop).expect_err("too slow").to_string();
+    assert!(first.contains("has not ended within"), "{first}");
+    let again = program.render(json!({})).expect_err("once is enough").to_string();
+    assert!(again.contains("not tried again"), "{again}");
+    assert!(started.elapsed() < crate::text::deep::PATIENCE, "nothing was waited for to its end");
+}
+
 /// A long conversation has fuel in proportion, or honest users would run out.
 #[test]
 fn long_conversations_have_fuel_enough() {
