@@ -15,11 +15,11 @@ const FATAL: u8 = 1;
 fn main() -> ExitCode {
     let cli = Cli::from_command_line();
     match commands::execute(&cli) {
-        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Ok(outcome) => commands::end(outcome.exit_code()),
         Err(error) => {
             // Nothing is left to say it to if standard error is closed.
             let _ = io::stderr().write_all(render(&error).as_bytes());
-            ExitCode::from(FATAL)
+            commands::end(FATAL)
         }
     }
 }

@@ -231,7 +231,11 @@ mod tests {
         let items = read(text.leak().as_bytes(), 64 << 20);
         let failed = items[0].as_ref().expect_err("too many");
         assert_eq!((failed.error.code(), failed.head.custom_id.as_str()), ("too_many_values", "a"));
-        assert!(failed.error.message().starts_with("in.jsonl:1: the line has 10485"), "{:?}", failed.error);
+        assert!(
+            failed.error.message().starts_with("in.jsonl:1: the line has 1048584 JSON"),
+            "{:?}",
+            failed.error
+        );
         assert!(items[1].is_ok());
         let tokens = vec!["1"; 200_000].join(",");
         let items = read(format!("{{\"prompt\": [{tokens}]}}").leak().as_bytes(), 64 << 20);

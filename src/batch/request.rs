@@ -175,7 +175,7 @@ impl RequestParser {
     /// The failure of a line whose JSON would take far more memory than its text.
     pub fn too_many_values(&mut self, place: Place, num_values: usize, bytes: &[u8]) -> Box<FailedLine> {
         let reason = format!(
-            "the line has {num_values} JSON values; at most {MAX_LINE_VALUES} are read: make several lines of it"
+            "the line has {num_values} JSON values and names; at most {MAX_LINE_VALUES} are read: make several lines of it"
         );
         let error = self.not_a_request(place.line, "too_many_values", &reason);
         self.failed(place, bytes, find_id(bytes), error)

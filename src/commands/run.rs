@@ -39,6 +39,7 @@ use crate::{
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     mlx::restart_with_better_kernels();
     let started = Instant::now();
+    model::check_address_space(0)?;
     let served_model = Some(args.model.model.clone());
     let reader =
         RequestReader::open(&args.input, ReaderOptions { served_model, ..ReaderOptions::default() })?;

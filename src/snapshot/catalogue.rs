@@ -88,9 +88,21 @@ impl Catalogue {
         piece: Piece,
         checkpoint: Option<Piece>,
     ) -> Result<Option<NodeId>, SnapshotError> {
+        let node = self.hang_unused(place, piece, checkpoint)?;
+        self.touch_all(node.as_slice())?;
+        Ok(node)
+    }
+
+    /// Does the same, and leaves it to the caller to touch it.
+    pub(super) fn hang_unused(
+        &mut self,
+        place: Place<'_>,
+        piece: Piece,
+        checkpoint: Option<Piece>,
+    ) -> Result<Option<NodeId>, SnapshotError> {
         let above = place.parent.and_then(|parent| self.0.tree().node(parent)?.segment());
         let piece = piece.below(above);
-        Ok(match self.0.insert(place, piece, checkpoint)? {
+        Ok(match self.0.insert_unused(place, piece, checkpoint)? {
             Inserted::New(node) => Some(node),
             Inserted::Overlaps { .. } => None,
         })

@@ -292,7 +292,7 @@ fn hang(
         None => None,
         Some(record) => Some(Piece::state(extents.state(record)?, node.used_at)),
     };
-    catalogue.hang(Place { parent, tokens: &node.tokens, tier }, piece, checkpoint).ok()?
+    catalogue.hang_unused(Place { parent, tokens: &node.tokens, tier }, piece, checkpoint).ok()?
 }
 
 /// Decodes with the smallest limit that an honest index of this size stays under: records take up to

@@ -29,6 +29,22 @@ const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 /// What threads, their stacks and buffers of the BLAS take of it, beside the weights.
 const MIN_ADDRESS_SPACE: u64 = 640 << 20;
 
+/// Checks that this process may take the address space that a run needs at least, beside the weights. Libraries that
+/// get none try again for ever.
+pub(super) fn check_address_space(weight_bytes: u64) -> anyhow::Result<()> {
+    let Some(left) = machine_memory::address_space_left() else { return Ok(()) };
+    let needed = MIN_ADDRESS_SPACE.saturating_add(weight_bytes);
+    if left < needed {
+        bail!(
+            "the limit on this process's address space (RLIMIT_AS, `ulimit -v`) leaves {}, and this run needs {} at \
+             least: raise it",
+            size_text(left),
+            size_text(needed)
+        );
+    }
+    Ok(())
+}
+
 /// A model whose small files are read, and its cache file.
 pub(super) struct DescribedModel {
     description: Description,
@@ -79,22 +95,10 @@ impl DescribedModel {
         &self.description.files.all
     }
 
-    /// Checks that this process may take the address space that a run needs at least. Libraries that get none
-    /// try again for ever.
+    /// Checks that there is address space for the weights, too.
     pub(super) fn check_limits(&self) -> anyhow::Result<()> {
-        let Some(left) = machine_memory::address_space_left() else { return Ok(()) };
         let sizes = self.description.files.weights.iter().filter_map(|file| fs::metadata(file).ok());
-        let needed = MIN_ADDRESS_SPACE + sizes.map(|file| file.len()).sum::<u64>();
-        if left < needed {
-            bail!(
-                "the limit on this process's address space (RLIMIT_AS, `ulimit -v`) leaves {}, and a run of {} needs \
-                 {} at least: raise it",
-                size_text(left),
-                self.description.name,
-                size_text(needed)
-            );
-        }
-        Ok(())
+        check_address_space(sizes.map(|file| file.len()).sum())
     }
 
     pub(super) fn text(&self) -> &Arc<TextModel> {

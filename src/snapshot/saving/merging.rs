@@ -57,7 +57,11 @@ impl Saving<'_> {
                     self.report.num_new_tokens += num_tokens;
                     let tokens = &tokens[covered.num_tokens..covered.num_tokens + num_tokens];
                     let place = Place { parent: covered.node, tokens, tier: node.tier() };
-                    end = self.catalogue.hang(place, rest.part(0..num_tokens).copied_to(&extents), None)?;
+                    end = self.catalogue.hang_unused(
+                        place,
+                        rest.part(0..num_tokens).copied_to(&extents),
+                        None,
+                    )?;
                 }
                 if num_sound.is_some() {
                     continue;

@@ -22,9 +22,9 @@ use crate::text::TextError;
 use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, on_deep_stack};
 
 /// The largest template in use has some 20,000 bytes.
-pub(super) const MAX_TEMPLATE_BYTES: usize = 256 << 10;
+pub(super) const MAX_TEMPLATE_BYTES: usize = 128 << 10;
 /// What compiling takes: a byte of an operator may be a level of an expression.
-const STACK_BYTES_PER_TEMPLATE_BYTE: usize = 2 << 10;
+const STACK_BYTES_PER_TEMPLATE_BYTE: usize = 1 << 10;
 /// Fuel every render has: an instruction costs 1, 64 bytes of data cost 1.
 const BASE_FUEL: u64 = 1_000_000;
 /// Fuel for every JSON value of the request; real templates need about a tenth.
@@ -32,6 +32,8 @@ const FUEL_PER_VALUE: u64 = 1_000;
 /// Fuel for every byte of the request: enough to copy each of them 64 times.
 const FUEL_PER_BYTE: u64 = 1;
 const MAX_FUEL: u64 = 16_000_000;
+/// What has fuel may take time: a hundred times what is usual for it.
+const PATIENCE_PER_MILLION_FUEL: Duration = Duration::from_secs(10);
 /// Lists nested by a template are freed by recursion, on the stack; a unit of fuel buys at most
 /// one level, for which about 50 bytes were measured. Only what is used takes memory.
 const STACK_BYTES_PER_FUEL: u64 = 96;
@@ -91,8 +93,9 @@ impl Program {
     pub(super) fn render(&self, variables: serde_json::Value) -> Result<String, TextError> {
         let fuel = BASE_FUEL.saturating_add(fuel_for(&variables)).min(MAX_FUEL);
         let variables = Arc::new(variables);
-        let rendered = match self.render_with(fuel.min(KEPT_FUEL), &variables, PATIENCE)? {
-            Rendered::OutOfFuel(_) if fuel > KEPT_FUEL => self.render_with(fuel, &variables, PATIENCE)?,
+        let patience = PATIENCE + PATIENCE_PER_MILLION_FUEL * (fuel / 1_000_000) as u32;
+        let rendered = match self.render_with(fuel.min(KEPT_FUEL), &variables, patience)? {
+            Rendered::OutOfFuel(_) if fuel > KEPT_FUEL => self.render_with(fuel, &variables, patience)?,
             rendered => rendered,
         };
         match rendered {
