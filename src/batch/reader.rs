@@ -232,7 +232,7 @@ mod tests {
         let failed = items[0].as_ref().expect_err("too many");
         assert_eq!((failed.error.code(), failed.head.custom_id.as_str()), ("too_many_values", "a"));
         assert!(
-            failed.error.message().starts_with("in.jsonl:1: the line has 1048584 JSON"),
+            failed.error.message().starts_with("in.jsonl:1: the line has 1048583 JSON"),
             "{:?}",
             failed.error
         );
