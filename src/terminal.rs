@@ -34,6 +34,18 @@ pub fn shown_lines(text: &str) -> String {
     text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
 }
 
+/// The same of JSON text, which stays JSON: such characters are within its strings.
+pub fn shown_json(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, char| {
+        match char {
+            '\n' => shown.push(char),
+            char if is_steering(char) => shown += &format!("\\u{:04x}", u32::from(char)),
+            char => shown.push(char),
+        }
+        shown
+    })
+}
+
 fn is_steering(char: char) -> bool {
     char.is_control() && char != '\t' || matches!(char, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -65,6 +77,10 @@ mod tests {
         );
         assert_eq!(shown("\u{202e}gpj.exe"), "\\u{202e}gpj.exe");
         assert_eq!(shown_lines("a\u{8}\nb"), "a\\u{8}\nb");
+        let value = serde_json::json!({"a": "\u{9b}2J\u{7f}ü\n\u{202e}"});
+        let json = shown_json(&format!("{value:#}"));
+        assert!(!json.contains(|char: char| char != '\n' && is_steering(char)), "{json:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).expect("still JSON"), value);
     }
 
     #[test]

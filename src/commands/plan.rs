@@ -20,7 +20,7 @@ use crate::commands::identity::ComputedModel;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
-use crate::terminal::{eprint_line, shown_lines};
+use crate::terminal::{eprint_line, shown_json, shown_lines};
 use crate::text::Tokenizer;
 
 /// Shared prefixes that are named in the report.
@@ -106,7 +106,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         max_live_tokens: totals.max_live_tokens,
         largest_shared: totals.into_largest_shared(),
     };
-    let text = if args.json { format!("{:#}\n", report.json()) } else { shown_lines(&report.text()) };
+    let text =
+        if args.json { shown_json(&format!("{:#}\n", report.json())) } else { shown_lines(&report.text()) };
     let outcome = if report.num_failed > 0 { Outcome::SomeFailed } else { Outcome::Done };
     let mut stdout = io::stdout().lock();
     written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()), outcome)

@@ -29,7 +29,7 @@ const MAX_LEFT_ALONE: usize = 8;
 
 /// With less than this, and something at it for so long, that is what takes it.
 const MIN_MEMORY_LEFT: u64 = 256 << 20;
-const MIN_SUSPICIOUS: Duration = Duration::from_millis(500);
+const MIN_SUSPICIOUS_SLICES: u32 = 5;
 
 /// A process that was stopped and goes on has waited no longer than this.
 const WAIT_SLICE: Duration = Duration::from_millis(100);
@@ -129,7 +129,7 @@ fn wait<T>(receiver: &Receiver<T>, mut patience: Duration) -> Result<T, RecvTime
 /// A list that a template doubles takes all memory within one step, which nothing can stop: the system would end
 /// the process, or another, without a word.
 fn end_before_memory_does(num_slices: u32) {
-    let is_suspicious = num_slices * WAIT_SLICE >= MIN_SUSPICIOUS;
+    let is_suspicious = num_slices >= MIN_SUSPICIOUS_SLICES;
     if is_suspicious && machine_memory::available_bytes().is_some_and(|left| left < MIN_MEMORY_LEFT) {
         eprint_line(
             "mlxbatch: error: a chat template or the tokenizer has used up nearly all memory for one line: the run \
@@ -194,8 +194,21 @@ impl Pool {
         state.num_kept -= usize::from(is_kept);
         if !is_left_alone.swap(true, Ordering::AcqRel) {
             state.num_left_alone += 1;
+            if state.num_left_alone == 1 {
+                // It is as well if there is none: it only says what would come without a word.
+                let _ =
+                    thread::Builder::new().name("watch".to_owned()).spawn(|| POOL.watch_those_left_alone());
+            }
         }
         self.is_changed.notify_all();
+    }
+
+    /// Watches what nobody waits for, which may go on taking memory.
+    fn watch_those_left_alone(&self) {
+        while self.lock().num_left_alone > 0 {
+            thread::sleep(WAIT_SLICE);
+            end_before_memory_does(u32::MAX);
+        }
     }
 
     fn ended_alone(&self) {

@@ -156,8 +156,18 @@ impl Tokenizer {
         add_special_tokens: bool,
         with_ranges: bool,
     ) -> Result<tokenizers::Encoding, TextError> {
-        check_whitespace(text)?;
         let patience = PATIENCE + PATIENCE_PER_MIB * u32::try_from(text.len() >> 20).unwrap_or(u32::MAX);
+        self.encoding_within(patience, text, add_special_tokens, with_ranges)
+    }
+
+    fn encoding_within(
+        &self,
+        patience: Duration,
+        text: &str,
+        add_special_tokens: bool,
+        with_ranges: bool,
+    ) -> Result<tokenizers::Encoding, TextError> {
+        check_whitespace(text)?;
         let (tokenizer, text) = (Arc::clone(&self.0), text.to_owned());
         let encoded = on_deep_stack(STACK_BYTES, patience, move || {
             tokenizer.encoding(&text, add_special_tokens, with_ranges)
@@ -488,6 +498,22 @@ mod tests {
         let error = tokenizer.encode(&" ".repeat(MAX_WHITESPACE_RUN + 1), false).expect_err("too long a run");
         assert!(error.to_string().contains("spaces in a row"), "{error}");
         assert!(tokenizer.encode(&" a".repeat(1000), false).is_ok());
+    }
+
+    /// Each word alone is within the engine's limits, and all of them took minutes.
+    #[test]
+    fn a_pattern_that_takes_its_time_on_every_word_is_waited_for_so_long() {
+        let mut json = crate::text::testing::byte_level_json();
+        json["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": false},
+            json["pre_tokenizer"].clone()]});
+        let tokenizer =
+            Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json")).expect("loads");
+        let text = format!("{} ", "a".repeat(20)).repeat(60);
+        let error = tokenizer.encoding_within(Duration::from_millis(1), &text, false, false);
+        let error = error.expect_err("it takes seconds").to_string();
+        assert!(error.contains("has not ended within") && error.contains("pattern"), "{error}");
+        assert_eq!(tokenizer.encode("th", false).expect("still usable"), [256]);
     }
 
     /// The same with any pattern: one that takes exponential time on this text.

@@ -218,7 +218,7 @@ pub fn safetensors(folder: &Folder, input: &[u8]) {
 pub fn config(folder: &Folder, input: &[u8]) {
     let _ = read_config(&folder.file("config.json", input));
     folder.file("generation_config.json", input);
-    let _ = read_generation_config(&folder.0.path());
+    let _ = read_generation_config(folder.0.path());
 }
 
 /// Loads a tokenizer with these settings, chat template included, and encodes with it.

@@ -32,7 +32,7 @@ const FUEL_PER_VALUE: u64 = 1_000;
 /// Fuel for every byte of the request: enough to copy each of them 64 times.
 const FUEL_PER_BYTE: u64 = 1;
 const MAX_FUEL: u64 = 16_000_000;
-/// What has fuel may take time: a hundred times what is usual for it.
+/// What has more fuel may take more time: a hundred times what is usual for it.
 const PATIENCE_PER_MILLION_FUEL: Duration = Duration::from_secs(10);
 /// Lists nested by a template are freed by recursion, on the stack; a unit of fuel buys at most
 /// one level, for which about 50 bytes were measured. Only what is used takes memory.
@@ -93,7 +93,7 @@ impl Program {
     pub(super) fn render(&self, variables: serde_json::Value) -> Result<String, TextError> {
         let fuel = BASE_FUEL.saturating_add(fuel_for(&variables)).min(MAX_FUEL);
         let variables = Arc::new(variables);
-        let patience = PATIENCE + PATIENCE_PER_MILLION_FUEL * (fuel / 1_000_000) as u32;
+        let patience = PATIENCE + PATIENCE_PER_MILLION_FUEL * ((fuel - BASE_FUEL) / 1_000_000) as u32;
         let rendered = match self.render_with(fuel.min(KEPT_FUEL), &variables, patience)? {
             Rendered::OutOfFuel(_) if fuel > KEPT_FUEL => self.render_with(fuel, &variables, patience)?,
             rendered => rendered,
@@ -113,7 +113,7 @@ impl Program {
         let failed =
             |message: String| TextError::TemplateFailed { origin: self.origin.to_string(), line: 0, message };
         if self.is_endless.load(Ordering::Relaxed) {
-            return Err(failed("it took too long before, and is not tried again".to_owned()));
+            return Err(failed("it did not end in time before, and is not tried again".to_owned()));
         }
         // The environment is a handful of shared pointers; fuel is set per render in a copy.
         let mut environment = self.environment.clone();
