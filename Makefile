@@ -35,14 +35,8 @@ lint: setup ## Check formatting and lints, warnings as errors
 docs: setup ## Write the man pages anew from the flags
 	MLXBATCH_BLESS=1 cargo test --locked --test docs
 
-# RUSTFLAGS in the environment, which cargo-fuzz sets, take the place of those in .cargo/config.toml.
-fuzz: setup ## Fuzz for FUZZ_SECONDS a target (needs cargo install cargo-fuzz and a nightly toolchain)
-	@cargo +nightly fuzz --version >/dev/null 2>&1 || { echo "make fuzz needs both: rustup toolchain install nightly; cargo install cargo-fuzz" >&2; exit 1; }
-	@mkdir -p tests/fuzz/corpus/cache_file tests/fuzz/corpus/jsonl_reader
-	flags="$$(sed -n 's/^rustflags = \["\(.*\)"\]$$/\1/p' .cargo/config.toml 2>/dev/null)"; for target in cache_file:cache_file jsonl_reader:jsonl; do \
-	    RUSTFLAGS="$$flags" cargo +nightly fuzz run --fuzz-dir tests/fuzz "$${target%:*}" "tests/fuzz/corpus/$${target%:*}" \
-	        "fixtures/corpus/$${target#*:}" -- -max_total_time=$(FUZZ_SECONDS) -max_len=12000 || exit 1; \
-	done
+fuzz: setup ## Fuzz every parser of files that others wrote, for FUZZ_SECONDS each
+	FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --release --locked --test fuzz_corpus -- --nocapture --test-threads 2
 
 # NUM_TRIALS and SEED in the environment say how many trials instead, and from which seed on.
 fuzz-answers: setup ## Hold random conversations to each prompt by itself, for FUZZ_SECONDS a kind of model

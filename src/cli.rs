@@ -49,6 +49,28 @@ Exit codes:
   4    the time of --max-time was up; what was done is kept
   130  interrupted by Ctrl-C; what was done is kept";
 
+/// What is trusted and what is not, as the manual says it; a paragraph each.
+pub const SECURITY: &[&str] = &[
+    "Trusted are the command line, the environment, the folders that they name, and every process of the same user. \
+     Not trusted is what others wrote: all files of a model, lines of the input, what a hub answers, and cache files \
+     that others could write to.",
+    "A model is data. Nothing in it is run as code: weights are safetensors or GGUF, never pickles, and no Python is \
+     looked at. Chat templates run without files and network, on a stack and with fuel, time and memory that are \
+     bounded; so do those that requests bring. Names in all of these reach neither other folders nor the terminal's \
+     controls.",
+    "What is wrong in a model or a cache file is an error that names the file, what is wrong in a line an error line. \
+     Neither makes the program read or write elsewhere, wait for ever, or take memory far beyond the size of what is \
+     read. A crash that a file causes is a bug: please report it.",
+    "A cache file tells what was in prompts. It is made readable by its owner alone, and it is believed only where \
+     nobody else could have written to it: its checksums find damage, not forgery, and other KV gives other answers. \
+     --cache-mode unsafe believes it all the same.",
+    "HF_TOKEN is sent to the scheme, host and port of HF_ENDPOINT and nowhere else. A download counts once its \
+     SHA-256 or git hash is the one that the hub names; where the hub names none, that is said.",
+    "Not defended against: weights that answer falsely, whoever can write to a model's folder while it is read, other \
+     processes of the same user, and what the time of an answer tells. Answers are text of a model: treat them as \
+     input from a stranger.",
+];
+
 const VALIDATE_EXIT_CODES: &str = "\
 Exit codes:
   0    every line is a sound request

@@ -17,6 +17,7 @@
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //! | `json`       | JSON text with every digit                                                  |
+//! | `small_file` | files of a few mebibytes that strangers wrote, and nothing else in their place  |
 //! | `threads`    | work that several threads share                                             |
 //! | `machine_memory`, `terminal` | what the system tells: memory left, whether bars can be drawn |
 //!
@@ -39,7 +40,9 @@ mod machine_memory;
 pub mod mlx;
 pub mod models;
 pub mod plan;
+mod small_file;
 pub mod snapshot;
-mod terminal;
+#[doc(hidden)]
+pub mod terminal;
 pub mod text;
 mod threads;

@@ -14,6 +14,11 @@ pub(crate) fn available_bytes() -> Option<u64> {
     available_under(Path::new("/"))
 }
 
+/// What the limit on this process's address space leaves of it; `None` where there is none.
+pub(crate) fn address_space_left() -> Option<u64> {
+    process_limit_left(Path::new("/"), "Max address space", "VmSize:")
+}
+
 /// An amount of memory in one of Linux's `/proc` files, in bytes.
 pub(crate) fn kib_in(path: impl AsRef<Path>, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;

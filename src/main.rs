@@ -8,17 +8,18 @@ use std::process::ExitCode;
 use mlxbatch::batch::BatchError;
 use mlxbatch::cli::Cli;
 use mlxbatch::commands;
+use mlxbatch::terminal::shown;
 
 const FATAL: u8 = 1;
 
 fn main() -> ExitCode {
     let cli = Cli::from_command_line();
     match commands::execute(&cli) {
-        Ok(outcome) => ExitCode::from(outcome.exit_code()),
+        Ok(outcome) => commands::end(outcome.exit_code()),
         Err(error) => {
             // Nothing is left to say it to if standard error is closed.
             let _ = io::stderr().write_all(render(&error).as_bytes());
-            ExitCode::from(FATAL)
+            commands::end(FATAL)
         }
     }
 }
@@ -26,15 +27,16 @@ fn main() -> ExitCode {
 /// The error, what caused it and what to do, one line each; a cause that an error's own text
 /// holds already is not repeated.
 fn render(error: &anyhow::Error) -> String {
-    let mut text = format!("mlxbatch: error: {error}\n");
+    let mut text = format!("mlxbatch: error: {}\n", shown(&error.to_string()));
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
+        let cause = shown(&cause);
+        if !text.contains(&*cause) {
             text += &format!("  because: {cause}\n");
         }
     }
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<BatchError>()).and_then(BatchError::hint);
     if let Some(hint) = hint {
-        text += &format!("  hint: {hint}\n");
+        text += &format!("  hint: {}\n", shown(&hint));
     }
     text
 }

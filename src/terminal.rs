@@ -1,11 +1,54 @@
-//! Whether standard error is a terminal on which lines can be drawn anew.
+//! What a terminal is shown: whether lines can be drawn anew on it, and nothing that moves its cursor.
 //!
-//! Owns that one question, for everything that shows how far it is.
+//! Owns that question and the writing of lines on standard error. Names and texts come from strangers' files;
+//! whatever is in them, it stays within its line.
 
 use std::{
+    borrow::Cow,
     env,
-    io::{self, IsTerminal},
+    io::{self, IsTerminal, Write},
 };
+
+/// Writes a line on standard error; nobody reading it is no reason to fail.
+pub fn eprint_line(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", shown(text));
+}
+
+/// The text with characters that control a terminal, or turn the direction of what follows, as escapes.
+pub fn shown(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(is_steering) {
+        return text.into();
+    }
+    let escaped = text.chars().fold(String::with_capacity(text.len() + 16), |mut shown, char| {
+        match is_steering(char) {
+            true => shown.extend(char.escape_unicode()),
+            false => shown.push(char),
+        }
+        shown
+    });
+    escaped.into()
+}
+
+/// The same of several lines.
+pub fn shown_lines(text: &str) -> String {
+    text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
+}
+
+/// The same of JSON text, which stays JSON: such characters are within its strings.
+pub fn shown_json(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut shown, char| {
+        match char {
+            '\n' => shown.push(char),
+            char if is_steering(char) => shown += &format!("\\u{:04x}", u32::from(char)),
+            char => shown.push(char),
+        }
+        shown
+    })
+}
+
+fn is_steering(char: char) -> bool {
+    char.is_control() && char != '\t' || matches!(char, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
 
 /// Whether bars may be drawn on standard error: else plain lines are written.
 pub(crate) fn can_redraw() -> bool {
@@ -24,6 +67,21 @@ fn decide(is_terminal: bool, term: Option<&str>, ci: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_steers_a_terminal_is_shown_as_an_escape() {
+        assert_eq!(shown("tab\there, ü 🦀"), "tab\there, ü 🦀");
+        assert_eq!(
+            shown("a\u{1b}]0;title\u{7}b\r\nc\u{9b}2J"),
+            "a\\u{1b}]0;title\\u{7}b\\u{d}\\u{a}c\\u{9b}2J"
+        );
+        assert_eq!(shown("\u{202e}gpj.exe"), "\\u{202e}gpj.exe");
+        assert_eq!(shown_lines("a\u{8}\nb"), "a\\u{8}\nb");
+        let value = serde_json::json!({"a": "\u{9b}2J\u{7f}ü\n\u{202e}"});
+        let json = shown_json(&format!("{value:#}"));
+        assert!(!json.contains(|char: char| char != '\n' && is_steering(char)), "{json:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).expect("still JSON"), value);
+    }
 
     #[test]
     fn bars_are_for_capable_terminals_that_people_look_at() {

@@ -10,7 +10,10 @@ use std::{num::NonZeroUsize, panic, thread};
 pub(crate) fn on_threads<T: Send>(max_threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
     let num_cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     thread::scope(|scope| {
-        let others: Vec<_> = (1..num_cores.min(max_threads)).map(|_| scope.spawn(&work)).collect();
+        // Where the system starts no more of them, fewer do the same work.
+        let others: Vec<_> = (1..num_cores.min(max_threads))
+            .map_while(|_| thread::Builder::new().spawn_scoped(scope, &work).ok())
+            .collect();
         let mut returned = vec![work()];
         for other in others {
             returned.push(other.join().unwrap_or_else(|panic| panic::resume_unwind(panic)));

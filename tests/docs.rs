@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 use mlxbatch::batch::{SERVED, ignored_fields, refused_fields};
-use mlxbatch::cli::Cli;
+use mlxbatch::cli::{Cli, SECURITY};
 
 fn man_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("man")
@@ -122,6 +122,10 @@ fn page(name: String, command: clap::Command) -> (String, String) {
     }
     let mut text = String::from_utf8(text).expect("help is UTF-8");
     text += &literal_sections(&ending);
+    if name == "mlxbatch" {
+        let paragraphs: Vec<String> = SECURITY.iter().copied().map(roff_text).collect();
+        text += &format!(".SH SECURITY\n{}\n", paragraphs.join("\n.PP\n"));
+    }
     (format!("{name}.1"), text)
 }
 

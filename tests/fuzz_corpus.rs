@@ -1,18 +1,22 @@
 //! The fuzz targets over their kept corpora and some thousand mutations of each file.
 //!
 //! Owns the mutations and the watch over memory: no input has more allocated than a small multiple of
-//! its size. `make fuzz` searches on from the same corpora; what it finds goes into
-//! `fixtures/corpus/`, and is tried here for ever after.
+//! its size. With FUZZ_SECONDS in the environment, as `make fuzz` has it, each target goes on for so long from
+//! another seed; what it finds goes into `fixtures/corpus/`, and is tried here for ever after.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 #[path = "fuzz/entries.rs"]
 mod entries;
 
-use entries::{Folder, cache_file, cache_file_of, jsonl_reader};
+use entries::{
+    Folder, cache_file, cache_file_of, config, gguf, hub_listing, jsonl_reader, safetensors, template,
+    tokenizer_config,
+};
 
 /// Buffers of a fixed size that reading and counting lines have.
 const READ_BUFFERS: usize = 2 << 20;
@@ -110,25 +114,45 @@ impl Mutator {
     }
 }
 
-/// Tries all files of a corpus and mutations of each; `max_bytes` is what an input may have allocated.
+/// Tries all files of a corpus and mutations of each; `max_bytes` is what an input may have allocated on the thread
+/// that tries it.
 fn try_all(name: &str, num_mutations: usize, entry: fn(&Folder, &[u8]), max_bytes: impl Fn(&[u8]) -> usize) {
     let folder = Folder::new();
     let files = corpus(name);
-    let mut mutator = Mutator(0x9e37_79b9_7f4a_7c15);
     let check = |file: &str, input: &[u8]| {
         let tried = || peak_of(|| entry(&folder, input));
         let peak = std::panic::catch_unwind(std::panic::AssertUnwindSafe(tried));
         let is_good = peak.as_ref().is_ok_and(|peak| *peak <= max_bytes(input));
-        assert!(is_good, "{peak:?} bytes for {} of {file} changed to: {input:?}", input.len());
+        if !is_good {
+            // An abort leaves nothing but what was written before.
+            let kept = std::env::temp_dir().join(format!("mlxbatch-fuzz-{name}"));
+            fs::write(&kept, input).expect("there is room");
+            panic!("{peak:?} bytes for {} of {file} changed to what is in {}", input.len(), kept.display());
+        }
     };
-    for (place, (file, bytes)) in files.iter().enumerate() {
-        check(file, bytes);
-        let mut changed = bytes.clone();
-        for round in 0..num_mutations {
-            // Changes pile up for a while, then begin anew.
-            let base = if round % 20 == 0 { bytes } else { &changed };
-            changed = mutator.mutate(base, &files[(place + round) % files.len()].1);
-            check(file, &changed);
+    let try_from = |seed: u64| {
+        let mut mutator = Mutator(seed);
+        for (place, (file, bytes)) in files.iter().enumerate() {
+            check(file, bytes);
+            let mut changed = bytes.clone();
+            for round in 0..num_mutations {
+                // Changes pile up for a while, then begin anew.
+                let base = if round % 20 == 0 { bytes } else { &changed };
+                changed = mutator.mutate(base, &files[(place + round) % files.len()].1);
+                check(file, &changed);
+            }
+        }
+    };
+    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    try_from(seed);
+    if let Some(seconds) = std::env::var("FUZZ_SECONDS").ok().and_then(|seconds| seconds.parse().ok()) {
+        let started = Instant::now();
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        seed = time.as_nanos() as u64 | 1;
+        while started.elapsed() < Duration::from_secs(seconds) {
+            println!("{name}: seed {seed}");
+            try_from(seed);
+            seed = seed.wrapping_mul(0x2545_f491_4f6c_dd1d) | 1;
         }
     }
 }
@@ -141,6 +165,39 @@ fn no_cache_file_makes_a_panic_or_takes_more_memory_than_some_times_its_size() {
 #[test]
 fn no_jsonl_input_makes_a_panic_or_takes_more_memory_than_some_times_its_size() {
     try_all("jsonl", 3000, jsonl_reader, |input| READ_BUFFERS + 20 * input.len());
+}
+
+/// Buffers and fixtures that an entry has whatever its input is.
+const FIXED: usize = 64 << 20;
+
+#[test]
+fn no_gguf_file_makes_a_panic() {
+    try_all("gguf", 1500, gguf, |input| FIXED + 100 * input.len());
+}
+
+#[test]
+fn no_weight_file_makes_a_panic() {
+    try_all("safetensors", 1500, safetensors, |input| FIXED + 100 * input.len());
+}
+
+#[test]
+fn no_configuration_makes_a_panic() {
+    try_all("config", 1500, config, |input| FIXED + 100 * input.len());
+}
+
+#[test]
+fn no_tokenizer_config_makes_a_panic() {
+    try_all("tokenizer_config", 60, tokenizer_config, |input| FIXED + 100 * input.len());
+}
+
+#[test]
+fn no_chat_template_makes_a_panic_or_computes_without_end() {
+    try_all("template", 300, template, |input| FIXED + 100 * input.len());
+}
+
+#[test]
+fn no_listing_of_a_hub_makes_a_panic() {
+    try_all("hub_listing", 3000, hub_listing, |input| FIXED + 100 * input.len());
 }
 
 #[test]

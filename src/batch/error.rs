@@ -37,6 +37,10 @@ pub enum BatchError {
     OutputReadOnly { output: PathBuf },
     #[error("--output {} would overwrite the input {}", output.display(), input.display())]
     OutputIsInput { output: PathBuf, input: PathBuf },
+    #[error("{}, where the results grow, is a link, a folder, a pipe or a device", partial.display())]
+    PartialNotAFile { partial: PathBuf },
+    #[error("standard output is closed")]
+    StdoutClosed,
     #[error("another run is writing {}", partial.display())]
     OutputInUse { partial: PathBuf },
     #[error("cannot create {}", path.display())]
@@ -103,6 +107,11 @@ impl BatchError {
                 Some(format!("choose another --output, or run `chmod u+w {}`", output.display()))
             }
             Self::OutputIsInput { .. } => Some("choose another --output".into()),
+            Self::PartialNotAFile { .. } => Some("remove it, or choose another --output".into()),
+            Self::StdoutClosed => Some(
+                "give it somewhere to go, such as a pipe or `> out.jsonl`, or name a file with --output"
+                    .into(),
+            ),
             Self::OutputInUse { .. } => Some("wait for it to end, or choose another --output".into()),
             Self::CreateOutput { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("choose an --output in a folder that you may write to".into())
@@ -111,11 +120,18 @@ impl BatchError {
                 let kept = kept_text(*num_kept, &path.display().to_string());
                 Some(match source.kind() {
                     io::ErrorKind::StorageFull => format!("the disk is full; {kept}"),
+                    io::ErrorKind::QuotaExceeded => format!("the disk quota is used up; {kept}"),
+                    io::ErrorKind::FileTooLarge => format!("{FILE_SIZE_LIMIT}; {kept}"),
                     _ => kept,
                 })
             }
-            Self::Publish { partial, num_kept, .. } => {
-                Some(kept_text(*num_kept, &format!("{}, in the order they finished", partial.display())))
+            Self::Publish { partial, num_kept, source, .. } => {
+                let kept =
+                    kept_text(*num_kept, &format!("{}, in the order they finished", partial.display()));
+                Some(match source.kind() {
+                    io::ErrorKind::FileTooLarge => format!("{FILE_SIZE_LIMIT}; {kept}"),
+                    _ => kept,
+                })
             }
             Self::Hold { .. } => Some("point TMPDIR at a folder with free space".into()),
             Self::NoManifest { .. } => Some(format!(
@@ -128,10 +144,18 @@ impl BatchError {
             Self::WriteStream { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Some("the disk behind it is full".into())
             }
+            Self::WriteStream { source, .. } | Self::CreateOutput { source, .. }
+                if source.kind() == io::ErrorKind::FileTooLarge =>
+            {
+                Some(FILE_SIZE_LIMIT.into())
+            }
             _ => None,
         }
     }
 }
+
+const FILE_SIZE_LIMIT: &str =
+    "the limit on the size of files (RLIMIT_FSIZE) is reached: raise it with `ulimit -f`";
 
 fn kept_text(num_kept: u64, place: &str) -> String {
     match num_kept {

@@ -7,6 +7,7 @@
 mod error;
 mod failures;
 mod ids;
+mod json_values;
 mod lead_in;
 mod line_error;
 mod lines;

@@ -4,7 +4,6 @@
 //! it goes is computed in `rates`; the end of a run is told by `summary`.
 
 use std::env;
-use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -12,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::rates::{Rates, time_left};
 use super::summary::RunStats;
 use super::units::{counted, duration, grouped};
-use crate::terminal::can_redraw;
+use crate::terminal::{can_redraw, eprint_line};
 
 /// How often a log file gets a line.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
@@ -102,9 +101,8 @@ impl Progress {
     }
 }
 
-/// A closed standard error is no reason to fail.
 fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    eprint_line(text);
 }
 
 fn bar_style(is_total_known: bool, has_colour: bool) -> ProgressStyle {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::error::BatchError;
 use super::ids::Ids;
+use super::json_values::{MAX_LINE_VALUES, count_values};
 use super::line_error::FailedLine;
 use super::lines::{Content, check_start, count_lines};
 use super::opened::{InputFormat, lines_of};
@@ -206,7 +207,12 @@ impl RequestReader {
             break match line.content {
                 Content::Bytes(bytes) => {
                     self.num_bytes += bytes.len() as u64;
-                    self.parser.parse(place, bytes)
+                    // No fewer bytes hold more.
+                    let num_values = if bytes.len() > MAX_LINE_VALUES { count_values(bytes) } else { 0 };
+                    match num_values > MAX_LINE_VALUES {
+                        true => Err(self.parser.too_many_values(place, num_values, bytes)),
+                        false => self.parser.parse(place, bytes),
+                    }
                 }
                 Content::TooLong { num_bytes, start } => {
                     Err(self.parser.too_long(place, num_bytes, self.max_line_bytes, start))
@@ -285,6 +291,26 @@ mod tests {
         assert_eq!(failed.error.code(), "line_too_long");
         assert_eq!(failed.error.message(), "in.jsonl:1: the line has 24 bytes; at most 20 are read");
         assert_eq!(items[1].as_ref().expect("under it").head.custom_id, "line-2");
+    }
+
+    /// 57 MB of `{}` took 3 GB.
+    #[test]
+    fn a_line_of_too_many_values_is_an_error_line_with_its_id() {
+        let many = ["{}"; MAX_LINE_VALUES].join(",");
+        let text =
+            format!("{{\"id\": \"a\", \"prompt\": \"x\", \"metadata\": [{many}]}}\n{{\"prompt\": \"b\"}}\n");
+        let items = read(text.leak().as_bytes(), 64 << 20);
+        let failed = items[0].as_ref().expect_err("too many");
+        assert_eq!((failed.error.code(), failed.head.custom_id.as_str()), ("too_many_values", "a"));
+        assert!(
+            failed.error.message().starts_with("in.jsonl:1: the line has 1048583 JSON"),
+            "{:?}",
+            failed.error
+        );
+        assert!(items[1].is_ok());
+        let tokens = vec!["1"; 200_000].join(",");
+        let items = read(format!("{{\"prompt\": [{tokens}]}}").leak().as_bytes(), 64 << 20);
+        assert!(items[0].is_ok(), "a long prompt of tokens is read");
     }
 
     #[test]

@@ -25,6 +25,7 @@ use self::envelope::{Envelope, Identity};
 use self::fields::Fields;
 use self::tools::Tools;
 use super::ids::{Claim, Ids};
+use super::json_values::MAX_LINE_VALUES;
 use super::lead_in::odd_character;
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::partial_json::find_id;
@@ -191,6 +192,15 @@ impl RequestParser {
         let reason = format!("the line has {num_bytes} bytes; at most {max_bytes} are read");
         let error = self.not_a_request(place.line, "line_too_long", &reason);
         self.failed(place, &num_bytes.to_le_bytes(), find_id(start), error)
+    }
+
+    /// The failure of a line whose JSON would take far more memory than its text.
+    pub fn too_many_values(&mut self, place: Place, num_values: usize, bytes: &[u8]) -> Box<FailedLine> {
+        let reason = format!(
+            "the line has {num_values} JSON values and names; at most {MAX_LINE_VALUES} are read: make several lines of it"
+        );
+        let error = self.not_a_request(place.line, "too_many_values", &reason);
+        self.failed(place, bytes, find_id(bytes), error)
     }
 
     fn failed(

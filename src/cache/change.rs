@@ -43,7 +43,7 @@ pub struct SplitNode<P> {
 }
 
 impl<P: Payload> PromptTree<P> {
-    /// Hangs a new node below a whole one, unless a child begins with the same tokens.
+    /// Hangs a new node below a whole one, unless a child begins with the same tokens. Nobody has used it yet.
     pub(super) fn insert(&mut self, place: Place<'_>, content: Content<P>) -> Result<Inserted, CacheError> {
         let Place { parent, tokens, tier } = place;
         let first = *tokens.first().ok_or(CacheError::NoTokens)?;
@@ -83,7 +83,7 @@ impl<P: Payload> PromptTree<P> {
         }
         self.children_mut(parent).insert(first, id);
         self.child_tier_changed(parent, None, Some(tier));
-        self.touch(id)?;
+        self.changes.push(id);
         Ok(Inserted::New(id))
     }
 

@@ -100,6 +100,20 @@ impl<P: Payload> PromptCache<P> {
         segment: P,
         checkpoint: Option<P>,
     ) -> Result<Inserted, CacheError> {
+        let inserted = self.insert_unused(place, segment, checkpoint)?;
+        if let Inserted::New(id) = inserted {
+            self.touch(id)?;
+        }
+        Ok(inserted)
+    }
+
+    /// Does the same, and leaves it to the caller to [`touch`](Self::touch_all) all that was stored.
+    pub fn insert_unused(
+        &mut self,
+        place: Place<'_>,
+        segment: P,
+        checkpoint: Option<P>,
+    ) -> Result<Inserted, CacheError> {
         let inserted = self.tree.insert(place, Content::Stored { segment, checkpoint })?;
         if let Inserted::New(id) = inserted {
             self.newest = Some(id);
@@ -111,6 +125,9 @@ impl<P: Payload> PromptCache<P> {
     /// Says that `owner` is about to compute the KV of `place.tokens`, so that others wait for it.
     pub fn announce(&mut self, place: Place<'_>, owner: OwnerId) -> Result<Inserted, CacheError> {
         let inserted = self.tree.insert(place, Content::Pending { owner })?;
+        if let Inserted::New(id) = inserted {
+            self.tree.touch(id)?;
+        }
         self.settle();
         Ok(inserted)
     }
@@ -187,6 +204,13 @@ impl<P: Payload> PromptCache<P> {
     /// Makes a node and all above it the most recently used.
     pub fn touch(&mut self, id: NodeId) -> Result<(), CacheError> {
         self.tree.touch(id)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// Does the same to each of these in turn.
+    pub fn touch_all(&mut self, ids: &[NodeId]) -> Result<(), CacheError> {
+        self.tree.touch_all(ids)?;
         self.settle();
         Ok(())
     }

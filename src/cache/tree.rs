@@ -133,6 +133,30 @@ impl<P> PromptTree<P> {
         Ok(())
     }
 
+    /// Does what [`touch`](Self::touch) does to each of these in turn. The time it takes follows how many nodes
+    /// there are, not how deep they lie.
+    pub(super) fn touch_all(&mut self, ids: &[NodeId]) -> Result<(), CacheError> {
+        for id in ids {
+            self.live(*id)?;
+        }
+        let before = self.clock;
+        self.clock += ids.len() as u64;
+        // The last first: a node that has been touched since keeps that time, and so do all above it.
+        for (id, now) in ids.iter().rev().zip((0..=self.clock).rev()) {
+            let mut next = Some(*id);
+            while let Some(id) = next {
+                let node = self.linked_mut(id);
+                if node.last_used > before {
+                    break;
+                }
+                node.last_used = now;
+                next = node.parent;
+                self.changes.push(id);
+            }
+        }
+        Ok(())
+    }
+
     /// Adds planned users to the node and all above it; those before `now` are forgotten.
     pub(super) fn expect(&mut self, id: NodeId, users: Expected, now: u64) -> Result<(), CacheError> {
         self.live(id)?;

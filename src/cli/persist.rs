@@ -48,6 +48,8 @@ pub enum CacheModeArg {
     Ro,
     /// Start cold and replace what it holds, whatever model it is of
     Refresh,
+    /// Restore and save, and believe a file that others own or may write
+    Unsafe,
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,6 +16,7 @@ use crate::cache::Tier;
 use crate::cli::{CacheCommand, InspectArgs, MergeArgs, PruneArgs, TierArg};
 use crate::models::{GgufHeader, ModelFiles, ModelSource, hub::HubOptions};
 use crate::snapshot::{self, Contents, Entry, Pruning};
+use crate::terminal::{shown, shown_json};
 use crate::text::TextModel;
 
 /// Prefixes that are named.
@@ -44,7 +45,7 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<String> {
         .map(|entry| text.as_ref().map(|text| text_head(text.tokenizer(), &entry.tokens)))
         .collect();
     if args.json {
-        return Ok(format!("{:#}\n", inspected_json(&contents, &largest, &heads)));
+        return Ok(shown_json(&format!("{:#}\n", inspected_json(&contents, &largest, &heads))));
     }
     Ok(inspected_text(&args.file, &contents, &largest, &heads))
 }
@@ -105,7 +106,7 @@ fn inspected_text(file: &Path, contents: &Contents, largest: &[&Entry], heads: &
     if !largest.is_empty() && heads.iter().all(Option::is_none) {
         lines.push("  (with --model the prefixes are shown as text)".to_owned());
     }
-    lines.join("\n") + "\n"
+    lines.iter().map(|line| shown(line)).collect::<Vec<_>>().join("\n") + "\n"
 }
 
 fn inspected_json(contents: &Contents, largest: &[&Entry], heads: &[Option<String>]) -> Value {

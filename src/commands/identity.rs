@@ -16,12 +16,16 @@ use super::model::DescribedFiles;
 use crate::{
     mlx::{ComputeDevice, ComputeDtype, version_facts},
     models::ModelSpec,
+    small_file,
     snapshot::{FileStamp, Identity, IdentityPart},
 };
 
 /// Changes whenever the same model and tokens get other KV: keys after RoPE at their absolute
 /// position, `(H_kv, L, D)` a layer.
 const KV_REVISION: &str = "2";
+
+/// What readers of the same files allow at most.
+const MAX_FILE_BYTES: u64 = 512 << 20;
 
 /// A model and how it is computed.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +104,7 @@ fn sample(path: &Path, hasher: &mut blake3::Hasher) -> io::Result<()> {
 fn contents(paths: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     for path in paths {
-        match std::fs::read(path) {
+        match small_file::read(path, MAX_FILE_BYTES) {
             Ok(content) => {
                 bytes.extend((content.len() as u64).to_le_bytes());
                 bytes.extend(content);

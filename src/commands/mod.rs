@@ -17,9 +17,11 @@ mod text_head;
 pub mod validate;
 pub mod version;
 
-use std::io;
+use std::io::{self, Write};
+use std::process::ExitCode;
 
 use crate::cli::{Cli, Command};
+use crate::{machine_memory, mlx};
 
 /// How a command ended, if it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,7 @@ impl Outcome {
 
 /// Does what the command line asks for.
 pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
+    mlx::ignore_file_size_signal();
     if cli.version {
         return version::print(cli.verbose);
     }
@@ -64,6 +67,17 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
         Some(Command::Completions(args)) => completions::print(args),
         None => anyhow::bail!("no command given; see `mlxbatch --help`"),
     }
+}
+
+/// Ends the program once all is written. Under a limit on address space, threads of the BLAS may still be trying for
+/// memory, and would be waited for without end.
+pub fn end(code: u8) -> ExitCode {
+    if machine_memory::address_space_left().is_some() {
+        // What nobody reads needs no flush.
+        let _ = io::stdout().flush();
+        mlx::exit_at_once(code);
+    }
+    ExitCode::from(code)
 }
 
 /// Turns the result of writing to standard output into an outcome: a closed pipe is none's fault.

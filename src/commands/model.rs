@@ -3,7 +3,12 @@
 //! Owns finding the model's files and reading the small ones, for all commands that need a model.
 //! Loading weights is the business of those that compute.
 
-use std::{io::Write, path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context;
 
 use crate::{
     batch::RequestParams,
@@ -13,6 +18,7 @@ use crate::{
         GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions,
         read_generation_config, read_gguf_config, read_gguf_generation, read_model_config,
     },
+    terminal::eprint_line,
     text::TextModel,
 };
 
@@ -23,6 +29,8 @@ pub(super) struct DescribedFiles {
     pub configuration: Vec<PathBuf>,
     pub tokenizer: Vec<PathBuf>,
     pub template: Vec<PathBuf>,
+    /// All that belongs to it, whether it was read or not.
+    pub all: Vec<PathBuf>,
 }
 
 /// A model's small files.
@@ -53,8 +61,7 @@ impl Description {
         let (description, warnings) = Self::of(ModelSource::resolve(&args.model, &options)?)?;
         if !is_quiet {
             for warning in warnings {
-                // A closed standard error is no reason to fail.
-                let _ = writeln!(std::io::stderr(), "mlxbatch: warning: {warning}");
+                eprint_line(&format!("mlxbatch: warning: {warning}"));
             }
         }
         Ok(description)
@@ -72,6 +79,7 @@ impl Description {
                         configuration: vec![path],
                         tokenizer: vec![dir.join("tokenizer.json")],
                         template: vec![dir.join("chat_template.jinja"), dir.join("tokenizer_config.json")],
+                        all: model_files(&dir)?,
                     },
                     name,
                     spec: config.spec,
@@ -87,7 +95,11 @@ impl Description {
                 let (config, generation) = (read_gguf_config(&header)?, read_gguf_generation(&header)?);
                 let description = Self {
                     // All in one, or in the parts that it is split into.
-                    files: DescribedFiles { weights: header.files().to_vec(), ..DescribedFiles::default() },
+                    files: DescribedFiles {
+                        weights: header.files().to_vec(),
+                        all: header.files().to_vec(),
+                        ..DescribedFiles::default()
+                    },
                     name,
                     spec: config.spec,
                     text: Arc::new(TextModel::from_gguf(&header)?),
@@ -99,6 +111,31 @@ impl Description {
             }
         })
     }
+}
+
+/// What names of files that belong to a model begin with.
+const MODEL_FILE_NAMES: [&str; 11] = [
+    "added_tokens.",
+    "chat_template.",
+    "config.json",
+    "generation_config.",
+    "merges.",
+    "model.",
+    "preprocessor_config.",
+    "processor_config.",
+    "special_tokens_map.",
+    "tokenizer",
+    "vocab.",
+];
+
+/// The files of a folder that belong to a model, by their names.
+fn model_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let is_of_model = |path: &PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        name.ends_with(".safetensors") || MODEL_FILE_NAMES.iter().any(|known| name.starts_with(known))
+    };
+    Ok(entries.flatten().map(|entry| entry.path()).filter(is_of_model).collect())
 }
 
 /// The element type that `--dtype` asks for; `None` leaves the choice to the device.

@@ -20,6 +20,7 @@ use crate::commands::identity::ComputedModel;
 use crate::mlx::ComputeDevice;
 use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
+use crate::terminal::{eprint_line, shown_json, shown_lines};
 use crate::text::Tokenizer;
 
 /// Shared prefixes that are named in the report.
@@ -39,7 +40,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         None => None,
         Some(path) => {
             let computed = ComputedModel { name: &model.name, spec: &model.spec, files: &model.files, dtype };
-            let options = SnapshotOptions { mode: CacheMode::ReadOnly, max_bytes: None };
+            // It is only looked at.
+            let options = SnapshotOptions { mode: CacheMode::Unsafe, max_bytes: None };
             let snapshot = Snapshot::open(path, options, |known| computed.identity(known))?;
             if let Some(reason) = snapshot.opening().why_cold() {
                 say(args, &format!("mlxbatch: warning: nothing of {} can be used: {reason}", path.display()));
@@ -109,16 +111,16 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         max_live_tokens: totals.max_live_tokens,
         largest_shared: totals.into_largest_shared(),
     };
-    let text = if args.json { format!("{:#}\n", report.json()) } else { report.text() };
+    let text =
+        if args.json { shown_json(&format!("{:#}\n", report.json())) } else { shown_lines(&report.text()) };
     let outcome = if report.num_failed > 0 { Outcome::SomeFailed } else { Outcome::Done };
     let mut stdout = io::stdout().lock();
     written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()), outcome)
 }
 
-/// A closed standard error is no reason to fail.
 fn say(args: &PlanArgs, text: &str) {
     if !args.quiet {
-        let _ = writeln!(io::stderr(), "{text}");
+        eprint_line(text);
     }
 }
 

@@ -7,13 +7,13 @@ mod intake;
 mod job;
 mod model;
 mod persist;
+mod places;
 pub(super) mod prepare;
 mod report;
 mod resume;
 mod session;
 mod window;
 
-use std::io::Write;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,12 +32,14 @@ use crate::{
     },
     cli::RunArgs,
     mlx,
+    terminal::eprint_line,
 };
 
 /// Runs a batch.
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     mlx::restart_with_better_kernels();
     let started = Instant::now();
+    model::check_address_space(0)?;
     let options = ReaderOptions {
         served_model: Some(args.model.model.clone()),
         keeps_input: args.keep_input,
@@ -53,7 +55,9 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
-    let model = DescribedModel::read(args)?;
+    let model = DescribedModel::read(args, &interrupt)?;
+    places::check_model_is_spared(args, model.files())?;
+    model.check_limits()?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
     let kept = resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args)?;
@@ -161,9 +165,4 @@ fn warn(args: &RunArgs, warnings: &[String]) {
     if !args.quiet {
         warnings.iter().for_each(|warning| eprint_line(&format!("mlxbatch: warning: {warning}")));
     }
-}
-
-/// A closed standard error is no reason to fail.
-fn eprint_line(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -12,6 +12,7 @@ use super::{Outcome, written};
 use crate::batch::{AnswerConstraint, InputPath, Prompt, Request, RequestError, RequestReader, count_text};
 use crate::cli::ValidateArgs;
 use crate::guide::{Compiler, Constraint, GuideError, Vocabulary};
+use crate::terminal::{self, eprint_line};
 
 /// Checks a file: problems and counts on standard output, warnings on standard error.
 pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
@@ -34,7 +35,7 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
             },
         };
         report.add(code);
-        let mut shown = writeln!(stdout, "{message}");
+        let mut shown = writeln!(stdout, "{}", terminal::shown(&message));
         if is_live {
             shown = shown.and_then(|()| stdout.flush());
         }
@@ -46,10 +47,10 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
 
     if !args.quiet {
         for warning in reader.warnings().texts() {
-            let _ = writeln!(io::stderr(), "mlxbatch: warning: {warning}");
+            eprint_line(&format!("mlxbatch: warning: {warning}"));
         }
         if report.num_requests == 0 {
-            let _ = writeln!(io::stderr(), "mlxbatch: warning: {} holds no requests", reader.name());
+            eprint_line(&format!("mlxbatch: warning: {} holds no requests", reader.name()));
         }
         let shown = writeln!(stdout, "{}: {}", reader.name(), report.text());
         if shown.is_err() {

@@ -97,6 +97,11 @@ pub fn exit_at_once(code: u8) -> ! {
     sys::exit_at_once(code)
 }
 
+/// Has a write beyond the limit on the size of files fail in place of ending the process.
+pub fn ignore_file_size_signal() {
+    sys::ignore_file_size_signal();
+}
+
 /// Most memory this process has had resident so far, in bytes.
 pub fn peak_memory_bytes() -> u64 {
     // On Linux getrusage starts from the peak of the process that started this one.

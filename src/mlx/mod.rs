@@ -49,7 +49,8 @@ mod weights_gguf;
 
 pub use blas::{Blas, restart_with_better_kernels};
 pub use device::{
-    ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes, peak_memory_bytes,
+    ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes,
+    ignore_file_size_signal, peak_memory_bytes,
 };
 pub use error::MlxError;
 pub use facts::version_facts;

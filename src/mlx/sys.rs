@@ -434,6 +434,12 @@ pub(super) fn exit_at_once(code: u8) -> ! {
     unsafe { libc::_exit(i32::from(code)) }
 }
 
+/// Has a write beyond the limit on the size of files fail, which is told, in place of ending the process.
+pub(super) fn ignore_file_size_signal() {
+    // SAFETY: no handler is set; the signal's disposition is the process's own.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
 /// Most memory this process has had resident so far, in bytes.
 pub(super) fn peak_resident_bytes() -> u64 {
     // SAFETY: `getrusage` fills the zeroed struct it is given.

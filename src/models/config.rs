@@ -26,6 +26,10 @@ use thiserror::Error;
 use self::families::{MODEL_TYPES, ModelType, Reader};
 pub(super) use self::fields::Fields;
 use super::spec::ModelSpec;
+use crate::small_file;
+
+/// More than the largest configuration in use by a factor of ten.
+pub(super) const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// Model types that `read_config` understands, as error messages list them.
 pub fn supported_model_types() -> String {
@@ -65,8 +69,8 @@ pub struct ModelConfig {
 /// Reads `config.json` at `path`.
 pub fn read_model_config(path: &Path) -> Result<ModelConfig, ConfigError> {
     let shown = path.display().to_string();
-    let text =
-        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+    let text = small_file::read_text(path, MAX_FILE_BYTES)
+        .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
     let value: Value =
         serde_json::from_str(&text).map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
     parse_model_config(&value, &shown)

@@ -11,6 +11,11 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::small_file;
+
+/// More than the largest list of shards in use by a factor of five.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
 /// Lists the shards of a model whose weights are split.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
@@ -73,7 +78,7 @@ pub fn read_index(path: &Path) -> Result<Vec<String>, FolderError> {
         weight_map: std::collections::HashMap<String, String>,
     }
     let bad = |reason: String| FolderError::BadIndex { path: path.to_path_buf(), reason };
-    let text = std::fs::read_to_string(path)
+    let text = small_file::read_text(path, MAX_INDEX_BYTES)
         .map_err(|source| FolderError::Io { path: path.to_path_buf(), source })?;
     let index: Index = serde_json::from_str(&text).map_err(|e| bad(format!("not a shard index: {e}")))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();

@@ -10,9 +10,10 @@ use std::{cell::RefCell, path::Path};
 use serde_json::{Map, Value, json};
 
 use super::{
-    config::{ConfigError, Fields},
+    config::{ConfigError, Fields, MAX_FILE_BYTES},
     gguf::{GgufHeader, GgufValue},
 };
+use crate::small_file;
 
 /// What a model's authors would sample with; absent where they are silent.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -39,7 +40,7 @@ pub struct GenerationConfig {
 pub fn read_generation_config(folder: &Path) -> Result<GenerationConfig, ConfigError> {
     let path = folder.join("generation_config.json");
     let shown = path.display().to_string();
-    let text = match std::fs::read_to_string(&path) {
+    let text = match small_file::read_text(&path, MAX_FILE_BYTES) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Ok(GenerationConfig::default());

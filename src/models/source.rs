@@ -3,13 +3,14 @@
 //! Owns the reading of that one argument. Checking a folder's content is `files`' business,
 //! downloading `hub`'s; nothing here looks inside a file beyond GGUF's four magic bytes.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
 use super::files::{self, FolderError};
 use super::hub::{self, HubError, HubOptions};
+use crate::{small_file, terminal::eprint_line};
 
 /// Why `--model` does not lead to a model.
 #[derive(Debug, Error)]
@@ -169,7 +170,7 @@ fn expand_home(spec: &str, home: Option<&Path>) -> PathBuf {
 fn check_gguf_magic(path: &Path, spec: &str) -> Result<(), SourceError> {
     let io_error = |source| SourceError::Io { spec: spec.to_string(), source };
     let mut magic = [0; 4];
-    match std::fs::File::open(path).map_err(io_error)?.read_exact(&mut magic) {
+    match small_file::open(path).map_err(io_error)?.read_exact(&mut magic) {
         Ok(()) if &magic == b"GGUF" => Ok(()),
         Ok(()) => Err(SourceError::NotGguf { spec: spec.to_string() }),
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -193,7 +194,7 @@ fn looked_at(spec: &str, path: &Path) -> String {
 /// Warnings are for a person; a closed standard error must not end the run.
 fn warn(options: &HubOptions, message: &str) {
     if !options.hides_warnings {
-        let _ = writeln!(io::stderr(), "mlxbatch: warning: {message}");
+        eprint_line(&format!("mlxbatch: warning: {message}"));
     }
 }
 

@@ -88,9 +88,21 @@ impl Catalogue {
         piece: Piece,
         checkpoint: Option<Piece>,
     ) -> Result<Option<NodeId>, SnapshotError> {
+        let node = self.hang_unused(place, piece, checkpoint)?;
+        self.touch_all(node.as_slice())?;
+        Ok(node)
+    }
+
+    /// Does the same, and leaves it to the caller to touch it.
+    pub(super) fn hang_unused(
+        &mut self,
+        place: Place<'_>,
+        piece: Piece,
+        checkpoint: Option<Piece>,
+    ) -> Result<Option<NodeId>, SnapshotError> {
         let above = place.parent.and_then(|parent| self.0.tree().node(parent)?.segment());
         let piece = piece.below(above);
-        Ok(match self.0.insert(place, piece, checkpoint)? {
+        Ok(match self.0.insert_unused(place, piece, checkpoint)? {
             Inserted::New(node) => Some(node),
             Inserted::Overlaps { .. } => None,
         })
@@ -118,9 +130,17 @@ impl Catalogue {
         Ok(())
     }
 
-    /// Makes a node and all above it the most recently used.
-    pub(super) fn touch(&mut self, node: NodeId) -> Result<(), SnapshotError> {
-        Ok(self.0.touch(node)?)
+    /// Makes each of these nodes in turn, with all above it, the most recently used.
+    pub(super) fn touch_all(&mut self, nodes: &[NodeId]) -> Result<(), SnapshotError> {
+        Ok(self.0.touch_all(nodes)?)
+    }
+
+    /// Notes that a run has used a node at that time, and nothing of those above.
+    pub(super) fn set_used(&mut self, node: NodeId, now: u64) -> Result<(), SnapshotError> {
+        if let Some(piece) = self.piece(node) {
+            self.0.replace_segment(node, piece.used(now))?;
+        }
+        Ok(())
     }
 
     /// Removes a node and all below it.
@@ -157,8 +177,10 @@ impl Catalogue {
         let mut num_dropped = self.0.make_room(u64::MAX).len();
         // In memory a single entry may be over the limit for a run; a file has no such need, and keeps
         // as much of its beginning as there is room for.
+        let mut order = self.0.tree().preorder();
         while self.0.is_over_limit() {
-            let Some(&leaf) = self.0.tree().preorder().last() else { break };
+            // With all that comes after it gone, it is a leaf.
+            let Some(leaf) = order.pop() else { break };
             num_dropped += self.0.remove(leaf)?.len();
         }
         Ok(num_dropped)

@@ -8,6 +8,8 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -28,8 +30,9 @@ impl Disk {
         Ok(Self { file: File::open(path)?, path: path.to_path_buf() })
     }
 
-    /// Opens a file to write and waits until no other process writes to it. `None` where there is none.
-    pub(super) fn lock(path: &Path) -> Result<Option<Self>, SnapshotError> {
+    /// Opens a file to write and waits until no other process writes to it, or for as long as there is patience.
+    /// `None` where there is none.
+    pub(super) fn lock(path: &Path, patience: &mut Patience) -> Result<Option<Self>, SnapshotError> {
         loop {
             let opened = faults::check(Operation::Open)
                 .and_then(|()| OpenOptions::new().read(true).write(true).open(path));
@@ -38,22 +41,33 @@ impl Disk {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(source) => return Err(failed("write to", path, source)),
             };
-            faults::check(Operation::Lock)
-                .and_then(|()| {
-                    loop {
-                        match flock(&file, FlockOperation::LockExclusive) {
-                            Err(rustix::io::Errno::INTR) => {}
-                            done => return done.map_err(io::Error::from),
-                        }
-                    }
-                })
-                .map_err(|source| failed("lock", path, source))?;
+            faults::check(Operation::Lock).map_err(|source| failed("lock", path, source))?;
+            wait_for_lock(&file, path, patience)?;
             let disk = Self { file, path: path.to_path_buf() };
             // While it waited, another writer may have put a new file under the name.
             if disk.is_at(path) {
                 return Ok(Some(disk));
             }
         }
+    }
+
+    /// Who but its owner could have written to the file, or owns it in place of this process's user or the
+    /// system's; in words.
+    pub(super) fn why_not_trusted(&self) -> io::Result<Option<String>> {
+        let metadata = self.file.metadata()?;
+        let (owner, user, mode) = (metadata.uid(), rustix::process::geteuid().as_raw(), metadata.mode());
+        Ok(if owner != user && owner != 0 {
+            Some(format!("belongs to the user with the number {owner}"))
+        } else if mode & 0o022 != 0 {
+            Some(format!("can be written by others (its mode is {:04o})", mode & 0o7777))
+        } else {
+            None
+        })
+    }
+
+    /// Whether others can read what its prompts were.
+    pub(super) fn is_readable_by_others(&self) -> bool {
+        self.file.metadata().is_ok_and(|metadata| metadata.mode() & 0o044 != 0)
     }
 
     /// Lets other writers on; the file stays open to be read.
@@ -122,6 +136,47 @@ impl Disk {
         // Not by its name: another process may tidy that away.
         let file = named.as_file().try_clone()?;
         Ok(NewDisk { disk: Self { file, path: path.to_path_buf() }, named })
+    }
+}
+
+/// How long another process's lock is waited for. Whoever can read a file can hold its lock.
+pub(super) struct Patience {
+    pub(super) max: Duration,
+    /// Hears, now and then, how long it has been; says whether to wait on.
+    pub(super) on_wait: Box<dyn FnMut(Duration) -> bool + Send + Sync>,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { max: Duration::from_secs(30), on_wait: Box::new(|_| true) }
+    }
+}
+
+impl std::fmt::Debug for Patience {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Patience").field("max", &self.max).finish_non_exhaustive()
+    }
+}
+
+fn wait_for_lock(file: &File, path: &Path, patience: &mut Patience) -> Result<(), SnapshotError> {
+    const PAUSE: Duration = Duration::from_millis(50);
+    let started = Instant::now();
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let waited = started.elapsed();
+                if waited >= patience.max || !(patience.on_wait)(waited) {
+                    return Err(SnapshotError::Locked {
+                        path: path.to_path_buf(),
+                        seconds: waited.as_secs(),
+                    });
+                }
+                thread::sleep(PAUSE);
+            }
+            Err(error) => return Err(failed("lock", path, error.into())),
+        }
     }
 }
 

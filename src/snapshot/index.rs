@@ -249,9 +249,8 @@ pub(super) fn decode(bytes: &[u8], source: Source) -> Result<Index, String> {
         ids.push(id);
     }
     uses.sort_unstable();
-    for (_, id) in uses {
-        catalogue.touch(id).map_err(|error| error.to_string())?;
-    }
+    let uses: Vec<NodeId> = uses.into_iter().map(|(_, id)| id).collect();
+    catalogue.touch_all(&uses).map_err(|error| error.to_string())?;
     let num_damaged = ids.iter().filter(|id| id.is_none()).count();
     Ok(Index { identity, plane_widths, catalogue, num_damaged })
 }
@@ -293,7 +292,7 @@ fn hang(
         None => None,
         Some(record) => Some(Piece::state(extents.state(record)?, node.used_at)),
     };
-    catalogue.hang(Place { parent, tokens: &node.tokens, tier }, piece, checkpoint).ok()?
+    catalogue.hang_unused(Place { parent, tokens: &node.tokens, tier }, piece, checkpoint).ok()?
 }
 
 /// Decodes with the smallest limit that an honest index of this size stays under: records take up to

@@ -6,11 +6,14 @@
 use std::{collections::BTreeMap, path::Path};
 
 use super::{
-    Identity, SaveReport, Snapshot, SnapshotError,
+    CacheMode, Identity, SaveReport, Snapshot, SnapshotError, SnapshotOptions,
     extent::{ReadError, read_extent},
     open::{OTHER_PLANES, seconds_since_1970},
 };
 use crate::cache::{Payload, PerTier, Tier, TokenId};
+
+/// Nothing is believed that is only looked at, whoever has written it.
+const LOOK: SnapshotOptions = SnapshotOptions { mode: CacheMode::Unsafe, max_bytes: None };
 
 /// One stored prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub struct Contents {
 impl Contents {
     /// Reads a file's index.
     pub fn read(path: &Path) -> Result<Self, SnapshotError> {
-        Ok(Self::of(&Snapshot::open_as_it_is(path, None)?))
+        Ok(Self::of(&Snapshot::open_as_it_is(path, LOOK)?))
     }
 
     fn of(snapshot: &Snapshot) -> Self {
@@ -115,7 +118,7 @@ pub struct Verified {
 
 /// Reads every extent and compares its checksum; `on_progress` hears of the bytes read.
 pub fn verify(path: &Path, mut on_progress: impl FnMut(u64)) -> Result<Verified, SnapshotError> {
-    let snapshot = Snapshot::open_as_it_is(path, None)?;
+    let snapshot = Snapshot::open_as_it_is(path, LOOK)?;
     let mut verified = Verified { num_damaged_entries: snapshot.num_damaged(), ..Verified::default() };
     let mut bytes = Vec::new();
     for extent in snapshot.catalogue.extents().into_values() {
@@ -154,7 +157,8 @@ pub struct Pruned {
 
 /// Drops entries and compacts the file.
 pub fn prune(path: &Path, pruning: Pruning) -> Result<Pruned, SnapshotError> {
-    let mut snapshot = Snapshot::open_as_it_is(path, pruning.max_bytes)?;
+    let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: pruning.max_bytes };
+    let mut snapshot = Snapshot::open_as_it_is(path, options)?;
     let before = Contents::of(&snapshot);
     let oldest = pruning.older_than_seconds.map(|seconds| seconds_since_1970().saturating_sub(seconds));
     let mut saving = snapshot.begin_save()?;
@@ -172,9 +176,10 @@ pub fn prune(path: &Path, pruning: Pruning) -> Result<Pruned, SnapshotError> {
 
 /// Makes one cache file of two of the same model; `output` must not exist, or is added to.
 pub fn merge(inputs: &[&Path], output: &Path) -> Result<SaveReport, SnapshotError> {
+    let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes: None };
     let mut sources = Vec::with_capacity(inputs.len());
     for path in inputs {
-        sources.push(Snapshot::open_as_it_is(path, None)?);
+        sources.push(Snapshot::open_as_it_is(path, options)?);
     }
     let Some((first, others)) = sources.split_first() else { return Ok(SaveReport::default()) };
     for other in others {

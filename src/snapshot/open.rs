@@ -8,13 +8,13 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
     Extent, FileStamp, Identity, Piece, SnapshotError,
     catalogue::Catalogue,
-    disk::{Disk, failed, folder_of},
+    disk::{Disk, Patience, failed, folder_of},
     extent::{PieceReader, ReadError, RunBuffer, read_piece},
     format::{self, BLOCK_BYTES, FORMAT_VERSION, Kind, Root},
     index::{self, Index, MAX_INDEX_BYTES, Source},
@@ -30,6 +30,8 @@ pub enum CacheMode {
     ReadOnly,
     /// Starts cold and replaces what the file holds, whatever model it is of.
     Refresh,
+    /// Restores and saves, also where others own the file or may write to it.
+    Unsafe,
 }
 
 /// How a snapshot is used.
@@ -38,6 +40,20 @@ pub struct SnapshotOptions {
     pub mode: CacheMode,
     /// `--persist-max-bytes`: KV that the file may hold.
     pub max_bytes: Option<u64>,
+}
+
+impl SnapshotOptions {
+    /// Checksums tell damage, not whose the bytes are: that is for the file's owner and mode.
+    pub(super) fn check_trust(self, disk: &Disk) -> Result<(), SnapshotError> {
+        if matches!(self.mode, CacheMode::Unsafe | CacheMode::Refresh) {
+            return Ok(());
+        }
+        let path = disk.path();
+        match disk.why_not_trusted().map_err(|source| failed("look at", path, source))? {
+            Some(why) => Err(SnapshotError::NotTrusted { path: path.to_path_buf(), why }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What was found at the start.
@@ -120,6 +136,8 @@ pub struct Snapshot {
     pub(super) used: BTreeSet<NodeId>,
     /// Extents that turned out to be damaged since the last save: another process may not know.
     pub(super) damaged: Vec<Extent>,
+    /// With others who write to the file.
+    pub(super) patience: Patience,
     num_damaged: usize,
     older_because: Option<String>,
 }
@@ -135,9 +153,13 @@ impl Snapshot {
         options: SnapshotOptions,
         identify: impl FnOnce(&[FileStamp]) -> Result<Identity, E>,
     ) -> Result<Self, E> {
+        let path = &followed(path);
         let (disk, content) = read_file(path, options)?;
         let stamps = match &content {
-            Content::Sound(sound) => sound.index.identity.stamps.as_slice(),
+            // Whoever wrote a file that is not believed may have written what weights digest to, too.
+            Content::Sound(sound) if options.mode != CacheMode::Refresh => {
+                sound.index.identity.stamps.as_slice()
+            }
             _ => &[],
         };
         let identity = identify(stamps)?;
@@ -160,11 +182,15 @@ impl Snapshot {
     }
 
     /// Opens a cache file whatever model it is of; there must be one. A save keeps it under the limit.
-    pub(super) fn open_as_it_is(path: &Path, max_bytes: Option<u64>) -> Result<Self, SnapshotError> {
-        let options = SnapshotOptions { mode: CacheMode::ReadWrite, max_bytes };
+    pub(super) fn open_as_it_is(path: &Path, options: SnapshotOptions) -> Result<Self, SnapshotError> {
         let path_buf = || path.to_path_buf();
-        // Without a file, its folder is of no interest.
-        match read_file(path, SnapshotOptions { mode: CacheMode::ReadOnly, ..options })? {
+        let path = &followed(path);
+        let read = match read_file(path, options) {
+            // Without a file, its folder is of no interest.
+            Err(SnapshotError::NoFolder { .. }) => (None, Content::None),
+            read => read?,
+        };
+        match read {
             (_, Content::None) => Err(SnapshotError::NotThere { path: path_buf() }),
             (_, Content::Empty) => Err(SnapshotError::Foreign { path: path_buf() }),
             (_, Content::Damaged(reason)) => Err(SnapshotError::Damaged { path: path_buf(), reason }),
@@ -192,6 +218,7 @@ impl Snapshot {
             is_dirty: false,
             used: BTreeSet::new(),
             damaged: Vec::new(),
+            patience: Patience::default(),
             num_damaged: 0,
             older_because: None,
         }
@@ -309,6 +336,16 @@ impl Snapshot {
         self.disk.as_ref().ok_or_else(|| io::Error::other("the cache file is not open"))
     }
 
+    /// Has `on_wait` be told how long the lock of another process has been waited for, and say whether to go on.
+    pub fn on_wait(&mut self, on_wait: impl FnMut(Duration) -> bool + Send + Sync + 'static) {
+        self.patience.on_wait = Box::new(on_wait);
+    }
+
+    /// Whether others than its owner can read the file, and so what the prompts were.
+    pub fn is_readable_by_others(&self) -> bool {
+        self.disk.as_ref().is_some_and(Disk::is_readable_by_others)
+    }
+
     /// Notes that a run uses a node.
     pub fn mark_used(&mut self, node: NodeId) -> Result<(), SnapshotError> {
         self.is_dirty = true;
@@ -353,6 +390,13 @@ pub(super) struct Sound {
     pub next_generation: u64,
 }
 
+/// Where a link leads to, so that what replaces the file does not replace the link.
+fn followed(path: &Path) -> PathBuf {
+    let is_link = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    let target = is_link.then(|| std::fs::canonicalize(path).ok()).flatten();
+    target.unwrap_or_else(|| path.to_path_buf())
+}
+
 /// Opens a file and reads its index.
 pub(super) fn read_file(
     path: &Path,
@@ -360,6 +404,10 @@ pub(super) fn read_file(
 ) -> Result<(Option<Disk>, Content), SnapshotError> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if std::fs::symlink_metadata(path).is_ok() {
+                let what = "a link to a file that does not exist";
+                return Err(SnapshotError::NotAFile { path: path.to_path_buf(), what });
+            }
             let folder = folder_of(path);
             return if folder.is_dir() || options.mode == CacheMode::ReadOnly {
                 Ok((None, Content::None))
@@ -377,6 +425,7 @@ pub(super) fn read_file(
         Ok(_) => {}
     }
     let disk = Disk::open(path).map_err(|source| failed("open the cache file", path, source))?;
+    options.check_trust(&disk)?;
     let content = read_content(&disk, options.max_bytes)?;
     Ok((Some(disk), content))
 }

@@ -129,13 +129,16 @@ impl Snapshot {
         if let Opening::OtherModel { difference } = &self.opening {
             return Err(self.other_model(difference.clone()));
         }
-        let locked = match Disk::lock(&self.path)? {
+        let locked = match Disk::lock(&self.path, &mut self.patience)? {
             Some(locked) => locked,
             None => {
                 self.create()?;
-                Disk::lock(&self.path)?.ok_or_else(|| SnapshotError::NotThere { path: self.path.clone() })?
+                let locked = Disk::lock(&self.path, &mut self.patience)?;
+                locked.ok_or_else(|| SnapshotError::NotThere { path: self.path.clone() })?
             }
         };
+        // Another may have been put there since it was opened.
+        self.options.check_trust(&locked)?;
         remove_leftovers(&self.path);
         let now = seconds_since_1970();
         let end = locked.num_bytes().map_err(|source| failed("read", &self.path, source))?;
@@ -303,22 +306,16 @@ impl Saving<'_> {
         &mut self,
         is_unwanted: impl Fn(Tier, u64) -> bool,
     ) -> Result<(), SnapshotError> {
-        loop {
-            let tree = self.catalogue.cache().tree();
-            let is_due = |id: &NodeId| {
-                let node = tree.node(*id).filter(|node| node.is_leaf());
-                let used_at = node.and_then(|node| node.segment()).map(|piece| piece.used_at);
-                node.zip(used_at).is_some_and(|(node, used_at)| is_unwanted(node.tier(), used_at))
-            };
-            let due: Vec<NodeId> = tree.preorder().into_iter().filter(is_due).collect();
-            if due.is_empty() {
-                return Ok(());
-            }
-            self.is_changed = true;
-            for id in due {
+        // What hangs below a node comes before it.
+        for id in self.catalogue.cache().tree().preorder().into_iter().rev() {
+            let node = self.catalogue.cache().tree().node(id).filter(|node| node.is_leaf());
+            let used_at = node.and_then(|node| node.segment()).map(|piece| piece.used_at);
+            if node.zip(used_at).is_some_and(|(node, used_at)| is_unwanted(node.tier(), used_at)) {
+                self.is_changed = true;
                 self.catalogue.remove(id)?;
             }
         }
+        Ok(())
     }
 
     /// Switches the file to what was added, within the limit of the file.

@@ -39,6 +39,12 @@ pub enum TextError {
     /// The template called `raise_exception`: it refuses these messages.
     #[error("the model's chat template refuses these messages: {0}")]
     TemplateRaised(String),
+    /// The machine is at fault, or what it allows this process.
+    #[error(
+        "no thread with a stack of {} MiB can be started ({reason}): raise the limits on address space \
+         (`ulimit -v`) and on processes (`ulimit -u`)", stack_bytes >> 20
+    )]
+    NoThread { stack_bytes: usize, reason: String },
     #[error("\"messages\" is empty: a chat template needs at least one message")]
     NoMessages,
     #[error("messages[{index}]: {problem}")]

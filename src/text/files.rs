@@ -9,10 +9,17 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::TextError;
+use crate::small_file;
+
+/// More than the largest of them in use by a factor of ten.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
+/// The same of a `tokenizer.json`.
+pub(super) const MAX_TOKENIZER_BYTES: u64 = 512 << 20;
 
 /// Reads a text file; `None` when there is no such file.
 pub(super) fn read_text(path: &Path) -> Result<Option<String>, TextError> {
-    match std::fs::read_to_string(path) {
+    match small_file::read_text(path, MAX_FILE_BYTES) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         Err(e) => Err(TextError::io(path, &e)),

@@ -6,6 +6,7 @@
 mod answer;
 mod bounds;
 mod bytes;
+mod deep;
 mod ends;
 mod error;
 mod files;

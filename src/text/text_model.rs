@@ -68,7 +68,7 @@ impl TextModel {
     /// Loads a model folder's text files.
     pub fn from_folder(dir: &Path) -> Result<TextModel, TextError> {
         let tokenizer = Tokenizer::from_folder(dir)?;
-        let template = required(ChatTemplate::from_folder(dir), dir);
+        let template = required(ChatTemplate::from_folder(dir), dir)?;
         let end_ids = ends::from_folder(dir, &tokenizer, template.as_ref().ok())?;
         let templates = Templates::new(template, special_tokens::from_folder(dir)?);
         Ok(TextModel::of(tokenizer, templates, end_ids))
@@ -77,7 +77,7 @@ impl TextModel {
     /// Rebuilds the text side from a GGUF file's metadata.
     pub fn from_gguf(header: &GgufHeader) -> Result<TextModel, TextError> {
         let tokenizer = Tokenizer::from_gguf(header)?;
-        let template = required(ChatTemplate::from_gguf(header), header.path());
+        let template = required(ChatTemplate::from_gguf(header), header.path())?;
         let end_ids = ends::from_gguf(header, &tokenizer, template.as_ref().ok());
         let templates = Templates::new(template, special_tokens::from_gguf(header));
         Ok(TextModel::of(tokenizer, templates, end_ids))
@@ -228,11 +228,16 @@ fn end_within(rendered: &str, content: &str) -> Option<usize> {
     Some(start + if rendered[start..].starts_with(whole) { whole.len() } else { trimmed.len() })
 }
 
+/// The template, or what is told to requests that need one. What is no fault of the template ends it all.
 fn required(
     template: Result<Option<ChatTemplate>, TextError>,
     path: &Path,
-) -> Result<ChatTemplate, TextError> {
-    template?.ok_or_else(|| TextError::NoChatTemplate { path: PathBuf::from(path) })
+) -> Result<Result<ChatTemplate, TextError>, TextError> {
+    match template {
+        Err(error @ TextError::NoThread { .. }) => Err(error),
+        Err(error) => Ok(Err(error)),
+        Ok(template) => Ok(template.ok_or_else(|| TextError::NoChatTemplate { path: PathBuf::from(path) })),
+    }
 }
 
 #[cfg(test)]

@@ -8,16 +8,26 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
 use super::bytes::{byte_fallback, push_token_bytes};
+use super::deep::{NotDone, PATIENCE, on_deep_stack};
+use super::files::MAX_TOKENIZER_BYTES;
 use super::tokenizer_config::TokenizerConfig;
 use super::{TextError, bounds::Bound, gguf_tokenizer};
 use crate::guide::Vocabulary;
 use crate::models::GgufHeader;
+use crate::small_file;
 use crate::threads::on_threads;
+
+/// Stack for a splitting pattern, whose engine keeps its own.
+const STACK_BYTES: usize = 4 << 20;
+
+/// A mebibyte of text takes a second at the very most.
+const PATIENCE_PER_MIB: Duration = Duration::from_secs(20);
 
 /// Oniguruma gives up after ten million steps within one match, and the splitting patterns in
 /// use take one for each character of a run of spaces.
@@ -56,7 +66,7 @@ impl Tokenizer {
     /// Loads a folder's `tokenizer.json`, with what the files beside it say.
     pub fn from_folder(dir: &Path) -> Result<Tokenizer, TextError> {
         let path = dir.join("tokenizer.json");
-        let json = match std::fs::read(&path) {
+        let json = match small_file::read(&path, MAX_TOKENIZER_BYTES) {
             Ok(json) => json,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(TextError::NoTokenizer { dir: dir.to_owned() });
@@ -146,25 +156,33 @@ impl Tokenizer {
         add_special_tokens: bool,
         with_ranges: bool,
     ) -> Result<tokenizers::Encoding, TextError> {
+        let patience = PATIENCE + PATIENCE_PER_MIB * u32::try_from(text.len() >> 20).unwrap_or(u32::MAX);
+        self.encoding_within(patience, text, add_special_tokens, with_ranges)
+    }
+
+    fn encoding_within(
+        &self,
+        patience: Duration,
+        text: &str,
+        add_special_tokens: bool,
+        with_ranges: bool,
+    ) -> Result<tokenizers::Encoding, TextError> {
         check_whitespace(text)?;
-        let tokenizer = &self.0.tokenizer;
-        let encode = |add_special_tokens: bool| {
-            contained(|| match with_ranges {
-                true => tokenizer.encode(text, add_special_tokens),
-                false => tokenizer.encode_fast(text, add_special_tokens),
+        let (tokenizer, text) = (Arc::clone(&self.0), text.to_owned());
+        let encoded = on_deep_stack(STACK_BYTES, patience, move || {
+            tokenizer.encoding(&text, add_special_tokens, with_ranges)
+        });
+        encoded.unwrap_or_else(|why| {
+            Err(match why {
+                NotDone::TooLong(patience) => TextError::Encode(format!(
+                    "that has not ended within {:.0} seconds: the pattern that the tokenizer splits texts by \
+                     goes back over this one without end; shorten its runs of one character",
+                    patience.as_secs_f32()
+                )),
+                NotDone::Panicked => TextError::Encode("the tokenizer gave up".to_owned()),
+                NotDone::NoThread { stack_bytes, reason } => TextError::NoThread { stack_bytes, reason },
             })
-            .map_err(TextError::Encode)
-        };
-        if let Some((bos, bos_id)) = self.0.bos.as_ref().filter(|_| add_special_tokens)
-            && text.starts_with(bos.as_str())
-        {
-            let as_written = encode(false)?;
-            // Where special tokens are split, its text is not the token.
-            if as_written.get_ids().first() == Some(bos_id) {
-                return Ok(as_written);
-            }
-        }
-        encode(add_special_tokens)
+        })
     }
 
     /// Turns token ids into text, leaving out special tokens and ids that no token has.
@@ -270,6 +288,34 @@ impl Tokenizer {
     /// Whether tokens are bytes in GPT-2's disguise, so that each decodes on its own.
     pub(super) fn is_byte_level(&self) -> bool {
         self.0.is_byte_level
+    }
+}
+
+impl Inner {
+    fn encoding(
+        &self,
+        text: &str,
+        add_special_tokens: bool,
+        with_ranges: bool,
+    ) -> Result<tokenizers::Encoding, TextError> {
+        let tokenizer = &self.tokenizer;
+        let encode = |add_special_tokens: bool| {
+            contained(|| match with_ranges {
+                true => tokenizer.encode(text, add_special_tokens),
+                false => tokenizer.encode_fast(text, add_special_tokens),
+            })
+            .map_err(TextError::Encode)
+        };
+        if let Some((bos, bos_id)) = self.bos.as_ref().filter(|_| add_special_tokens)
+            && text.starts_with(bos.as_str())
+        {
+            let as_written = encode(false)?;
+            // Where special tokens are split, its text is not the token.
+            if as_written.get_ids().first() == Some(bos_id) {
+                return Ok(as_written);
+            }
+        }
+        encode(add_special_tokens)
     }
 }
 
@@ -452,6 +498,22 @@ mod tests {
         let error = tokenizer.encode(&" ".repeat(MAX_WHITESPACE_RUN + 1), false).expect_err("too long a run");
         assert!(error.to_string().contains("spaces in a row"), "{error}");
         assert!(tokenizer.encode(&" a".repeat(1000), false).is_ok());
+    }
+
+    /// Each word alone is within the engine's limits, and all of them took minutes.
+    #[test]
+    fn a_pattern_that_takes_its_time_on_every_word_is_waited_for_so_long() {
+        let mut json = crate::text::testing::byte_level_json();
+        json["pre_tokenizer"] = serde_json::json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": false},
+            json["pre_tokenizer"].clone()]});
+        let tokenizer =
+            Tokenizer::from_json(json.to_string().as_bytes(), Path::new("t.json")).expect("loads");
+        let text = format!("{} ", "a".repeat(20)).repeat(60);
+        let error = tokenizer.encoding_within(Duration::from_millis(1), &text, false, false);
+        let error = error.expect_err("it takes seconds").to_string();
+        assert!(error.contains("has not ended within") && error.contains("pattern"), "{error}");
+        assert_eq!(tokenizer.encode("th", false).expect("still usable"), [256]);
     }
 
     /// The same with any pattern: one that takes exponential time on this text.

@@ -1,16 +1,21 @@
 //! What is fuzzed: bytes in, no panic and no contradiction out.
 //!
-//! Owns the two entry points, which a cargo-fuzz target and `tests/fuzz_corpus.rs` call alike. Both
-//! go through a file, as a run does.
+//! Owns an entry point for each parser of bytes that somebody else wrote. All go through a file, as a run does.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use mlxbatch::batch::{BatchError, InputPath, NextRequest, ReaderOptions, RequestReader, count_requests};
 use mlxbatch::cache::{Place, Tier};
+use mlxbatch::mlx::{ComputeDevice, ComputeDtype, LoadedModel, WeightSource};
+use mlxbatch::models::{
+    GgufHeader, hub, read_config, read_generation_config, read_gguf_config, read_gguf_generation,
+};
 use mlxbatch::snapshot::{
     CacheMode, Contents, ReadError, Snapshot, SnapshotError, SnapshotOptions, merge, verify,
 };
+use mlxbatch::text::{ChatTemplate, RenderRequest, TextModel};
+use serde_json::{Map, json};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Size of the files that an index is put into.
@@ -175,4 +180,91 @@ pub fn jsonl_reader(folder: &Folder, input: &[u8]) {
             Some(num_items)
         );
     }
+}
+
+/// The model whose other files are sound where one is not.
+const MODEL: &str = "fixtures/tiny-llama";
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(MODEL).join(name)
+}
+
+fn load(spec: &mlxbatch::models::ModelSpec, weights: &WeightSource) {
+    if let Err(error) = LoadedModel::load(spec, weights, ComputeDevice::current(), ComputeDtype::Float32) {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
+/// Reads a GGUF file's header, and what it says of a model, as far as it says anything.
+pub fn gguf(folder: &Folder, input: &[u8]) {
+    let path = folder.file("model.gguf", input);
+    let Ok(header) = GgufHeader::read(&path) else { return };
+    for tensor in header.tensors() {
+        let end = tensor.offset_bytes.checked_add(tensor.num_bytes);
+        assert!(end.is_some_and(|end| end <= input.len() as u64), "{tensor:?} is not in the file");
+    }
+    let _ = read_gguf_generation(&header);
+    let _ = TextModel::from_gguf(&header);
+    if let Ok(config) = read_gguf_config(&header) {
+        load(&config.spec, &WeightSource::Gguf(path));
+    }
+}
+
+/// Reads weights, for a model that most of them are not of.
+pub fn safetensors(folder: &Folder, input: &[u8]) {
+    let path = folder.file("model.safetensors", input);
+    let spec = read_config(&fixture("config.json")).expect("the fixture is sound");
+    load(&spec, &WeightSource::Safetensors(vec![path]));
+}
+
+/// Reads one text as each of the configurations that a model has.
+pub fn config(folder: &Folder, input: &[u8]) {
+    let _ = read_config(&folder.file("config.json", input));
+    folder.file("generation_config.json", input);
+    let _ = read_generation_config(folder.0.path());
+}
+
+/// Loads a tokenizer with these settings, chat template included, and encodes with it.
+pub fn tokenizer_config(folder: &Folder, input: &[u8]) {
+    let tokenizer = folder.0.path().join("tokenizer.json");
+    if !tokenizer.exists() {
+        fs::copy(fixture("tokenizer.json"), tokenizer).expect("there is room");
+    }
+    folder.file("tokenizer_config.json", input);
+    let Ok(model) = TextModel::from_folder(folder.0.path()) else { return };
+    let _ = model.encode_prompt("A boat <s> a\u{301}", true);
+    let messages = [json!({"role": "user", "content": "Hi"})];
+    let extra = Map::new();
+    let request =
+        RenderRequest { messages: &messages, tools: None, add_generation_prompt: true, extra: &extra };
+    let _ = model.encode_chat(&request);
+}
+
+/// Compiles a chat template and renders conversations by it.
+pub fn template(_: &Folder, input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(template) = ChatTemplate::from_text("fuzz", text, Map::new()) else { return };
+    let messages = [
+        json!({"role": "system", "content": "Be brief"}),
+        json!({"role": "user", "content": "Hi"}),
+        json!({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "id": "c",
+            "function": {"name": "f", "arguments": {"a": [1, 2.5, null]}}}]}),
+        json!({"role": "tool", "tool_call_id": "c", "content": "done"}),
+    ];
+    let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    let extra = Map::from_iter([("enable_thinking".to_owned(), json!(true))]);
+    for num_messages in [2, 4] {
+        let request = RenderRequest {
+            messages: &messages[..num_messages],
+            tools: (num_messages == 4).then_some(&tools),
+            add_generation_prompt: true,
+            extra: &extra,
+        };
+        let _ = template.render_whole(&request);
+    }
+}
+
+/// Reads what a hub says a repository holds.
+pub fn hub_listing(_: &Folder, input: &[u8]) {
+    let _ = hub::is_listing(&String::from_utf8_lossy(input));
 }

@@ -5,7 +5,7 @@
 use mlxbatch::models::hub::{AccessToken, HubError, fetch};
 use mlxbatch::models::{ModelSource, SourceError};
 
-use crate::server::{OLD_REPO, REPO};
+use crate::server::{Hub, OLD_REPO, REPO};
 use crate::{assert_says, assert_shards, setup, sharded_model};
 
 #[test]
@@ -33,6 +33,19 @@ fn a_private_repository_needs_a_token_and_the_token_stays_with_the_hub() {
     for request in elsewhere {
         assert_eq!(request.header("authorization"), None, "{}", request.path);
     }
+}
+
+/// Another port of the hub's own host is somebody else's server, and was sent the token.
+#[test]
+fn a_redirect_to_another_port_does_not_carry_the_token() {
+    let (mut setup, other) = (setup(sharded_model()), Hub::start(sharded_model()));
+    setup.hub.state().content_network = Some(other.endpoint.clone());
+    setup.hub.state().private_to = Some("hf_right".to_string());
+    setup.options.token = Some(AccessToken::new("hf_right", "HF_TOKEN"));
+    assert_shards(&setup.fetch().unwrap().dir);
+    let log = other.take_log();
+    assert!(!log.is_empty());
+    assert!(log.iter().all(|request| request.header("authorization").is_none()), "{log:?}");
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub struct State {
     /// Leaves sizes and hashes out of the listing, as some mirrors do.
     pub bare_listing: bool,
     pub knows_ranges: bool,
+    /// Where large files are, if not under another name of this server.
+    pub content_network: Option<String>,
     /// Faults of the coming requests for a file's bytes, first to last.
     pub faults: HashMap<String, Vec<Fault>>,
     /// Status of the coming requests for the listing, first to last.
@@ -80,6 +82,7 @@ impl Hub {
             gated: false,
             bare_listing: false,
             knows_ranges: true,
+            content_network: None,
             faults: HashMap::new(),
             listing_faults: Vec::new(),
             log: Vec::new(),
@@ -230,8 +233,9 @@ fn respond(request: &Request, port: u16, state: &mut State) -> Reply {
     if !is_large(name) {
         return send_file(request, name, state);
     }
+    let network = state.content_network.clone().unwrap_or_else(|| format!("http://localhost:{port}"));
     Reply::new(302, "")
-        .with("Location", format!("http://localhost:{port}/cdn/{name}?signature=x"))
+        .with("Location", format!("{network}/cdn/{name}?signature=x"))
         .with("X-Repo-Commit", &state.commit)
         .with("X-Linked-Size", bytes.len())
         .with("X-Linked-Etag", format!("\"{}\"", etag(name, bytes)))

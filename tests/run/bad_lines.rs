@@ -143,7 +143,7 @@ fn a_call_that_the_template_does_not_show_is_an_error_line() {
 #[test]
 fn a_file_of_another_kind_is_one_error_before_a_model_is_loaded() {
     for (input, what, fix) in [
-        (&b"\x1f\x8b\x08\0\n\n\n"[..], "is compressed with gzip", "zcat < in.jsonl | mlxbatch"),
+        (&b"BZh91AY&SY\n\n\n"[..], "is compressed with bzip2", "bzcat < in.jsonl | mlxbatch"),
         (b"\xff\xfe{\0\"\0\n\0", "is UTF-16, not UTF-8", "iconv -f UTF-16"),
         (b"{\"prompt\": \"a\"}\r{\"prompt\": \"b\"}\r", "ends its lines with CR alone", r"tr '\r' '\n'"),
     ] {

@@ -22,7 +22,7 @@ fn the_first_failures_are_told_and_all_are_counted() {
     let assert = desk.run().args(["--max-tokens", "2", "--report", "report.json"]).assert().code(3);
     let stderr = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     let told: Vec<&str> = stderr.lines().filter(|line| line.starts_with("mlxbatch: failed: ")).collect();
-    assert_eq!(told.len(), 5, "{stderr}");
+    assert_eq!(told.len(), 6, "{stderr}");
     assert!(told[0].starts_with("mlxbatch: failed: in.jsonl:2: not valid JSON"), "{stderr}");
     assert!(stderr.contains("  failed     6 invalid_value, 2 invalid_json\n"), "{stderr}");
     let report: Value = serde_json::from_str(&desk.read("report.json")).expect("it is JSON");

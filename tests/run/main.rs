@@ -14,6 +14,7 @@ mod failures;
 mod forms;
 mod gguf;
 mod hostile_configs;
+mod hostile_files;
 mod jobs;
 mod kill;
 mod logprobs;

@@ -88,17 +88,29 @@ fn the_report_is_a_file_of_its_own() {
 mod full_disk {
     use super::*;
 
+    /// The shell's limit on the size of files stands in for the disk. Its signal ended the process without a word.
     #[test]
     fn under_the_partial_file() {
-        let desk = Desk::with_input(INPUT);
+        let line = "{\"prompt\": \"x\", \"max_tokens\": 1}\n";
+        let desk = Desk::with_input(line.repeat(40));
         desk.write("out.jsonl", "older\n");
-        std::os::unix::fs::symlink("/dev/full", desk.path("out.jsonl.partial")).expect("links can be made");
-        run(&desk, "out.jsonl").code(1).stderr(
-            contains("mlxbatch: error: cannot write to ")
-                .and(contains("because: No space left on device"))
-                .and(contains("hint: the disk is full")),
-        );
+        let output = desk.run_under("ulimit -f 8", &fixture_path("tiny-llama"));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{stderr}");
+        for part in [
+            "error: cannot write to ",
+            "because: File too large",
+            "RLIMIT_FSIZE",
+            "ulimit -f",
+            "results are in ",
+        ] {
+            assert!(stderr.contains(part), "no {part:?} in: {stderr}");
+        }
         assert_eq!(desk.read("out.jsonl"), "older\n");
+        let num_kept = crate::support::json_lines(&desk.read("out.jsonl.partial")).len();
+        assert!((1..40).contains(&num_kept), "{num_kept}");
+        desk.run().arg("--resume").assert().code(0);
+        assert_eq!(desk.output().len(), 40);
     }
 
     #[test]

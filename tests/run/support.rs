@@ -92,6 +92,16 @@ impl Desk {
         Command::from_std(self.std_command())
     }
 
+    /// Runs `mlxbatch run in.jsonl -o out.jsonl` with a model, under limits that a shell sets.
+    pub fn run_under(&self, limits: &str, model: &Path) -> std::process::Output {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", &format!("{limits}; exec \"$@\""), "sh"]);
+        command.arg(assert_cmd::cargo::cargo_bin("mlxbatch"));
+        command.args(["run", "in.jsonl", "-o", "out.jsonl", "--model"]).arg(model);
+        command.current_dir(self.path("")).env("OPENBLAS_NUM_THREADS", "1");
+        command.output().expect("a shell starts")
+    }
+
     /// Starts `mlxbatch run` with these arguments after the model and pipes around it.
     pub fn spawn(&self, arguments: &[&str]) -> Child {
         let mut command = self.std_command();

@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -267,10 +267,18 @@ fn copy_extent(from: &File, extent: Extent, buffer: &mut Vec<u8>, to: &mut impl 
 fn open_partial(path: &Path) -> Result<File, BatchError> {
     let failed = |source| BatchError::CreateOutput { path: path.into(), source };
     loop {
-        // Never truncated: an earlier run's results may be in it.
-        let file = OpenOptions::new().read(true).append(true).create(true).open(path).map_err(failed)?;
+        // Never truncated: an earlier run's results may be in it. Never through a link, which leads to what is
+        // not the output's, nor to a pipe, which would wait for a reader.
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = match options.open(path) {
+            Err(_) if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) => {
+                return Err(BatchError::PartialNotAFile { partial: path.into() });
+            }
+            opened => opened.map_err(failed)?,
+        };
         if !file.metadata().map_err(failed)?.is_file() {
-            return Ok(file);
+            return Err(BatchError::PartialNotAFile { partial: path.into() });
         }
         // File systems without locks are served too, without this protection.
         if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK) {

@@ -4,11 +4,15 @@
 //! lines are still the same is told by the results themselves, see `earlier`.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::small_file;
+
+/// Far more than a run has to say.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Facts that the answers of a run depend on, by the name that messages give them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +60,7 @@ impl Manifest {
     }
 
     pub(super) fn read(path: &Path) -> io::Result<Self> {
-        serde_json::from_slice(&fs::read(path)?).map_err(io::Error::other)
+        serde_json::from_slice(&small_file::read(path, MAX_BYTES)?).map_err(io::Error::other)
     }
 
     /// Writes it whole or not at all.
@@ -72,6 +76,8 @@ impl Manifest {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

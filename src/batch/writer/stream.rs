@@ -7,8 +7,10 @@ use std::env;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::Path;
+
+use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::super::error::BatchError;
 use super::order_index::{Extent, OrderIndex};
@@ -42,6 +44,9 @@ impl StreamOutput {
             Ok(descriptor) => descriptor.into(),
             Err(source) => return Err(BatchError::WriteStream { name, source }),
         };
+        if was_closed(&out) {
+            return Err(BatchError::StdoutClosed);
+        }
         match input {
             Some(input) if is_same_file(fs::metadata(input), out.metadata()) => {
                 Err(BatchError::OutputIsInput { output: "-".into(), input: input.into() })
@@ -117,6 +122,16 @@ impl StreamOutput {
             _ => Ok(None),
         }
     }
+}
+
+/// Whether standard output was closed when the process began: Rust's runtime puts `/dev/null` there, opened to be
+/// read, too, as nobody opens it who means to throw results away.
+fn was_closed(out: &File) -> bool {
+    let is_null = match (out.metadata(), fs::metadata("/dev/null")) {
+        (Ok(out), Ok(null)) => out.file_type().is_char_device() && out.rdev() == null.rdev(),
+        _ => false,
+    };
+    is_null && fcntl_getfl(out).is_ok_and(|flags| flags.contains(OFlags::RDWR))
 }
 
 impl Held {

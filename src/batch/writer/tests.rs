@@ -190,21 +190,6 @@ fn outputs_that_cannot_work_are_refused_at_the_start() {
     assert_eq!(names_in(folder.path()), ["alias.jsonl", "in.jsonl", "protected.jsonl"]);
 }
 
-#[cfg(target_os = "linux")]
-#[test]
-fn a_full_disk_is_an_error_that_says_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("out.jsonl");
-    symlink("/dev/full", folder.path().join("out.jsonl.partial")).unwrap();
-    let mut to_file = open(&output).unwrap();
-    let mut to_device = open(Path::new("/dev/full")).unwrap();
-    for writer in [&mut to_file, &mut to_device] {
-        let error = writer.write(&record(0)).expect_err("/dev/full takes nothing");
-        assert!(error.hint().is_some_and(|hint| hint.contains("full")), "{error}");
-    }
-    assert!(!output.exists());
-}
-
 /// Not by starting `mkfifo`: a process that another test starts holds all open pipes for a moment, and
 /// one whose reader is gone is not closed until then.
 fn make_fifo(folder: &Path) -> PathBuf {

@@ -315,3 +315,33 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn touching_many_is_touching_each_in_turn(
+        prompts in prop::collection::vec(prop::collection::vec(0..3u32, 1..12), 1..20),
+        touched in prop::collection::vec(any::<Index>(), 0..30),
+    ) {
+        let fill = || {
+            let mut caller = Caller::any_token(UNLIMITED);
+            let nodes: Vec<NodeId> =
+                prompts.iter().map(|prompt| caller.insert(prompt, Tier::User, false)).collect();
+            (caller, nodes)
+        };
+        let ((mut one_by_one, nodes), (mut at_once, _)) = (fill(), fill());
+        let touched: Vec<NodeId> = touched.iter().map(|index| *index.get(&nodes)).collect();
+        for node in &touched {
+            one_by_one.cache.touch(*node).unwrap();
+        }
+        at_once.cache.touch_all(&touched).unwrap();
+        let times = |caller: &Caller| {
+            let tree = caller.cache.tree();
+            tree.preorder().into_iter().map(|id| tree.linked(id).last_used()).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(times(&one_by_one), times(&at_once));
+        // And in the ranking.
+        while let Some(evicted) = one_by_one.cache.evict_first() {
+            prop_assert_eq!(at_once.cache.evict_first(), Some(evicted));
+        }
+    }
+}

@@ -3,25 +3,47 @@
 //! Owns the order of the steps and what is said about them with `-v`. Finding and describing a
 //! model is `commands/model`'s business, each step `mlx/`'s.
 
-use std::sync::Arc;
+use std::{fs, path::PathBuf, sync::Arc};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{persist, prepare::Preparer};
 use crate::{
-    batch::{Manifest, ReaderOptions},
+    batch::{Manifest, ReaderOptions, size_text},
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::{
         identity::ComputedModel,
+        interrupt::Interrupt,
         model::{Description, asked_dtype},
     },
+    machine_memory,
     mlx::{Blas, ComputeDevice, ComputeDtype, LoadedModel, MlxRunner},
     snapshot::Snapshot,
+    terminal::eprint_line,
     text::TextModel,
 };
 
 /// Limit of the prompt cache on machines that do not tell their memory.
 const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
+
+/// What threads, their stacks and buffers of the BLAS take of it, beside the weights.
+const MIN_ADDRESS_SPACE: u64 = 640 << 20;
+
+/// Checks that this process may take the address space that a run needs at least, beside the weights. Libraries that
+/// get none try again for ever.
+pub(super) fn check_address_space(weight_bytes: u64) -> anyhow::Result<()> {
+    let Some(left) = machine_memory::address_space_left() else { return Ok(()) };
+    let needed = MIN_ADDRESS_SPACE.saturating_add(weight_bytes);
+    if left < needed {
+        bail!(
+            "the limit on this process's address space (RLIMIT_AS, `ulimit -v`) leaves {}, and this run needs {} at \
+             least: raise it",
+            size_text(left),
+            size_text(needed)
+        );
+    }
+    Ok(())
+}
 
 /// A model whose small files are read, and its cache file.
 pub(super) struct DescribedModel {
@@ -48,7 +70,7 @@ pub(super) struct OpenModel {
 
 impl DescribedModel {
     /// Finds the model that the flags name, reads its small files and opens the cache file.
-    pub(super) fn read(args: &RunArgs) -> anyhow::Result<Self> {
+    pub(super) fn read(args: &RunArgs, interrupt: &Interrupt) -> anyhow::Result<Self> {
         let device = ComputeDevice::current();
         if let Some(warning) = Blas::current().warning(device) {
             super::warn(args, &[warning]);
@@ -58,16 +80,25 @@ impl DescribedModel {
         let Description { name, spec, files, stored_dtype, .. } = &description;
         // Before the weights: where it is an error, it is one soon.
         let dtype = device.compute_dtype(asked_dtype(args.compute.dtype), *stored_dtype);
-        let snapshot = persist::open(&args.persist, &ComputedModel { name, spec, files, dtype })?;
-        if let Some(warning) = snapshot.as_ref().and_then(persist::opening_warning) {
-            super::warn(args, &[warning]);
-        }
+        let snapshot = persist::open(&args.persist, &ComputedModel { name, spec, files, dtype }, interrupt)?;
+        super::warn(args, &snapshot.as_ref().map(persist::opening_warnings).unwrap_or_default());
         Ok(Self { description, device, dtype, snapshot })
     }
 
     /// What the output's `model` field says.
     pub(super) fn name(&self) -> &str {
         &self.description.name
+    }
+
+    /// All files that the model consists of.
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.description.files.all
+    }
+
+    /// Checks that there is address space for the weights, too.
+    pub(super) fn check_limits(&self) -> anyhow::Result<()> {
+        let sizes = self.description.files.weights.iter().filter_map(|file| fs::metadata(file).ok());
+        check_address_space(sizes.map(|file| file.len()).sum())
     }
 
     pub(super) fn text(&self) -> &Arc<TextModel> {
@@ -124,7 +155,7 @@ impl DescribedModel {
         let loaded = LoadedModel::load(&spec, &weights, self.device, self.dtype)
             .with_context(|| format!("cannot load the model {name}"))?;
         if is_verbose {
-            super::eprint_line(&format!(
+            eprint_line(&format!(
                 "model {name}: {}, {} layers, context {}, {} on {}, BLAS {}",
                 spec.model_type,
                 spec.layers.len(),

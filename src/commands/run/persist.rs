@@ -3,21 +3,22 @@
 //! Owns when a run saves and which troubles end it: those that are seen before anything is computed.
 //! The file itself is `snapshot`'s business.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
+use super::places::is_same_file;
 use crate::{
     batch::{OutputPath, number_text, partial_path, size_text},
     cli::{CacheModeArg, PersistArgs, RunArgs},
-    commands::identity::ComputedModel,
+    commands::{identity::ComputedModel, interrupt::Interrupt},
     engine::{Engine, Runner},
     snapshot::{CacheMode, Opening, SaveReport, Snapshot, SnapshotOptions},
+    terminal::eprint_line,
 };
+
+/// A lock that is held for less is not worth a word.
+const MIN_TOLD: Duration = Duration::from_secs(1);
 
 /// Checks what can be checked before a model is looked for.
 pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
@@ -45,43 +46,48 @@ pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
         .with_context(|| format!("--persist-cache {} cannot be used", path.display()))
 }
 
-/// Whether both names are, or would be, of one file.
-fn is_same_file(path: &Path, other: &Path) -> bool {
-    path == other || place_of(path).zip(place_of(other)).is_some_and(|(path, other)| path == other)
-}
-
-/// The one name of a file that need not be there yet; its folder must be.
-fn place_of(path: &Path) -> Option<PathBuf> {
-    if let Ok(place) = fs::canonicalize(path) {
-        return Some(place);
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Some(fs::canonicalize(folder).ok()?.join(path.file_name()?))
-}
-
 fn options(args: &PersistArgs) -> SnapshotOptions {
     let mode = match args.cache_mode {
         CacheModeArg::Rw => CacheMode::ReadWrite,
         CacheModeArg::Ro => CacheMode::ReadOnly,
         CacheModeArg::Refresh => CacheMode::Refresh,
+        CacheModeArg::Unsafe => CacheMode::Unsafe,
     };
     SnapshotOptions { mode, max_bytes: args.persist_max_bytes }
 }
 
 /// Opens the cache file of a model, if one is asked for.
-pub(super) fn open(args: &PersistArgs, model: &ComputedModel<'_>) -> anyhow::Result<Option<Snapshot>> {
+pub(super) fn open(
+    args: &PersistArgs,
+    model: &ComputedModel<'_>,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Option<Snapshot>> {
     let Some(path) = &args.persist_cache else { return Ok(None) };
-    let snapshot = Snapshot::open(path, options(args), |known| model.identity(known))?;
+    let mut snapshot = Snapshot::open(path, options(args), |known| model.identity(known))?;
     if let Some(missing) = snapshot.opening().why_cold().filter(|_| args.require_cache) {
         bail!("--require-cache: {} cannot be restored, {missing}", path.display());
     }
+    let (interrupt, shown) = (interrupt.clone(), path.display().to_string());
+    let mut is_told = false;
+    snapshot.on_wait(move |waited| {
+        if waited >= MIN_TOLD && !std::mem::replace(&mut is_told, true) {
+            eprint_line(&format!("mlxbatch: waiting for another process that has the lock of {shown}"));
+        }
+        // A run that was interrupted saves where it can do so at once.
+        waited < MIN_TOLD || !interrupt.is_set()
+    });
     Ok(Some(snapshot))
 }
 
 /// What to warn of when a run begins.
-pub(super) fn opening_warning(snapshot: &Snapshot) -> Option<String> {
+pub(super) fn opening_warnings(snapshot: &Snapshot) -> Vec<String> {
     let path = snapshot.path().display();
-    match snapshot.opening() {
+    let open_to_others = snapshot.is_readable_by_others().then(|| {
+        format!(
+            "{path} can be read by others, and tells what was in prompts: `chmod 600 {path}` keeps it to you"
+        )
+    });
+    let of_content = match snapshot.opening() {
         Opening::OtherModel { difference } => Some(format!(
             "{path} holds the cache of another model ({difference}): this run starts cold and saves nothing; name \
              another file, or replace it with --cache-mode refresh"
@@ -93,7 +99,8 @@ pub(super) fn opening_warning(snapshot: &Snapshot) -> Option<String> {
         Opening::New | Opening::Restored { .. } | Opening::Refreshed => snapshot.older_because().map(|reason| {
             format!("what was last saved to {path} is damaged, {reason}: this run starts with what was saved before")
         }),
-    }
+    };
+    of_content.into_iter().chain(open_to_others).collect()
 }
 
 /// Saves a run's cache file when it is time.

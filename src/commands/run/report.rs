@@ -6,9 +6,9 @@ use std::{fs, io, path::Path, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-use super::session::Session;
+use super::{places::is_same_file, session::Session};
 use crate::{
-    batch::{InputPath, OutputPath, RunStats},
+    batch::{InputPath, OutputPath, RunStats, partial_path},
     cache::CacheUsage,
     engine::{self, Runner},
     snapshot::Opening,
@@ -17,9 +17,7 @@ use crate::{
 /// Finds out early whether the report can be written at all, and to a file of its own.
 pub(super) fn check_writable(path: &Path, input: &InputPath, output: &OutputPath) -> anyhow::Result<()> {
     let other = |name: &str, file: &Path| {
-        let is_same = path == file
-            || fs::canonicalize(path).is_ok_and(|path| fs::canonicalize(file).is_ok_and(|file| path == file));
-        if is_same && !is_device(path) {
+        if is_same_file(path, file) && !is_device(path) {
             anyhow::bail!("--report {} is the {name}; give it a file of its own", path.display());
         }
         Ok(())
@@ -29,6 +27,7 @@ pub(super) fn check_writable(path: &Path, input: &InputPath, output: &OutputPath
     }
     if let OutputPath::File(output) = output {
         other("output", output)?;
+        other("file in which the output grows", &partial_path(output))?;
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {

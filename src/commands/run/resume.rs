@@ -5,10 +5,11 @@
 
 use std::time::Instant;
 
-use super::{Outcome, eprint_line};
+use super::Outcome;
 use crate::{
     batch::{Ending, Kept, Manifest, ResultWriter, Resume, RunStats, summary},
     cli::RunArgs,
+    terminal::eprint_line,
 };
 
 /// Notes what the results are made with, and finds what an earlier run has left of them if that is asked for.

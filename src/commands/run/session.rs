@@ -292,7 +292,7 @@ impl<R: Runner> Session<R> {
     }
 
     fn write(&mut self, writer: &mut ResultWriter, record: &Record) -> anyhow::Result<()> {
-        if let Some(told) = record.failure().and_then(|failure| self.stats.failures.add(failure)) {
+        for told in record.failure().map(|failure| self.stats.failures.add(failure)).unwrap_or_default() {
             self.progress.tell(&format!("mlxbatch: failed: {told}"));
         }
         self.output_is_closed |= writer.write(record)? == Flow::Closed;

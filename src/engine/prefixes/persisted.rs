@@ -215,7 +215,7 @@ impl Prefixes {
                 position: start,
             })
         });
-        let segment = match segment {
+        let segment = match self.numbers(runner, &piece, segment)? {
             Ok(segment) => segment,
             Err(why_not) => return Ok(why_not),
         };
@@ -245,7 +245,7 @@ impl Prefixes {
         let state = self.read(runner, checkpoint, &mut buffer, |runner, bytes| {
             runner.import_checkpoint(tokens.len(), bytes)
         });
-        let state = match state {
+        let state = match self.numbers(runner, checkpoint, state)? {
             Ok(state) => state,
             Err(why_not) => return Ok(why_not),
         };
@@ -256,6 +256,22 @@ impl Prefixes {
         discard_all(runner, cache.set_checkpoint(node, Some(state))?);
         self.persisted.stats.num_restored_bytes += state.num_bytes;
         Ok(BroughtIn::Yes)
+    }
+
+    /// What was read, if it is numbers: nothing else was ever saved, whatever its checksum says.
+    fn numbers(
+        &mut self,
+        runner: &mut impl Runner,
+        piece: &Piece,
+        read: Result<StoredSegment, BroughtIn>,
+    ) -> Result<Result<StoredSegment, BroughtIn>, RunnerError> {
+        let Ok(stored) = read else { return Ok(read) };
+        if runner.is_finite(stored.id)? {
+            self.persisted.finite.insert(stored.id);
+            return Ok(read);
+        }
+        runner.discard(stored.id);
+        Ok(Err(piece.extents().first().map_or(BroughtIn::Unreadable, |extent| BroughtIn::Damaged(*extent))))
     }
 
     /// Makes a node end where what memory has of the tokens ends.

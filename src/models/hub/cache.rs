@@ -20,7 +20,10 @@ use rustix::io::Errno;
 
 use super::listing::is_plain_hash;
 use super::{HubError, HubOptions};
-use crate::models::files;
+use crate::{models::files, small_file};
+
+/// A ref holds a commit.
+const MAX_REF_BYTES: u64 = 4096;
 
 const DEFAULT_REVISION: &str = "main";
 
@@ -73,7 +76,7 @@ impl RepoCache {
 
     /// Returns the folder of the revision's newest complete snapshot, or says what it lacks.
     pub(super) fn complete_snapshot(&self) -> Result<PathBuf, String> {
-        let commit = match fs::read_to_string(self.ref_path()) {
+        let commit = match small_file::read_text(&self.ref_path(), MAX_REF_BYTES) {
             Ok(text) => text.trim().to_string(),
             Err(_) => self.revision().to_string(),
         };
@@ -97,7 +100,7 @@ impl RepoCache {
         }
         let path = self.ref_path();
         // A cache that cannot be written to will do as long as there is nothing to write.
-        if fs::read_to_string(&path).is_ok_and(|text| text.trim() == commit) {
+        if small_file::read_text(&path, MAX_REF_BYTES).is_ok_and(|text| text.trim() == commit) {
             return Ok(());
         }
         let write = || -> io::Result<()> {

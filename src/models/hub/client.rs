@@ -7,8 +7,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use hf_hub::Repo;
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
-use ureq::config::RedirectAuthHeaders;
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body, BodyReader};
 
@@ -36,7 +34,6 @@ pub(super) enum Failure {
 /// A repository on a hub, seen by one user.
 pub(super) struct Client {
     repo: Repo,
-    api: ApiRepo,
     agent: Agent,
     endpoint: String,
     token: Option<AccessToken>,
@@ -44,31 +41,23 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(repo: Repo, options: &HubOptions) -> Result<Self, HubError> {
+    pub(super) fn new(repo: Repo, options: &HubOptions) -> Self {
         let user_agent = concat!("mlxbatch/", env!("CARGO_PKG_VERSION"));
-        let secret = options.token.as_ref().map(|token| token.secret.clone());
-        let api = ApiBuilder::from_cache(hf_hub::Cache::new(options.cache_dir.clone()))
-            .with_endpoint(options.endpoint.clone())
-            .with_token(secret)
-            .with_user_agent("mlxbatch", env!("CARGO_PKG_VERSION"))
-            .build()
-            .map_err(|error| unreachable_hub(&options.endpoint, error.to_string()))?
-            .repo(repo.clone());
         let agent = Agent::config_builder()
             .user_agent(user_agent)
             // A compressed answer has no length to check and no ranges to resume at.
             .accept_encoding("identity")
             .http_status_as_error(false)
-            .max_redirects(MAX_REDIRECTS)
-            // Large files are served by another host, under a signed address: no token there.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            // Followed by hand: where they lead to is told the token only if it is the hub itself.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .timeout_resolve(Some(CONNECT_TIMEOUT))
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(STALL_TIMEOUT))
             .build()
             .new_agent();
         let (endpoint, token) = (options.endpoint.clone(), options.token.clone());
-        Ok(Self { repo, api, agent, endpoint, token, retry_delay: options.first_retry_delay })
+        Self { repo, agent, endpoint, token, retry_delay: options.first_retry_delay }
     }
 
     /// The repository's name without the prefixes of the cache.
@@ -94,14 +83,11 @@ impl Client {
 
     fn listing_once(&self) -> Result<RepoListing, HubError> {
         let url = format!("{}/api/{}", self.endpoint, self.repo.api_url());
-        let request = self.api.info_request().query("blobs", "true").config().http_status_as_error(false);
-        let mut response = request
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_per_read(Some(STALL_TIMEOUT))
-            .build()
-            .call()
-            .map_err(|error| unreachable_hub(&self.endpoint, error.to_string()))?;
+        let mut response = self.get(&format!("{url}?blobs=true"), 0).map_err(|failure| match failure {
+            Failure::Fatal(error) => error,
+            Failure::Transient(reason) => unreachable_hub(&self.endpoint, reason),
+            Failure::RangeRefused => unreachable_hub(&self.endpoint, "a range was refused".to_string()),
+        })?;
         if !response.status().is_success() {
             return Err(self.refusal(&url, &response));
         }
@@ -120,8 +106,7 @@ impl Client {
         for _ in 0..=MAX_REDIRECTS {
             // Redirects are followed by hand: the hub itself names the hash of the bytes, the
             // host it sends us to does not.
-            let request = self.agent.head(&url).config().max_redirects(0).max_redirects_will_error(false);
-            let response = self.authorize(request.build()).call().map_err(transient)?;
+            let response = self.authorized(&url, self.agent.head(&url)).call().map_err(transient)?;
             let headers = response.headers();
             let status = response.status();
             let location = header(headers, "location").unwrap_or_default();
@@ -159,11 +144,7 @@ impl Client {
         start: u64,
     ) -> Result<(u64, BodyReader<'static>), Failure> {
         let url = self.file_url(commit, name);
-        let mut request = self.authorize(self.agent.get(&url));
-        if start > 0 {
-            request = request.header("range", format!("bytes={start}-"));
-        }
-        let response = request.call().map_err(transient)?;
+        let response = self.get(&url, start)?;
         match response.status().as_u16() {
             200 => Ok((0, response.into_body().into_reader())),
             206 => {
@@ -187,8 +168,30 @@ impl Client {
         format!("{}/{repo}/resolve/{commit}/{}", self.endpoint, encode_name(name))
     }
 
-    fn authorize<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
-        match &self.token {
+    /// Asks for bytes from `start` on, wherever the hub says that they are: large files are served by another
+    /// host, under a signed address.
+    fn get(&self, url: &str, start: u64) -> Result<Response<Body>, Failure> {
+        let mut next = url.to_string();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = self.authorized(&next, self.agent.get(&next));
+            if start > 0 {
+                request = request.header("range", format!("bytes={start}-"));
+            }
+            let response = request.call().map_err(transient)?;
+            let location = header(response.headers(), "location");
+            match location.filter(|_| response.status().is_redirection()) {
+                Some(location) => next = joined(&next, location),
+                None => return Ok(response),
+            }
+        }
+        let (url, reason) = (url.to_string(), "too many redirects".to_string());
+        Err(Failure::Fatal(HubError::BadAnswer { url, reason }))
+    }
+
+    /// Shows the token to the hub, and to nobody else: another port may be another's.
+    fn authorized<B>(&self, url: &str, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        let is_hub = origin_of(url).eq_ignore_ascii_case(origin_of(&self.endpoint));
+        match self.token.as_ref().filter(|_| is_hub) {
             Some(token) => request.header("authorization", format!("Bearer {}", token.secret)),
             None => request,
         }
@@ -249,10 +252,29 @@ fn clean_etag(etag: &str) -> &str {
     etag.trim_start_matches("W/").trim_matches('"')
 }
 
+/// Scheme, host and port as they are written.
 fn origin_of(url: &str) -> &str {
     let after_scheme = url.find("://").map_or(0, |at| at + "://".len());
-    let path = url.get(after_scheme..).and_then(|rest| rest.find('/'));
+    let path = url.get(after_scheme..).and_then(|rest| rest.find(['/', '?', '#', '\\']));
     path.and_then(|length| url.get(..after_scheme + length)).unwrap_or(url)
+}
+
+/// The address that a redirect from `url` names.
+fn joined(url: &str, location: &str) -> String {
+    if location.contains("://") {
+        return location.to_string();
+    }
+    if location.starts_with("//") {
+        let scheme = url.split("//").next().unwrap_or_default();
+        return format!("{scheme}{location}");
+    }
+    if location.starts_with('/') {
+        return format!("{}{location}", origin_of(url));
+    }
+    // Beside what was asked for.
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let folder = path.rfind('/').filter(|at| *at >= origin_of(url).len()).map_or(path, |at| &path[..at]);
+    format!("{folder}/{location}")
 }
 
 fn encode_name(name: &str) -> String {
@@ -282,6 +304,12 @@ mod tests {
     fn urls_are_taken_apart_and_put_together() {
         assert_eq!(origin_of("http://127.0.0.1:80/a/b?c=http://x/"), "http://127.0.0.1:80");
         assert_eq!(origin_of("https://hub"), "https://hub");
+        assert_eq!(origin_of("https://hub?x=/"), "https://hub");
+        assert_eq!(joined("https://hub:1/a/b?c", "https://x/y"), "https://x/y");
+        assert_eq!(joined("https://hub:1/a/b?c", "//x:2/y"), "https://x:2/y");
+        assert_eq!(joined("https://hub:1/a/b?c=/d", "/y?z"), "https://hub:1/y?z");
+        assert_eq!(joined("https://hub:1/a/b?c=/d", "y"), "https://hub:1/a/y");
+        assert_eq!(joined("https://hub", "y"), "https://hub/y");
         assert_eq!(encode_name("a b?#%é.json"), "a%20b%3F%23%25%C3%A9.json");
         assert_eq!(clean_etag("W/\"abc\""), "abc");
     }

@@ -105,6 +105,12 @@ impl Downloader<'_> {
             may_restart = false;
         }
         part.persist(&blob)?;
+        if hash_of(content).is_none() {
+            shown.note(&format!(
+                "{name} is unverified: the hub names no SHA-256 or git hash of it, and nothing else tells whether its \
+                 bytes are right"
+            ));
+        }
         shown.finish();
         Ok(())
     }
@@ -245,16 +251,15 @@ impl PartFile {
         if !has_size(self.num_bytes, content) {
             return Ok(Err(format!("{} bytes", self.num_bytes)));
         }
-        let mut context = match content.etag.len() {
-            64 => Context::new(&SHA256),
-            40 => {
+        let Some(hash) = hash_of(content) else { return Ok(Ok(())) };
+        let mut context = match hash {
+            Hash::Sha256 => Context::new(&SHA256),
+            Hash::Git => {
                 // What git calls the hash of a blob covers a header too.
                 let mut context = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
                 context.update(format!("blob {}\0", self.num_bytes).as_bytes());
                 context
             }
-            // A mirror's own version name says nothing about the bytes.
-            _ => return Ok(Ok(())),
         };
         let mut hash = || -> io::Result<()> {
             self.file.rewind()?;
@@ -276,6 +281,21 @@ impl PartFile {
     fn persist(self, blob: &Path) -> Result<(), HubError> {
         let persist = self.file.sync_all().and_then(|()| fs::rename(&self.path, blob));
         persist.map_err(|source| io_error("write", blob, source))
+    }
+}
+
+/// The hashes that a hub names files by.
+enum Hash {
+    Sha256,
+    Git,
+}
+
+/// Which hash a file's name is; a mirror's own version name says nothing about the bytes.
+fn hash_of(content: &Content) -> Option<Hash> {
+    match content.etag.len() {
+        64 => Some(Hash::Sha256),
+        40 => Some(Hash::Git),
+        _ => None,
     }
 }
 

@@ -14,6 +14,11 @@ use crate::models::files::FolderError;
 #[derive(Debug, Error)]
 pub enum HubError {
     #[error(
+        "neither HOME nor HF_HOME is set, so there is no place for {repo} that is yours alone: set HF_HOME, or give \
+         --model a local folder"
+    )]
+    NoCacheDir { repo: String },
+    #[error(
         "this run is offline (--offline or HF_HUB_OFFLINE) and needs {repo} at revision {revision} from the cache \
          {}, but {detail}; run once online to download it, or give --model a local folder",
         .cache_dir.display()

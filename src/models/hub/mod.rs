@@ -3,8 +3,7 @@
 //! Owns the order of events: what is asked, what is fetched, when the cache must do. Requests are
 //! `client`'s business, one file's download `download`'s, the cache layout `cache`'s.
 //!
-//! The crate hf-hub supplies the cache layout that Python's huggingface_hub shares, and the
-//! repository listing. Its downloads are not used: version 0.5 appends to a partial file without
+//! The crate hf-hub supplies the cache layout that Python's huggingface_hub shares. Its downloads are not used: version 0.5 appends to a partial file without
 //! looking at what the server sent back, checks neither size nor hash, and fails on compressed
 //! answers; version 1.0 cannot resume, and brings an async runtime with some 140 crates.
 
@@ -29,6 +28,16 @@ use download::Downloader;
 use listing::{RemoteFile, RepoListing};
 use progress::Progress;
 
+/// Whether a text is a hub's description of a repository, of which nothing unsafe is believed.
+#[doc(hidden)]
+pub fn is_listing(text: &str) -> bool {
+    listing::parse_listing(text).is_ok_and(|listing| {
+        let etags =
+            listing.files.iter().filter_map(|file| file.content.as_ref()).map(|content| &*content.etag);
+        etags.chain([listing.commit.as_str()]).all(listing::is_plain_hash)
+    })
+}
+
 /// A complete copy of a repository's model files at one commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
@@ -41,6 +50,9 @@ pub struct Snapshot {
 ///
 /// Offline, and for a commit that is already whole in the cache, no connection is made.
 pub fn fetch(repo: &str, options: &HubOptions) -> Result<Snapshot, HubError> {
+    if options.cache_dir.as_os_str().is_empty() {
+        return Err(HubError::NoCacheDir { repo: repo.to_string() });
+    }
     let cache = RepoCache::new(repo, options)?;
     if options.offline {
         return match cache.complete_snapshot() {
@@ -74,7 +86,7 @@ pub fn fetch(repo: &str, options: &HubOptions) -> Result<Snapshot, HubError> {
 }
 
 fn fetch_online(cache: &RepoCache, options: &HubOptions) -> Result<PathBuf, HubError> {
-    let client = Client::new(cache.repo().clone(), options)?;
+    let client = Client::new(cache.repo().clone(), options);
     let listing = client.listing()?;
     let names: BTreeSet<String> = listing.files.iter().map(|file| file.name.clone()).collect();
     let progress = Progress::new(options.quiet);

@@ -7,6 +7,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::small_file;
+
+/// Of a file that holds a token.
+const MAX_TOKEN_BYTES: u64 = 64 << 10;
+
 /// A secret that says who asks; never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccessToken {
@@ -33,7 +38,8 @@ impl fmt::Debug for AccessToken {
 pub struct HubOptions {
     /// The hub's address, without a slash at the end.
     pub endpoint: String,
-    /// Holds one folder per repository, as Python's huggingface_hub lays it out.
+    /// Holds one folder per repository, as Python's huggingface_hub lays it out; empty where there is no place
+    /// for one.
     pub cache_dir: PathBuf,
     pub token: Option<AccessToken>,
     /// The user's home folder, for `~/` in `--model`.
@@ -63,19 +69,20 @@ impl HubOptions {
             |name: &str| var(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty());
         let home = var("HOME").map(PathBuf::from);
         let path = |name: &str| Some(PathBuf::from(expanded(&var(name)?, home.as_deref(), var)));
-        let hf_home = path("HF_HOME").unwrap_or_else(|| {
+        // In a folder that all may write to, anybody could have put a model.
+        let hf_home = path("HF_HOME").or_else(|| {
             let cache = path("XDG_CACHE_HOME").or_else(|| home.as_ref().map(|home| home.join(".cache")));
-            cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
+            Some(cache?.join("huggingface"))
         });
         let cache_dir = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
-        let cache_dir = cache_dir.unwrap_or_else(|| hf_home.join("hub"));
+        let cache_dir = cache_dir.or_else(|| Some(hf_home.as_ref()?.join("hub"))).unwrap_or_default();
         let token = if var("HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(|value| is_true(&value)) {
             None
         } else {
             let named = |name: &str| Some(AccessToken { secret: var(name)?, origin: name.to_string() });
             named("HF_TOKEN").or_else(|| named("HUGGING_FACE_HUB_TOKEN")).or_else(|| {
-                let file = path("HF_TOKEN_PATH").unwrap_or_else(|| hf_home.join("token"));
-                let secret = std::fs::read_to_string(&file).ok()?.trim().to_string();
+                let file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home?.join("token")))?;
+                let secret = small_file::read_text(&file, MAX_TOKEN_BYTES).ok()?.trim().to_string();
                 Some(AccessToken { secret, origin: file.display().to_string() })
                     .filter(|token| !token.secret.is_empty())
             })
@@ -144,6 +151,8 @@ mod tests {
         assert_eq!(cache(&[("HOME", "/h"), ("XDG_CACHE_HOME", "/x")]), PathBuf::from("/x/huggingface/hub"));
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "~/hf")]), PathBuf::from("/h/hf/hub"));
         assert_eq!(cache(&[("HF_HOME", "/hf"), ("HF_HUB_CACHE", "/c")]), PathBuf::from("/c"));
+        // It was in the temporary folder, where anybody may put things.
+        assert_eq!(cache(&[]), PathBuf::new());
         assert_eq!(cache(&[("HOME", "/h"), ("HF_HOME", "")]), PathBuf::from("/h/.cache/huggingface/hub"));
     }
 

@@ -3,12 +3,11 @@
 //! Owns bars on a terminal and plain lines elsewhere. Nothing here can fail: a closed standard
 //! error must not end a download.
 
-use std::io::Write;
 use std::path::Path;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use crate::terminal::can_redraw;
+use crate::terminal::{can_redraw, eprint_line, shown};
 
 /// How downloads are shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +41,7 @@ impl Progress {
     /// Says something that concerns the download.
     pub(super) fn note(self, message: &str) {
         if self != Self::Quiet {
-            print_line(message);
+            eprint_line(message);
         }
     }
 
@@ -59,7 +58,7 @@ impl Progress {
             Self::Quiet => View::Quiet,
             Self::Lines => {
                 if has_lines_on_its_way(size_bytes) {
-                    print_line(&format!("downloading {name}"));
+                    eprint_line(&format!("downloading {name}"));
                 }
                 View::Lines { name: name.to_string(), size_bytes, num_bytes: 0 }
             }
@@ -70,7 +69,7 @@ impl Progress {
                 };
                 let style = ProgressStyle::with_template(template).expect("the templates are well-formed");
                 let bar = size_bytes.map_or_else(ProgressBar::no_length, ProgressBar::new);
-                View::Bar(bar.with_style(style.progress_chars("=> ")).with_message(name.to_string()))
+                View::Bar(bar.with_style(style.progress_chars("=> ")).with_message(shown(name).into_owned()))
             }
         };
         FileProgress { view }
@@ -86,7 +85,7 @@ impl FileProgress {
             View::Lines { name, size_bytes, num_bytes: shown_bytes } => {
                 let now = tenths(num_bytes, *size_bytes);
                 if has_lines_on_its_way(*size_bytes) && now > tenths(*shown_bytes, *size_bytes) && now < 10 {
-                    print_line(&format!("downloading {name}: {now}0% ({})", HumanBytes(num_bytes)));
+                    eprint_line(&format!("downloading {name}: {now}0% ({})", HumanBytes(num_bytes)));
                 }
                 *shown_bytes = num_bytes;
             }
@@ -97,8 +96,8 @@ impl FileProgress {
     pub(super) fn note(&self, message: &str) {
         match &self.view {
             View::Quiet => {}
-            View::Bar(bar) => bar.suspend(|| print_line(message)),
-            View::Lines { .. } => print_line(message),
+            View::Bar(bar) => bar.suspend(|| eprint_line(message)),
+            View::Lines { .. } => eprint_line(message),
         }
     }
 
@@ -108,7 +107,7 @@ impl FileProgress {
             View::Quiet => {}
             View::Bar(bar) => bar.finish(),
             View::Lines { name, num_bytes, .. } => {
-                print_line(&format!("downloaded {name} ({})", HumanBytes(num_bytes)));
+                eprint_line(&format!("downloaded {name} ({})", HumanBytes(num_bytes)));
             }
         }
     }
@@ -126,10 +125,6 @@ fn tenths(num_bytes: u64, size_bytes: Option<u64>) -> u64 {
         Some(size) if size > 0 => num_bytes.min(size).saturating_mul(10) / size,
         _ => 0,
     }
-}
-
-fn print_line(message: &str) {
-    let _ = writeln!(std::io::stderr(), "{message}");
 }
 
 #[cfg(test)]

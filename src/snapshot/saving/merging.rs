@@ -31,6 +31,7 @@ impl Saving<'_> {
         let tree = other.catalogue.cache().tree();
         let mut places: BTreeMap<NodeId, NodeId> = BTreeMap::new();
         let mut copied = Copied::default();
+        let mut used = Vec::new();
         for id in tree.preorder() {
             let Some((node, piece)) = tree.node(id).and_then(|node| Some((node, node.segment()?))) else {
                 continue;
@@ -56,7 +57,11 @@ impl Saving<'_> {
                     self.report.num_new_tokens += num_tokens;
                     let tokens = &tokens[covered.num_tokens..covered.num_tokens + num_tokens];
                     let place = Place { parent: covered.node, tokens, tier: node.tier() };
-                    end = self.catalogue.hang(place, rest.part(0..num_tokens).copied_to(&extents), None)?;
+                    end = self.catalogue.hang_unused(
+                        place,
+                        rest.part(0..num_tokens).copied_to(&extents),
+                        None,
+                    )?;
                 }
                 if num_sound.is_some() {
                     continue;
@@ -72,9 +77,10 @@ impl Saving<'_> {
                     self.catalogue.set_checkpoint(end, Some(state.copied_to(&extents)))?;
                 }
             }
-            self.catalogue.mark_used(end, piece.used_at)?;
+            self.catalogue.set_used(end, piece.used_at)?;
+            used.push(end);
         }
-        Ok(())
+        self.catalogue.touch_all(&used)
     }
 
     /// Copies the extents of a piece of another file, each once, as far as they are sound.

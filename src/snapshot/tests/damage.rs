@@ -100,6 +100,100 @@ fn bytes_swapped_between_extents_are_told_apart() {
     assert_eq!(use_it(&file.path, &prompts, true), Some(2 * 3 + 3 * 43));
 }
 
+/// Each node that was opened, pruned or merged led all the way up: 200,000 of them took minutes.
+#[test]
+fn a_chain_of_a_hundred_thousand_nodes_is_as_soon_done_with_as_it_is_read() -> Result<(), SnapshotError> {
+    const NUM_NODES: u32 = 100_000;
+    let file = place();
+    let mut snapshot = open(&file.path)?;
+    save(&mut snapshot, &[&prompt(1, 20)])?;
+    let mut nodes: Vec<NodeId> = Vec::new();
+    for token in 0..NUM_NODES {
+        let place = Place { parent: nodes.last().copied(), tokens: &[token], tier: Tier::User };
+        nodes.extend(snapshot.catalogue.hang_unused(place, Piece::of(&[], 1, 0), None)?);
+    }
+    snapshot.catalogue.touch_all(&nodes)?;
+    snapshot.is_dirty = true;
+    snapshot.begin_save()?.publish()?;
+    let opened = open(&file.path)?;
+    assert_eq!(opened.num_resumable(&(0..NUM_NODES).collect::<Vec<_>>()), NUM_NODES as usize);
+    assert_eq!(Contents::read(&file.path)?.entries[0].num_below, NUM_NODES as usize - 1);
+    assert_eq!(verify(&file.path, |_| {})?.num_damaged_entries, 0);
+    let merged = place();
+    assert_eq!(merge(&[&file.path, &file.path], &merged.path)?.num_tokens, NUM_NODES as usize + 23);
+    let pruning = Pruning { tier: Some(Tier::User), ..Pruning::default() };
+    assert_eq!(prune(&file.path, pruning)?.num_entries, 1, "the system part");
+    Ok(())
+}
+
+/// Both were copied, each with its own bytes: a small file became a large one.
+#[test]
+fn of_extents_that_overlap_one_counts_and_a_merge_makes_nothing_larger() -> Result<(), SnapshotError> {
+    let file = place();
+    let mut snapshot = open(&file.path)?;
+    save(&mut snapshot, &[&prompt(1, 200)])?;
+    let long = snapshot.find(&prompt(1, 200)).last().expect("it was saved").piece.extents()[0];
+    // Further nodes whose KV is said to be a token further on each.
+    let mut catalogue = snapshot.catalogue.clone();
+    for number in 0..100_u32 {
+        let moved = u64::from(number + 1) * BYTES_PER_TOKEN as u64;
+        let extent =
+            Extent { offset: long.offset + moved, num_bytes: long.num_bytes - moved, num_tokens: 1, ..long };
+        let tokens = [5_000 + number];
+        catalogue.hang(
+            Place { parent: None, tokens: &tokens, tier: Tier::User },
+            Piece::of(&[extent], 1, 0),
+            None,
+        )?;
+    }
+    let bytes = index::encode(&model("m"), &[], &catalogue).expect("it encodes");
+    let source = Source { version: 2, published_bytes: 1 << 20, max_bytes: None };
+    let decoded = index::decode(&bytes, source).expect("it decodes");
+    assert_eq!(decoded.num_damaged, 100);
+    assert_eq!(decoded.catalogue.extents(), snapshot.catalogue.extents());
+    // One extent that many name is copied once.
+    let mut named_often = snapshot.catalogue.clone();
+    for token in 5_000..5_100 {
+        let piece = Piece::of(&[long], long.num_tokens, 0);
+        let tokens: Vec<TokenId> = (0..long.num_tokens).map(|place| token + place * 1000).collect();
+        named_often.hang(Place { parent: None, tokens: &tokens, tier: Tier::User }, piece, None)?;
+    }
+    snapshot.catalogue = named_often;
+    snapshot.is_dirty = true;
+    snapshot.begin_save()?.publish()?;
+    let merged = place();
+    let report = merge(&[&file.path, &file.path], &merged.path)?;
+    let before = std::fs::metadata(&file.path).expect("it is there").len();
+    assert!(report.file_bytes <= 2 * before, "{} bytes became {}", before, report.file_bytes);
+    Ok(())
+}
+
+/// 60 GB were asked for before anybody looked at the limit.
+#[test]
+fn an_index_that_is_said_to_be_huge_is_not_made_room_for() {
+    let file = place();
+    let mut snapshot = open(&file.path).expect("a new file");
+    save(&mut snapshot, &[&prompt(1, 20)]).expect("it can be saved");
+    let root = format::Root {
+        generation: 99,
+        index_offset: 1 << 20,
+        index_bytes: 60 << 30,
+        published_bytes: 61 << 30,
+        index_checksum: [0; 16],
+    };
+    let handle = std::fs::OpenOptions::new().write(true).open(&file.path).expect("it opens");
+    handle.set_len(61 << 30).expect("it takes no space");
+    std::os::unix::fs::FileExt::write_all_at(&handle, &root.encode(), format::Root::offset(99))
+        .expect("written");
+    let opened = open(&file.path).expect("the older root is sound");
+    assert!(
+        opened.older_because().is_some_and(|reason| reason.contains("too long")),
+        "{:?}",
+        opened.older_because()
+    );
+    assert_eq!(opened.num_tokens(), 23);
+}
+
 #[test]
 fn an_index_of_nonsense_costs_its_nodes_and_no_more_memory_than_the_file_has() {
     // Lengths far beyond the bytes that follow.

@@ -42,6 +42,62 @@ fn a_reader_keeps_what_it_has_opened_whatever_becomes_of_the_file() -> Result<()
     Ok(())
 }
 
+/// Checksums are no signature: whoever owns a file can have written anything into it. Only root can give one away,
+/// so that others see the half about the mode.
+#[test]
+fn a_file_of_another_user_is_neither_read_nor_saved_to() -> Result<(), SnapshotError> {
+    use std::os::unix::fs::PermissionsExt;
+    let file = place();
+    save(&mut open(&file.path)?, &[&prompt(1, 10)])?;
+    let mut opened_before = open(&file.path)?;
+    let why = match std::os::unix::fs::chown(&file.path, Some(4321), None) {
+        Ok(()) => "belongs to the user with the number 4321",
+        Err(_) => {
+            let mode = std::fs::Permissions::from_mode(0o660);
+            std::fs::set_permissions(&file.path, mode).expect("it is ours");
+            "can be written by others (its mode is 0660)"
+        }
+    };
+    for mode in [CacheMode::ReadWrite, CacheMode::ReadOnly] {
+        let refused = open_as(&file.path, SnapshotOptions { mode, max_bytes: None }, model("m"));
+        assert!(refused.is_err_and(|error| error.to_string().contains(why)));
+    }
+    assert!(opened_before.begin_save().is_err_and(|error| error.to_string().contains(why)));
+    assert!(merge(&[&file.path, &file.path], &file.path.with_extension("merged")).is_err());
+    // Looking is free, and so is replacing it.
+    assert_eq!(Contents::read(&file.path)?.num_tokens(), 13);
+    let believed = SnapshotOptions { mode: CacheMode::Unsafe, max_bytes: None };
+    assert_eq!(restore(&mut open_as(&file.path, believed, model("m"))?, &prompt(1, 10)), 13);
+    let refresh = SnapshotOptions { mode: CacheMode::Refresh, max_bytes: None };
+    save(&mut open_as(&file.path, refresh, model("m"))?, &[&prompt(2, 10)])?;
+    assert_eq!(restore(&mut open(&file.path)?, &prompt(2, 10)), 13);
+    Ok(())
+}
+
+/// Anybody who can read the file can keep its lock.
+#[test]
+fn a_lock_is_waited_for_only_so_long() -> Result<(), SnapshotError> {
+    let file = place();
+    let mut snapshot = open(&file.path)?;
+    save(&mut snapshot, &[&prompt(1, 10)])?;
+    let held = std::fs::File::open(&file.path).expect("it is there");
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).expect("nobody else has it");
+    snapshot.patience.max = std::time::Duration::from_millis(60);
+    let has_waited = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = std::sync::Arc::clone(&has_waited);
+    snapshot.on_wait(move |_| {
+        told.store(true, std::sync::atomic::Ordering::Relaxed);
+        true
+    });
+    let error = save(&mut snapshot, &[&prompt(2, 10)]).expect_err("it is never let go").to_string();
+    assert!(error.contains("has kept the lock") && error.contains("fuser"), "{error}");
+    assert!(has_waited.load(std::sync::atomic::Ordering::Relaxed));
+    drop(held);
+    save(&mut snapshot, &[&prompt(2, 10)])?;
+    assert_eq!(restore(&mut open(&file.path)?, &prompt(2, 10)), 13);
+    Ok(())
+}
+
 #[test]
 fn two_writers_and_four_readers_at_once() {
     let file = place();

@@ -1,11 +1,16 @@
 //! The Jinja environment that chat templates run in.
 //!
 //! Owns its likeness to the one transformers uses (Jinja2 in a sandbox, with Python's values) and
-//! the limits on a template, which is untrusted data: no file or network access exists here, and
-//! time and memory are bounded by fuel.
+//! the limits on a template, which is untrusted data: no file or network access exists here, memory
+//! is bounded by fuel, time by fuel and by how long is waited, and the stack is as deep as a template of its
+//! size, or its fuel, may need.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use std::time::Duration;
 
 use chrono::{Local, NaiveDateTime};
 use minijinja::syntax::SyntaxConfig;
@@ -14,7 +19,12 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior,
 
 use super::{json, numbers};
 use crate::text::TextError;
+use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, on_deep_stack};
 
+/// The largest template in use has some 20,000 bytes.
+pub(super) const MAX_TEMPLATE_BYTES: usize = 128 << 10;
+/// What compiling takes: a byte of an operator may be a level of an expression.
+const STACK_BYTES_PER_TEMPLATE_BYTE: usize = 1 << 10;
 /// Fuel every render has: an instruction costs 1, 64 bytes of data cost 1.
 const BASE_FUEL: u64 = 1_000_000;
 /// Fuel for every JSON value of the request; real templates need about a tenth.
@@ -22,10 +32,14 @@ const FUEL_PER_VALUE: u64 = 1_000;
 /// Fuel for every byte of the request: enough to copy each of them 64 times.
 const FUEL_PER_BYTE: u64 = 1;
 const MAX_FUEL: u64 = 16_000_000;
+/// What has more fuel may take more time: a hundred times what is usual for it.
+const PATIENCE_PER_MILLION_FUEL: Duration = Duration::from_secs(10);
 /// Lists nested by a template are freed by recursion, on the stack; a unit of fuel buys at most
 /// one level, for which about 50 bytes were measured. Only what is used takes memory.
 const STACK_BYTES_PER_FUEL: u64 = 96;
-const BASE_STACK_BYTES: u64 = 4 << 20;
+const BASE_STACK_BYTES: usize = 4 << 20;
+/// What a kept thread has the stack for, which is enough for nearly all.
+const KEPT_FUEL: u64 = (KEPT_STACK_BYTES - BASE_STACK_BYTES) as u64 / STACK_BYTES_PER_FUEL;
 
 const NAME: &str = "chat_template";
 
@@ -35,7 +49,9 @@ pub(super) type Clock = Arc<dyn Fn() -> NaiveDateTime + Send + Sync>;
 /// A compiled template.
 pub(super) struct Program {
     environment: Environment<'static>,
-    origin: String,
+    origin: Arc<str>,
+    /// It was waited for once in vain, and is not run again.
+    is_endless: AtomicBool,
 }
 
 impl fmt::Debug for Program {
@@ -57,76 +73,130 @@ impl Program {
 
     /// Compiles a template that is told the time by `clock`.
     pub(super) fn with_clock(origin: &str, source: &str, clock: Clock) -> Result<Program, TextError> {
-        let syntax = |message: String, line: usize| TextError::TemplateSyntax {
-            origin: origin.to_owned(),
-            line,
-            message,
-        };
-        let mut environment = Environment::new();
-        let config = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(config.map_err(|e| syntax(describe(&e), 0))?);
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_unknown_method_callback(python_method);
-        environment.set_formatter(write_value);
-        environment.add_filter("tojson", json::tojson);
-        environment.add_test("sequence", is_sequence);
-        environment.add_test("iterable", is_iterable);
-        environment.add_test("number", numbers::is_number);
-        for name in ["integer", "int"] {
-            environment.add_test(name, numbers::is_integer);
+        let origin: Arc<str> = origin.into();
+        let failed =
+            |message: String| TextError::TemplateSyntax { origin: origin.to_string(), line: 0, message };
+        if source.len() > MAX_TEMPLATE_BYTES {
+            return Err(failed(format!(
+                "it has {} bytes; at most {MAX_TEMPLATE_BYTES} are read",
+                source.len()
+            )));
         }
-        environment.add_test("float", numbers::is_float);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", move |format: &str| strftime(clock(), format));
-        environment
-            .add_template_owned(NAME, neutralize_generation_tags(source))
-            .map_err(|e| syntax(describe(&e), e.line().unwrap_or(0)))?;
-        Ok(Program { environment, origin: origin.to_owned() })
+        let stack_bytes = BASE_STACK_BYTES + source.len() * STACK_BYTES_PER_TEMPLATE_BYTE;
+        let (source, shown) = (source.to_owned(), Arc::clone(&origin));
+        let compiled = on_deep_stack(stack_bytes, PATIENCE, move || environment(&shown, &source, clock));
+        let environment = compiled.map_err(|why| not_done(why, failed))??;
+        Ok(Program { environment, origin, is_endless: AtomicBool::new(false) })
     }
 
     /// Renders with a JSON object's members as variables.
     pub(super) fn render(&self, variables: serde_json::Value) -> Result<String, TextError> {
         let fuel = BASE_FUEL.saturating_add(fuel_for(&variables)).min(MAX_FUEL);
-        let stack_bytes = BASE_STACK_BYTES + fuel * STACK_BYTES_PER_FUEL;
-        let failed =
-            |message: String| TextError::TemplateFailed { origin: self.origin.clone(), line: 0, message };
-        let stack_bytes = usize::try_from(stack_bytes).map_err(|e| failed(e.to_string()))?;
-        std::thread::scope(|scope| {
-            std::thread::Builder::new()
-                .name("chat template".to_owned())
-                .stack_size(stack_bytes)
-                .spawn_scoped(scope, || self.render_here(variables, fuel))
-                .map_err(|e| failed(format!("no thread can be started for it: {e}")))?
-                .join()
-                .unwrap_or_else(|_| Err(failed("the template engine panicked".to_owned())))
-        })
+        let variables = Arc::new(variables);
+        let patience = PATIENCE + PATIENCE_PER_MILLION_FUEL * ((fuel - BASE_FUEL) / 1_000_000) as u32;
+        let rendered = match self.render_with(fuel.min(KEPT_FUEL), &variables, patience)? {
+            Rendered::OutOfFuel(_) if fuel > KEPT_FUEL => self.render_with(fuel, &variables, patience)?,
+            rendered => rendered,
+        };
+        match rendered {
+            Rendered::Text(text) => Ok(text),
+            Rendered::OutOfFuel(error) => Err(error),
+        }
     }
 
-    /// Renders on the current stack.
-    fn render_here(&self, variables: serde_json::Value, fuel: u64) -> Result<String, TextError> {
+    pub(super) fn render_with(
+        &self,
+        fuel: u64,
+        variables: &Arc<serde_json::Value>,
+        patience: Duration,
+    ) -> Result<Rendered, TextError> {
+        let failed =
+            |message: String| TextError::TemplateFailed { origin: self.origin.to_string(), line: 0, message };
+        if self.is_endless.load(Ordering::Relaxed) {
+            return Err(failed("it did not end in time before, and is not tried again".to_owned()));
+        }
         // The environment is a handful of shared pointers; fuel is set per render in a copy.
         let mut environment = self.environment.clone();
         environment.set_fuel(Some(fuel));
-        environment
-            .get_template(NAME)
-            .and_then(|template| template.render(template_value(variables)))
-            .map_err(|error| self.failed(&error))
-    }
-
-    fn failed(&self, error: &Error) -> TextError {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-        while let Some(next) = cause {
-            if let Some(Raised(message)) = next.downcast_ref() {
-                return TextError::TemplateRaised(message.clone());
+        let stack_bytes = BASE_STACK_BYTES.saturating_add((fuel * STACK_BYTES_PER_FUEL) as usize);
+        let (variables, origin) = (Arc::clone(variables), Arc::clone(&self.origin));
+        let rendered = on_deep_stack(stack_bytes, patience, move || {
+            let rendered = environment
+                .get_template(NAME)
+                .and_then(|template| template.render(template_value(&variables)));
+            // An error may hold values, which are freed here too.
+            match rendered {
+                Ok(text) => Ok(Rendered::Text(text)),
+                Err(error) if error.kind() == ErrorKind::OutOfFuel => {
+                    Ok(Rendered::OutOfFuel(why_it_failed(&origin, &error)))
+                }
+                Err(error) => Err(why_it_failed(&origin, &error)),
             }
-            cause = next.source();
-        }
-        let message = match error.kind() {
-            ErrorKind::OutOfFuel => "it computes without end or makes too much text".to_owned(),
-            _ => describe(error),
-        };
-        TextError::TemplateFailed { origin: self.origin.clone(), line: error.line().unwrap_or(0), message }
+        });
+        rendered.map_err(|why| {
+            self.is_endless.fetch_or(matches!(why, NotDone::TooLong(_)), Ordering::Relaxed);
+            not_done(why, failed)
+        })?
     }
+}
+
+/// What became of a render.
+pub(super) enum Rendered {
+    Text(String),
+    OutOfFuel(TextError),
+}
+
+/// What transformers' environment knows, and the template in it.
+fn environment(origin: &str, source: &str, clock: Clock) -> Result<Environment<'static>, TextError> {
+    let syntax = |error: Error| TextError::TemplateSyntax {
+        origin: origin.to_owned(),
+        line: error.line().unwrap_or(0),
+        message: describe(&error),
+    };
+    let mut environment = Environment::new();
+    let config = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(config.map_err(syntax)?);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_unknown_method_callback(python_method);
+    environment.set_formatter(write_value);
+    environment.add_filter("tojson", json::tojson);
+    environment.add_test("sequence", is_sequence);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("number", numbers::is_number);
+    for name in ["integer", "int"] {
+        environment.add_test(name, numbers::is_integer);
+    }
+    environment.add_test("float", numbers::is_float);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("strftime_now", move |format: &str| strftime(clock(), format));
+    environment.add_template_owned(NAME, neutralize_generation_tags(source)).map_err(syntax)?;
+    Ok(environment)
+}
+
+/// Says why a template was not compiled or rendered to its end.
+fn not_done(why: NotDone, failed: impl FnOnce(String) -> TextError) -> TextError {
+    match why {
+        NotDone::TooLong(patience) => {
+            failed(format!("it has not ended within {:.0} seconds", patience.as_secs_f32()))
+        }
+        NotDone::Panicked => failed("the template engine panicked".to_owned()),
+        NotDone::NoThread { stack_bytes, reason } => TextError::NoThread { stack_bytes, reason },
+    }
+}
+
+fn why_it_failed(origin: &str, error: &Error) -> TextError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(next) = cause {
+        if let Some(Raised(message)) = next.downcast_ref() {
+            return TextError::TemplateRaised(message.clone());
+        }
+        cause = next.source();
+    }
+    let message = match error.kind() {
+        ErrorKind::OutOfFuel => "it computes without end or makes too much text".to_owned(),
+        _ => describe(error),
+    };
+    TextError::TemplateFailed { origin: origin.to_owned(), line: error.line().unwrap_or(0), message }
 }
 
 /// Writes an error's kind and detail, without the name and line that are told elsewhere.
@@ -138,15 +208,15 @@ fn describe(error: &Error) -> String {
 }
 
 /// Turns JSON into the template's own values; key order is kept.
-fn template_value(json: serde_json::Value) -> Value {
+fn template_value(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::from(()),
-        serde_json::Value::Bool(b) => Value::from(b),
-        serde_json::Value::Number(number) => numbers::from_json(&number),
-        serde_json::Value::String(text) => Value::from(text),
-        serde_json::Value::Array(items) => items.into_iter().map(template_value).collect(),
+        serde_json::Value::Bool(b) => Value::from(*b),
+        serde_json::Value::Number(number) => numbers::from_json(number),
+        serde_json::Value::String(text) => Value::from(text.as_str()),
+        serde_json::Value::Array(items) => items.iter().map(template_value).collect(),
         serde_json::Value::Object(members) => {
-            Value::from_pairs(members.into_iter().map(|(key, value)| (key, template_value(value))))
+            Value::from_pairs(members.iter().map(|(key, value)| (key.as_str(), template_value(value))))
         }
     }
 }

@@ -98,6 +98,45 @@ fn hostile_templates_are_stopped() {
     assert_eq!(program(nested).render(json!({})).ok().as_deref().unwrap_or("done"), "done");
 }
 
+/// Each ended the process: operators without brackets are as deep as they are long, and were compiled on the
+/// main thread's stack.
+#[test]
+fn expressions_as_deep_as_a_template_may_be_compile() {
+    let num_levels = |bytes_per_level: usize| super::jinja::MAX_TEMPLATE_BYTES / bytes_per_level - 20;
+    let chain = |operator: &str| format!("{{{{ a{} }}}}", operator.repeat(num_levels(operator.len())));
+    for source in [
+        format!("{{{{ {}x }}}}", "not ".repeat(num_levels(4))),
+        chain("|e"),
+        chain("~1"),
+        chain(".b"),
+        chain("[0]"),
+        chain(" or a"),
+        chain(" if a"),
+        format!("{{{{ {}1 }}}}", "-".repeat(num_levels(1))),
+        format!("{{{{ {}1{} }}}}", "[".repeat(1000), "]".repeat(1000)),
+    ] {
+        // Whether it is a template at all, or takes too long to be one, is not what this is about.
+        if let Ok(program) = Program::compile("test", &source) {
+            let _ = program.render(json!({"a": "a"}));
+        }
+    }
+    let error = Program::compile("m/t.jinja", &"x".repeat(50 << 20)).expect_err("too large").to_string();
+    assert!(error.contains("m/t.jinja") && error.contains("at most 131072"), "{error}");
+}
+
+/// What costs no fuel was computed for ever: comparisons of long texts, and indices into them.
+#[test]
+fn a_render_is_waited_for_so_long_and_not_tried_again() {
+    let compares = "{% set a = 'x' * 4000000 %}{% set b = 'x' * 4000000 %}{% for i in range(2000) %}{{ a == b }}{% endfor %}";
+    let program = program(compares);
+    let variables = Arc::new(json!({}));
+    let render = || program.render_with(500_000, &variables, std::time::Duration::from_millis(1));
+    let first = render().map(drop).expect_err("too slow").to_string();
+    assert!(first.contains("has not ended within"), "{first}");
+    let again = program.render(json!({})).expect_err("once is enough").to_string();
+    assert!(again.contains("not tried again"), "{again}");
+}
+
 /// A long conversation has fuel in proportion, or honest users would run out.
 #[test]
 fn long_conversations_have_fuel_enough() {

@@ -1,0 +1,283 @@
+//! Threads with deep stacks, kept from one use to the next.
+//!
+//! Owns running what recurses over a stranger's data, or computes on it for longer than anybody knows: on a stack
+//! that is deep enough, and for as long as its caller waits. What has not ended by then is left to itself, and only
+//! so many of these may be at it. What is run is the callers' business.
+
+use std::{
+    cell::Cell,
+    panic::{self, AssertUnwindSafe},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{machine_memory, mlx, terminal::eprint_line};
+
+/// Stack of the threads that are kept. Only what is used of it takes memory; address space it takes whole.
+pub(super) const KEPT_STACK_BYTES: usize = 128 << 20;
+
+/// What callers wait at least, which is a thousand times what anything sensible takes.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Jobs that nobody waits for any more and that may still run; with more, others would have no core.
+const MAX_LEFT_ALONE: usize = 8;
+
+/// With less than this, and something at it for so long, that is what takes it.
+const MIN_MEMORY_LEFT: u64 = 256 << 20;
+const MIN_SUSPICIOUS_SLICES: u32 = 5;
+
+/// A process that was stopped and goes on has waited no longer than this.
+const WAIT_SLICE: Duration = Duration::from_millis(100);
+
+/// Why there is no result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotDone {
+    /// It has not ended within this time.
+    TooLong(Duration),
+    Panicked,
+    /// The system starts no thread with so much stack.
+    NoThread {
+        stack_bytes: usize,
+        reason: String,
+    },
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Threads that have nothing to do, by what they take jobs from.
+#[derive(Default)]
+struct Pool {
+    state: Mutex<State>,
+    is_changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Sender<Job>>,
+    num_kept: usize,
+    num_left_alone: usize,
+}
+
+static POOL: Pool = Pool {
+    state: Mutex::new(State { idle: Vec::new(), num_kept: 0, num_left_alone: 0 }),
+    is_changed: Condvar::new(),
+};
+
+thread_local! {
+    /// Stack of this thread, if it is one of these.
+    static STACK_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs something on a stack of at least this size, and waits so long for it.
+pub(super) fn on_deep_stack<T: Send + 'static>(
+    stack_bytes: usize,
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NotDone> {
+    if STACK_BYTES.get() >= stack_bytes {
+        return Ok(work());
+    }
+    let patience = POOL.wait_for_those_left_alone(patience)?;
+    let (sender, receiver) = mpsc::channel();
+    let is_left_alone = Arc::new(AtomicBool::new(false));
+    let is_watched = Arc::clone(&is_left_alone);
+    let job: Job = Box::new(move || {
+        let outcome = panic::catch_unwind(AssertUnwindSafe(work));
+        if is_watched.swap(true, Ordering::AcqRel) {
+            POOL.ended_alone();
+        }
+        // Nobody may be waiting any more.
+        let _ = sender.send(outcome);
+    });
+    let thread = match stack_bytes <= KEPT_STACK_BYTES {
+        true => Some(POOL.start_kept(job)?),
+        false => {
+            start(stack_bytes, job)?;
+            None
+        }
+    };
+    match wait(&receiver, patience) {
+        Ok(outcome) => {
+            thread.into_iter().for_each(|thread| POOL.give_back(thread));
+            outcome.map_err(|_| NotDone::Panicked)
+        }
+        // Its thread ends with it, since nobody has what it takes jobs from.
+        Err(_) => {
+            POOL.leave_alone(thread.is_some(), &is_left_alone);
+            Err(NotDone::TooLong(patience))
+        }
+    }
+}
+
+fn wait<T>(receiver: &Receiver<T>, mut patience: Duration) -> Result<T, RecvTimeoutError> {
+    for num_slices in 1.. {
+        let slice = patience.min(WAIT_SLICE);
+        patience -= slice;
+        match receiver.recv_timeout(slice) {
+            Err(RecvTimeoutError::Timeout) if !patience.is_zero() => end_before_memory_does(num_slices),
+            received => return received,
+        }
+    }
+    Err(RecvTimeoutError::Timeout)
+}
+
+/// A list that a template doubles takes all memory within one step, which nothing can stop: the system would end
+/// the process, or another, without a word.
+fn end_before_memory_does(num_slices: u32) {
+    let is_suspicious = num_slices >= MIN_SUSPICIOUS_SLICES;
+    if is_suspicious && machine_memory::available_bytes().is_some_and(|left| left < MIN_MEMORY_LEFT) {
+        eprint_line(
+            "mlxbatch: error: a chat template or the tokenizer has used up nearly all memory for one line: the run \
+             ends before the system ends it; what was answered is kept, and the same command with --resume goes on",
+        );
+        mlx::exit_at_once(1);
+    }
+}
+
+fn start(stack_bytes: usize, job: Job) -> Result<(), NotDone> {
+    let run = move || {
+        STACK_BYTES.set(stack_bytes);
+        job();
+    };
+    let started = thread::Builder::new().name("deep stack".to_owned()).stack_size(stack_bytes).spawn(run);
+    started.map(drop).map_err(|error| NotDone::NoThread { stack_bytes, reason: error.to_string() })
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Only whole changes are made, so that a panic elsewhere leaves nothing half-done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a kept thread do it: one that is idle, else a new one, else the next that has nothing to do.
+    fn start_kept(&self, job: Job) -> Result<Sender<Job>, NotDone> {
+        let mut state = self.lock();
+        let thread = match state.idle.pop() {
+            Some(thread) => thread,
+            None => {
+                let (sender, receiver) = mpsc::channel::<Job>();
+                match start(KEPT_STACK_BYTES, Box::new(move || receiver.into_iter().for_each(|job| job()))) {
+                    Ok(()) => {
+                        state.num_kept += 1;
+                        sender
+                    }
+                    Err(error) => loop {
+                        if state.num_kept == 0 {
+                            return Err(error);
+                        }
+                        state = self.is_changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                        if let Some(thread) = state.idle.pop() {
+                            break thread;
+                        }
+                    },
+                }
+            }
+        };
+        drop(state);
+        thread.send(job).expect("a kept thread ends when nobody can send it anything");
+        Ok(thread)
+    }
+
+    fn give_back(&self, thread: Sender<Job>) {
+        self.lock().idle.push(thread);
+        self.is_changed.notify_all();
+    }
+
+    /// Notes that nobody waits for a job, unless it has ended just now.
+    fn leave_alone(&self, is_kept: bool, is_left_alone: &AtomicBool) {
+        let mut state = self.lock();
+        state.num_kept -= usize::from(is_kept);
+        if !is_left_alone.swap(true, Ordering::AcqRel) {
+            state.num_left_alone += 1;
+            if state.num_left_alone == 1 {
+                // It is as well if there is none: it only says what would come without a word.
+                let _ =
+                    thread::Builder::new().name("watch".to_owned()).spawn(|| POOL.watch_those_left_alone());
+            }
+        }
+        self.is_changed.notify_all();
+    }
+
+    /// Watches what nobody waits for, which may go on taking memory.
+    fn watch_those_left_alone(&self) {
+        while self.lock().num_left_alone > 0 {
+            thread::sleep(WAIT_SLICE);
+            end_before_memory_does(u32::MAX);
+        }
+    }
+
+    fn ended_alone(&self) {
+        self.lock().num_left_alone -= 1;
+        self.is_changed.notify_all();
+    }
+
+    /// Waits until not too many are at it that nobody waits for; returns what is left of the patience.
+    fn wait_for_those_left_alone(&self, patience: Duration) -> Result<Duration, NotDone> {
+        let mut left = patience;
+        let mut state = self.lock();
+        while state.num_left_alone >= MAX_LEFT_ALONE {
+            if left.is_zero() {
+                return Err(NotDone::TooLong(patience));
+            }
+            let (slice, started) = (left.min(WAIT_SLICE), Instant::now());
+            state = self.is_changed.wait_timeout(state, slice).unwrap_or_else(PoisonError::into_inner).0;
+            left -= started.elapsed().min(slice);
+        }
+        Ok(left.max(WAIT_SLICE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread::ThreadId;
+
+    use super::*;
+
+    /// Takes some 100 bytes of stack a level in every build.
+    fn depth(levels: usize) -> usize {
+        let kept = std::hint::black_box([levels; 8]);
+        if levels == 0 { 0 } else { 1 + depth(std::hint::black_box(kept[0]) - 1) }
+    }
+
+    /// Two threads were started for each line that was rendered.
+    #[test]
+    fn threads_are_kept_and_what_is_run_on_one_stays_there() {
+        let id = || thread::current().id();
+        let ids: Vec<ThreadId> = (0..20)
+            .map(|_| {
+                let nested = on_deep_stack(1 << 20, PATIENCE, move || {
+                    (id(), on_deep_stack(KEPT_STACK_BYTES, PATIENCE, id))
+                });
+                let (outer, inner) = nested.expect("a thread can be started");
+                assert_eq!(inner.as_ref(), Ok(&outer));
+                outer
+            })
+            .collect();
+        // Tests beside this one may take a thread in between.
+        let num_different = ids.iter().collect::<std::collections::HashSet<_>>().len();
+        assert!(!ids.contains(&id()) && num_different < 10, "{ids:?}");
+    }
+
+    #[test]
+    fn a_stack_is_as_deep_as_was_asked_for() {
+        assert_eq!(on_deep_stack(KEPT_STACK_BYTES, PATIENCE, || depth(500_000)), Ok(500_000));
+        assert_eq!(on_deep_stack(2 * KEPT_STACK_BYTES, PATIENCE, || depth(1_000_000)), Ok(1_000_000));
+    }
+
+    #[test]
+    fn what_takes_too_long_is_left_alone_and_a_panic_is_told() {
+        let (sender, receiver) = mpsc::channel::<()>();
+        let patience = Duration::from_millis(1);
+        let waiting = on_deep_stack(1 << 20, patience, move || receiver.recv().is_ok());
+        assert!(matches!(waiting, Err(NotDone::TooLong(_))), "{waiting:?}");
+        drop(sender);
+        let panicked = on_deep_stack(1 << 20, PATIENCE, || panic::resume_unwind(Box::new("quietly")));
+        assert_eq!(panicked.map(|()| 0), Err(NotDone::Panicked));
+        assert_eq!(on_deep_stack(1 << 20, PATIENCE, || 1), Ok(1), "others go on");
+    }
+}
