@@ -63,6 +63,55 @@ pub(super) fn lines_of(
     })
 }
 
+/// The same of a stream that may be silent: nothing is read of it before the first line is asked for.
+pub(super) fn lines_of_stream(
+    source: impl BufRead + Send + 'static,
+    format: InputFormat,
+    path: Option<&Path>,
+) -> Box<dyn BufRead + Send> {
+    let path = path.map(Path::to_owned);
+    Box::new(Deferred::Closed(Some(Box::new(move || lines_of(source, format, path.as_deref())))))
+}
+
+/// What is opened when it is first read.
+enum Deferred {
+    Closed(Option<Box<Opening>>),
+    Open(Box<dyn BufRead + Send>),
+}
+
+type Opening = dyn FnOnce() -> io::Result<Box<dyn BufRead + Send>> + Send;
+
+impl Deferred {
+    fn opened(&mut self) -> io::Result<&mut (dyn BufRead + Send + 'static)> {
+        if let Self::Closed(open) = self {
+            let open = open.take().ok_or_else(|| io::Error::other("it could not be opened before"))?;
+            *self = Self::Open(open()?);
+        }
+        match self {
+            Self::Open(source) => Ok(&mut **source),
+            Self::Closed(_) => unreachable!("it has just been opened"),
+        }
+    }
+}
+
+impl Read for Deferred {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.opened()?.read(buffer)
+    }
+}
+
+impl BufRead for Deferred {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.opened()?.fill_buf()
+    }
+
+    fn consume(&mut self, num_bytes: usize) {
+        if let Self::Open(source) = self {
+            source.consume(num_bytes);
+        }
+    }
+}
+
 fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
     let start = loop {
         match source.fill_buf() {
@@ -121,7 +170,10 @@ impl<R: Read> Table<R> {
             self.is_over = true;
             return Ok(());
         }
-        let line = record.position().map_or(self.num_lines + 1, csv::Position::line);
+        // The reader tells where it stood before blank lines; where it stands now is behind the row's own.
+        let before = record.position().map_or(1, csv::Position::line);
+        let num_within: usize = record.iter().map(|cell| cell.matches('\n').count()).sum();
+        let line = before.max(self.reader.position().line().saturating_sub(num_within as u64 + 1));
         let mut text = Vec::new();
         // Up to the line that the row begins on; the row of names is one without a request.
         while self.num_lines + 1 < line {

@@ -15,7 +15,7 @@ use super::ids::Ids;
 use super::json_values::{MAX_LINE_VALUES, count_values};
 use super::line_error::FailedLine;
 use super::lines::{Content, check_start, count_lines};
-use super::opened::{InputFormat, lines_of};
+use super::opened::{InputFormat, lines_of, lines_of_stream};
 use super::paths::InputPath;
 use super::request::{Place, Request, RequestParser};
 use super::rows::Rows;
@@ -93,7 +93,7 @@ impl RequestReader {
         let selected = selected.ok_or_else(|| BatchError::SampleOfStream { name: input.name() })?;
         let lines = match input {
             InputPath::Stdin => {
-                let source = lines_of(BufReader::new(io::stdin()), options.format, None).map_err(failed)?;
+                let source = lines_of_stream(BufReader::new(io::stdin()), options.format, None);
                 LineSource::threaded(source, max_line_bytes).map_err(failed)?
             }
             InputPath::File(path) => {
@@ -115,7 +115,7 @@ impl RequestReader {
                         LineSource::in_place(source, max_line_bytes)
                     }
                     false => {
-                        let source = lines_of(source, options.format, Some(path)).map_err(failed)?;
+                        let source = lines_of_stream(source, options.format, Some(path));
                         LineSource::threaded(source, max_line_bytes).map_err(failed)?
                     }
                 }

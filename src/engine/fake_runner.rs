@@ -15,7 +15,7 @@ use crate::guide::TokenSet;
 
 pub(crate) use model::{VOCAB_SIZE, best, logits, report};
 use store::Store;
-pub(crate) use store::{BYTES_PER_TOKEN, EXPORTED_BYTES_PER_TOKEN};
+pub(crate) use store::{BYTES_PER_CHECKPOINT, BYTES_PER_TOKEN, EXPORTED_BYTES_PER_TOKEN};
 
 use super::{
     Choice, Exported, Group, ImportError, Input, Limits, Outcome, Runner, RunnerError, SamplingParams,

@@ -13,7 +13,7 @@ pub(crate) const BYTES_PER_TOKEN: u64 = 10;
 /// Bytes of one token's fake KV in a cache file: position, token, and a hash of all tokens before it.
 pub(crate) const EXPORTED_BYTES_PER_TOKEN: u32 = 4 + 4 + 8;
 /// Bytes of a fake recurrent state.
-const BYTES_PER_CHECKPOINT: u64 = 15;
+pub(crate) const BYTES_PER_CHECKPOINT: u64 = 15;
 
 #[derive(Debug, Default)]
 pub(super) struct Store {

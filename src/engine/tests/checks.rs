@@ -3,7 +3,7 @@
 //! Owns the checks after every step and at the end of a run. Which prefixes should be there is for
 //! the runs to say.
 
-use super::super::fake_runner::BYTES_PER_TOKEN;
+use super::super::fake_runner::{BYTES_PER_CHECKPOINT, BYTES_PER_TOKEN};
 use super::*;
 
 /// After every step: the cache counts what the runner holds, and is over its limits only where all
@@ -16,9 +16,15 @@ pub(super) fn after_step(engine: &mut Engine<FakeRunner>) {
 
     let runner = engine.runner();
     let max_batch_tokens = runner.limits().max_batch_tokens.unwrap_or(usize::MAX) as u64;
+    // A batch has its tokens, and room beside them for the states that its rows go on from.
+    let num_state_bytes = runner.limits().max_batch_size.get() as u64 * BYTES_PER_CHECKPOINT;
     let num_alive_bytes = runner.num_alive_bytes() - num_rest_bytes;
     let cache = engine.cache_mut().expect("it has usage");
-    let max_bytes = cache.limits().max_bytes.saturating_add(max_batch_tokens.saturating_mul(BYTES_PER_TOKEN));
+    let max_bytes = cache
+        .limits()
+        .max_bytes
+        .saturating_add(max_batch_tokens.saturating_mul(BYTES_PER_TOKEN))
+        .saturating_add(num_state_bytes);
     assert!(num_alive_bytes <= max_bytes, "{num_alive_bytes} bytes are alive, and {max_bytes} are allowed");
     if cache.is_over_limit() {
         let entries: Vec<_> =
