@@ -393,6 +393,7 @@ mod tests {
             line: 3,
             custom_id: "a".into(),
             digest: [0xab; 16],
+            content_digest: [0; 16],
             form,
             metadata,
             input: None,

@@ -68,6 +68,8 @@ pub struct RequestHead {
     pub custom_id: String,
     /// BLAKE3 over line number and bytes, shortened; output ids are made from it.
     pub digest: [u8; 16],
+    /// BLAKE3 over the bytes alone: what answers depend on is the same wherever a line stands.
+    pub content_digest: [u8; 16],
     pub form: Form,
     /// Passed through to the output line.
     pub metadata: Option<Value>,
@@ -375,11 +377,14 @@ fn head(place: Place, bytes: &[u8]) -> RequestHead {
     hasher.update(bytes);
     let mut digest = [0; 16];
     hasher.finalize_xof().fill(&mut digest);
+    let mut content_digest = [0; 16];
+    blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut content_digest);
     RequestHead {
         index: place.index,
         line: place.line,
         custom_id: String::new(),
         digest,
+        content_digest,
         form: Form::Chat,
         metadata: None,
         input: None,

@@ -16,7 +16,10 @@ const NEUTRAL_OF_CHATS: [(&str, bool); 3] =
 /// Takes the prompts, at least one.
 pub(super) fn take(fields: &mut Fields) -> Result<Vec<Prompt>, RequestError> {
     // Text has no tools to choose from.
-    fields.take("tool_choice");
+    if fields.take("tool_choice").is_some_and(|choice| choice != "auto" && choice != "none") {
+        let reason = "only a conversation's answer can be held to calls of tools; leave it out";
+        return Err(RequestError::unsupported("tool_choice", reason));
+    }
     fields.take("parse_tool_calls");
     for (name, neutral) in NEUTRAL_OF_CHATS {
         if fields.get(name).is_some_and(|value| *value == Value::Bool(neutral)) {

@@ -223,18 +223,23 @@ fn arguments_schema(tool: &Value, place: usize) -> Result<Value, RequestError> {
     }
 }
 
-/// Has references within a schema start from where it is now.
+/// Has references within a schema start from where it is now: those by place, unless the schema has an id that
+/// they are relative to. What values are to be equal to is no schema.
 fn move_references(schema: &mut Value, root: &str) {
+    const VALUES: [&str; 4] = ["const", "enum", "default", "examples"];
     match schema {
         Value::Array(items) => items.iter_mut().for_each(|item| move_references(item, root)),
+        Value::Object(members) if members.get("$id").is_some_and(Value::is_string) => {}
         Value::Object(members) => {
             for (name, value) in members {
                 match value {
                     Value::String(target) if name == "$ref" => {
-                        if let Some(rest) = target.strip_prefix('#') {
+                        let place = target.strip_prefix('#');
+                        if let Some(rest) = place.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
                             *target = format!("{root}{rest}");
                         }
                     }
+                    _ if VALUES.contains(&name.as_str()) => {}
                     value => move_references(value, root),
                 }
             }

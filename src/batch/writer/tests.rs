@@ -18,6 +18,7 @@ fn record(index: u64) -> Record {
         line: index + 1,
         custom_id,
         digest: [0; 16],
+        content_digest: [0; 16],
         form: Form::Chat,
         metadata: None,
         input: None,

@@ -26,7 +26,8 @@ use crate::{
     guide::{Pattern, Preamble},
     text::{
         AnswerText, ChatOptions, ChatPrompt, ExpectedCalls, Notice, PromptThinking, RenderRequest,
-        ReplyReader, ReplySettings, Span, TextError, TextModel, ThinkingSyntax, Tokenizer, system_end,
+        ReplyReader, ReplySettings, ShownThinking, Span, TextError, TextModel, ThinkingSyntax, Tokenizer,
+        system_end,
     },
 };
 
@@ -144,7 +145,7 @@ impl Preparer {
             head,
         };
         let num_turns = chat.as_ref().map_or(1, Conversation::num_turns);
-        let thinking = job.format.reader.as_ref().and_then(ReplyReader::thinking);
+        let thinking = job.format.reader.as_ref().and_then(|reader| reader.syntax.thinking);
         let wanted = Wanted { params, options, processors, thinking, own_seed };
         let options = &wanted.options;
         let is_list = prompts.len() > 1;
@@ -293,7 +294,8 @@ impl Preparer {
             shown_thinking: options.shown_thinking,
             expected_calls: chat.expected_calls.clone(),
             tools: chat.tools.clone(),
-            id_seed: head.digest,
+            is_held: options.constraint.is_some() && chat.expected_calls == ExpectedCalls::AsWritten,
+            id_seed: head.content_digest,
         })
     }
 
@@ -374,7 +376,22 @@ fn preamble(
             }
         };
     };
-    let is_asked_for = budget.is_some() || wanted.options.constraint.is_some();
+    let constraint = wanted.options.constraint.as_ref();
+    // Then thinking is part of the text, and the text is what it has to be from its beginning on.
+    if let (ShownThinking::Within, Some(constraint)) = (wanted.options.shown_thinking, constraint) {
+        return match budget {
+            None => Ok(None),
+            Some(_) => {
+                let reason = format!(
+                    "thinking that is part of the text cannot be limited where `{}` says what the text is; leave one of \
+                     them out",
+                    constraint.param
+                );
+                Err(RequestError::invalid("thinking_budget", reason))
+            }
+        };
+    }
+    let is_asked_for = budget.is_some() || constraint.is_some();
     if !is_asked_for || prompt == PromptThinking::Closed {
         return Ok(None);
     }

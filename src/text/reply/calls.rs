@@ -252,8 +252,17 @@ impl CallSyntax {
         })
     }
 
-    /// Takes the calls out of a text; what is malformed stays in it.
-    pub(super) fn read(&self, text: &str, tools: Option<&Value>) -> (String, Vec<DraftCall>) {
+    /// Takes the calls out of a text; what is malformed stays in it. With `marked_only` a call that no mark tells
+    /// from text is text.
+    pub(super) fn read(
+        &self,
+        text: &str,
+        tools: Option<&Value>,
+        marked_only: bool,
+    ) -> (String, Vec<DraftCall>) {
+        if self.is_whole_answer && marked_only {
+            return (text.to_owned(), Vec::new());
+        }
         if self.is_whole_answer {
             let calls = self.read_block(text, tools).filter(|(_, length)| text[*length..].trim().is_empty());
             let calls =
@@ -285,7 +294,7 @@ impl CallSyntax {
             }
         }
         said.push_str(rest);
-        match self.read_bare(text, tools).filter(|_| found.is_empty()) {
+        match self.read_bare(text, tools).filter(|_| found.is_empty() && !marked_only) {
             Some(calls) => (String::new(), calls),
             None => (said, found),
         }
@@ -321,7 +330,6 @@ impl CallSyntax {
         let mut end = 0;
         while reading.read(self.parts) {
             end = reading.at();
-            // One call of a section may be malformed: then all of it is text.
             if !self.is_whole_answer && section.is_none() {
                 break;
             }

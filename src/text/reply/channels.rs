@@ -23,7 +23,10 @@ pub(super) fn read(text: &str, parts_thinking: bool, parts_calls: bool) -> Draft
     let mut draft = Draft::default();
     let mut rest = text;
     while let Some(header_length) = rest.find(MESSAGE) {
-        let header = &rest[..header_length];
+        let (said, header) = parted(&rest[..header_length]);
+        if !said.is_empty() {
+            add(&mut draft.content, said);
+        }
         let body = &rest[header_length + MESSAGE.len()..];
         let length = ENDS.iter().filter_map(|end| body.find(end)).min().unwrap_or(body.len());
         let (body, behind) = body.split_at(length);
@@ -35,21 +38,41 @@ pub(super) fn read(text: &str, parts_thinking: bool, parts_calls: bool) -> Draft
         }
         let recipient = word_behind(header, "to=");
         let call = recipient.and_then(|recipient| recipient.strip_prefix(FUNCTIONS)).filter(|_| parts_calls);
+        let is_call = call.is_some();
         let call = call.and_then(|name| {
             let arguments = parts::arguments_of_json(body.trim())?;
-            Some(DraftCall { id: None, name: name.to_owned(), arguments })
+            Some(DraftCall { id: None, name: parts::name(name)?.to_owned(), arguments })
         });
         match call {
             Some(call) => draft.calls.push(call),
+            // All of what was written of it.
+            None if is_call => add(&mut draft.content, &format!("{header}{MESSAGE}{body}")),
             None if is_thinking && parts_thinking => add(&mut draft.reasoning, body),
             None => add(&mut draft.content, body),
         }
     }
     // Text without a header; a header without a text says nothing.
-    if !rest.contains(CHANNEL) && !rest.contains(START) {
-        draft.content.push_str(rest);
+    let (said, _) = parted(rest);
+    if !said.is_empty() && draft.content.is_empty() {
+        draft.content.push_str(said);
+    } else if !said.trim().is_empty() {
+        add(&mut draft.content, said);
     }
     draft
+}
+
+/// What is said in front of a header, and the header: its channel or its recipient, behind the role.
+fn parted(text: &str) -> (&str, &str) {
+    let unmarked = text.trim_start();
+    let is_header = [START, CHANNEL, "to="].iter().any(|mark| unmarked.starts_with(mark));
+    if is_header || unmarked.starts_with("assistant") && text.contains(CHANNEL) {
+        return ("", text);
+    }
+    match [START, CHANNEL].iter().filter_map(|mark| text.find(mark)).min() {
+        // A mark within a sentence begins no message where none follows.
+        Some(at) if text[at..].contains(CHANNEL) => text.split_at(at),
+        _ => (text, ""),
+    }
 }
 
 fn add(text: &mut String, more: &str) {

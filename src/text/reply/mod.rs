@@ -104,6 +104,8 @@ pub struct ReplyReader {
     pub expected_calls: ExpectedCalls,
     /// The tools that may be called; calls are looked for where there are any.
     pub tools: Option<Arc<Value>>,
+    /// Whether the answer is held to something that is no call: only what is marked as one is one.
+    pub is_held: bool,
     /// What the ids of calls are made from.
     pub id_seed: [u8; 16],
 }
@@ -234,7 +236,7 @@ impl ReplyReader {
             draft.num_thinking_bytes = split.num_bytes;
         }
         if let Some(syntax) = calls {
-            (draft.content, draft.calls) = syntax.read(&draft.content, tools);
+            (draft.content, draft.calls) = syntax.read(&draft.content, tools, self.is_held);
         }
         self.held_to_calls(draft)
     }

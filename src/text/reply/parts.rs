@@ -229,7 +229,7 @@ impl<'a> Reading<'a> {
 }
 
 /// A text that can be a function's name.
-fn name(text: &str) -> Option<&str> {
+pub(super) fn name(text: &str) -> Option<&str> {
     const MAX_BYTES: usize = 256;
     let is_odd = |c: char| c.is_whitespace() || c.is_control() || "<>{}[]()\"'`,=".contains(c);
     (!text.is_empty() && text.len() <= MAX_BYTES && !text.contains(is_odd)).then_some(text)
@@ -274,15 +274,18 @@ fn call(members: &Map<String, Value>) -> Option<DraftCall> {
         return call(function);
     }
     let given = ["name", "tool_name", "function"].iter().find_map(|key| members.get(*key))?;
-    let values = ["arguments", "parameters", "args"].iter().find_map(|key| members.get(*key));
+    let given_values = ["arguments", "parameters", "args"].iter().filter_map(|key| members.get(*key));
+    let values = given_values.clone().find(|value| !value.is_null()).or(given_values.clone().next());
     // An object that has a name is not yet a call.
     let arguments = match values {
         Some(values) => arguments(values)?,
         None if members.len() == 1 => "{}".to_owned(),
         None => return None,
     };
-    let id = members.get("id").and_then(Value::as_str).map(str::to_owned);
-    Some(DraftCall { id, name: name(given.as_str()?.trim())?.to_owned(), arguments })
+    let id = ["id", "tool_call_id"].iter().find_map(|key| members.get(*key)?.as_str()).map(str::to_owned);
+    // Quotes say where it ends: it may have any letters.
+    let name = given.as_str().map(str::trim).filter(|name| !name.is_empty())?.to_owned();
+    Some(DraftCall { id, name, arguments })
 }
 
 /// Calls in a text that is nothing else.

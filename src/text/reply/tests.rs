@@ -313,12 +313,13 @@ fn malformed_calls_stay_text() {
         ("mistral", "[TOOL_CALLS] nothing"),
         ("kimi_k2", "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:0<|tool_call_end|>"),
         ("harmony", "<|channel|>commentary to=functions.now<|message|>{\"a\": <|end|>"),
+        ("harmony", "<|channel|>commentary to=functions.<|message|>{}"),
     ] {
         let reply = reader("", syntax).read(text, Occasion::default(), &[]);
         let content = reply.content.unwrap_or_default();
         assert!(reply.calls.is_empty(), "{syntax} {text:?}: {:?}", reply.calls);
         match syntax {
-            "harmony" => assert_eq!(content, "{\"a\": "),
+            "harmony" => assert_eq!(content, text.trim_end_matches("<|end|>")),
             _ => assert_eq!(content, text, "{syntax}"),
         }
     }
@@ -338,7 +339,9 @@ fn bare_texts_become_what_the_schema_says() {
     let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"properties": {
         "text": {"type": "string"}, "number": {"type": "number"}, "flag": {"type": "boolean"},
         "list": {"type": "array"}, "maybe": {"type": ["integer", "null"]}, "any": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
-        "kind": {"enum": ["1", "2"]}, "bare": {}}}}}]);
+        "kind": {"enum": ["1", "2"]}, "bare": {}, "names": {"$ref": "#/$defs/E"},
+        "place": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/O"}]}, "all": {"allOf": [{"type": "integer"}]}},
+        "$defs": {"E": {"enum": ["1", "2"]}, "O": {"type": "object"}}}}}]);
     let value = |argument: &str, text: &str| typed::by_schema(text, Some(&tools), "f", argument);
     for (argument, text, expected) in [
         ("text", "5", json!("5")),
@@ -354,6 +357,9 @@ fn bare_texts_become_what_the_schema_says() {
         ("any", "true", json!("true")),
         ("kind", "1", json!("1")),
         ("bare", "1", json!("1")),
+        ("names", "1", json!("1")),
+        ("place", "{\"k\": 1}", json!({"k": 1})),
+        ("all", "5", json!(5)),
         ("unknown", "1", json!("1")),
     ] {
         let found = value(argument, text);
@@ -415,6 +421,15 @@ fn thinking_is_parted_from_what_is_said() {
         ("harmony", false, "<|channel|>analysis<|message|>Hm", "Hm", ""),
         ("harmony", false, "<|channel|>final<|message|>Yes.", "", "Yes."),
         ("harmony", false, "Yes.", "", "Yes."),
+        ("harmony", false, "So <|channel|>final<|message|>yes.", "", "So \nyes."),
+        (
+            "harmony",
+            false,
+            "<|channel|>final<|message|>Hi<|end|>The mark <|start|> is used",
+            "",
+            "Hi\nThe mark <|start|> is used",
+        ),
+        ("harmony", false, "<|channel|>final<|message|>Hi<|end|><|start|>assistant<|channel|>fin", "", "Hi"),
     ] {
         let reader = ReplyReader { tools: None, ..reader(syntax, "") };
         let occasion = Occasion { begins_thinking: begins, ..Occasion::default() };
@@ -462,6 +477,19 @@ fn answers_that_were_held_to_calls_are_calls() {
         calls_of(&named.read("{\"a\": 1}", Occasion::default(), &[])),
         [("now".to_owned(), json!({"a": 1}))]
     );
+}
+
+/// An answer that was asked to be JSON is that, whatever it looks like.
+#[test]
+fn an_answer_that_is_held_to_something_calls_by_marks_alone() {
+    let bare = "{\"name\": \"now\", \"arguments\": {}}";
+    for syntax in ["hermes", "llama3_json"] {
+        let held = ReplyReader { is_held: true, ..reader("", syntax) };
+        assert_eq!(held.read(bare, Occasion::default(), &[]).content.as_deref(), Some(bare), "{syntax}");
+    }
+    let held = ReplyReader { is_held: true, ..reader("", "hermes") };
+    let marked = format!("<tool_call>{bare}</tool_call>");
+    assert_eq!(held.read(&marked, Occasion::default(), &[]).calls.len(), 1);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn by_trial(template: &ChatTemplate) -> Option<&'static CallSyntax> {
     };
     let reads = |syntax: &&CallSyntax| {
         let found = match syntax.sign() {
-            Some(_) => syntax.read(&written, None).1,
+            Some(_) => syntax.read(&written, None, false).1,
             None => syntax.read_block(written.trim_start(), None).map(|(calls, _)| calls).unwrap_or_default(),
         };
         found.first().is_some_and(|call| DraftCall { id: None, ..call.clone() } == expected)

@@ -16,10 +16,10 @@ pub(super) fn by_schema(text: &str, tools: Option<&Value>, function: &str, argum
     let tools = tools.and_then(Value::as_array);
     let described =
         tools.and_then(|tools| tools.iter().map(function_of).find(|tool| tool["name"] == function));
-    let properties = described.map(|tool| &tool["parameters"]["properties"][argument]);
+    let parameters = described.map(|tool| &tool["parameters"]);
     let mut types = Vec::new();
-    if let Some(schema) = properties {
-        collect_types(schema, &mut types);
+    if let Some(parameters) = parameters {
+        collect_types(&parameters["properties"][argument], parameters, MAX_REFERENCES, &mut types);
     }
     let trimmed = text.trim();
     let allows = |name: &str| types.iter().any(|known| known == name);
@@ -56,20 +56,29 @@ fn is_of(value: &Value, types: &[String]) -> bool {
     names.iter().any(|name| types.iter().any(|known| known == name))
 }
 
-/// The types that a schema names, itself or in its alternatives; an enumeration has those of its values.
-fn collect_types(schema: &Value, types: &mut Vec<String>) {
+/// References that are followed, one from the other.
+const MAX_REFERENCES: usize = 16;
+
+/// The types that a schema names, itself, in its alternatives or where it refers to; an enumeration has those of its
+/// values. `root` is what references start from.
+fn collect_types(schema: &Value, root: &Value, num_references: usize, types: &mut Vec<String>) {
+    let num_before = types.len();
     match &schema["type"] {
         Value::String(name) => types.push(name.to_lowercase()),
         Value::Array(names) => types.extend(names.iter().filter_map(Value::as_str).map(str::to_lowercase)),
         _ => {}
     }
-    for key in ["anyOf", "oneOf"] {
-        schema[key].as_array().into_iter().flatten().for_each(|schema| collect_types(schema, types));
+    for key in ["anyOf", "oneOf", "allOf"] {
+        let alternatives = schema[key].as_array().into_iter().flatten();
+        alternatives.for_each(|schema| collect_types(schema, root, num_references, types));
     }
-    if types.is_empty() && schema.get("$ref").is_some() {
-        types.push("object".to_owned());
+    if let (Some(target), 1..) = (schema["$ref"].as_str(), num_references) {
+        match target.strip_prefix('#').and_then(|pointer| root.pointer(pointer)) {
+            Some(found) => collect_types(found, root, num_references - 1, types),
+            None => types.push("object".to_owned()),
+        }
     }
-    if types.is_empty() {
+    if types.len() == num_before {
         let values = schema["enum"].as_array().into_iter().flatten().chain(schema.get("const"));
         types.extend(values.map(|value| match value {
             Value::String(_) => "string".to_owned(),

@@ -69,6 +69,7 @@ mod tests {
                 line: 3,
                 custom_id: custom_id.into(),
                 digest: [0; 16],
+                content_digest: [0; 16],
                 form: crate::batch::Form::Text,
                 metadata: None,
                 input: None,
