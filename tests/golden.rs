@@ -72,6 +72,11 @@ const MODELS: &[&str] = &[
     "tiny-glm4_moe_lite",
     "tiny-glm4_moe_lite-4bit",
     "tiny-mistral4",
+    "tiny-granitemoehybrid",
+    "tiny-granitemoehybrid-dense",
+    "tiny-nemotron_h",
+    "tiny-nemotron_h-moe",
+    "tiny-mamba2",
 ];
 
 #[derive(Debug, Clone, Copy)]

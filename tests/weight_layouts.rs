@@ -25,10 +25,20 @@ fn read(model: &str) -> HashMap<String, Tensor> {
     file.tensors()
         .into_iter()
         .map(|(name, view)| {
-            assert_eq!(view.dtype(), Dtype::BF16, "{name}");
-            let bytes = view.data().chunks_exact(2);
-            let values = bytes.map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16));
-            (name, Tensor { shape: view.shape().to_vec(), values: values.collect() })
+            let values = match view.dtype() {
+                Dtype::BF16 => {
+                    let halves = view.data().chunks_exact(2);
+                    halves
+                        .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                        .collect()
+                }
+                Dtype::F32 => {
+                    let words = view.data().chunks_exact(4);
+                    words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+                }
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, Tensor { shape: view.shape().to_vec(), values })
         })
         .collect()
 }
@@ -109,6 +119,29 @@ fn lfm2_as_published() {
     let mut weights = read("tiny-lfm2");
     as_pytorch(&mut weights, "conv.conv.weight");
     let worst = worst_difference("tiny-lfm2", &weights).unwrap();
+    assert!(worst < 1e-3, "{worst}");
+}
+
+/// Its experts one by one.
+#[test]
+fn nemotron_h_as_published() {
+    let mut weights = read("tiny-nemotron_h-moe");
+    as_pytorch(&mut weights, "conv1d.weight");
+    let mut published = HashMap::new();
+    for (name, tensor) in weights {
+        let Some((list, which)) = name.split_once(".switch_mlp.") else {
+            published.insert(name, tensor);
+            continue;
+        };
+        let projection = if which.starts_with("fc1") { "up_proj" } else { "down_proj" };
+        let size = tensor.values.len() / tensor.shape[0];
+        for (expert, values) in tensor.values.chunks(size).enumerate() {
+            let tensor = Tensor { shape: tensor.shape[1..].to_vec(), values: values.to_vec() };
+            published.insert(format!("{list}.experts.{expert}.{projection}.weight"), tensor);
+        }
+    }
+    assert!(published.contains_key("backbone.layers.1.mixer.experts.7.up_proj.weight"));
+    let worst = worst_difference("tiny-nemotron_h-moe", &published).unwrap();
     assert!(worst < 1e-3, "{worst}");
 }
 

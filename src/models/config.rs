@@ -9,6 +9,8 @@ mod families;
 mod family;
 mod fields;
 mod gemma4;
+mod granite;
+mod hybrid;
 mod known;
 mod latent;
 mod lfm2;
@@ -67,8 +69,8 @@ pub fn read_model_config(path: &Path) -> Result<ModelConfig, ConfigError> {
     let shown = path.display().to_string();
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
-    let value: Value =
-        serde_json::from_str(&text).map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
+    let value: Value = crate::json::parse_python(&text)
+        .map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
     parse_model_config(&value, &shown)
 }
 

@@ -33,7 +33,7 @@ pub use mlp_spec::{
     SharedExpertSpec,
 };
 pub use names::WeightNames;
-pub use recurrent_spec::{GatedDeltaSpec, RecurrentSpec, ShortConvSpec};
+pub use recurrent_spec::{GatedDeltaSpec, Mamba2Spec, RecurrentSpec, ShortConvSpec};
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{

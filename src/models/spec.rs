@@ -54,18 +54,16 @@ impl ModelSpec {
 
     /// The recurrent layers in order; state is kept for these only.
     pub fn recurrent_layers(&self) -> impl Iterator<Item = &RecurrentSpec> {
-        self.layers.iter().filter_map(|layer| match &layer.mixer {
-            MixerSpec::Attention(_) | MixerSpec::Latent(_) => None,
-            MixerSpec::Recurrent(recurrent) => Some(recurrent),
-        })
+        self.layers.iter().filter_map(LayerSpec::recurrent)
     }
 }
 
-/// One transformer block: a mixer, which looks at other positions, and what follows it, which does not.
+/// One transformer block: a mixer, which looks at other positions, and what follows it, which does not; or one of
+/// these alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
-    pub mixer: MixerSpec,
-    pub mlp: MlpSpec,
+    pub mixer: Option<MixerSpec>,
+    pub mlp: Option<MlpSpec>,
     /// Factor on what the mixer and the MLP add to their input.
     pub residual_scale: f32,
     /// Whether the MLP sees what the mixer sees, and both are added at once.
@@ -75,12 +73,31 @@ pub struct LayerSpec {
 }
 
 impl LayerSpec {
+    /// A block of both halves with none of what few models have.
+    pub fn plain(mixer: MixerSpec, mlp: MlpSpec) -> Self {
+        Self {
+            mixer: Some(mixer),
+            mlp: Some(mlp),
+            residual_scale: 1.0,
+            is_parallel: false,
+            output_scale: false,
+        }
+    }
+
     /// The attention of this layer, if it has any.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
-            MixerSpec::Attention(attention) => Some(attention),
-            MixerSpec::Latent(latent) => Some(&latent.attention),
-            MixerSpec::Recurrent(_) => None,
+            Some(MixerSpec::Attention(attention)) => Some(attention),
+            Some(MixerSpec::Latent(latent)) => Some(&latent.attention),
+            Some(MixerSpec::Recurrent(_)) | None => None,
+        }
+    }
+
+    /// What of this layer keeps a state, if anything does.
+    pub fn recurrent(&self) -> Option<&RecurrentSpec> {
+        match &self.mixer {
+            Some(MixerSpec::Recurrent(recurrent)) => Some(recurrent),
+            Some(MixerSpec::Attention(_) | MixerSpec::Latent(_)) | None => None,
         }
     }
 }

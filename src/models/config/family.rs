@@ -1,11 +1,13 @@
-//! A family of attention-only models, as data, and how its configuration is read by it.
+//! A family of models, as data, and how its configuration is read by it.
 //!
 //! Owns what families may differ in, and the reading of what they have in common. Which families there are is
-//! `families`' business; the parts with rules of their own are `attention`'s, `windows`', `moe`'s and `rope`'s.
+//! `families`' business; the parts with rules of their own are `attention`'s, `windows`', `hybrid`'s, `moe`'s and
+//! `rope`'s.
 
 use super::{
     attention::AttentionTraits,
     fields::{Fields, MAX_LAYERS},
+    hybrid::{HybridTraits, LayerKind, MixerKind, MlpKind},
     latent::LatentTraits,
     moe::MoeTraits,
 };
@@ -13,6 +15,7 @@ use crate::models::{
     block_names::BlockNames,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
+    recurrent_spec::RecurrentSpec,
     spec::{LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
@@ -29,7 +32,11 @@ pub(super) struct Family {
     pub attention: AttentionTraits,
     /// In place of the other, where keys and values are made of latents.
     pub latent: Option<LatentTraits>,
+    /// What layers there are besides those of attention and what follows it.
+    pub hybrid: Option<HybridTraits>,
     pub activation: Activation,
+    /// Field of the width of dense MLPs.
+    pub mlp_width: &'static str,
     pub mlp_bias: Bias,
     pub moe: Option<MoeTraits>,
     pub embedding_scale: EmbeddingScale,
@@ -44,6 +51,8 @@ pub(super) struct Family {
     pub extra_layers: Option<&'static str>,
     /// Parts of names of weights that are of no use.
     pub ignored_parts: &'static [&'static str],
+    /// Parts of names of weights that are spelt otherwise in the family's files, as (found, meant).
+    pub renamed_parts: &'static [(&'static str, &'static str)],
     pub names: BlockNames,
 }
 
@@ -94,7 +103,9 @@ pub(super) const LLAMA: Family = Family {
     norm: (NormKind::RootMeanSquare, NormWeight::Factor),
     attention: AttentionTraits::LLAMA,
     latent: None,
+    hybrid: None,
     activation: Activation::Silu,
+    mlp_width: "intermediate_size",
     mlp_bias: Bias::Field("mlp_bias"),
     moe: None,
     embedding_scale: EmbeddingScale::None,
@@ -104,6 +115,7 @@ pub(super) const LLAMA: Family = Family {
     says_if_tied: true,
     extra_layers: None,
     ignored_parts: &[],
+    renamed_parts: &[],
     names: BlockNames::PLAIN,
 };
 
@@ -112,22 +124,23 @@ impl Family {
     pub(super) fn spec(&self, model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
         let sizes = Sizes { family: self, fields, nested: fields.outer().is_some() };
         let hidden_size = sizes.dimension("hidden_size")?;
-        let num_layers =
-            fields.integer("num_hidden_layers", sizes.default("num_hidden_layers"), 1, MAX_LAYERS)?;
+        let kinds = match &self.hybrid {
+            Some(hybrid) => hybrid.layers.read(fields)?,
+            None => {
+                let default = sizes.default("num_hidden_layers");
+                vec![LayerKind::ATTENTION; fields.integer("num_hidden_layers", default, 1, MAX_LAYERS)?]
+            }
+        };
+        let num_layers = kinds.len();
         let max_context = sizes.dimension("max_position_embeddings")?;
         let eps = fields.epsilon(self.eps.0, self.eps.1)?;
         let vocab_size = fields.vocab_size(sizes.default("vocab_size"))?;
-        let (mixers, max_seen) = match &self.latent {
-            None => {
-                let layers = self.attention.layers(&sizes, (hidden_size, num_layers, max_context))?;
-                (layers.into_iter().map(MixerSpec::Attention).collect(), max_context)
-            }
-            Some(latent) => {
-                let layer = MixerSpec::Latent(latent.spec(&sizes, max_context)?);
-                (vec![layer; num_layers], latent.max_context(fields, max_context)?)
-            }
+        let mixers = self.mixers(&sizes, &kinds, (hidden_size, max_context))?;
+        let max_seen = match &self.latent {
+            None => max_context,
+            Some(latent) => latent.max_context(fields, max_context)?,
         };
-        let mlps = self.mlps(&sizes, num_layers)?;
+        let mlps = self.mlps(&sizes, &kinds)?;
         let residual_scale = match self.residual_scale {
             None => 1.0,
             Some(name) => fields.factor(name, Some(1.0))?,
@@ -136,19 +149,22 @@ impl Family {
             None => 0,
             Some(name) => fields.integer(name, Some(0), 0, MAX_LAYERS)?,
         };
-        let layers = mixers.into_iter().zip(mlps).map(|(mixer, mlp)| LayerSpec {
+        let of_layer = |(mixer, mlp)| LayerSpec {
             mixer,
             mlp,
             residual_scale,
             is_parallel: self.is_parallel,
             output_scale: false,
-        });
+        };
+        let layers: Vec<LayerSpec> = mixers.into_iter().zip(mlps).map(of_layer).collect();
+        let is_rotated = layers.iter().filter_map(LayerSpec::attention).any(|layer| layer.rope.is_some());
+        let max_rotated = if is_rotated { fields.context_of_rope(max_context)? } else { max_context };
         Ok(ModelSpec {
             model_type: model_type.to_owned(),
             hidden_size,
             vocab_size,
-            max_context: fields.context_of_rope(max_context)?.min(max_seen),
-            layers: layers.collect(),
+            max_context: max_rotated.min(max_seen),
+            layers,
             norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
             embedding_scale: match self.embedding_scale {
                 EmbeddingScale::None => None,
@@ -167,29 +183,65 @@ impl Family {
             names: WeightNames {
                 extra_layers: num_layers..num_layers + extra_layers,
                 ignored_parts: self.ignored_parts,
+                renamed_parts: self.renamed_parts,
                 ..WeightNames::new(self.names)
             },
         })
     }
 
-    /// What follows the mixer of each layer.
-    fn mlps(&self, sizes: &Sizes<'_>, num_layers: usize) -> Result<Vec<MlpSpec>, String> {
+    /// The mixer of each layer, given the hidden size and the longest context.
+    fn mixers(
+        &self,
+        sizes: &Sizes<'_>,
+        kinds: &[LayerKind],
+        (hidden_size, max_context): (usize, usize),
+    ) -> Result<Vec<Option<MixerSpec>>, String> {
+        if let Some(latent) = &self.latent {
+            let layer = MixerSpec::Latent(latent.spec(sizes, max_context)?);
+            return Ok(vec![Some(layer); kinds.len()]);
+        }
+        let are_there = |mixer: MixerKind| kinds.iter().any(|kind| kind.mixer == Some(mixer));
+        let attention = match are_there(MixerKind::Attention) {
+            true => self.attention.layers(sizes, (hidden_size, kinds.len(), max_context))?,
+            false => Vec::new(),
+        };
+        let hybrid = self.hybrid.filter(|_| are_there(MixerKind::Mamba));
+        let mamba = hybrid.map(|hybrid| hybrid.mamba.spec(sizes.fields, hidden_size)).transpose()?;
+        let of_layer = |(layer, kind): (usize, &LayerKind)| match kind.mixer? {
+            MixerKind::Attention => attention.get(layer).cloned().map(MixerSpec::Attention),
+            MixerKind::Mamba => mamba.map(|mamba| MixerSpec::Recurrent(RecurrentSpec::Mamba2(mamba))),
+        };
+        Ok(kinds.iter().enumerate().map(of_layer).collect())
+    }
+
+    /// What follows the mixer of each layer, or stands alone.
+    fn mlps(&self, sizes: &Sizes<'_>, kinds: &[LayerKind]) -> Result<Vec<Option<MlpSpec>>, String> {
         let fields = sizes.fields;
         let bias = self.mlp_bias.read(fields)?;
         let dense = |intermediate_size| DenseSpec { intermediate_size, activation: self.activation, bias };
-        let Some(moe) = &self.moe else {
-            return Ok(vec![MlpSpec::Dense(dense(sizes.dimension("intermediate_size")?)); num_layers]);
+        let are_stated = kinds.iter().any(|kind| kind.mlp == Some(MlpKind::AsStated));
+        let stated = match &self.moe {
+            Some(moe) if are_stated => moe.layers.read(fields, kinds.len())?,
+            _ => vec![false; kinds.len()],
         };
-        let are_moe = moe.layers.read(fields, num_layers)?;
-        let experts = are_moe.contains(&true).then(|| moe.spec(fields, dense(0))).transpose()?;
+        let kind_of = |(kind, is_moe): (&LayerKind, bool)| match kind.mlp? {
+            MlpKind::AsStated if is_moe => Some(MlpKind::Experts),
+            MlpKind::AsStated => Some(MlpKind::Dense),
+            stated => Some(stated),
+        };
+        let kinds: Vec<Option<MlpKind>> = kinds.iter().zip(stated).map(kind_of).collect();
+        let experts = match &self.moe {
+            Some(moe) if kinds.contains(&Some(MlpKind::Experts)) => Some(moe.spec(fields, dense(0))?),
+            _ => None,
+        };
         // A configuration of experts alone may say nothing of dense ones.
-        let dense =
-            are_moe.contains(&false).then(|| sizes.dimension("intermediate_size")).transpose()?.map(dense);
-        let of_layer = |is_moe| match (is_moe, experts, dense) {
-            (true, Some(experts), _) => Some(MlpSpec::Moe(experts)),
-            (_, _, dense) => dense.map(MlpSpec::Dense),
+        let has_dense = kinds.contains(&Some(MlpKind::Dense));
+        let dense = has_dense.then(|| sizes.dimension(self.mlp_width)).transpose()?.map(dense);
+        let of_layer = |kind| match kind? {
+            MlpKind::Experts => experts.map(MlpSpec::Moe),
+            MlpKind::Dense | MlpKind::AsStated => dense.map(MlpSpec::Dense),
         };
-        Ok(are_moe.into_iter().filter_map(of_layer).collect())
+        Ok(kinds.into_iter().map(of_layer).collect())
     }
 }
 

@@ -43,16 +43,13 @@ fn read(
     let layers = full_attention(fields, num_layers)?
         .into_iter()
         .zip(mlps)
-        .map(|(full, mlp)| LayerSpec {
-            mixer: if full {
+        .map(|(full, mlp)| {
+            let mixer = if full {
                 MixerSpec::Attention(attention.clone())
             } else {
                 MixerSpec::Recurrent(delta.clone())
-            },
-            mlp,
-            residual_scale: 1.0,
-            is_parallel: false,
-            output_scale: false,
+            };
+            LayerSpec::plain(mixer, mlp)
         })
         .collect();
     Ok(ModelSpec {
