@@ -489,6 +489,15 @@ NEMOTRON = dict(
     conv_kernel=4, n_groups=2, expand=2, chunk_size=16, mlp_hidden_act="relu2", mamba_hidden_act="silu",
     time_step_limit=[0.0, float("inf")], time_step_min=0.001, time_step_max=0.1, time_step_floor=1e-4,
     residual_in_fp32=False, rescale_prenorm_residual=True, num_logits_to_keep=1, use_mamba_kernels=True)
+FALCON = dict(
+    COMMON, torch_dtype="float32", model_type="falcon_h1", architectures=["FalconH1ForCausalLM"], hidden_act="silu",
+    num_hidden_layers=2, head_dim=8, tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
+    projectors_bias=False, rms_norm_eps=1e-5, rope_scaling=None, intermediate_size=32, mamba_d_ssm=64,
+    mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=2, mamba_d_conv=4, mamba_conv_bias=True,
+    mamba_proj_bias=False, mamba_expand=2, mamba_chunk_size=16, mamba_rms_norm=False, mamba_norm_before_gate=False,
+    mamba_use_mlp=True, attention_in_multiplier=1.0, attention_out_multiplier=0.9, key_multiplier=0.4,
+    ssm_in_multiplier=1.25, ssm_out_multiplier=0.5, ssm_multipliers=[0.9, 1.5, 0.7, 0.8, 1.2],
+    mlp_multipliers=[0.9, 0.6], embedding_multiplier=2.0, lm_head_multiplier=0.5)
 STATES = {"decay": {"weights": {"A_log": -4.0}}, "what passes by the states": zero(".D"),
           "bias of the steps": {"weights": {"dt_bias": 2.0}}, "bias of the convolution": zero("conv1d.bias")}
 MAMBA = {
@@ -520,6 +529,17 @@ MAMBA = {
         {**STATES, "correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED,
          "shared expert": zero("shared_experts.down_proj.weight"), "experts": zero("fc2_latent_proj.weight"),
          "renormalising": {"config": {"norm_topk_prob": False}}}, spread=CORRECTION),
+    # As the publisher has it: the factors are not in the weights.
+    "falcon_h1": Tiny(
+        FALCON,
+        {**STATES, "factor of the keys": {"config": {"key_multiplier": 1.0}},
+         "factors of the states": {"config": {"ssm_multipliers": [1.0] * 5}},
+         "factors of the MLP": {"config": {"mlp_multipliers": [1.0, 1.0]}},
+         "factor of the attention": {"config": {"attention_out_multiplier": 0.1}},
+         "factor of the embeddings": {"config": {"embedding_multiplier": 1.0}},
+         "factor of the head": {"config": {"lm_head_multiplier": 1.0}}},
+        reference="transformers", why="mlx-lm leaves key_multiplier out", differ_by="factor of the keys",
+        published=True),
     "mamba2": Tiny(
         dict({k: v for k, v in SINGLE.items() if k not in ("num_attention_heads", "num_key_value_heads")},
              torch_dtype="float32", model_type="mamba2", architectures=["Mamba2ForCausalLM"], hidden_act="silu",

@@ -76,6 +76,7 @@ const MODELS: &[&str] = &[
     "tiny-granitemoehybrid-dense",
     "tiny-nemotron_h",
     "tiny-nemotron_h-moe",
+    "tiny-falcon_h1",
     "tiny-mamba2",
 ];
 

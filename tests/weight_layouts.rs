@@ -145,6 +145,45 @@ fn nemotron_h_as_published() {
     assert!(worst < 1e-3, "{worst}");
 }
 
+/// As mlx-lm converts it: factors are in the weights, but for the keys'.
+#[test]
+fn falcon_h1_as_converted() {
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string("fixtures/tiny-falcon_h1/config.json").unwrap())
+            .unwrap();
+    let number = |field: &str| config[field].as_f64().unwrap() as f32;
+    let of_list = |field: &str| -> Vec<f32> {
+        config[field].as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+    };
+    let mlp = of_list("mlp_multipliers");
+    // 64 gates and inputs, 2 · 8 numbers to write and to read with, 4 steps.
+    let widths = [64, 64, 16, 16, 4];
+    let of_input = of_list("ssm_multipliers").into_iter().zip(widths);
+    let of_input: Vec<f32> = of_input
+        .flat_map(|(factor, width)| std::iter::repeat_n(factor * number("ssm_in_multiplier"), width))
+        .collect();
+    let mut weights = read("tiny-falcon_h1");
+    as_pytorch(&mut weights, "conv1d.weight");
+    for (name, tensor) in &mut weights {
+        let factors = match name.rsplit('.').nth(1).unwrap() {
+            "embed_tokens" => vec![number("embedding_multiplier")],
+            "lm_head" => vec![number("lm_head_multiplier")],
+            "o_proj" => vec![number("attention_out_multiplier")],
+            "out_proj" => vec![number("ssm_out_multiplier")],
+            "gate_proj" => vec![mlp[0]],
+            "down_proj" => vec![mlp[1]],
+            "in_proj" => of_input.clone(),
+            _ => continue,
+        };
+        let num_columns = *tensor.shape.last().unwrap();
+        for (row, values) in tensor.values.chunks_mut(num_columns).enumerate() {
+            values.iter_mut().for_each(|value| *value *= factors[row % factors.len()]);
+        }
+    }
+    let worst = worst_difference("tiny-falcon_h1", &weights).unwrap();
+    assert!(worst < 1e-3, "{worst}");
+}
+
 #[test]
 fn a_convolution_of_another_shape_is_named() {
     let mut weights = read("tiny-lfm2");

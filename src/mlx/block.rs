@@ -72,14 +72,18 @@ pub(super) struct Block {
     output_scale: Option<Array>,
 }
 
+/// What looks at other positions: one of two, or both side by side, whose results are added up.
 #[derive(Debug)]
-enum Mixer {
-    Attention(AttentionMixer),
-    Recurrent {
-        mixer: Box<RecurrentMixer>,
-        /// Number of recurrent layers before it: its index in the live states.
-        state_index: usize,
-    },
+struct Mixer {
+    attention: Option<AttentionMixer>,
+    recurrent: Option<Recurrent>,
+}
+
+#[derive(Debug)]
+struct Recurrent {
+    mixer: Box<RecurrentMixer>,
+    /// Number of recurrent layers before it: its index in the live states.
+    state_index: usize,
 }
 
 /// Attention with what comes before and after it.
@@ -160,10 +164,8 @@ impl Block {
 
     /// The state of this layer before the first token, if it is a recurrent one.
     pub(super) fn initial_state(&self) -> Option<Result<RecurrentState>> {
-        match &self.mixer {
-            Some(Mixer::Recurrent { mixer, .. }) => Some(mixer.initial_state()),
-            Some(Mixer::Attention(_)) | None => None,
-        }
+        let recurrent = self.mixer.as_ref()?.recurrent.as_ref()?;
+        Some(recurrent.mixer.initial_state())
     }
 
     /// Computes this block of the model in place, for each row block of the pass, `(n, hidden)` each.
@@ -175,31 +177,33 @@ impl Block {
             .iter()
             .map(|rows| normed_by(self.mixer_norm.as_ref(), rows.clone()))
             .collect::<Result<Vec<_>>>()?;
-        match &self.mixer {
-            None => {
-                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-                    *rows = self.follow(rows.clone(), normed, (index, pass))?;
-                    pass.settle(&[rows])?;
-                }
+        let recurrent = self.mixer.as_ref().and_then(|mixer| mixer.recurrent.as_ref());
+        let attention = self.mixer.as_ref().and_then(|mixer| mixer.attention.as_ref());
+        let from_states = match recurrent {
+            Some(Recurrent { mixer, state_index }) => {
+                Some(mixer.forward(&concatenated(normed.clone(), 0)?, *state_index, pass)?)
             }
-            Some(Mixer::Attention(attention)) => {
-                let kv = attention.append(&normed, pass)?;
-                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-                    let mixed = attention.attend(&normed, index, &kv, pass)?;
-                    *rows = self.finish(rows, normed, mixed, (index, pass))?;
-                    pass.settle(&[rows])?;
-                }
-            }
-            Some(Mixer::Recurrent { mixer, state_index }) => {
-                let together = concatenated(normed.clone(), 0)?;
-                let mixed = mixer.forward(&together, *state_index, pass)?;
-                let num_rows = mixed.dim(0) as usize;
-                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-                    let mixed = rows_of(&mixed, &pass.row_blocks[index], num_rows)?;
-                    *rows = self.finish(rows, normed, mixed, (index, pass))?;
-                    pass.settle(&[rows])?;
-                }
-            }
+            None => None,
+        };
+        let kv = attention.map(|attention| attention.append(&normed, pass)).transpose()?;
+        for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
+            let attended = match (attention, &kv) {
+                (Some(attention), Some(kv)) => Some(attention.attend(&normed, index, kv, pass)?),
+                _ => None,
+            };
+            let from_states = match &from_states {
+                Some(mixed) => Some(rows_of(mixed, &pass.row_blocks[index], mixed.dim(0) as usize)?),
+                None => None,
+            };
+            let mixed = match (attended, from_states) {
+                (Some(attended), Some(from_states)) => Some(attended.add(from_states)?),
+                (attended, from_states) => attended.or(from_states),
+            };
+            *rows = match mixed {
+                Some(mixed) => self.finish(rows, normed, mixed, (index, pass))?,
+                None => self.follow(rows.clone(), normed, (index, pass))?,
+            };
+            pass.settle(&[rows])?;
         }
         Ok(())
     }
@@ -259,24 +263,29 @@ impl Mixer {
     /// Loads the mixer of layer `index`.
     fn load(loader: &mut Loader<'_>, index: usize, spec: &MixerSpec, places: &mut Places) -> Result<Self> {
         let block_path = format!("model.layers.{index}");
-        Ok(match spec {
-            MixerSpec::Attention(spec) => {
-                let place = places.attention(spec);
-                let mut later = loader.spec.layers[index + 1..].iter().filter_map(LayerSpec::attention);
-                let is_shared = later.any(|later| later.kv == KeyValueSource::Layer(place.kv_index));
-                let attention = SelfAttention::load(loader, &block_path, spec, place, is_shared)?;
-                Self::Attention(AttentionMixer::Heads(Box::new(attention)))
+        let heads = |loader: &mut Loader<'_>, spec: &AttentionSpec, place: AttentionPlace| -> Result<_> {
+            let mut later = loader.spec.layers[index + 1..].iter().filter_map(LayerSpec::attention);
+            let is_shared = later.any(|later| later.kv == KeyValueSource::Layer(place.kv_index));
+            let attention = SelfAttention::load(loader, &block_path, spec, place, is_shared)?;
+            Ok(AttentionMixer::Heads(Box::new(attention)))
+        };
+        let (mut attention, mut recurrent) = (None, None);
+        match spec {
+            MixerSpec::Attention(spec) | MixerSpec::SideBySide(spec, _) => {
+                attention = Some(heads(loader, spec, places.attention(spec))?);
             }
             MixerSpec::Latent(spec) => {
                 let place = places.attention(&spec.attention);
-                let attention = LatentAttention::load(loader, &block_path, spec, place)?;
-                Self::Attention(AttentionMixer::Latents(Box::new(attention)))
+                let latents = LatentAttention::load(loader, &block_path, spec, place)?;
+                attention = Some(AttentionMixer::Latents(Box::new(latents)));
             }
-            MixerSpec::Recurrent(spec) => Self::Recurrent {
-                mixer: Box::new(RecurrentMixer::load(loader, &block_path, spec)?),
-                state_index: places.recurrent(),
-            },
-        })
+            MixerSpec::Recurrent(_) => {}
+        }
+        if let MixerSpec::Recurrent(spec) | MixerSpec::SideBySide(_, spec) = spec {
+            let mixer = Box::new(RecurrentMixer::load(loader, &block_path, spec)?);
+            recurrent = Some(Recurrent { mixer, state_index: places.recurrent() });
+        }
+        Ok(Self { attention, recurrent })
     }
 }
 

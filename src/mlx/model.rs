@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     machine_memory::available_bytes,
-    models::{MixerSpec, ModelSpec},
+    models::{AttentionSpec, MixerSpec, ModelSpec},
 };
 
 /// Where a model's weights are.
@@ -71,12 +71,16 @@ impl LoadedModel {
 fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
     let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
+        let heads = |attention: &AttentionSpec| {
+            let gates = if attention.output_gate { attention.num_heads } else { 0 };
+            let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
+            heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
+        };
         let mixer = match &layer.mixer {
             None => 0,
-            Some(MixerSpec::Attention(attention)) => {
-                let gates = if attention.output_gate { attention.num_heads } else { 0 };
-                let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
-                heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
+            Some(MixerSpec::Attention(attention)) => heads(attention),
+            Some(MixerSpec::SideBySide(attention, recurrent)) => {
+                heads(attention).saturating_add(recurrent.num_matrix_elements(spec.hidden_size))
             }
             Some(MixerSpec::Latent(latent)) => latent.num_matrix_elements(spec.hidden_size),
             Some(MixerSpec::Recurrent(recurrent)) => recurrent.num_matrix_elements(spec.hidden_size),

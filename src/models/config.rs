@@ -5,6 +5,7 @@
 //! configuration is a named error there instead of a crash later.
 
 mod attention;
+mod falcon;
 mod families;
 mod family;
 mod fields;

@@ -97,6 +97,15 @@ pub struct Mamba2Spec {
     pub output_bias: bool,
     /// The least and the greatest step of a token; the latter may be infinite.
     pub step_limits: (f32, f32),
+    pub norm: StateNorm,
+}
+
+/// What becomes of what is read from states, which gates multiply; norms go by group of heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateNorm {
+    None,
+    BeforeGates,
+    AfterGates,
 }
 
 impl Mamba2Spec {

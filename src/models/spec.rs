@@ -26,6 +26,10 @@ pub struct ModelSpec {
     pub per_layer_inputs: Option<PerLayerInputSpec>,
     /// Factor on the logits.
     pub logits_scale: Option<f32>,
+    /// A further one where the head is the embedding matrix.
+    pub tied_logits_scale: Option<f32>,
+    /// Factors that are in the weights of MLX's conversions, and in the publisher's files are not.
+    pub folds: Vec<Fold>,
     /// Cap of `cap * tanh(logits / cap)`.
     pub final_logit_softcap: Option<f32>,
     pub quantization: Option<QuantizationSpec>,
@@ -89,6 +93,7 @@ impl LayerSpec {
         match &self.mixer {
             Some(MixerSpec::Attention(attention)) => Some(attention),
             Some(MixerSpec::Latent(latent)) => Some(&latent.attention),
+            Some(MixerSpec::SideBySide(attention, _)) => Some(attention),
             Some(MixerSpec::Recurrent(_)) | None => None,
         }
     }
@@ -96,7 +101,7 @@ impl LayerSpec {
     /// What of this layer keeps a state, if anything does.
     pub fn recurrent(&self) -> Option<&RecurrentSpec> {
         match &self.mixer {
-            Some(MixerSpec::Recurrent(recurrent)) => Some(recurrent),
+            Some(MixerSpec::Recurrent(recurrent) | MixerSpec::SideBySide(_, recurrent)) => Some(recurrent),
             Some(MixerSpec::Attention(_) | MixerSpec::Latent(_)) | None => None,
         }
     }
@@ -121,6 +126,24 @@ pub enum MixerSpec {
     Latent(LatentSpec),
     /// Keeps a state of fixed size, valid at one position only.
     Recurrent(RecurrentSpec),
+    /// Both of the same rows, added up (Falcon-H1).
+    SideBySide(AttentionSpec, RecurrentSpec),
+}
+
+/// Factors on the outputs of all matrices whose names end alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fold {
+    /// End of the name without `.weight`.
+    pub ending: &'static str,
+    pub factors: FoldFactors,
+}
+
+/// What outputs are multiplied by.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FoldFactors {
+    All(f32),
+    /// So many outputs by each, in this order.
+    Runs(Vec<(usize, f32)>),
 }
 
 /// Grouped-query attention.

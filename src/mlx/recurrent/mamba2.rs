@@ -20,7 +20,7 @@ use crate::{
         states::{Mixed, RecurrentState, RowGroup},
         sys,
     },
-    models::Mamba2Spec,
+    models::{Mamba2Spec, StateNorm},
 };
 
 /// A Mamba-2 layer.
@@ -37,7 +37,8 @@ pub(in crate::mlx) struct Mamba2 {
     step_bias: Array,
     /// What of each head's inputs passes by its states, `(H, 1)` in float32.
     bypass: Array,
-    norm: Norm,
+    /// `None` where what is read is gated alone.
+    norm: Option<Norm>,
     output: Linear,
 }
 
@@ -64,7 +65,10 @@ impl Mamba2 {
             decay_rate,
             step_bias,
             bypass,
-            norm: loader.plain_norm(&path("norm"), spec.inner_width())?,
+            norm: match spec.norm {
+                StateNorm::None => None,
+                _ => Some(loader.plain_norm(&path("norm"), spec.inner_width())?),
+            },
             output: loader.linear(&path("out_proj"), hidden, spec.inner_width(), spec.output_bias)?,
         })
     }
@@ -106,8 +110,12 @@ impl Mamba2 {
             Ok((group.pack(&read)?, RecurrentState { conv_tail, memory: Some(memory) }))
         })?;
 
-        let gated = read.multiply(ops.silu(&gates.as_dtype(Dtype::Float32)?)?)?;
-        self.output.forward(&self.normed(&gated)?.as_dtype(self.dtype.mlx())?)
+        let gates = ops.silu(&gates.as_dtype(Dtype::Float32)?)?;
+        let gated = match spec.norm {
+            StateNorm::BeforeGates => self.normed(&read)?.multiply(gates)?,
+            StateNorm::AfterGates | StateNorm::None => self.normed(&read.multiply(gates)?)?,
+        };
+        self.output.forward(&gated.as_dtype(self.dtype.mlx())?)
     }
 
     /// How far the states of each head move on with a token: `(T, H)` → the same, in float32.
@@ -135,16 +143,17 @@ impl Mamba2 {
         ))
     }
 
-    /// `(T, W)` normed, each group's heads by themselves.
-    fn normed(&self, gated: &Array) -> Result<Array> {
+    /// `(T, W)` normed, each group's heads by themselves, where there is a norm.
+    fn normed(&self, rows: &Array) -> Result<Array> {
+        let Some(norm) = &self.norm else { return Ok(rows.clone()) };
         let num_groups = self.spec.num_groups as i32;
         if num_groups == 1 {
-            return self.norm.forward(gated);
+            return norm.forward(rows);
         }
-        let num_rows = gated.dim(0);
-        let by_group = gated.reshape(&[num_rows, num_groups, -1])?;
-        let normed = fast::rms_norm(&by_group, None, self.norm.eps)?.reshape(&[num_rows, -1])?;
-        match &self.norm.weight {
+        let num_rows = rows.dim(0);
+        let by_group = rows.reshape(&[num_rows, num_groups, -1])?;
+        let normed = fast::rms_norm(&by_group, None, norm.eps)?.reshape(&[num_rows, -1])?;
+        match &norm.weight {
             Some(weight) => Ok(normed.multiply(weight)?),
             None => Ok(normed),
         }

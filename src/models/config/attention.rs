@@ -66,6 +66,8 @@ pub(super) enum ScoreScale {
     Field(&'static str, f64),
     /// This field.
     Factor(&'static str),
+    /// The first, times this field.
+    HeadDimTimes(&'static str),
 }
 
 /// Which dimensions of a head are rotated together.
@@ -195,6 +197,9 @@ impl ScoreScale {
                 base => Err(format!("'{name}' must be positive, got {base}")),
             },
             Self::Factor(name) => fields.factor(name, None),
+            Self::HeadDimTimes(name) => {
+                Ok((head_dim as f64).powf(-0.5) as f32 * fields.factor(name, Some(1.0))?)
+            }
         }
     }
 }

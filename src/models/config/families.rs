@@ -7,6 +7,7 @@
 
 use super::{
     attention::{AttentionTraits, NormTraits, Pairs, RotatedLayers, ScoreScale},
+    falcon::FALCON_H1,
     family::{Bias, EmbeddingScale, Family, LLAMA, LogitsScale},
     fields::Fields,
     gemma4,
@@ -121,6 +122,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("granitemoe", "Granite 3 1B-A400M, 3B-A800M", &GRANITE_MOE, known::GRANITE),
     plain("granitemoehybrid", "Granite 4.0, all sizes", &GRANITE_HYBRID, known::GRANITE_HYBRID),
     plain("nemotron_h", "Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano", &NEMOTRON_H, known::NEMOTRON_H),
+    plain("falcon_h1", "Falcon-H1, all sizes", &FALCON_H1, known::FALCON_H1),
     plain("mamba2", "Mamba-2, Codestral Mamba", &MAMBA2, known::MAMBA2),
     plain("gpt_oss", "gpt-oss 20B, 120B", &GPT_OSS, known::GPT_OSS),
     plain("smollm3", "SmolLM3", &SMOLLM3, known::SMOLLM3),

@@ -16,7 +16,7 @@ use crate::models::{
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
     recurrent_spec::RecurrentSpec,
-    spec::{LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    spec::{Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// What differs between the families before any number is read.
@@ -45,6 +45,8 @@ pub(super) struct Family {
     /// Whether the MLP sees what the attention sees.
     pub is_parallel: bool,
     pub logits_scale: LogitsScale,
+    /// Factors that MLX's conversions have in the weights, given what layers there are.
+    pub folds: Option<ReadFolds>,
     /// Whether the configuration says if the head is the embedding matrix; else the weights do.
     pub says_if_tied: bool,
     /// How many blocks there are after the others that guess several tokens at once.
@@ -55,6 +57,9 @@ pub(super) struct Family {
     pub renamed_parts: &'static [(&'static str, &'static str)],
     pub names: BlockNames,
 }
+
+/// Reads factors that MLX's conversions have in the weights.
+pub(super) type ReadFolds = fn(&Fields, &[LayerSpec]) -> Result<Vec<Fold>, String>;
 
 /// Whether projections have biases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +98,8 @@ pub(super) enum LogitsScale {
     None,
     Times(&'static str, f64),
     DividedBy(&'static str),
+    /// The first by the second where the head is the embedding matrix; elsewhere none.
+    RatioIfTied(&'static str, &'static str),
 }
 
 /// llama's; the others are told by how they differ.
@@ -112,6 +119,7 @@ pub(super) const LLAMA: Family = Family {
     residual_scale: None,
     is_parallel: false,
     logits_scale: LogitsScale::None,
+    folds: None,
     says_if_tied: true,
     extra_layers: None,
     ignored_parts: &[],
@@ -157,6 +165,7 @@ impl Family {
             output_scale: false,
         };
         let layers: Vec<LayerSpec> = mixers.into_iter().zip(mlps).map(of_layer).collect();
+        let folds = self.folds.map_or(Ok(Vec::new()), |read| read(fields, &layers))?;
         let is_rotated = layers.iter().filter_map(LayerSpec::attention).any(|layer| layer.rope.is_some());
         let max_rotated = if is_rotated { fields.context_of_rope(max_context)? } else { max_context };
         Ok(ModelSpec {
@@ -174,10 +183,17 @@ impl Family {
             tied_head: if self.says_if_tied { fields.tied_head()? } else { None },
             per_layer_inputs: None,
             logits_scale: match self.logits_scale {
-                LogitsScale::None => None,
+                LogitsScale::None | LogitsScale::RatioIfTied(..) => None,
                 LogitsScale::Times(name, default) => Some(fields.factor(name, Some(default))?),
                 LogitsScale::DividedBy(name) => Some(1.0 / fields.factor(name, Some(1.0))?),
             },
+            tied_logits_scale: match self.logits_scale {
+                LogitsScale::RatioIfTied(over, under) => {
+                    Some(fields.factor(over, Some(1.0))? / fields.factor(under, Some(1.0))?)
+                }
+                _ => None,
+            },
+            folds,
             final_logit_softcap: fields.softcap("final_logit_softcapping")?,
             quantization: None,
             names: WeightNames {
@@ -200,16 +216,24 @@ impl Family {
             let layer = MixerSpec::Latent(latent.spec(sizes, max_context)?);
             return Ok(vec![Some(layer); kinds.len()]);
         }
-        let are_there = |mixer: MixerKind| kinds.iter().any(|kind| kind.mixer == Some(mixer));
+        let are_there = |mixer: MixerKind| {
+            kinds.iter().any(|kind| [Some(mixer), Some(MixerKind::SideBySide)].contains(&kind.mixer))
+        };
         let attention = match are_there(MixerKind::Attention) {
             true => self.attention.layers(sizes, (hidden_size, kinds.len(), max_context))?,
             false => Vec::new(),
         };
         let hybrid = self.hybrid.filter(|_| are_there(MixerKind::Mamba));
         let mamba = hybrid.map(|hybrid| hybrid.mamba.spec(sizes.fields, hidden_size)).transpose()?;
+        let mamba = mamba.map(RecurrentSpec::Mamba2);
         let of_layer = |(layer, kind): (usize, &LayerKind)| match kind.mixer? {
             MixerKind::Attention => attention.get(layer).cloned().map(MixerSpec::Attention),
-            MixerKind::Mamba => mamba.map(|mamba| MixerSpec::Recurrent(RecurrentSpec::Mamba2(mamba))),
+            MixerKind::Mamba => mamba.clone().map(MixerSpec::Recurrent),
+            MixerKind::SideBySide => attention
+                .get(layer)
+                .cloned()
+                .zip(mamba.clone())
+                .map(|(attention, mamba)| MixerSpec::SideBySide(attention, mamba)),
         };
         Ok(kinds.iter().enumerate().map(of_layer).collect())
     }

@@ -95,6 +95,8 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
         tied_head: None,
         per_layer_inputs,
         logits_scale: None,
+        tied_logits_scale: None,
+        folds: Vec::new(),
         final_logit_softcap: fields.softcap("final_logit_softcapping")?,
         quantization: None,
         names: WeightNames::new(BlockNames::GEMMA4),

@@ -13,7 +13,11 @@ use super::{
     moe::{self, MoeTraits, SharedTraits},
     windows::Windows,
 };
-use crate::models::{block_names::BlockNames, mlp_spec::Activation, recurrent_spec::Mamba2Spec};
+use crate::models::{
+    block_names::BlockNames,
+    mlp_spec::Activation,
+    recurrent_spec::{Mamba2Spec, StateNorm},
+};
 
 /// Which layers of a family are what, and its Mamba-2 layers.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +35,8 @@ pub(super) enum LayerKinds {
     Halves,
     /// All are Mamba-2 layers and nothing else.
     StatesAlone,
+    /// All are Mamba-2 layers and attention side by side, and what follows is as the family says.
+    SideBySide,
 }
 
 /// What a layer consists of.
@@ -44,6 +50,7 @@ pub(super) struct LayerKind {
 pub(super) enum MixerKind {
     Attention,
     Mamba,
+    SideBySide,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +101,11 @@ impl LayerKinds {
             Self::StatesAlone => {
                 let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
                 Ok(vec![LayerKind::mixer(MixerKind::Mamba); num_layers])
+            }
+            Self::SideBySide => {
+                let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
+                let both = LayerKind { mixer: Some(MixerKind::SideBySide), ..LayerKind::ATTENTION };
+                Ok(vec![both; num_layers])
             }
         }
     }
@@ -153,12 +165,24 @@ pub(super) struct MambaTraits {
     pub head_dim: &'static str,
     /// Field of how many times the hidden size all heads have together, where `head_dim` may be left to it.
     pub expand: Option<&'static str>,
+    /// Field of that width itself, which comes before it.
+    pub width: Option<&'static str>,
     pub num_groups: (&'static str, Option<u64>),
     pub state_dim: &'static str,
     pub kernel_size: (&'static str, Option<u64>),
     pub conv_bias: Bias,
     pub input_bias: Bias,
     pub output_bias: Bias,
+    pub norm: MambaNorm,
+}
+
+/// Where the norm of what is read from states stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MambaNorm {
+    AfterGates,
+    /// There is one where the first flag says so, by default not, and before the gates where the second does, by
+    /// default so.
+    Flags(&'static str, &'static str),
 }
 
 impl MambaTraits {
@@ -167,31 +191,43 @@ impl MambaTraits {
         num_heads: "mamba_n_heads",
         head_dim: "mamba_d_head",
         expand: Some("mamba_expand"),
+        width: None,
         num_groups: ("mamba_n_groups", Some(1)),
         state_dim: "mamba_d_state",
         kernel_size: ("mamba_d_conv", Some(4)),
         conv_bias: Bias::FieldOrTrue("mamba_conv_bias"),
         input_bias: Bias::Field("mamba_proj_bias"),
         output_bias: Bias::Field("mamba_proj_bias"),
+        norm: MambaNorm::AfterGates,
     };
 
     pub(super) fn spec(&self, fields: &Fields, hidden_size: usize) -> Result<Mamba2Spec, String> {
         // Far above any real model; they keep the state, the product of three, within reason.
         let number = |name: &str, default| fields.integer(name, default, 1, 1024);
         let num_heads = number(self.num_heads, None)?;
-        let head_dim = match self.expand {
-            Some(expand) if fields.get(self.head_dim).is_none_or(|stated| stated == "auto") => {
+        let of_field = match self.width.filter(|width| fields.get(width).is_some()) {
+            None => None,
+            Some(width) => Some(fields.dimension(width, None)?),
+        };
+        let is_stated = fields.get(self.head_dim).is_some_and(|stated| stated != "auto");
+        let head_dim = match (of_field, self.expand) {
+            (None, Some(expand)) if !is_stated => {
                 let width = fields.integer(expand, Some(2), 1, 64)?.saturating_mul(hidden_size);
-                if !width.is_multiple_of(num_heads) || width / num_heads > 1024 {
+                self.split(width, num_heads)?
+            }
+            (Some(width), _) if !is_stated => self.split(width, num_heads)?,
+            (width, _) => {
+                let head_dim = number(self.head_dim, None)?;
+                if width.is_some_and(|width| width != num_heads * head_dim) {
                     return Err(format!(
-                        "'{}' ({num_heads}) does not divide '{expand}' times 'hidden_size' ({width}) into heads of \
-                         at most 1024",
-                        self.num_heads
+                        "'{}' must be '{}' ({num_heads}) times '{}' ({head_dim})",
+                        self.width.unwrap_or_default(),
+                        self.num_heads,
+                        self.head_dim
                     ));
                 }
-                width / num_heads
+                head_dim
             }
-            _ => number(self.head_dim, None)?,
         };
         let num_groups = number(self.num_groups.0, self.num_groups.1)?;
         if !num_heads.is_multiple_of(num_groups) {
@@ -210,7 +246,24 @@ impl MambaTraits {
             input_bias: self.input_bias.read(fields)?,
             output_bias: self.output_bias.read(fields)?,
             step_limits: step_limits(fields)?,
+            norm: match self.norm {
+                MambaNorm::AfterGates => StateNorm::AfterGates,
+                MambaNorm::Flags(has, _) if !fields.flag(has, false)? => StateNorm::None,
+                MambaNorm::Flags(_, is_before) if fields.flag(is_before, true)? => StateNorm::BeforeGates,
+                MambaNorm::Flags(..) => StateNorm::AfterGates,
+            },
         })
+    }
+
+    /// Width of each of the heads that have this width together.
+    fn split(&self, width: usize, num_heads: usize) -> Result<usize, String> {
+        if !width.is_multiple_of(num_heads) || width / num_heads > 1024 {
+            return Err(format!(
+                "'{}' ({num_heads}) does not divide the width of all heads ({width}) into heads of at most 1024",
+                self.num_heads
+            ));
+        }
+        Ok(width / num_heads)
     }
 }
 
@@ -236,12 +289,14 @@ const NEMOTRON_MAMBA: MambaTraits = MambaTraits {
     num_heads: "mamba_num_heads",
     head_dim: "mamba_head_dim",
     expand: None,
+    width: None,
     num_groups: ("n_groups", None),
     state_dim: "ssm_state_size",
     kernel_size: ("conv_kernel", Some(4)),
     conv_bias: Bias::FieldOrTrue("use_conv_bias"),
     input_bias: Bias::Field("use_bias"),
     output_bias: Bias::Field("use_bias"),
+    norm: MambaNorm::AfterGates,
 };
 
 /// How Mamba's names of what is around the blocks are spelt elsewhere.

@@ -260,6 +260,28 @@ pub(super) const GRANITE_HYBRID: &[KeyRule] = &[
     rule("num_logits_to_keep", OUTPUTS),
 ];
 
+const NO_BIASES: Effect =
+    ErrorUnless(&[Bool(false)], "projections have no biases, which factors would not reach");
+
+pub(super) const FALCON_H1: &[KeyRule] = &[
+    rule("mamba_chunk_size", CHUNKS),
+    rule("mamba_expand", Nothing("'mamba_d_ssm' comes before it, or 'mamba_d_head'")),
+    rule("mamba_use_mlp", ErrorUnless(&[Bool(true)], "every layer has an MLP")),
+    rule("mamba_norm_before_gate", Nothing("read where there is a norm")),
+    rule("mamba_proj_bias", NO_BIASES),
+    rule("projectors_bias", NO_BIASES),
+    rule("attention_bias", NO_BIASES),
+    rule("mlp_bias", NO_BIASES),
+    rule("attn_layer_indices", ErrorUnless(&[], "every layer has attention")),
+    rule("layer_types", Nothing("every layer has attention and a state")),
+    rule("layers_block_type", Nothing("every layer has attention and a state")),
+    rule("mlp_expansion_factor", Nothing("'intermediate_size' says it too")),
+    rule("num_logits_to_keep", OUTPUTS),
+    rule("time_step_floor", TRAINING),
+    rule("time_step_min", TRAINING),
+    rule("time_step_max", TRAINING),
+];
+
 pub(super) const NEMOTRON_H: &[KeyRule] = &[
     rule("time_step_min", TRAINING),
     rule("time_step_max", TRAINING),

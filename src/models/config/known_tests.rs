@@ -44,7 +44,7 @@ fn bases() -> Vec<Value> {
 }
 
 /// One of each other family.
-const PUBLISHED: [&str; 23] = [
+const PUBLISHED: [&str; 24] = [
     "qwen3_moe.json",
     "qwen2_moe.json",
     "qwen3_5_moe.json",
@@ -68,6 +68,7 @@ const PUBLISHED: [&str; 23] = [
     "granitemoehybrid.json",
     "nemotron_h-moe.json",
     "mamba2.json",
+    "falcon_h1.json",
 ];
 
 fn parse(config: &Value) -> Result<ModelConfig, String> {
@@ -95,6 +96,8 @@ fn probe(key: &str, usual: &Value) -> Value {
         "layer_types" => json!(["full_attention", "full_attention"]),
         "hybrid_override_pattern" => json!("M"),
         "position_embedding_type" => json!("rope"),
+        "mlp_multipliers" => json!([0.25, 3.0]),
+        "ssm_multipliers" => json!([0.25, 3.0, 1.0, 1.0, 1.0]),
         "time_step_limit" => json!([0.125, 2.0]),
         "full_attn_idxs" => json!([1]),
         "rope_scaling" | "rope_parameters" => {

@@ -91,6 +91,8 @@ fn read(
         tied_head: tied_head(fields)?,
         per_layer_inputs: None,
         logits_scale: None,
+        tied_logits_scale: None,
+        folds: Vec::new(),
         final_logit_softcap: None,
         quantization: None,
         names: WeightNames {

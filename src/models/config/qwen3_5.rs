@@ -67,6 +67,8 @@ fn read(
         tied_head: fields.tied_head()?,
         per_layer_inputs: None,
         logits_scale: None,
+        tied_logits_scale: None,
+        folds: Vec::new(),
         final_logit_softcap: None,
         quantization: None,
         names: WeightNames::new(BlockNames::PLAIN),
