@@ -9,6 +9,7 @@ mod gated_delta;
 mod mamba2;
 mod short_conv;
 mod state_space;
+mod state_step;
 
 use mlx_rs::Array;
 

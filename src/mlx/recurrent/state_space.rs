@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Heads of a group have queries and keys in common, and their memories lie side by side, `(D_k, heads · D_v)`, so
-//! that they are written and read by one matrix product. A decode step computes the recurrence as it stands; a
-//! prefill chunk is computed in blocks of [`MAX_BLOCK`] tokens, the "state-space dual" form of Dao and Gu,
+//! that they are written and read by one matrix product. A decode step computes the recurrence as it stands (on the CPU
+//! in `state_step`'s one pass); a prefill chunk is computed in blocks of [`MAX_BLOCK`] tokens, the "state-space dual" form of Dao and Gu,
 //! "Transformers are SSMs" (arXiv 2405.21060, section 6). With Γᵢ the product of a block's decays up to token i:
 //!
 //! ```text
@@ -21,8 +21,16 @@
 
 use mlx_rs::Array;
 
-use super::blocks::{Blocks, Decays, mask};
-use crate::mlx::{arrays::concatenated, error::Result, ops::Ops, sys};
+use super::{
+    blocks::{Blocks, Decays, mask},
+    state_step::{self, StepRows},
+};
+use crate::mlx::{
+    arrays::concatenated,
+    error::{MlxError, Result},
+    ops::Ops,
+    sys,
+};
 
 /// Tokens computed together; a power of two. There is a decay for each pair of a block's tokens and head, so that
 /// larger ones cost more than the products with the memory that they save.
@@ -58,11 +66,41 @@ fn step(ops: &Ops, rows: &StateRows, memory: &Array) -> Result<(Array, Array)> {
         .reshape(&[num_sequences, num_groups, key_dim, sharing, value_dim])?
         .multiply(decays)?
         .reshape(&side_by_side)?;
+    if ops.works_on_slices(&faded) {
+        let (reads, memory) = in_one_pass(rows, faded, sharing * value_dim)?;
+        return Ok((reads.reshape(&[num_sequences, 1, num_heads, value_dim])?, memory));
+    }
     let keys = rows.keys.reshape(&[num_sequences, num_groups, key_dim, 1])?;
     let values = rows.values.reshape(&[num_sequences, num_groups, 1, sharing * value_dim])?;
     let memory = faded.add(keys.multiply(values)?)?;
     let queries = rows.queries.reshape(&[num_sequences, num_groups, 1, key_dim])?;
     Ok((queries.matmul(&memory)?.reshape(&[num_sequences, 1, num_heads, value_dim])?, memory))
+}
+
+/// What a step writes to memories of this width, which nobody else holds, and what it reads.
+fn in_one_pass(rows: &StateRows, faded: Array, width: i32) -> Result<(Array, Array)> {
+    let [queries, keys, values] =
+        [rows.queries.contiguous()?, rows.keys.contiguous()?, rows.values.contiguous()?];
+    mlx_rs::transforms::eval([&queries, &keys, &values])?;
+    let step = StepRows {
+        queries: numbers(&queries)?,
+        keys: numbers(&keys)?,
+        values: numbers(&values)?,
+        width: width as usize,
+    };
+    let mut reads = Vec::new();
+    let memory = sys::changed_in_place(vec![faded], |memories| {
+        if let [memories] = memories {
+            reads = state_step::write_and_read(memories, step);
+        }
+    })?;
+    let memory = memory.into_iter().next().expect("as many as were given");
+    Ok((Array::from_slice(&reads, &[reads.len() as i32]), memory))
+}
+
+fn numbers(array: &Array) -> Result<&[f32]> {
+    let unreadable = |error| MlxError::Unsupported(format!("a step's rows cannot be read: {error}"));
+    array.try_as_slice::<f32>().map_err(unreadable)
 }
 
 fn blocks(ops: &Ops, rows: &StateRows, memory: &Array) -> Result<(Array, Array)> {
