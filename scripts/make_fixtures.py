@@ -156,7 +156,8 @@ def more_weights(tiny, seed):
 
 def scale_logits(model, model_type, ids, target=3.0):
     names = [n for n, _ in tree_flatten(model.parameters()) if "layers." not in n]
-    fn = next(n for s in ("model.norm.weight", "embedding_norm.weight") for n in names if n.endswith(s))
+    fn = next(n for s in ("model.norm.weight", "embedding_norm.weight", "norm_f.weight",
+                               "final_layernorm.weight") for n in names if n.endswith(s))
     for _ in range(3):
         f = target / mx.std(model(mx.array([ids]))).item()
         w = dict(tree_flatten(model.parameters()))[fn]

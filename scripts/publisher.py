@@ -17,7 +17,7 @@ GLU = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
 W123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 ONE_BY_ONE = {  # experts each with matrices of their own, and what these are called
     "qwen3_moe": GLU, "qwen2_moe": GLU, "qwen3_next": GLU, "olmoe": GLU, "glm4_moe": GLU, "ernie4_5_moe": GLU,
-    "deepseek_v2": GLU, "deepseek_v3": GLU, "glm4_moe_lite": GLU,
+    "deepseek_v2": GLU, "deepseek_v3": GLU, "glm4_moe_lite": GLU, "nemotron_h": GLU,
     "mixtral": W123, "minimax_m2": W123, "lfm2_moe": W123,
 }
 TRANSPOSED = {"qwen3_vl_moe_text"}  # whose publisher has fused experts as (num_experts, in, out)
@@ -56,7 +56,7 @@ def fused(params, model_type):
             continue
         if which == "gate":
             value = mx.concatenate([value, params[name.replace("gate_proj", "up_proj")]], axis=1)
-        if model_type == "granitemoe":
+        if model_type.startswith("granitemoe"):
             out[f"{base}.{'input' if which == 'gate' else 'output'}_linear.weight"] = value
         else:
             out[f"{base}.experts.{'gate_up' if which == 'gate' else 'down'}_proj"] = value
@@ -80,6 +80,19 @@ def gpt_oss(params):
         tail = "_bias" if part == "bias" else ""
         out[f"{base}.{'gate_up' if which == 'gate' else 'down'}_proj{tail}"] = (
             value if tail else value.swapaxes(1, 2))
+    return out
+
+
+def shared_mlp(params):
+    """Granite's MLP beside the experts, or without these: gate and up in one matrix."""
+    out = {}
+    for name, value in params.items():
+        if name.endswith(".mlp.up_proj.weight"):
+            continue
+        if name.endswith(".mlp.gate_proj.weight"):
+            value = mx.concatenate([value, params[name.replace("gate_proj", "up_proj")]], axis=0)
+        name = name.replace(".mlp.gate_proj.", ".shared_mlp.input_linear.")
+        out[name.replace(".mlp.down_proj.", ".shared_mlp.output_linear.")] = value
     return out
 
 
@@ -114,6 +127,11 @@ def publish(params, config):
     params = {n.removeprefix("language_model."): v for n, v in params.items() if not OTHER_PARTS.search(n)}
     params = {re.sub(r"^model\.language_model\.", "model.", n): v for n, v in params.items()}
     params = latents(params)
+    if model_type == "granitemoehybrid":
+        params = shared_mlp(params)
+    if model_type == "nemotron_h":
+        fc = {".switch_mlp.fc1.": ".switch_mlp.up_proj.", ".switch_mlp.fc2.": ".switch_mlp.down_proj."}
+        params = {re.sub(r"\.switch_mlp\.fc[12]\.", lambda m: fc[m[0]], n): v for n, v in params.items()}
     if model_type == "gpt_oss":
         params = gpt_oss(params)
     elif model_type not in ONE_BY_ONE or config.get("text_config", {}).get("model_type") in TRANSPOSED:
@@ -122,7 +140,7 @@ def publish(params, config):
         if ".switch_mlp." in name:
             out.update(experts(name, value, model_type))
             continue
-        if "conv" in name and value.ndim == 3:
+        if "conv" in name and value.ndim == 3 and value.shape[2] == 1:
             value = value.moveaxis(2, 1)
         if model_type == "lfm2_moe" or model_type == "lfm2":
             name = re.sub(r"(feed_forward)\.(\w+_proj)\.", lambda m: f"{m[1]}.{W123[m[2]]}.", name)

@@ -473,9 +473,86 @@ LATENTS = {
         {"rotation": ROTATION_OFF}, spread={"e_score_correction_bias": 0.1}, quantised=FOUR_BITS),
 }
 
+# ---------------------------------------------------------------- Mamba-2
+SINGLE = {k: v for k, v in COMMON.items() if k not in ("rope_theta", "rms_norm_eps", "torch_dtype")}
+GRANITE_HYBRID = dict(
+    {k: v for k, v in MOE.items() if k != "head_dim"}, model_type="granitemoehybrid",
+    architectures=["GraniteMoeHybridForCausalLM"], hidden_act="silu", attention_bias=False, attention_dropout=0.0,
+    attention_multiplier=0.2, embedding_multiplier=6.0, residual_multiplier=0.5, logits_scaling=4.0,
+    normalization_function="rmsnorm", init_method="mup", mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8,
+    mamba_d_conv=4, mamba_n_groups=1, mamba_conv_bias=True, mamba_proj_bias=False, mamba_expand=2,
+    mamba_chunk_size=16, rope_scaling=None, output_router_logits=False)
+NEMOTRON = dict(
+    SINGLE, torch_dtype="float32", model_type="nemotron_h", architectures=["NemotronHForCausalLM"], head_dim=8,
+    tie_word_embeddings=False, attention_bias=False, mlp_bias=False, use_bias=False, use_conv_bias=True,
+    mamba_proj_bias=False, layer_norm_epsilon=1e-5, mamba_num_heads=4, mamba_head_dim=16, ssm_state_size=8,
+    conv_kernel=4, n_groups=2, expand=2, chunk_size=16, mlp_hidden_act="relu2", mamba_hidden_act="silu",
+    time_step_limit=[0.0, float("inf")], time_step_min=0.001, time_step_max=0.1, time_step_floor=1e-4,
+    residual_in_fp32=False, rescale_prenorm_residual=True, num_logits_to_keep=1, use_mamba_kernels=True)
+FALCON = dict(
+    COMMON, torch_dtype="float32", model_type="falcon_h1", architectures=["FalconH1ForCausalLM"], hidden_act="silu",
+    num_hidden_layers=2, head_dim=8, tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
+    projectors_bias=False, rms_norm_eps=1e-5, rope_scaling=None, intermediate_size=32, mamba_d_ssm=64,
+    mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_n_groups=2, mamba_d_conv=4, mamba_conv_bias=True,
+    mamba_proj_bias=False, mamba_expand=2, mamba_chunk_size=16, mamba_rms_norm=False, mamba_norm_before_gate=False,
+    mamba_use_mlp=True, attention_in_multiplier=1.0, attention_out_multiplier=0.9, key_multiplier=0.4,
+    ssm_in_multiplier=1.25, ssm_out_multiplier=0.5, ssm_multipliers=[0.9, 1.5, 0.7, 0.8, 1.2],
+    mlp_multipliers=[0.9, 0.6], embedding_multiplier=2.0, lm_head_multiplier=0.5)
+STATES = {"decay": {"weights": {"A_log": -4.0}}, "what passes by the states": zero(".D"),
+          "bias of the steps": {"weights": {"dt_bias": 2.0}}, "bias of the convolution": zero("conv1d.bias")}
+MAMBA = {
+    # With experts, without rotation, as the publisher has it.
+    "granitemoehybrid": Tiny(
+        dict(GRANITE_HYBRID, layer_types=["mamba", "attention", "mamba"], position_embedding_type="nope",
+             intermediate_size=4, shared_intermediate_size=8, num_local_experts=8, num_experts_per_tok=3),
+        {**STATES, "shared MLP": zero("shared_mlp.output_linear.weight"),
+         "experts": zero("block_sparse_moe.output_linear.weight"),
+         "attention_multiplier": {"config": {"attention_multiplier": 8 ** -0.5}},
+         "no rotation": {"config": {"position_embedding_type": "rope"}}}, published=True),
+    # Without experts, with rotation, as MLX converts it.
+    "granitemoehybrid-dense": Tiny(
+        dict(GRANITE_HYBRID, layer_types=["mamba", "attention", "mamba"], position_embedding_type="rope",
+             intermediate_size=16, shared_intermediate_size=16, num_local_experts=0, num_experts_per_tok=0),
+        {**STATES, "MLP": zero("mlp.down_proj.weight"),
+         "rotation": {"config": {"position_embedding_type": "nope"}}}),
+    # As the publisher's.
+    "nemotron_h": Tiny(
+        dict(NEMOTRON, num_hidden_layers=5, hybrid_override_pattern="M-M*-", intermediate_size=48),
+        {**STATES, "MLP": zero("mixer.down_proj.weight"), "attention": zero("mixer.o_proj.weight")},
+        published=True),
+    # As MLX's, with experts that see fewer numbers.
+    "nemotron_h-moe": Tiny(
+        dict(NEMOTRON, num_hidden_layers=5, hybrid_override_pattern="MEM*E", intermediate_size=16,
+             n_routed_experts=8, num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=8,
+             moe_shared_expert_intermediate_size=12, moe_latent_size=16, n_group=1, topk_group=1,
+             norm_topk_prob=True, routed_scaling_factor=2.5),
+        {**STATES, "correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED,
+         "shared expert": zero("shared_experts.down_proj.weight"), "experts": zero("fc2_latent_proj.weight"),
+         "renormalising": {"config": {"norm_topk_prob": False}}}, spread=CORRECTION),
+    # As the publisher has it: the factors are not in the weights.
+    "falcon_h1": Tiny(
+        FALCON,
+        {**STATES, "factor of the keys": {"config": {"key_multiplier": 1.0}},
+         "factors of the states": {"config": {"ssm_multipliers": [1.0] * 5}},
+         "factors of the MLP": {"config": {"mlp_multipliers": [1.0, 1.0]}},
+         "factor of the attention": {"config": {"attention_out_multiplier": 0.1}},
+         "factor of the embeddings": {"config": {"embedding_multiplier": 1.0}},
+         "factor of the head": {"config": {"lm_head_multiplier": 1.0}}},
+        reference="transformers", why="mlx-lm leaves key_multiplier out", differ_by="factor of the keys",
+        published=True),
+    "mamba2": Tiny(
+        dict({k: v for k, v in SINGLE.items() if k not in ("num_attention_heads", "num_key_value_heads")},
+             torch_dtype="float32", model_type="mamba2", architectures=["Mamba2ForCausalLM"], hidden_act="silu",
+             intermediate_size=64, num_heads=4, head_dim=16, state_size=8, conv_kernel=4, expand=2, n_groups=1,
+             chunk_size=16, use_bias=False, use_conv_bias=True, layer_norm_epsilon=1e-5, residual_in_fp32=True,
+             rms_norm=True, rescale_prenorm_residual=False, time_step_rank=2, time_step_min=0.001, time_step_max=0.1,
+             time_step_floor=1e-4, time_step_limit=[0.0, float("inf")]),
+        {**STATES, "norm of the states": zero("mixer.norm.weight")}),
+}
+
 MODELS = {
     **{name: Tiny(config, steady=False, quantised=dict(FOUR_BITS, paths={
         "lm_head": dict(group_size=64, bits=8), "layers.2.mlp.down_proj": dict(group_size=32, bits=8),
         "layers.1.self_attn.k_proj": False}) if name.endswith("-4bit") else {}) for name, config in FIRST.items()},
-    **EXPERTS, **MODES, **RENAMED, **ATTENTION, **FUSED, **LATENTS,
+    **EXPERTS, **MODES, **RENAMED, **ATTENTION, **FUSED, **LATENTS, **MAMBA,
 }

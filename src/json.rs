@@ -1,8 +1,9 @@
 //! JSON text with nothing of it lost.
 //!
-//! Owns two things that the JSON library does otherwise: a number keeps its spelling (`1E5` would
-//! become `1e+5`), and half a surrogate pair, for which the whole text would be refused, becomes
-//! U+FFFD. Python writes and reads such halves, where text was cut in the middle of an emoji.
+//! Owns three things that the JSON library does otherwise: a number keeps its spelling (`1E5` would
+//! become `1e+5`), half a surrogate pair, for which the whole text would be refused, becomes
+//! U+FFFD (Python writes and reads such halves, where text was cut in the middle of an emoji), and
+//! in a model's files infinity is a number, as Python spells it.
 
 use serde_json::{Number, Value};
 
@@ -25,6 +26,39 @@ pub(crate) fn parse(text: &str) -> Result<Parsed, serde_json::Error> {
     };
     restore_spelling(&mut value, text);
     Ok(Parsed { value, mended })
+}
+
+/// Parses a file that Python may have written, which spells numbers that JSON does not have: infinity becomes the
+/// largest number, which is infinite in single precision, and what is no number null.
+pub(crate) fn parse_python(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text).or_else(|error| match mend_numbers(text) {
+        Some(mended) => serde_json::from_str(&mended),
+        None => Err(error),
+    })
+}
+
+/// Replaces `Infinity` and `NaN` outside of strings; nothing where there are none.
+fn mend_numbers(text: &str) -> Option<String> {
+    let mut mended = String::new();
+    let (mut num_copied, mut in_string, mut escaped) = (0, false, false);
+    for (at, character) in text.char_indices() {
+        let is_escaped = std::mem::take(&mut escaped);
+        match character {
+            '\\' if in_string && !is_escaped => escaped = true,
+            '"' if !is_escaped => in_string = !in_string,
+            'I' | 'N' if !in_string => {
+                let spellings = [("Infinity", "1.7976931348623157e308"), ("NaN", "null")];
+                let found = spellings.iter().find(|(spelling, _)| text[at..].starts_with(spelling));
+                if let Some((spelling, meant)) = found {
+                    mended.push_str(&text[num_copied..at]);
+                    mended.push_str(meant);
+                    num_copied = at + spelling.len();
+                }
+            }
+            _ => {}
+        }
+    }
+    (num_copied > 0).then(|| mended + &text[num_copied..])
 }
 
 /// Replaces halves of surrogate pairs by escapes of the same length; nothing where there are none.
@@ -137,5 +171,18 @@ mod tests {
         }
         let twice = parse(r#"{"a": 1E5, "a": 2E5}"#).expect("JSON").value;
         assert_eq!(twice["a"].as_f64(), Some(2e5));
+    }
+
+    #[test]
+    fn infinities_as_python_spells_them_are_numbers_and_in_strings_text() {
+        let text = r#"{"limit": [0.0, Infinity, -Infinity, NaN], "text": "Infinity \" NaN"}"#;
+        let value = parse_python(text).unwrap();
+        assert_eq!(value["limit"][1].as_f64().unwrap() as f32, f32::INFINITY);
+        assert_eq!(value["limit"][2].as_f64().unwrap() as f32, f32::NEG_INFINITY);
+        assert!(value["limit"][3].is_null());
+        assert_eq!(value["text"], "Infinity \" NaN");
+        for wrong in ["[Infinite]", "[0, Infinity", "N", "\"Infinity"] {
+            assert!(parse_python(wrong).is_err(), "{wrong}");
+        }
     }
 }

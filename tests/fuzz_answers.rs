@@ -242,6 +242,11 @@ fn short_convolutions() {
 }
 
 #[test]
+fn state_space_layers() {
+    check("state_space_layers", "tiny-nemotron_h");
+}
+
+#[test]
 fn layers_of_several_shapes() {
     check("layers_of_several_shapes", "tiny-gemma4");
 }

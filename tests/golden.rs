@@ -72,6 +72,12 @@ const MODELS: &[&str] = &[
     "tiny-glm4_moe_lite",
     "tiny-glm4_moe_lite-4bit",
     "tiny-mistral4",
+    "tiny-granitemoehybrid",
+    "tiny-granitemoehybrid-dense",
+    "tiny-nemotron_h",
+    "tiny-nemotron_h-moe",
+    "tiny-falcon_h1",
+    "tiny-mamba2",
 ];
 
 #[derive(Debug, Clone, Copy)]

@@ -22,17 +22,18 @@ use mlxbatch::{
 
 const NUM_REQUESTS: usize = 200;
 
-/// Families with plain KV, of one head too, sliding windows, recurrent layers, layers of several shapes that
-/// share KV, and latents, and how many bytes
+/// Families with plain KV, of one head too, sliding windows, recurrent layers of each kind, layers of several shapes
+/// that share KV, and latents, and how many bytes
 /// may be cached: some 20 of the prompts below. What is cut from a single head is in order as it
 /// lies, and so was once never copied.
-const MODELS: [(&str, u64); 6] = [
+const MODELS: [(&str, u64); 7] = [
     ("tiny-llama", 3_000_000),
     ("tiny-gemma3", 4_500_000),
     ("tiny-qwen3_5", 2_000_000),
     ("tiny-lfm2", 1_500_000),
     ("tiny-gemma4", 1_500_000),
     ("tiny-glm4_moe_lite", 1_000_000),
+    ("tiny-nemotron_h", 1_500_000),
 ];
 
 /// SplitMix64: the same numbers in every run of the test.

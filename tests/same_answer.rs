@@ -18,8 +18,9 @@ use common::{
 use mlxbatch::{mlx::ComputeDevice, snapshot};
 
 /// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
-/// tiny-gemma4 has shapes by layer and layers that use others' KV, tiny-gpt_oss sinks and experts.
-const MODELS: [&str; 8] = [
+/// tiny-gemma4 has shapes by layer and layers that use others' KV, tiny-gpt_oss sinks and experts,
+/// tiny-nemotron_h-moe layers of one half, of which some keep states and one KV, tiny-mamba2 states alone.
+const MODELS: [&str; 10] = [
     "tiny-llama",
     "tiny-gemma3",
     "tiny-qwen3_5",
@@ -28,6 +29,8 @@ const MODELS: [&str; 8] = [
     "tiny-gpt_oss",
     "tiny-qwen3_5_moe",
     "tiny-glm4_moe_lite",
+    "tiny-nemotron_h-moe",
+    "tiny-mamba2",
 ];
 
 /// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows
@@ -167,4 +170,14 @@ fn experts_on_recurrent_layers_answer_the_same_whatever_is_cached() {
 #[test]
 fn latents_answer_the_same_whatever_is_cached() {
     check(MODELS[7]);
+}
+
+#[test]
+fn halves_of_blocks_with_states_answer_the_same_whatever_is_cached() {
+    check(MODELS[8]);
+}
+
+#[test]
+fn states_alone_answer_the_same_whatever_is_cached() {
+    check(MODELS[9]);
 }

@@ -22,6 +22,9 @@ const MODELS: [&str; 7] = [
     "tiny-glm4_moe_lite",
 ];
 
+/// Of each kind of state.
+const RECURRENT: [&str; 3] = ["tiny-lfm2", "tiny-qwen3_5", "tiny-nemotron_h"];
+
 fn group(sequence: u64, input: Input, start: usize) -> Group {
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let want = match input {
@@ -121,7 +124,7 @@ fn one_stored_prefix_serves_several_sequences_at_once() {
 /// after rows that decode.
 #[test]
 fn a_pass_of_many_rows_computes_what_each_sequence_would_by_itself() {
-    for (model, device) in on_both_kinds(MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"])) {
+    for (model, device) in on_both_kinds(MODELS.into_iter().chain(RECURRENT)) {
         let mut runner = load(model, device);
         let prompts = golden(model);
         let (decoding, waiting) = (&prompts[2], &prompts[4]);
@@ -247,7 +250,7 @@ fn an_answer_is_stored_with_its_sequence_and_continued_later() {
 /// late: any token is the one that follows when all before it is computed as a prompt.
 #[test]
 fn long_answers_go_on_from_all_that_was_decoded() {
-    for (model, device) in on_both_kinds(MODELS.into_iter().chain(["tiny-lfm2", "tiny-qwen3_5"])) {
+    for (model, device) in on_both_kinds(MODELS.into_iter().chain(RECURRENT)) {
         let mut runner = load(model, device);
         let prompts = golden(model);
         let mut texts: Vec<Vec<u32>> = [1, 2, 3].map(|index: usize| prompts[index].prompt.clone()).into();
@@ -306,7 +309,7 @@ fn misuse_is_an_error_and_not_a_wrong_answer() {
 /// were stored, at the end of a segment, and then each one goes on with its own.
 #[test]
 fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
-    for (model, device) in on_both_kinds(["tiny-lfm2", "tiny-qwen3_5"]) {
+    for (model, device) in on_both_kinds(RECURRENT) {
         let mut runner = load(model, device);
         assert_eq!(runner.resume_rule(), ResumeRule::Checkpoints);
         let prompts = golden(model);
@@ -347,7 +350,7 @@ fn a_recurrent_model_resumes_from_checkpoints_and_nowhere_else() {
 /// A sequence that has computed more than is stored has no states of the segment's end any more.
 #[test]
 fn an_answer_has_a_checkpoint_only_if_all_of_it_is_stored() {
-    for (model, device) in on_both_kinds(["tiny-lfm2", "tiny-qwen3_5"]) {
+    for (model, device) in on_both_kinds(RECURRENT) {
         let golden = &golden(model)[1];
         let last = golden.prompt.len() - 1;
         for (num_stored, has_checkpoint) in [(25, false), (40, true)] {
@@ -376,7 +379,7 @@ fn an_answer_has_a_checkpoint_only_if_all_of_it_is_stored() {
 /// turn computed anew.
 #[test]
 fn an_answer_that_ends_one_step_before_the_last_has_a_checkpoint_if_that_was_launched_ahead() {
-    for (model, device) in on_both_kinds(["tiny-lfm2", "tiny-qwen3_5"]) {
+    for (model, device) in on_both_kinds(RECURRENT) {
         let golden = &golden(model)[1];
         let last = golden.prompt.len() - 1;
         let mut runner = load(model, device);

@@ -25,10 +25,20 @@ fn read(model: &str) -> HashMap<String, Tensor> {
     file.tensors()
         .into_iter()
         .map(|(name, view)| {
-            assert_eq!(view.dtype(), Dtype::BF16, "{name}");
-            let bytes = view.data().chunks_exact(2);
-            let values = bytes.map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16));
-            (name, Tensor { shape: view.shape().to_vec(), values: values.collect() })
+            let values = match view.dtype() {
+                Dtype::BF16 => {
+                    let halves = view.data().chunks_exact(2);
+                    halves
+                        .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                        .collect()
+                }
+                Dtype::F32 => {
+                    let words = view.data().chunks_exact(4);
+                    words.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+                }
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, Tensor { shape: view.shape().to_vec(), values })
         })
         .collect()
 }
@@ -109,6 +119,68 @@ fn lfm2_as_published() {
     let mut weights = read("tiny-lfm2");
     as_pytorch(&mut weights, "conv.conv.weight");
     let worst = worst_difference("tiny-lfm2", &weights).unwrap();
+    assert!(worst < 1e-3, "{worst}");
+}
+
+/// Its experts one by one.
+#[test]
+fn nemotron_h_as_published() {
+    let mut weights = read("tiny-nemotron_h-moe");
+    as_pytorch(&mut weights, "conv1d.weight");
+    let mut published = HashMap::new();
+    for (name, tensor) in weights {
+        let Some((list, which)) = name.split_once(".switch_mlp.") else {
+            published.insert(name, tensor);
+            continue;
+        };
+        let projection = if which.starts_with("fc1") { "up_proj" } else { "down_proj" };
+        let size = tensor.values.len() / tensor.shape[0];
+        for (expert, values) in tensor.values.chunks(size).enumerate() {
+            let tensor = Tensor { shape: tensor.shape[1..].to_vec(), values: values.to_vec() };
+            published.insert(format!("{list}.experts.{expert}.{projection}.weight"), tensor);
+        }
+    }
+    assert!(published.contains_key("backbone.layers.1.mixer.experts.7.up_proj.weight"));
+    let worst = worst_difference("tiny-nemotron_h-moe", &published).unwrap();
+    assert!(worst < 1e-3, "{worst}");
+}
+
+/// As mlx-lm converts it: factors are in the weights, but for the keys'.
+#[test]
+fn falcon_h1_as_converted() {
+    let config: Value =
+        serde_json::from_str(&std::fs::read_to_string("fixtures/tiny-falcon_h1/config.json").unwrap())
+            .unwrap();
+    let number = |field: &str| config[field].as_f64().unwrap() as f32;
+    let of_list = |field: &str| -> Vec<f32> {
+        config[field].as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+    };
+    let mlp = of_list("mlp_multipliers");
+    // 64 gates and inputs, 2 · 8 numbers to write and to read with, 4 steps.
+    let widths = [64, 64, 16, 16, 4];
+    let of_input = of_list("ssm_multipliers").into_iter().zip(widths);
+    let of_input: Vec<f32> = of_input
+        .flat_map(|(factor, width)| std::iter::repeat_n(factor * number("ssm_in_multiplier"), width))
+        .collect();
+    let mut weights = read("tiny-falcon_h1");
+    as_pytorch(&mut weights, "conv1d.weight");
+    for (name, tensor) in &mut weights {
+        let factors = match name.rsplit('.').nth(1).unwrap() {
+            "embed_tokens" => vec![number("embedding_multiplier")],
+            "lm_head" => vec![number("lm_head_multiplier")],
+            "o_proj" => vec![number("attention_out_multiplier")],
+            "out_proj" => vec![number("ssm_out_multiplier")],
+            "gate_proj" => vec![mlp[0]],
+            "down_proj" => vec![mlp[1]],
+            "in_proj" => of_input.clone(),
+            _ => continue,
+        };
+        let num_columns = *tensor.shape.last().unwrap();
+        for (row, values) in tensor.values.chunks_mut(num_columns).enumerate() {
+            values.iter_mut().for_each(|value| *value *= factors[row % factors.len()]);
+        }
+    }
+    let worst = worst_difference("tiny-falcon_h1", &weights).unwrap();
     assert!(worst < 1e-3, "{worst}");
 }
 

@@ -1,4 +1,4 @@
-//! One block of the decoder: a mixer, and an MLP or experts, each normed and added to its input.
+//! One block of the decoder: a mixer, and an MLP or experts, or one of these alone, each normed and added to its input.
 //!
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention`, `latent_attention` and `recurrent`; all else works on each packed row by itself.
@@ -60,10 +60,10 @@ impl Places {
 #[derive(Debug)]
 pub(super) struct Block {
     mixer_norm: Option<Norm>,
-    mixer: Mixer,
+    mixer: Option<Mixer>,
     mixer_post_norm: Option<Norm>,
     mlp_norm: Option<Norm>,
-    rest: Rest,
+    rest: Option<Rest>,
     mlp_post_norm: Option<Norm>,
     residual_scale: Option<Array>,
     is_parallel: bool,
@@ -72,14 +72,18 @@ pub(super) struct Block {
     output_scale: Option<Array>,
 }
 
+/// What looks at other positions: one of two, or both side by side, whose results are added up.
 #[derive(Debug)]
-enum Mixer {
-    Attention(AttentionMixer),
-    Recurrent {
-        mixer: Box<RecurrentMixer>,
-        /// Number of recurrent layers before it: its index in the live states.
-        state_index: usize,
-    },
+struct Mixer {
+    attention: Option<AttentionMixer>,
+    recurrent: Option<Recurrent>,
+}
+
+#[derive(Debug)]
+struct Recurrent {
+    mixer: Box<RecurrentMixer>,
+    /// Number of recurrent layers before it: its index in the live states.
+    state_index: usize,
 }
 
 /// Attention with what comes before and after it.
@@ -119,33 +123,24 @@ impl Block {
         let names = loader.spec.names.block;
         let block_path = format!("model.layers.{index}");
         let path = |name: &str| format!("{block_path}.{name}");
-        let norm = |loader: &mut Loader<'_>, name: Option<&str>| {
-            name.map(|name| loader.norm(&path(name), hidden)).transpose()
+        // Of a half that the block has.
+        let norm = |loader: &mut Loader<'_>, half: bool, name: Option<&str>| {
+            name.filter(|_| half).map(|name| loader.norm(&path(name), hidden)).transpose()
         };
+        let (mixes, follows) = (layer.mixer.is_some(), layer.mlp.is_some());
         Ok(Self {
-            mixer_norm: norm(loader, names.mixer_norm)?,
+            mixer_norm: norm(loader, mixes, names.mixer_norm)?,
             mixer: match &layer.mixer {
-                MixerSpec::Attention(spec) => {
-                    let place = places.attention(spec);
-                    let mut later = loader.spec.layers[index + 1..].iter().filter_map(LayerSpec::attention);
-                    let is_shared = later.any(|later| later.kv == KeyValueSource::Layer(place.kv_index));
-                    let attention = SelfAttention::load(loader, &block_path, spec, place, is_shared)?;
-                    Mixer::Attention(AttentionMixer::Heads(Box::new(attention)))
-                }
-                MixerSpec::Latent(spec) => {
-                    let place = places.attention(&spec.attention);
-                    let attention = LatentAttention::load(loader, &block_path, spec, place)?;
-                    Mixer::Attention(AttentionMixer::Latents(Box::new(attention)))
-                }
-                MixerSpec::Recurrent(spec) => Mixer::Recurrent {
-                    mixer: Box::new(RecurrentMixer::load(loader, &block_path, spec)?),
-                    state_index: places.recurrent(),
-                },
+                Some(mixer) => Some(Mixer::load(loader, index, mixer, places)?),
+                None => None,
             },
-            mixer_post_norm: norm(loader, names.mixer_post_norm)?,
-            mlp_norm: norm(loader, names.mlp_norm)?,
-            rest: Rest::load(loader, (&block_path, names), &layer.mlp)?,
-            mlp_post_norm: norm(loader, names.mlp_post_norm)?,
+            mixer_post_norm: norm(loader, mixes, names.mixer_post_norm)?,
+            mlp_norm: norm(loader, follows, names.mlp_norm)?,
+            rest: match &layer.mlp {
+                Some(mlp) => Some(Rest::load(loader, (&block_path, names), mlp)?),
+                None => None,
+            },
+            mlp_post_norm: norm(loader, follows, names.mlp_post_norm)?,
             residual_scale: match layer.residual_scale {
                 1.0 => None,
                 scale => Some(Array::from_f32(scale).as_dtype(loader.precision.dtype.mlx())?),
@@ -169,10 +164,8 @@ impl Block {
 
     /// The state of this layer before the first token, if it is a recurrent one.
     pub(super) fn initial_state(&self) -> Option<Result<RecurrentState>> {
-        match &self.mixer {
-            Mixer::Attention(_) => None,
-            Mixer::Recurrent { mixer, .. } => Some(mixer.initial_state()),
-        }
+        let recurrent = self.mixer.as_ref()?.recurrent.as_ref()?;
+        Some(recurrent.mixer.initial_state())
     }
 
     /// Computes this block of the model in place, for each row block of the pass, `(n, hidden)` each.
@@ -184,30 +177,38 @@ impl Block {
             .iter()
             .map(|rows| normed_by(self.mixer_norm.as_ref(), rows.clone()))
             .collect::<Result<Vec<_>>>()?;
-        match &self.mixer {
-            Mixer::Attention(attention) => {
-                let kv = attention.append(&normed, pass)?;
-                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-                    let mixed = attention.attend(&normed, index, &kv, pass)?;
-                    *rows = self.finish(rows, normed, mixed, (index, pass))?;
-                    pass.settle(&[rows])?;
-                }
+        let recurrent = self.mixer.as_ref().and_then(|mixer| mixer.recurrent.as_ref());
+        let attention = self.mixer.as_ref().and_then(|mixer| mixer.attention.as_ref());
+        let from_states = match recurrent {
+            Some(Recurrent { mixer, state_index }) => {
+                Some(mixer.forward(&concatenated(normed.clone(), 0)?, *state_index, pass)?)
             }
-            Mixer::Recurrent { mixer, state_index } => {
-                let together = concatenated(normed.clone(), 0)?;
-                let mixed = mixer.forward(&together, *state_index, pass)?;
-                let num_rows = mixed.dim(0) as usize;
-                for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-                    let mixed = rows_of(&mixed, &pass.row_blocks[index], num_rows)?;
-                    *rows = self.finish(rows, normed, mixed, (index, pass))?;
-                    pass.settle(&[rows])?;
-                }
-            }
+            None => None,
+        };
+        let kv = attention.map(|attention| attention.append(&normed, pass)).transpose()?;
+        for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
+            let attended = match (attention, &kv) {
+                (Some(attention), Some(kv)) => Some(attention.attend(&normed, index, kv, pass)?),
+                _ => None,
+            };
+            let from_states = match &from_states {
+                Some(mixed) => Some(rows_of(mixed, &pass.row_blocks[index], mixed.dim(0) as usize)?),
+                None => None,
+            };
+            let mixed = match (attended, from_states) {
+                (Some(attended), Some(from_states)) => Some(attended.add(from_states)?),
+                (attended, from_states) => attended.or(from_states),
+            };
+            *rows = match mixed {
+                Some(mixed) => self.finish(rows, normed, mixed, (index, pass))?,
+                None => self.follow(rows.clone(), normed, (index, pass))?,
+            };
+            pass.settle(&[rows])?;
         }
         Ok(())
     }
 
-    /// What follows the mixer, for one row block: its rows added to its input, and the MLP. `normed` is what
+    /// What comes after the mixer, for one row block: its rows added to its input, and the MLP. `normed` is what
     /// the mixer saw.
     fn finish(
         &self,
@@ -217,18 +218,28 @@ impl Block {
         (row_block, pass): (usize, &BlockPass<'_>),
     ) -> Result<Array> {
         let mixed = self.scaled(normed_by(self.mixer_post_norm.as_ref(), mixed)?)?;
-        let hidden = hidden.add(mixed)?;
-        let normed = match self.is_parallel {
-            true => normed,
-            false => normed_by(self.mlp_norm.as_ref(), hidden.clone())?,
-        };
-        let update = match &self.rest {
-            Rest::Dense(mlp) => mlp.forward(&normed, pass.ops)?,
-            Rest::Moe(moe) => moe.forward(&normed, pass.ops)?,
-            Rest::Both(both) => both.forward(&hidden, &normed, pass.ops)?,
-        };
-        let update = self.scaled(normed_by(self.mlp_post_norm.as_ref(), update)?)?;
-        let mut hidden = hidden.add(update)?;
+        self.follow(hidden.add(mixed)?, normed, (row_block, pass))
+    }
+
+    /// What follows the mixer of one row block, if anything does.
+    fn follow(
+        &self,
+        mut hidden: Array,
+        normed: Array,
+        (row_block, pass): (usize, &BlockPass<'_>),
+    ) -> Result<Array> {
+        if let Some(rest) = &self.rest {
+            let normed = match self.is_parallel {
+                true => normed,
+                false => normed_by(self.mlp_norm.as_ref(), hidden.clone())?,
+            };
+            let update = match rest {
+                Rest::Dense(mlp) => mlp.forward(&normed, pass.ops)?,
+                Rest::Moe(moe) => moe.forward(&normed, pass.ops)?,
+                Rest::Both(both) => both.forward(&hidden, &normed, pass.ops)?,
+            };
+            hidden = hidden.add(self.scaled(normed_by(self.mlp_post_norm.as_ref(), update)?)?)?;
+        }
         if let Some(input) = &self.per_layer_input {
             let inputs = &pass.per_layer_inputs[row_block];
             hidden = hidden.add(input.update(&hidden, inputs, pass.ops)?)?;
@@ -245,6 +256,36 @@ impl Block {
             Some(scale) => Ok(update.multiply(scale)?),
             None => Ok(update),
         }
+    }
+}
+
+impl Mixer {
+    /// Loads the mixer of layer `index`.
+    fn load(loader: &mut Loader<'_>, index: usize, spec: &MixerSpec, places: &mut Places) -> Result<Self> {
+        let block_path = format!("model.layers.{index}");
+        let heads = |loader: &mut Loader<'_>, spec: &AttentionSpec, place: AttentionPlace| -> Result<_> {
+            let mut later = loader.spec.layers[index + 1..].iter().filter_map(LayerSpec::attention);
+            let is_shared = later.any(|later| later.kv == KeyValueSource::Layer(place.kv_index));
+            let attention = SelfAttention::load(loader, &block_path, spec, place, is_shared)?;
+            Ok(AttentionMixer::Heads(Box::new(attention)))
+        };
+        let (mut attention, mut recurrent) = (None, None);
+        match spec {
+            MixerSpec::Attention(spec) | MixerSpec::SideBySide(spec, _) => {
+                attention = Some(heads(loader, spec, places.attention(spec))?);
+            }
+            MixerSpec::Latent(spec) => {
+                let place = places.attention(&spec.attention);
+                let latents = LatentAttention::load(loader, &block_path, spec, place)?;
+                attention = Some(AttentionMixer::Latents(Box::new(latents)));
+            }
+            MixerSpec::Recurrent(_) => {}
+        }
+        if let MixerSpec::Recurrent(spec) | MixerSpec::SideBySide(_, spec) = spec {
+            let mixer = Box::new(RecurrentMixer::load(loader, &block_path, spec)?);
+            recurrent = Some(Recurrent { mixer, state_index: places.recurrent() });
+        }
+        Ok(Self { attention, recurrent })
     }
 }
 

@@ -46,8 +46,9 @@ pub(super) struct Decoder {
     /// The distinct rotations of the layers.
     ropes: Vec<Rope>,
     norm: Norm,
-    /// It may share its memory with the embedding table.
     head: Linear,
+    /// Whether the head is the embedding table, with which it then shares its memory.
+    is_tied: bool,
 }
 
 impl Decoder {
@@ -59,6 +60,9 @@ impl Decoder {
         device: ComputeDevice,
     ) -> Result<Self> {
         let tied = spec.tied_head.unwrap_or_else(|| !weights.contains("lm_head.weight"));
+        if weights.are_published() {
+            spec.folds.iter().try_for_each(|fold| weights.fold(fold))?;
+        }
         let mut loader = Loader::new(spec, &mut weights, precision);
         let embedding = loader.table("model.embed_tokens", spec.vocab_size, spec.hidden_size)?;
         let mut places = Places::default();
@@ -95,6 +99,7 @@ impl Decoder {
             ropes: places.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
             norm,
             head,
+            is_tied: tied,
             spec: spec.clone(),
         })
     }
@@ -220,7 +225,8 @@ impl Decoder {
 
     fn finish_logits(&self, logits: Array) -> Result<Array> {
         let mut logits = logits.as_dtype(mlx_rs::Dtype::Float32)?;
-        if let Some(scale) = self.spec.logits_scale {
+        let tied_scale = self.spec.tied_logits_scale.filter(|_| self.is_tied);
+        for scale in [self.spec.logits_scale, tied_scale].into_iter().flatten() {
             logits = logits.multiply(Array::from_f32(scale))?;
         }
         match self.spec.final_logit_softcap {

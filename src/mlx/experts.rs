@@ -28,7 +28,8 @@ pub(super) struct Experts {
     device: ComputeDevice,
     num_experts: usize,
     activation: Activation,
-    gate: Projections,
+    /// `None` where the activation has none.
+    gate: Option<Projections>,
     up: Projections,
     down: Projections,
 }
@@ -52,14 +53,15 @@ enum Matrices {
 }
 
 impl Experts {
-    /// Loads the experts below `block_path`, in whichever of the family's forms they are stored.
+    /// Loads the experts below `block_path`, in whichever of the family's forms they are stored; they see and make
+    /// rows of this width.
     pub(super) fn load(
         loader: &mut Loader<'_>,
         block_path: &str,
         names: &ExpertNames,
         (num_experts, spec): (usize, DenseSpec),
+        hidden: usize,
     ) -> Result<Self> {
-        let hidden = loader.spec.hidden_size;
         let DenseSpec { intermediate_size, activation, bias } = spec;
         let path = |name: &str| format!("{block_path}.{name}");
         let stacked = names.stacked.map(path);
@@ -82,7 +84,8 @@ impl Experts {
             loader.weights.rename(&down, &stacked[2]);
         }
         if let Some(single) = names.single {
-            for (stacked, name) in stacked.iter().zip(single.names) {
+            let are_there = stacked.iter().zip(single.names).skip(usize::from(!activation.has_gate()));
+            for (stacked, name) in are_there {
                 let one = |index: usize| format!("{block_path}.{}.{index}.{name}", single.list);
                 loader.weights.stack(stacked, num_experts, one)?;
             }
@@ -95,7 +98,7 @@ impl Experts {
             device,
             num_experts,
             activation,
-            gate: projections(0, intermediate_size, hidden)?,
+            gate: if activation.has_gate() { Some(projections(0, intermediate_size, hidden)?) } else { None },
             up: projections(1, intermediate_size, hidden)?,
             down: projections(2, hidden, intermediate_size)?,
         })
@@ -131,7 +134,8 @@ impl Experts {
         let rows = rows.expand_dims(1)?;
         let project =
             |projections: &Projections, rows: &Array| projections.gathered(rows, experts, is_sorted);
-        let gated = ops.gated(self.activation, project(&self.gate, &rows)?, project(&self.up, &rows)?)?;
+        let gate = self.gate.as_ref().map(|gate| project(gate, &rows)).transpose()?;
+        let gated = ops.activated(self.activation, gate, project(&self.up, &rows)?)?;
         Ok(project(&self.down, &gated)?.squeeze_axes(&[1])?)
     }
 
@@ -177,8 +181,8 @@ impl Experts {
         for &(expert, num_rows) in groups {
             let rows = sys::slice_axis(rows, 0, first, first + num_rows)?;
             first += num_rows;
-            let gated =
-                ops.gated(self.activation, self.gate.of(expert, &rows)?, self.up.of(expert, &rows)?)?;
+            let gate = self.gate.as_ref().map(|gate| gate.of(expert, &rows)).transpose()?;
+            let gated = ops.activated(self.activation, gate, self.up.of(expert, &rows)?)?;
             let result = self.down.of(expert, &gated)?;
             // Before the next expert's numbers are made.
             result.eval()?;
@@ -189,11 +193,10 @@ impl Experts {
 
     /// The same by products with the quantised matrices themselves; `None` where that cannot be.
     fn on_host(&self, rows: &Array, groups: &[(usize, usize)], ops: &Ops) -> Result<Option<Array>> {
-        let (Matrices::Quantized(gate), Matrices::Quantized(up), Matrices::Quantized(down)) =
-            (&self.gate.matrices, &self.up.matrices, &self.down.matrices)
-        else {
-            return Ok(None);
-        };
+        // What rows go through first: gates, where there are any, and what they gate.
+        let inner: Vec<&Projections> = self.gate.iter().chain([&self.up]).collect();
+        let stacks: Option<Vec<&Quantized>> = inner.iter().map(|stack| stack.quantized()).collect();
+        let (Some(stacks), Some(down)) = (stacks, self.down.quantized()) else { return Ok(None) };
         let num_rows = rows.dim(0);
         let project = |stacks: &[&Quantized], rows: &Array| -> Result<Option<Vec<Array>>> {
             let rows = rows.contiguous()?;
@@ -206,10 +209,12 @@ impl Experts {
             };
             Ok(results.map(|results| results.into_iter().map(array).collect()))
         };
-        let Some(both) = project(&[gate, up], rows)? else { return Ok(None) };
-        let [gate, up] = <[Array; 2]>::try_from(both).expect("one for each stack");
-        let (gate, up) = (self.gate.with_biases(gate, groups)?, self.up.with_biases(up, groups)?);
-        let gated = ops.gated(self.activation, gate, up)?;
+        let Some(results) = project(&stacks, rows)? else { return Ok(None) };
+        let mut results = results.into_iter().zip(inner).map(|(rows, from)| from.with_biases(rows, groups));
+        let mut next = || results.next().transpose();
+        let gate = if self.gate.is_some() { next()? } else { None };
+        let up = next()?.expect("one for each stack");
+        let gated = ops.activated(self.activation, gate, up)?;
         let Some(results) = project(&[down], &gated)? else { return Ok(None) };
         results.into_iter().next().map(|result| self.down.with_biases(result, groups)).transpose()
     }
@@ -248,6 +253,13 @@ impl Projections {
             None
         };
         Ok(Self { matrices, biases, precision })
+    }
+
+    fn quantized(&self) -> Option<&Quantized> {
+        match &self.matrices {
+            Matrices::Quantized(matrices) => Some(matrices),
+            Matrices::Dense { .. } => None,
+        }
     }
 
     /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the expert that is named for it.

@@ -138,6 +138,15 @@ pub(super) fn gate_with_gelu(gate: &mut [f32], up: &[f32]) {
     gate_with(gate, up, |x| (x * x * GELU_CUBIC + 1.0) * x * GELU_SCALE);
 }
 
+/// Puts max(x, 0) · up in place of each x.
+pub(super) fn gate_with_relu(gate: &mut [f32], up: &[f32]) {
+    with_wide_vectors(|| {
+        for (x, up) in gate.iter_mut().zip(up) {
+            *x = if *x < 0.0 { 0.0 } else { *x } * up;
+        }
+    });
+}
+
 /// Puts x · sigmoid(sharpness · x) · (up + 1) in place of each x, after x is cut above at `limit` and `up` to
 /// `±limit`: gpt-oss's (its `swiglu`).
 pub(super) fn gate_with_clamped_silu(gate: &mut [f32], up: &mut [f32], limit: f32, sharpness: f32) {

@@ -27,9 +27,7 @@ impl<'a> Loader<'a> {
         let less_one = match spec.norm.weight {
             NormWeight::Factor => false,
             NormWeight::LessOne => true,
-            NormWeight::LessOneUnlessConverted => weights.iter().any(|(name, array)| {
-                name.ends_with("conv1d.weight") && array.ndim() == 3 && array.dim(-1) != 1
-            }),
+            NormWeight::LessOneUnlessConverted => weights.are_published(),
         };
         Self { spec, weights, precision, less_one }
     }

@@ -1,6 +1,6 @@
-//! Gated MLPs.
+//! MLPs, gated or not.
 //!
-//! Owns the three projections around the activation, which is `ops`'.
+//! Owns the projections around the activation, which is `ops`'.
 
 use mlx_rs::Array;
 
@@ -11,7 +11,8 @@ use crate::models::{Activation, DenseSpec, MlpNames};
 #[derive(Debug)]
 pub(super) struct Mlp {
     activation: Activation,
-    gate: Linear,
+    /// `None` where the activation has none.
+    gate: Option<Linear>,
     up: Linear,
     down: Linear,
 }
@@ -33,7 +34,10 @@ impl Mlp {
         }
         Ok(Self {
             activation,
-            gate: loader.linear(&path(names.gate), intermediate_size, hidden, bias)?,
+            gate: match activation.has_gate() {
+                true => Some(loader.linear(&path(names.gate), intermediate_size, hidden, bias)?),
+                false => None,
+            },
             up: loader.linear(&path(names.up), intermediate_size, hidden, bias)?,
             down: loader.linear(&path(names.down), hidden, intermediate_size, bias)?,
         })
@@ -41,8 +45,8 @@ impl Mlp {
 
     /// `(T, hidden)` → `(T, hidden)`.
     pub(super) fn forward(&self, rows: &Array, ops: &Ops) -> Result<Array> {
-        let gated = ops.gated(self.activation, self.gate.forward(rows)?, self.up.forward(rows)?)?;
-        self.down.forward(&gated)
+        let gate = self.gate.as_ref().map(|gate| gate.forward(rows)).transpose()?;
+        self.down.forward(&ops.activated(self.activation, gate, self.up.forward(rows)?)?)
     }
 }
 

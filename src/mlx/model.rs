@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     machine_memory::available_bytes,
-    models::{MixerSpec, ModelSpec},
+    models::{AttentionSpec, MixerSpec, ModelSpec},
 };
 
 /// Where a model's weights are.
@@ -71,21 +71,25 @@ impl LoadedModel {
 fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
     let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
-        let mixer = match &layer.mixer {
-            MixerSpec::Attention(attention) => {
-                let gates = if attention.output_gate { attention.num_heads } else { 0 };
-                let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
-                heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
-            }
-            MixerSpec::Latent(latent) => latent.num_matrix_elements(spec.hidden_size),
-            MixerSpec::Recurrent(recurrent) => recurrent.num_matrix_elements(spec.hidden_size),
+        let heads = |attention: &AttentionSpec| {
+            let gates = if attention.output_gate { attention.num_heads } else { 0 };
+            let heads = 2 * (attention.num_heads + attention.num_kv_heads) + gates;
+            heads.saturating_mul(attention.head_dim).saturating_mul(spec.hidden_size)
         };
-        sum.saturating_add(mixer).saturating_add(layer.mlp.num_dense_elements(spec.hidden_size))
+        let mixer = match &layer.mixer {
+            None => 0,
+            Some(MixerSpec::Attention(attention)) => heads(attention),
+            Some(MixerSpec::SideBySide(attention, recurrent)) => {
+                heads(attention).saturating_add(recurrent.num_matrix_elements(spec.hidden_size))
+            }
+            Some(MixerSpec::Latent(latent)) => latent.num_matrix_elements(spec.hidden_size),
+            Some(MixerSpec::Recurrent(recurrent)) => recurrent.num_matrix_elements(spec.hidden_size),
+        };
+        let mlp = layer.mlp.as_ref().map_or(0, |mlp| mlp.num_dense_elements(spec.hidden_size));
+        sum.saturating_add(mixer).saturating_add(mlp)
     });
-    let experts = spec
-        .layers
-        .iter()
-        .fold(0usize, |sum, layer| sum.saturating_add(layer.mlp.num_expert_elements(spec.hidden_size)));
+    let mlps = spec.layers.iter().filter_map(|layer| layer.mlp.as_ref());
+    let experts = mlps.fold(0usize, |sum, mlp| sum.saturating_add(mlp.num_expert_elements(spec.hidden_size)));
     let expert_bytes = if spec.quantization.is_some() { 1 } else { dtype.num_bytes() };
     let widened = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes());
     let needed = widened.saturating_add(experts.saturating_mul(expert_bytes)) as u64;

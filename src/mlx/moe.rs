@@ -27,6 +27,8 @@ pub(super) struct Moe {
     selection_bias: Option<Array>,
     /// `(E,)`, float32, on the weights of the chosen.
     per_expert_scale: Option<Array>,
+    /// To the width of what experts see, and back.
+    latent: Option<(Linear, Linear)>,
     experts: Experts,
     shared: Option<Mlp>,
     shared_gate: Option<Linear>,
@@ -82,12 +84,28 @@ impl Moe {
                 (Some(mlp), gate.transpose()?)
             }
         };
+        let latent = match spec.latent_size {
+            None => None,
+            Some(width) => {
+                let [down, up] = names.latent.map(path);
+                let bias = spec.expert.bias;
+                Some((loader.linear(&down, width, hidden, bias)?, loader.linear(&up, hidden, width, bias)?))
+            }
+        };
+        let expert_width = spec.latent_size.unwrap_or(hidden);
         Ok(Self {
             router_norm,
+            latent,
             router: loader.linear(&path(names.router), spec.num_experts, hidden, routing.router_bias)?,
             selection_bias,
             per_expert_scale,
-            experts: Experts::load(loader, block_path, &names.experts, (spec.num_experts, spec.expert))?,
+            experts: Experts::load(
+                loader,
+                block_path,
+                &names.experts,
+                (spec.num_experts, spec.expert),
+                expert_width,
+            )?,
             shared,
             shared_gate,
             spec: *spec,
@@ -102,8 +120,16 @@ impl Moe {
     /// The same where the router sees other rows than the experts, `(T, hidden)` each.
     pub(super) fn forward_routed(&self, rows: &Array, router_rows: &Array, ops: &Ops) -> Result<Array> {
         let (chosen, weights) = self.route(router_rows)?;
-        let results = self.experts.forward(rows, &chosen, ops)?;
+        let seen = match &self.latent {
+            Some((down, _)) => down.forward(rows)?,
+            None => rows.clone(),
+        };
+        let results = self.experts.forward(&seen, &chosen, ops)?;
         let mixed = results.multiply(weights.expand_dims(-1)?)?.sum_axis(1, false)?.as_dtype(rows.dtype())?;
+        let mixed = match &self.latent {
+            Some((_, up)) => up.forward(&mixed)?,
+            None => mixed,
+        };
         let Some(shared) = &self.shared else { return Ok(mixed) };
         let mut beside = shared.forward(rows, ops)?;
         if let Some(gate) = &self.shared_gate {

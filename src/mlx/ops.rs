@@ -66,6 +66,11 @@ impl Ops {
     }
 
     fn uses_polynomial(&self, x: &Array) -> bool {
+        self.works_on_slices(x)
+    }
+
+    /// Whether a pass of our own over these numbers is faster than MLX's operations.
+    pub(super) fn works_on_slices(&self, x: &Array) -> bool {
         self.device == ComputeDevice::Cpu && x.dtype() == Dtype::Float32
     }
 
@@ -131,6 +136,17 @@ impl Ops {
         Ok(Weights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
     }
 
+    /// An activation of `up`, by its gate where it has one. It takes both, as `gated` does.
+    pub(super) fn activated(&self, activation: Activation, gate: Option<Array>, up: Array) -> Result<Array> {
+        match gate {
+            Some(gate) => self.gated(activation, gate, up),
+            None => {
+                let positive = ops::maximum(&up, Array::from_f32(0.0).as_dtype(up.dtype())?)?;
+                positive.multiply(up)
+            }
+        }
+    }
+
     /// An activation of `gate`, times `up`. It takes both for that: nobody else may hold these or what they
     /// were cut from.
     pub(super) fn gated(&self, activation: Activation, gate: Array, up: Array) -> Result<Array> {
@@ -140,6 +156,7 @@ impl Ops {
                 match activation {
                     Activation::Silu => fused::gate_with_silu(gate, up),
                     Activation::GeluTanh => fused::gate_with_gelu(gate, up),
+                    Activation::SquaredRelu => fused::gate_with_relu(gate, up),
                     Activation::ClampedSilu { limit, sharpness } => {
                         fused::gate_with_clamped_silu(gate, up, limit, sharpness);
                     }
@@ -150,6 +167,7 @@ impl Ops {
         let gate = match activation {
             Activation::Silu => self.silu(&gate)?,
             Activation::GeluTanh => self.gelu_tanh(&gate)?,
+            Activation::SquaredRelu => ops::maximum(&gate, Array::from_f32(0.0).as_dtype(gate.dtype())?)?,
             Activation::ClampedSilu { limit, sharpness } => {
                 let number = |number: f32| Array::from_f32(number).as_dtype(gate.dtype());
                 let gate = ops::minimum(&gate, number(limit)?)?;
@@ -282,7 +300,7 @@ mod tests {
         let of = |num_rows: i32| {
             let pieces = vec![array(num_rows, 90), array(num_rows, 7)];
             let weights = ops.weights(pieces).unwrap();
-            let gated = [Activation::Silu, Activation::GeluTanh]
+            let gated = [Activation::Silu, Activation::GeluTanh, Activation::SquaredRelu]
                 .map(|activation| ops.gated(activation, array(num_rows, 64), array(num_rows, 64)).unwrap());
             let of_few = |array: &Array| {
                 values(&sys::slice_axis(array, 0, 0, few as usize).unwrap().contiguous().unwrap())

@@ -14,7 +14,7 @@ use super::{
     error::{MlxError, Result},
     publishers, sys,
 };
-use crate::models::{PublisherFormat, WeightNames};
+use crate::models::{Fold, FoldFactors, PublisherFormat, WeightNames};
 
 /// What belongs to a matrix, each with an entry for each of its outputs, and whether its name may be bare.
 const SUFFIXES: [(&str, bool); 6] = [
@@ -68,6 +68,41 @@ impl Weights {
     /// The weights not taken yet, under their full names.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Array)> {
         self.arrays.iter().map(|(name, array)| (name.as_str(), array))
+    }
+
+    /// Whether they are as the publisher of a model with convolutions has them, and not as MLX converts them: the
+    /// layout tells, `(channels, 1, kernel)` or `(channels, kernel, 1)`.
+    pub(super) fn are_published(&self) -> bool {
+        let is_published = |(name, array): (&str, &Array)| {
+            name.ends_with("conv1d.weight") && array.ndim() == 3 && array.dim(-1) != 1
+        };
+        self.iter().any(is_published)
+    }
+
+    /// Multiplies the outputs of all matrices whose names end so.
+    pub(super) fn fold(&mut self, fold: &Fold) -> Result<()> {
+        let ending = format!("{}.weight", fold.ending);
+        for (name, array) in self.arrays.iter_mut().filter(|(name, _)| name.ends_with(&ending)) {
+            let factors: Vec<f32> = match &fold.factors {
+                FoldFactors::All(factor) => vec![*factor],
+                FoldFactors::Runs(runs) => runs
+                    .iter()
+                    .flat_map(|(num_rows, factor)| std::iter::repeat_n(*factor, *num_rows))
+                    .collect(),
+            };
+            let is_number = matches!(array.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
+            let fits = array.ndim() == 2 && [1, array.dim(0)].contains(&(factors.len() as i32));
+            if !is_number || !fits {
+                return Err(MlxError::Weights(format!(
+                    "'{name}' of shape {:?} cannot be multiplied by the configuration's {} factors",
+                    array.shape(),
+                    factors.len()
+                )));
+            }
+            let factors = Array::from_slice(&factors, &[factors.len() as i32, 1]);
+            *array = array.as_dtype(Dtype::Float32)?.multiply(factors)?;
+        }
+        Ok(())
     }
 
     /// Whether the weight called `name` is there and not taken yet.

@@ -16,6 +16,8 @@ pub struct BlockNames {
     pub mlp_post_norm: Option<&'static str>,
     pub attention: AttentionNames,
     pub latent: LatentNames,
+    /// What all parts of a Mamba-2 layer are below.
+    pub mamba: &'static str,
     pub mlp: MlpNames,
     pub moe: MoeNames,
     /// Of an MLP and experts side by side: after the MLP, before the experts, after them.
@@ -31,6 +33,7 @@ impl BlockNames {
         mlp_post_norm: None,
         attention: AttentionNames::PLAIN,
         latent: LatentNames::DEEPSEEK,
+        mamba: "mamba",
         mlp: MlpNames::PLAIN,
         moe: MoeNames::QWEN,
         both_norms: [
@@ -83,6 +86,41 @@ impl BlockNames {
         mixer_post_norm: Some("post_self_attn_layernorm"),
         mlp_post_norm: Some("post_mlp_layernorm"),
         mlp: MlpNames { gate_up: Some("mlp.gate_up_proj"), ..MlpNames::PLAIN },
+        ..Self::PLAIN
+    };
+
+    /// Those of blocks with one half, whichever it is.
+    pub const HALVES: Self = Self {
+        mixer_norm: Some("norm"),
+        mlp_norm: Some("norm"),
+        attention: AttentionNames {
+            query: "mixer.q_proj",
+            key: "mixer.k_proj",
+            value: "mixer.v_proj",
+            output: "mixer.o_proj",
+            ..AttentionNames::PLAIN
+        },
+        mamba: "mixer",
+        mlp: MlpNames { up: "mixer.up_proj", down: "mixer.down_proj", ..MlpNames::PLAIN },
+        moe: MoeNames {
+            router: "mixer.gate",
+            selection_bias: "mixer.gate.e_score_correction_bias",
+            latent: ["mixer.fc1_latent_proj", "mixer.fc2_latent_proj"],
+            experts: ExpertNames {
+                stacked: ["mixer.switch_mlp.gate_proj", "mixer.switch_mlp.fc1", "mixer.switch_mlp.fc2"],
+                single: Some(SingleExperts {
+                    list: "mixer.experts",
+                    names: ["gate_proj", "up_proj", "down_proj"],
+                }),
+                fused: None,
+            },
+            shared: MlpNames {
+                up: "mixer.shared_experts.up_proj",
+                down: "mixer.shared_experts.down_proj",
+                ..MlpNames::PLAIN
+            },
+            ..MoeNames::QWEN
+        },
         ..Self::PLAIN
     };
 
@@ -212,6 +250,8 @@ pub struct MoeNames {
     pub per_expert_scale: &'static str,
     /// The factors of the router's own norm.
     pub router_norm: &'static str,
+    /// To the width of what experts see, and back.
+    pub latent: [&'static str; 2],
     pub experts: ExpertNames,
     pub shared: MlpNames,
     pub shared_gate: &'static str,
@@ -224,6 +264,7 @@ impl MoeNames {
         selection_bias: "mlp.gate.e_score_correction_bias",
         per_expert_scale: "router.per_expert_scale",
         router_norm: "router.scale",
+        latent: ["mlp.fc1_latent_proj", "mlp.fc2_latent_proj"],
         experts: ExpertNames::QWEN,
         shared: MlpNames {
             gate: "mlp.shared_expert.gate_proj",

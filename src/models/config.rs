@@ -5,10 +5,13 @@
 //! configuration is a named error there instead of a crash later.
 
 mod attention;
+mod falcon;
 mod families;
 mod family;
 mod fields;
 mod gemma4;
+mod granite;
+mod hybrid;
 mod known;
 mod latent;
 mod lfm2;
@@ -71,8 +74,8 @@ pub fn read_model_config(path: &Path) -> Result<ModelConfig, ConfigError> {
     let shown = path.display().to_string();
     let text = small_file::read_text(path, MAX_FILE_BYTES)
         .map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
-    let value: Value =
-        serde_json::from_str(&text).map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
+    let value: Value = crate::json::parse_python(&text)
+        .map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
     parse_model_config(&value, &shown)
 }
 

@@ -297,7 +297,7 @@ impl Translator<'_> {
             ));
         }
         for layer in &mut spec.layers {
-            let MixerSpec::Attention(attention) = &mut layer.mixer else { continue };
+            let Some(MixerSpec::Attention(attention)) = &mut layer.mixer else { continue };
             let Some(rope) = &mut attention.rope else { continue };
             let frequencies = &mut rope.frequencies;
             if frequencies.len() != factors.len() {

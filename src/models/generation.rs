@@ -47,8 +47,8 @@ pub fn read_generation_config(folder: &Path) -> Result<GenerationConfig, ConfigE
         }
         Err(source) => return Err(ConfigError::Read { path: shown, source }),
     };
-    let value: Value =
-        serde_json::from_str(&text).map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
+    let value: Value = crate::json::parse_python(&text)
+        .map_err(|source| ConfigError::Json { path: shown.clone(), source })?;
     parse(&value, &shown).map_err(|reason| ConfigError::Invalid { path: shown, reason })
 }
 

@@ -34,18 +34,23 @@ impl MlpSpec {
         let dense = self.dense().map_or(0, |dense| dense.num_elements(hidden_size));
         let moe = self.moe().map_or(0, |moe| {
             let shared = moe.shared.map_or(0, |shared| shared.mlp.num_elements(hidden_size));
-            shared.saturating_add(moe.num_experts.saturating_mul(hidden_size))
+            let latent = moe.latent_size.unwrap_or(0).saturating_mul(2);
+            shared.saturating_add(moe.num_experts.saturating_add(latent).saturating_mul(hidden_size))
         });
         dense.saturating_add(moe)
     }
 
     /// Elements of all experts' matrices, of which each token goes through a few.
     pub fn num_expert_elements(&self, hidden_size: usize) -> usize {
-        self.moe().map_or(0, |moe| moe.expert.num_elements(hidden_size).saturating_mul(moe.num_experts))
+        let of = |moe: &MoeSpec| {
+            let width = moe.latent_size.unwrap_or(hidden_size);
+            moe.expert.num_elements(width).saturating_mul(moe.num_experts)
+        };
+        self.moe().map_or(0, of)
     }
 }
 
-/// `down(activation(gate(x)) · up(x))`.
+/// `down(activation(gate(x)) · up(x))`, or `down(activation(up(x)))` where the activation has no gate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DenseSpec {
     pub intermediate_size: usize,
@@ -56,7 +61,8 @@ pub struct DenseSpec {
 
 impl DenseSpec {
     fn num_elements(&self, hidden_size: usize) -> usize {
-        self.intermediate_size.saturating_mul(3).saturating_mul(hidden_size)
+        let num_matrices = if self.activation.has_gate() { 3 } else { 2 };
+        self.intermediate_size.saturating_mul(num_matrices).saturating_mul(hidden_size)
     }
 }
 
@@ -72,6 +78,15 @@ pub enum Activation {
         limit: f32,
         sharpness: f32,
     },
+    /// The square of what is positive: each number is its own gate, `max(x, 0) · x`.
+    SquaredRelu,
+}
+
+impl Activation {
+    /// Whether there is a matrix for gates beside the one for what they gate.
+    pub fn has_gate(self) -> bool {
+        self != Self::SquaredRelu
+    }
 }
 
 /// Some experts, MLPs of the same shape, of which each token goes through the few that a router chooses;
@@ -82,6 +97,8 @@ pub struct MoeSpec {
     /// Experts that each token goes through.
     pub num_per_token: usize,
     pub expert: DenseSpec,
+    /// Width of what experts see and make, to which and from which all share a matrix; `None`: the hidden size.
+    pub latent_size: Option<usize>,
     pub routing: RoutingSpec,
     /// An MLP beside the experts that every token goes through.
     pub shared: Option<SharedExpertSpec>,

@@ -33,11 +33,11 @@ pub use mlp_spec::{
     SharedExpertSpec,
 };
 pub use names::WeightNames;
-pub use recurrent_spec::{GatedDeltaSpec, RecurrentSpec, ShortConvSpec};
+pub use recurrent_spec::{GatedDeltaSpec, Mamba2Spec, RecurrentSpec, ShortConvSpec, StateNorm};
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    AttentionSpec, HeadNorms, KeyValueSource, KvLayout, LatentSpec, LayerSpec, MixerSpec, ModelSpec,
-    NormKind, NormSpec, NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat, Quantization,
-    QuantizationMode, QuantizationSpec, ValueColumns,
+    AttentionSpec, Fold, FoldFactors, HeadNorms, KeyValueSource, KvLayout, LatentSpec, LayerSpec, MixerSpec,
+    ModelSpec, NormKind, NormSpec, NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat,
+    Quantization, QuantizationMode, QuantizationSpec, ValueColumns,
 };

@@ -4,10 +4,11 @@
 //! values are `spec`'s, the arithmetic is `mlx/recurrent`'s.
 
 /// A layer that keeps a state of fixed size instead of keys and values.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RecurrentSpec {
     GatedDelta(GatedDeltaSpec),
     ShortConv(ShortConvSpec),
+    Mamba2(Mamba2Spec),
 }
 
 impl RecurrentSpec {
@@ -20,6 +21,10 @@ impl RecurrentSpec {
                 tail + memory * size_of::<f32>()
             }
             Self::ShortConv(spec) => (spec.kernel_size - 1) * hidden_size * bytes_per_element,
+            Self::Mamba2(spec) => {
+                let tail = (spec.kernel_size - 1) * spec.conv_width() * bytes_per_element;
+                tail + spec.inner_width() * spec.state_dim * size_of::<f32>()
+            }
         }
     }
 
@@ -28,6 +33,7 @@ impl RecurrentSpec {
         let per_input = match self {
             Self::GatedDelta(spec) => spec.conv_width() + 2 * spec.value_width() + 2 * spec.num_value_heads,
             Self::ShortConv(_) => 4 * hidden_size,
+            Self::Mamba2(spec) => spec.projected_width() + spec.inner_width(),
         };
         per_input.saturating_mul(hidden_size)
     }
@@ -72,4 +78,54 @@ pub struct ShortConvSpec {
     pub kernel_size: usize,
     /// Whether the convolution and both projections have a bias.
     pub bias: bool,
+}
+
+/// Mamba-2's state-space layer (arXiv 2405.21060): a matrix per head that fades by one factor a token, to which
+/// inputs are written and from which outputs are read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mamba2Spec {
+    pub num_heads: usize,
+    pub head_dim: usize,
+    /// Groups of heads that write and read with the same vectors; divides `num_heads`.
+    pub num_groups: usize,
+    /// Width of these vectors.
+    pub state_dim: usize,
+    /// Positions that the convolution over inputs and vectors sees; at least 2.
+    pub kernel_size: usize,
+    pub conv_bias: bool,
+    pub input_bias: bool,
+    pub output_bias: bool,
+    /// The least and the greatest step of a token; the latter may be infinite.
+    pub step_limits: (f32, f32),
+    pub norm: StateNorm,
+}
+
+/// What becomes of what is read from states, which gates multiply; norms go by group of heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StateNorm {
+    None,
+    BeforeGates,
+    AfterGates,
+}
+
+impl Mamba2Spec {
+    /// Width of the inputs of all heads, of their outputs and of the gates.
+    pub fn inner_width(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Width of what all groups write with, and of what they read with.
+    pub fn group_width(&self) -> usize {
+        self.num_groups * self.state_dim
+    }
+
+    /// Channels of the convolution: inputs, what is written with, what is read with.
+    pub fn conv_width(&self) -> usize {
+        self.inner_width() + 2 * self.group_width()
+    }
+
+    /// Outputs of the input projection: gates, what is convolved, a step for each head.
+    pub fn projected_width(&self) -> usize {
+        self.inner_width() + self.conv_width() + self.num_heads
+    }
 }

@@ -26,6 +26,10 @@ pub struct ModelSpec {
     pub per_layer_inputs: Option<PerLayerInputSpec>,
     /// Factor on the logits.
     pub logits_scale: Option<f32>,
+    /// A further one where the head is the embedding matrix.
+    pub tied_logits_scale: Option<f32>,
+    /// Factors that are in the weights of MLX's conversions, and in the publisher's files are not.
+    pub folds: Vec<Fold>,
     /// Cap of `cap * tanh(logits / cap)`.
     pub final_logit_softcap: Option<f32>,
     pub quantization: Option<QuantizationSpec>,
@@ -54,18 +58,16 @@ impl ModelSpec {
 
     /// The recurrent layers in order; state is kept for these only.
     pub fn recurrent_layers(&self) -> impl Iterator<Item = &RecurrentSpec> {
-        self.layers.iter().filter_map(|layer| match &layer.mixer {
-            MixerSpec::Attention(_) | MixerSpec::Latent(_) => None,
-            MixerSpec::Recurrent(recurrent) => Some(recurrent),
-        })
+        self.layers.iter().filter_map(LayerSpec::recurrent)
     }
 }
 
-/// One transformer block: a mixer, which looks at other positions, and what follows it, which does not.
+/// One transformer block: a mixer, which looks at other positions, and what follows it, which does not; or one of
+/// these alone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerSpec {
-    pub mixer: MixerSpec,
-    pub mlp: MlpSpec,
+    pub mixer: Option<MixerSpec>,
+    pub mlp: Option<MlpSpec>,
     /// Factor on what the mixer and the MLP add to their input.
     pub residual_scale: f32,
     /// Whether the MLP sees what the mixer sees, and both are added at once.
@@ -75,12 +77,32 @@ pub struct LayerSpec {
 }
 
 impl LayerSpec {
+    /// A block of both halves with none of what few models have.
+    pub fn plain(mixer: MixerSpec, mlp: MlpSpec) -> Self {
+        Self {
+            mixer: Some(mixer),
+            mlp: Some(mlp),
+            residual_scale: 1.0,
+            is_parallel: false,
+            output_scale: false,
+        }
+    }
+
     /// The attention of this layer, if it has any.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         match &self.mixer {
-            MixerSpec::Attention(attention) => Some(attention),
-            MixerSpec::Latent(latent) => Some(&latent.attention),
-            MixerSpec::Recurrent(_) => None,
+            Some(MixerSpec::Attention(attention)) => Some(attention),
+            Some(MixerSpec::Latent(latent)) => Some(&latent.attention),
+            Some(MixerSpec::SideBySide(attention, _)) => Some(attention),
+            Some(MixerSpec::Recurrent(_)) | None => None,
+        }
+    }
+
+    /// What of this layer keeps a state, if anything does.
+    pub fn recurrent(&self) -> Option<&RecurrentSpec> {
+        match &self.mixer {
+            Some(MixerSpec::Recurrent(recurrent) | MixerSpec::SideBySide(_, recurrent)) => Some(recurrent),
+            Some(MixerSpec::Attention(_) | MixerSpec::Latent(_)) | None => None,
         }
     }
 }
@@ -104,6 +126,24 @@ pub enum MixerSpec {
     Latent(LatentSpec),
     /// Keeps a state of fixed size, valid at one position only.
     Recurrent(RecurrentSpec),
+    /// Both of the same rows, added up (Falcon-H1).
+    SideBySide(AttentionSpec, RecurrentSpec),
+}
+
+/// Factors on the outputs of all matrices whose names end alike.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fold {
+    /// End of the name without `.weight`.
+    pub ending: &'static str,
+    pub factors: FoldFactors,
+}
+
+/// What outputs are multiplied by.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FoldFactors {
+    All(f32),
+    /// So many outputs by each, in this order.
+    Runs(Vec<(usize, f32)>),
 }
 
 /// Grouped-query attention.

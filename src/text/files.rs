@@ -31,7 +31,7 @@ pub(super) fn read_json(path: &Path) -> Result<Option<Value>, TextError> {
     let Some(text) = read_text(path)? else {
         return Ok(None);
     };
-    match serde_json::from_str(&text) {
+    match crate::json::parse_python(&text) {
         Ok(value) => Ok(Some(value)),
         Err(e) => Err(TextError::Json { path: path.to_owned(), message: e.to_string() }),
     }

@@ -76,7 +76,8 @@ fn load(config: &Value, weights: &[PathBuf]) -> Result<(), String> {
 
 #[test]
 fn any_one_field_may_be_anything() {
-    for model in ["tiny-llama", "tiny-gemma3", "tiny-llama-4bit", "tiny-deepseek_v3"] {
+    for model in ["tiny-llama", "tiny-gemma3", "tiny-llama-4bit", "tiny-deepseek_v3", "tiny-granitemoehybrid"]
+    {
         let folder = fixture_path(model);
         let text = std::fs::read_to_string(folder.join("config.json")).expect("the fixture is there");
         let sound: Value = serde_json::from_str(&text).expect("the fixture is JSON");
@@ -114,6 +115,8 @@ fn what_loads_also_runs() {
         ("tiny-gemma3", "attn_logit_softcapping", json!(1e30)),
         ("tiny-glm4_moe_lite", "rope_interleave", json!(false)),
         ("tiny-glm4_moe_lite", "rms_norm_eps", json!(1e-300)),
+        ("tiny-granitemoehybrid", "time_step_limit", json!([0.0, 1e-30])),
+        ("tiny-granitemoehybrid", "time_step_limit", json!([1e30, 1e38])),
     ];
     for (model, field, value) in cases {
         let desk = Desk::with_input(

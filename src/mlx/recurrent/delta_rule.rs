@@ -18,11 +18,11 @@
 //! S         = Γ_C·S₀ + (diag(Γ_C/Γ)·K)ᵀ·Δ
 //! ```
 //!
-//! so that only the products with S₀ go from block to block. A ratio Γᵢ/Γⱼ is the exponential of
-//! the sum of the logarithms between j and i, summed for each pair: quotients would be 0/0 after
-//! strong decay, and differences of running sums would cancel.
+//! so that only the products with S₀ go from block to block.
 
 use mlx_rs::{Array, ops};
+
+use super::blocks::{Blocks, Decays, mask};
 
 use crate::mlx::{arrays::concatenated, error::Result, ops::Ops, sys};
 
@@ -76,21 +76,14 @@ fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)>
     let (num_key_heads, key_dim) = (rows.keys.dim(2), rows.keys.dim(3));
     let (num_heads, value_dim) = (rows.values.dim(2), rows.values.dim(3));
     let (sharing, rows_of_heads) = (num_heads / num_key_heads, num_sequences * num_key_heads);
-    let size = (num_tokens as usize).next_power_of_two().min(MAX_BLOCK) as i32;
-    let num_blocks = (num_tokens as usize).div_ceil(size as usize) as i32;
+    let blocks = Blocks::of(num_tokens, MAX_BLOCK);
+    let (size, num_blocks) = (blocks.size, blocks.count);
 
-    // (blocks, B·H_k, sharing, tokens, width). Missing tokens of the last block are zeros: they
-    // neither decay nor write.
+    // (blocks, B·H_k, sharing, tokens, width).
     let blocked = |x: &Array, sharing: i32, width: i32| -> Result<Array> {
-        let missing = num_blocks * size - num_tokens;
-        let x = x.reshape(&[num_sequences, num_tokens, -1])?;
-        let x = if missing == 0 {
-            x
-        } else {
-            let zeros = ops::zeros_dtype(&[num_sequences, missing, x.dim(2)], x.dtype())?;
-            ops::concatenate(&[&x, &zeros], 1)?
-        };
-        Ok(x.reshape(&[num_sequences, num_blocks, size, num_key_heads, sharing, width])?
+        Ok(blocks
+            .padded(x)?
+            .reshape(&[num_sequences, num_blocks, size, num_key_heads, sharing, width])?
             .transpose_axes(&[1, 0, 3, 4, 2, 5])?
             .reshape(&[num_blocks, rows_of_heads, sharing, size, width])?)
     };
@@ -99,13 +92,7 @@ fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)>
     let values = blocked(&rows.values, sharing, value_dim)?;
     let write_strengths = blocked(&rows.write_strengths, sharing, 1)?;
     let log_decays = blocked(&rows.log_decays, sharing, 1)?;
-    // Γ as a column; all ratios; those of the last token as a column.
-    let products = ops.exp_nonpositive(&log_decays.cumsum(3, None, None)?)?;
-    let ratios = log_decays.multiply(mask(size, |row, column| column < row))?.cumsum(3, None, None)?;
-    let ratios = ops.exp_nonpositive(&ratios)?;
-    let last = |x: &Array| sys::slice_axis(x, 3, size as usize - 1, size as usize);
-    let to_end = last(&ratios)?.swap_axes(3, 4)?;
-    let totals = last(&products)?;
+    let Decays { products, ratios, to_end, totals } = Decays::of(ops, &log_decays, size)?;
 
     let keys_across = keys.swap_axes(3, 4)?;
     let reads_writes =
@@ -138,10 +125,7 @@ fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)>
         .reshape(&[num_blocks, num_sequences, num_key_heads, sharing, size, value_dim])?
         .transpose_axes(&[1, 0, 4, 2, 3, 5])?
         .reshape(&[num_sequences, num_blocks * size, num_heads, value_dim])?;
-    Ok((
-        sys::slice_axis(&reads, 1, 0, num_tokens as usize)?,
-        memory.reshape(&[num_sequences, num_heads, key_dim, value_dim])?,
-    ))
+    Ok((blocks.unpadded(&reads)?, memory.reshape(&[num_sequences, num_heads, key_dim, value_dim])?))
 }
 
 /// (I + A)⁻¹ of strictly lower triangular matrices A, `(…, size, size)`.
@@ -171,15 +155,6 @@ fn unit_lower_inverse(lower: &Array, size: i32) -> Result<Array> {
         half *= 2;
     }
     Ok(inverse)
-}
-
-/// 1 where `holds(row, column)` and 0 elsewhere, `(size, size)`.
-fn mask(size: i32, holds: impl Fn(i32, i32) -> bool) -> Array {
-    let holds = &holds;
-    let values: Vec<f32> = (0..size)
-        .flat_map(|row| (0..size).map(move |column| if holds(row, column) { 1.0 } else { 0.0 }))
-        .collect();
-    Array::from_slice(&values, &[size, size])
 }
 
 #[cfg(test)]

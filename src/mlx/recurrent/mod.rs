@@ -2,14 +2,18 @@
 //!
 //! Owns their arithmetic. What a state is, and whose are whose, is the business of `states`.
 
+mod blocks;
 mod causal_conv;
 mod delta_rule;
 mod gated_delta;
+mod mamba2;
 mod short_conv;
+mod state_space;
+mod state_step;
 
 use mlx_rs::Array;
 
-use self::{gated_delta::GatedDelta, short_conv::ShortConv};
+use self::{gated_delta::GatedDelta, mamba2::Mamba2, short_conv::ShortConv};
 use super::{
     block_pass::BlockPass,
     error::Result,
@@ -23,6 +27,7 @@ use crate::models::RecurrentSpec;
 pub(super) enum RecurrentMixer {
     GatedDelta(Box<GatedDelta>),
     ShortConv(Box<ShortConv>),
+    Mamba2(Box<Mamba2>),
 }
 
 impl RecurrentMixer {
@@ -35,6 +40,7 @@ impl RecurrentMixer {
             RecurrentSpec::ShortConv(spec) => {
                 Self::ShortConv(Box::new(ShortConv::load(loader, block_path, *spec)?))
             }
+            RecurrentSpec::Mamba2(spec) => Self::Mamba2(Box::new(Mamba2::load(loader, block_path, *spec)?)),
         })
     }
 
@@ -43,6 +49,7 @@ impl RecurrentMixer {
         match self {
             Self::GatedDelta(layer) => layer.initial_state(),
             Self::ShortConv(layer) => layer.initial_state(),
+            Self::Mamba2(layer) => layer.initial_state(),
         }
     }
 
@@ -61,6 +68,7 @@ impl RecurrentMixer {
                 layer.forward(normed, ops, |mix| states.advance(state_index, rows, mix))
             }
             Self::ShortConv(layer) => layer.forward(normed, |mix| states.advance(state_index, rows, mix)),
+            Self::Mamba2(layer) => layer.forward(normed, ops, |mix| states.advance(state_index, rows, mix)),
         }
     }
 }

@@ -12,7 +12,8 @@ use crate::mlx::{arrays::compact, error::Result, sys};
 pub(in crate::mlx) struct RecurrentState {
     /// The convolution's last inputs, oldest first, `(B, K - 1, C)`.
     pub conv_tail: Array,
-    /// What keys have written, `(B, H, D_k, D_v)` in float32; `None` in a layer of convolution only.
+    /// What keys have written, by head `(B, H, D_k, D_v)` or by group of heads, in float32; `None` in a layer of
+    /// convolution only.
     pub memory: Option<Array>,
 }
 

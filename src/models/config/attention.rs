@@ -66,6 +66,8 @@ pub(super) enum ScoreScale {
     Field(&'static str, f64),
     /// This field.
     Factor(&'static str),
+    /// The first, times this field.
+    HeadDimTimes(&'static str),
 }
 
 /// Which dimensions of a head are rotated together.
@@ -81,6 +83,9 @@ pub(super) enum Pairs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RotatedLayers {
     All,
+    None,
+    /// All where this field says "rope", none where it is absent or "nope".
+    IfRope(&'static str),
     /// Those with a window; all where none has one.
     Sliding,
     /// Those with a 1 in `no_rope_layers`; by default all but every so many, `no_rope_layer_interval`.
@@ -92,6 +97,12 @@ impl RotatedLayers {
         let num_layers = windows.len();
         match self {
             Self::All => Ok(vec![true; num_layers]),
+            Self::None => Ok(vec![false; num_layers]),
+            Self::IfRope(field) => match fields.get(field).map(|kind| (kind.as_str(), kind)) {
+                None | Some((Some("nope"), _)) => Ok(vec![false; num_layers]),
+                Some((Some("rope"), _)) => Ok(vec![true; num_layers]),
+                Some((_, kind)) => Err(format!("'{field}' must be rope or nope, got {kind}")),
+            },
             Self::Sliding if windows.iter().all(Option::is_none) => Ok(vec![true; num_layers]),
             Self::Sliding => Ok(windows.iter().map(Option::is_some).collect()),
             Self::Listed => {
@@ -186,6 +197,9 @@ impl ScoreScale {
                 base => Err(format!("'{name}' must be positive, got {base}")),
             },
             Self::Factor(name) => fields.factor(name, None),
+            Self::HeadDimTimes(name) => {
+                Ok((head_dim as f64).powf(-0.5) as f32 * fields.factor(name, Some(1.0))?)
+            }
         }
     }
 }

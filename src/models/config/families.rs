@@ -1,14 +1,19 @@
 //! The model types that are served, one row each.
 //!
-//! Owns the table, and of each attention-only family how it differs from llama's. What the fields mean, and
+//! Owns the table, and of most attention-only families how they differ from llama's. What the fields mean, and
 //! defaults, are those of the reference mlx-lm 0.32; where that passes over a field, or is known to be wrong,
-//! what the publisher's own code makes of it. Families with recurrent layers have readers of their own.
+//! what the publisher's own code makes of it. Families with Mamba-2 layers are `hybrid`'s, Granite's `granite`'s;
+//! those with other recurrent layers have readers of their own.
 
 use super::{
     attention::{AttentionTraits, NormTraits, Pairs, RotatedLayers, ScoreScale},
+    falcon::FALCON_H1,
     family::{Bias, EmbeddingScale, Family, LLAMA, LogitsScale},
     fields::Fields,
-    gemma4, known,
+    gemma4,
+    granite::{GRANITE, GRANITE_HYBRID, GRANITE_MOE},
+    hybrid::{MAMBA2, NEMOTRON_H},
+    known,
     latent::LatentTraits,
     lfm2,
     moe::{self, MoeLayers, MoeTraits, Normalised, SharedTraits},
@@ -115,6 +120,10 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("glm4_moe", "GLM-4.5, 4.5-Air, 4.6, 4.7", &GLM4_MOE, known::GLM4_MOE),
     plain("granite", "Granite 3", &GRANITE, known::GRANITE),
     plain("granitemoe", "Granite 3 1B-A400M, 3B-A800M", &GRANITE_MOE, known::GRANITE),
+    plain("granitemoehybrid", "Granite 4.0, all sizes", &GRANITE_HYBRID, known::GRANITE_HYBRID),
+    plain("nemotron_h", "Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano", &NEMOTRON_H, known::NEMOTRON_H),
+    plain("falcon_h1", "Falcon-H1, all sizes", &FALCON_H1, known::FALCON_H1),
+    plain("mamba2", "Mamba-2, Codestral Mamba", &MAMBA2, known::MAMBA2),
     plain("gpt_oss", "gpt-oss 20B, 120B", &GPT_OSS, known::GPT_OSS),
     plain("smollm3", "SmolLM3", &SMOLLM3, known::SMOLLM3),
     plain("minimax_m2", "MiniMax M2", &MINIMAX_M2, known::MINIMAX_M2),
@@ -160,7 +169,7 @@ impl ModelType {
 /// A default of heads of keys and values that stands for as many as queries have.
 const AS_QUERIES: (&str, u64) = ("num_key_value_heads", 0);
 
-const LLAMA_DEFAULTS: &[(&str, u64)] = &[("max_position_embeddings", 32_768), AS_QUERIES];
+pub(super) const LLAMA_DEFAULTS: &[(&str, u64)] = &[("max_position_embeddings", 32_768), AS_QUERIES];
 
 const MISTRAL: Family =
     Family { attention: AttentionTraits { windows: Windows::IfStated, ..LLAMA.attention }, ..LLAMA };
@@ -305,7 +314,7 @@ const MIXTRAL: Family = Family {
     ..LLAMA
 };
 
-const MIXTRAL_NAMES: MoeNames = MoeNames {
+pub(super) const MIXTRAL_NAMES: MoeNames = MoeNames {
     router: "block_sparse_moe.gate",
     selection_bias: "block_sparse_moe.e_score_correction_bias",
     experts: ExpertNames {
@@ -489,45 +498,6 @@ const DEEPSEEK_V32: Family = Family {
     latent: Some(LatentTraits { max_seen: Some("index_topk"), ..LatentTraits::DEEPSEEK }),
     ignored_parts: &[".self_attn.indexer."],
     ..DEEPSEEK_V3
-};
-
-const GRANITE: Family = Family {
-    defaults: LLAMA_DEFAULTS,
-    attention: AttentionTraits { scale: ScoreScale::Factor("attention_multiplier"), ..LLAMA.attention },
-    embedding_scale: EmbeddingScale::Field("embedding_multiplier"),
-    residual_scale: Some("residual_multiplier"),
-    logits_scale: LogitsScale::DividedBy("logits_scaling"),
-    ..LLAMA
-};
-
-const GRANITE_MOE: Family = Family {
-    mlp_bias: Bias::Never,
-    moe: Some(MoeTraits {
-        num_experts: ("num_local_experts", None),
-        num_per_token: ("num_experts_per_tok", None),
-        intermediate_size: "intermediate_size",
-        layers: MoeLayers::All,
-        routing: RoutingSpec::softmax(true),
-        normalised: Normalised::Known,
-        ..moe::QWEN
-    }),
-    names: BlockNames {
-        moe: MoeNames {
-            router: "block_sparse_moe.router.layer",
-            experts: ExpertNames {
-                fused: Some(FusedExperts {
-                    gate_up: "block_sparse_moe.input_linear",
-                    down: "block_sparse_moe.output_linear",
-                    rows: ExpertRows::Halves,
-                    is_transposed: false,
-                }),
-                ..MIXTRAL_NAMES.experts
-            },
-            ..MIXTRAL_NAMES
-        },
-        ..BlockNames::PLAIN
-    },
-    ..GRANITE
 };
 
 const GPT_OSS: Family = Family {

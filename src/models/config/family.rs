@@ -1,11 +1,13 @@
-//! A family of attention-only models, as data, and how its configuration is read by it.
+//! A family of models, as data, and how its configuration is read by it.
 //!
 //! Owns what families may differ in, and the reading of what they have in common. Which families there are is
-//! `families`' business; the parts with rules of their own are `attention`'s, `windows`', `moe`'s and `rope`'s.
+//! `families`' business; the parts with rules of their own are `attention`'s, `windows`', `hybrid`'s, `moe`'s and
+//! `rope`'s.
 
 use super::{
     attention::AttentionTraits,
     fields::{Fields, MAX_LAYERS},
+    hybrid::{HybridTraits, LayerKind, MixerKind, MlpKind},
     latent::LatentTraits,
     moe::MoeTraits,
 };
@@ -13,7 +15,8 @@ use crate::models::{
     block_names::BlockNames,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
-    spec::{LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    recurrent_spec::RecurrentSpec,
+    spec::{Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// What differs between the families before any number is read.
@@ -29,7 +32,11 @@ pub(super) struct Family {
     pub attention: AttentionTraits,
     /// In place of the other, where keys and values are made of latents.
     pub latent: Option<LatentTraits>,
+    /// What layers there are besides those of attention and what follows it.
+    pub hybrid: Option<HybridTraits>,
     pub activation: Activation,
+    /// Field of the width of dense MLPs.
+    pub mlp_width: &'static str,
     pub mlp_bias: Bias,
     pub moe: Option<MoeTraits>,
     pub embedding_scale: EmbeddingScale,
@@ -38,14 +45,21 @@ pub(super) struct Family {
     /// Whether the MLP sees what the attention sees.
     pub is_parallel: bool,
     pub logits_scale: LogitsScale,
+    /// Factors that MLX's conversions have in the weights, given what layers there are.
+    pub folds: Option<ReadFolds>,
     /// Whether the configuration says if the head is the embedding matrix; else the weights do.
     pub says_if_tied: bool,
     /// How many blocks there are after the others that guess several tokens at once.
     pub extra_layers: Option<&'static str>,
     /// Parts of names of weights that are of no use.
     pub ignored_parts: &'static [&'static str],
+    /// Parts of names of weights that are spelt otherwise in the family's files, as (found, meant).
+    pub renamed_parts: &'static [(&'static str, &'static str)],
     pub names: BlockNames,
 }
+
+/// Reads factors that MLX's conversions have in the weights.
+pub(super) type ReadFolds = fn(&Fields, &[LayerSpec]) -> Result<Vec<Fold>, String>;
 
 /// Whether projections have biases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +98,8 @@ pub(super) enum LogitsScale {
     None,
     Times(&'static str, f64),
     DividedBy(&'static str),
+    /// The first by the second where the head is the embedding matrix; elsewhere none.
+    RatioIfTied(&'static str, &'static str),
 }
 
 /// llama's; the others are told by how they differ.
@@ -94,16 +110,20 @@ pub(super) const LLAMA: Family = Family {
     norm: (NormKind::RootMeanSquare, NormWeight::Factor),
     attention: AttentionTraits::LLAMA,
     latent: None,
+    hybrid: None,
     activation: Activation::Silu,
+    mlp_width: "intermediate_size",
     mlp_bias: Bias::Field("mlp_bias"),
     moe: None,
     embedding_scale: EmbeddingScale::None,
     residual_scale: None,
     is_parallel: false,
     logits_scale: LogitsScale::None,
+    folds: None,
     says_if_tied: true,
     extra_layers: None,
     ignored_parts: &[],
+    renamed_parts: &[],
     names: BlockNames::PLAIN,
 };
 
@@ -112,22 +132,23 @@ impl Family {
     pub(super) fn spec(&self, model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
         let sizes = Sizes { family: self, fields, nested: fields.outer().is_some() };
         let hidden_size = sizes.dimension("hidden_size")?;
-        let num_layers =
-            fields.integer("num_hidden_layers", sizes.default("num_hidden_layers"), 1, MAX_LAYERS)?;
+        let kinds = match &self.hybrid {
+            Some(hybrid) => hybrid.layers.read(fields)?,
+            None => {
+                let default = sizes.default("num_hidden_layers");
+                vec![LayerKind::ATTENTION; fields.integer("num_hidden_layers", default, 1, MAX_LAYERS)?]
+            }
+        };
+        let num_layers = kinds.len();
         let max_context = sizes.dimension("max_position_embeddings")?;
         let eps = fields.epsilon(self.eps.0, self.eps.1)?;
         let vocab_size = fields.vocab_size(sizes.default("vocab_size"))?;
-        let (mixers, max_seen) = match &self.latent {
-            None => {
-                let layers = self.attention.layers(&sizes, (hidden_size, num_layers, max_context))?;
-                (layers.into_iter().map(MixerSpec::Attention).collect(), max_context)
-            }
-            Some(latent) => {
-                let layer = MixerSpec::Latent(latent.spec(&sizes, max_context)?);
-                (vec![layer; num_layers], latent.max_context(fields, max_context)?)
-            }
+        let mixers = self.mixers(&sizes, &kinds, (hidden_size, max_context))?;
+        let max_seen = match &self.latent {
+            None => max_context,
+            Some(latent) => latent.max_context(fields, max_context)?,
         };
-        let mlps = self.mlps(&sizes, num_layers)?;
+        let mlps = self.mlps(&sizes, &kinds)?;
         let residual_scale = match self.residual_scale {
             None => 1.0,
             Some(name) => fields.factor(name, Some(1.0))?,
@@ -136,19 +157,23 @@ impl Family {
             None => 0,
             Some(name) => fields.integer(name, Some(0), 0, MAX_LAYERS)?,
         };
-        let layers = mixers.into_iter().zip(mlps).map(|(mixer, mlp)| LayerSpec {
+        let of_layer = |(mixer, mlp)| LayerSpec {
             mixer,
             mlp,
             residual_scale,
             is_parallel: self.is_parallel,
             output_scale: false,
-        });
+        };
+        let layers: Vec<LayerSpec> = mixers.into_iter().zip(mlps).map(of_layer).collect();
+        let folds = self.folds.map_or(Ok(Vec::new()), |read| read(fields, &layers))?;
+        let is_rotated = layers.iter().filter_map(LayerSpec::attention).any(|layer| layer.rope.is_some());
+        let max_rotated = if is_rotated { fields.context_of_rope(max_context)? } else { max_context };
         Ok(ModelSpec {
             model_type: model_type.to_owned(),
             hidden_size,
             vocab_size,
-            max_context: fields.context_of_rope(max_context)?.min(max_seen),
-            layers: layers.collect(),
+            max_context: max_rotated.min(max_seen),
+            layers,
             norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
             embedding_scale: match self.embedding_scale {
                 EmbeddingScale::None => None,
@@ -158,38 +183,89 @@ impl Family {
             tied_head: if self.says_if_tied { fields.tied_head()? } else { None },
             per_layer_inputs: None,
             logits_scale: match self.logits_scale {
-                LogitsScale::None => None,
+                LogitsScale::None | LogitsScale::RatioIfTied(..) => None,
                 LogitsScale::Times(name, default) => Some(fields.factor(name, Some(default))?),
                 LogitsScale::DividedBy(name) => Some(1.0 / fields.factor(name, Some(1.0))?),
             },
+            tied_logits_scale: match self.logits_scale {
+                LogitsScale::RatioIfTied(over, under) => {
+                    Some(fields.factor(over, Some(1.0))? / fields.factor(under, Some(1.0))?)
+                }
+                _ => None,
+            },
+            folds,
             final_logit_softcap: fields.softcap("final_logit_softcapping")?,
             quantization: None,
             names: WeightNames {
                 extra_layers: num_layers..num_layers + extra_layers,
                 ignored_parts: self.ignored_parts,
+                renamed_parts: self.renamed_parts,
                 ..WeightNames::new(self.names)
             },
         })
     }
 
-    /// What follows the mixer of each layer.
-    fn mlps(&self, sizes: &Sizes<'_>, num_layers: usize) -> Result<Vec<MlpSpec>, String> {
+    /// The mixer of each layer, given the hidden size and the longest context.
+    fn mixers(
+        &self,
+        sizes: &Sizes<'_>,
+        kinds: &[LayerKind],
+        (hidden_size, max_context): (usize, usize),
+    ) -> Result<Vec<Option<MixerSpec>>, String> {
+        if let Some(latent) = &self.latent {
+            let layer = MixerSpec::Latent(latent.spec(sizes, max_context)?);
+            return Ok(vec![Some(layer); kinds.len()]);
+        }
+        let are_there = |mixer: MixerKind| {
+            kinds.iter().any(|kind| [Some(mixer), Some(MixerKind::SideBySide)].contains(&kind.mixer))
+        };
+        let attention = match are_there(MixerKind::Attention) {
+            true => self.attention.layers(sizes, (hidden_size, kinds.len(), max_context))?,
+            false => Vec::new(),
+        };
+        let hybrid = self.hybrid.filter(|_| are_there(MixerKind::Mamba));
+        let mamba = hybrid.map(|hybrid| hybrid.mamba.spec(sizes.fields, hidden_size)).transpose()?;
+        let mamba = mamba.map(RecurrentSpec::Mamba2);
+        let of_layer = |(layer, kind): (usize, &LayerKind)| match kind.mixer? {
+            MixerKind::Attention => attention.get(layer).cloned().map(MixerSpec::Attention),
+            MixerKind::Mamba => mamba.clone().map(MixerSpec::Recurrent),
+            MixerKind::SideBySide => attention
+                .get(layer)
+                .cloned()
+                .zip(mamba.clone())
+                .map(|(attention, mamba)| MixerSpec::SideBySide(attention, mamba)),
+        };
+        Ok(kinds.iter().enumerate().map(of_layer).collect())
+    }
+
+    /// What follows the mixer of each layer, or stands alone.
+    fn mlps(&self, sizes: &Sizes<'_>, kinds: &[LayerKind]) -> Result<Vec<Option<MlpSpec>>, String> {
         let fields = sizes.fields;
         let bias = self.mlp_bias.read(fields)?;
         let dense = |intermediate_size| DenseSpec { intermediate_size, activation: self.activation, bias };
-        let Some(moe) = &self.moe else {
-            return Ok(vec![MlpSpec::Dense(dense(sizes.dimension("intermediate_size")?)); num_layers]);
+        let are_stated = kinds.iter().any(|kind| kind.mlp == Some(MlpKind::AsStated));
+        let stated = match &self.moe {
+            Some(moe) if are_stated => moe.layers.read(fields, kinds.len())?,
+            _ => vec![false; kinds.len()],
         };
-        let are_moe = moe.layers.read(fields, num_layers)?;
-        let experts = are_moe.contains(&true).then(|| moe.spec(fields, dense(0))).transpose()?;
+        let kind_of = |(kind, is_moe): (&LayerKind, bool)| match kind.mlp? {
+            MlpKind::AsStated if is_moe => Some(MlpKind::Experts),
+            MlpKind::AsStated => Some(MlpKind::Dense),
+            stated => Some(stated),
+        };
+        let kinds: Vec<Option<MlpKind>> = kinds.iter().zip(stated).map(kind_of).collect();
+        let experts = match &self.moe {
+            Some(moe) if kinds.contains(&Some(MlpKind::Experts)) => Some(moe.spec(fields, dense(0))?),
+            _ => None,
+        };
         // A configuration of experts alone may say nothing of dense ones.
-        let dense =
-            are_moe.contains(&false).then(|| sizes.dimension("intermediate_size")).transpose()?.map(dense);
-        let of_layer = |is_moe| match (is_moe, experts, dense) {
-            (true, Some(experts), _) => Some(MlpSpec::Moe(experts)),
-            (_, _, dense) => dense.map(MlpSpec::Dense),
+        let has_dense = kinds.contains(&Some(MlpKind::Dense));
+        let dense = has_dense.then(|| sizes.dimension(self.mlp_width)).transpose()?.map(dense);
+        let of_layer = |kind| match kind? {
+            MlpKind::Experts => experts.map(MlpSpec::Moe),
+            MlpKind::Dense | MlpKind::AsStated => dense.map(MlpSpec::Dense),
         };
-        Ok(are_moe.into_iter().filter_map(of_layer).collect())
+        Ok(kinds.into_iter().map(of_layer).collect())
     }
 }
 

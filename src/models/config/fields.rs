@@ -216,20 +216,20 @@ impl<'a> Fields<'a> {
     }
 
     /// What `layer_types` says of each layer, by the names in `known`; `None` where it is absent.
-    pub(super) fn layer_types<T: Copy>(
+    pub(super) fn layer_types<T: Copy, const N: usize>(
         &self,
         num_layers: usize,
-        known: [(&str, T); 2],
+        known: [(&str, T); N],
     ) -> Result<Option<Vec<T>>, String> {
         self.of_layers("layer_types", num_layers, known)
     }
 
     /// What a list of names says of each layer, by those in `known`; `None` where it is absent.
-    pub(super) fn of_layers<T: Copy>(
+    pub(super) fn of_layers<T: Copy, const N: usize>(
         &self,
         name: &str,
         num_layers: usize,
-        known: [(&str, T); 2],
+        known: [(&str, T); N],
     ) -> Result<Option<Vec<T>>, String> {
         let types = match self.get(name) {
             None => return Ok(None),
@@ -242,7 +242,10 @@ impl<'a> Fields<'a> {
         };
         let meant = |(index, kind): (usize, &Value)| {
             known.iter().find(|(name, _)| kind.as_str() == Some(name)).map(|(_, meant)| *meant).ok_or_else(
-                || format!("'{name}' entry {index} must be {} or {}, got {kind}", known[0].0, known[1].0),
+                || {
+                    let names = known.map(|(name, _)| name).join(" or ");
+                    format!("'{name}' entry {index} must be {names}, got {kind}")
+                },
             )
         };
         types.iter().enumerate().map(meant).collect::<Result<_, _>>().map(Some)

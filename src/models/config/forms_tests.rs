@@ -312,6 +312,8 @@ fn nothing_is_left_to_be_said_of_published_configurations_but_what_is_not_served
     // Python code that is not run, longer contexts than LongRoPE's first, several forms in one model.
     let expected = [
         ("minimax_m2.json", "'auto_map'"),
+        ("nemotron_h-moe.json", "'auto_map'"),
+        ("nemotron_h.json", "'auto_map'"),
         ("phi3.json", "'rope_scaling.long_factor'"),
         ("qwen3_5_moe-nvfp4.json", "modelopt"),
     ];

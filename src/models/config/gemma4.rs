@@ -65,16 +65,12 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
             attention.kv = KeyValueSource::Layer(last);
         }
         let width = if index >= num_own && is_wide { 2 * intermediate_size } else { intermediate_size };
-        layers.push(LayerSpec {
-            mixer: MixerSpec::Attention(attention),
-            mlp: match experts {
-                Some(experts) => MlpSpec::DenseAndMoe(dense(width), experts),
-                None => MlpSpec::Dense(dense(width)),
-            },
-            residual_scale: 1.0,
-            is_parallel: false,
-            output_scale: true,
-        });
+        let mlp = match experts {
+            Some(experts) => MlpSpec::DenseAndMoe(dense(width), experts),
+            None => MlpSpec::Dense(dense(width)),
+        };
+        layers
+            .push(LayerSpec { output_scale: true, ..LayerSpec::plain(MixerSpec::Attention(attention), mlp) });
     }
     let input_width = fields.integer("hidden_size_per_layer_input", Some(256), 0, 1 << 16)?;
     let per_layer_inputs = match input_width {
@@ -99,6 +95,8 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
         tied_head: None,
         per_layer_inputs,
         logits_scale: None,
+        tied_logits_scale: None,
+        folds: Vec::new(),
         final_logit_softcap: fields.softcap("final_logit_softcapping")?,
         quantization: None,
         names: WeightNames::new(BlockNames::GEMMA4),

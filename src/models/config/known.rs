@@ -3,6 +3,9 @@
 //! Owns the tables. The families' readers ask for what they read, which `fields` remembers; the first table
 //! that knows a key that is left decides: a family's own before the one for all.
 
+mod hybrids;
+
+pub(super) use self::hybrids::{FALCON_H1, GRANITE_HYBRID, MAMBA2, NEMOTRON_H};
 use crate::models::known_keys::{
     Effect::{self, ErrorUnless, Nothing, ReadBy, WarningUnless},
     KeyRule,

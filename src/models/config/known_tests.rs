@@ -44,7 +44,7 @@ fn bases() -> Vec<Value> {
 }
 
 /// One of each other family.
-const PUBLISHED: [&str; 20] = [
+const PUBLISHED: [&str; 24] = [
     "qwen3_moe.json",
     "qwen2_moe.json",
     "qwen3_5_moe.json",
@@ -65,6 +65,10 @@ const PUBLISHED: [&str; 20] = [
     "exaone4.json",
     "gemma4.json",
     "cohere2.json",
+    "granitemoehybrid.json",
+    "nemotron_h-moe.json",
+    "mamba2.json",
+    "falcon_h1.json",
 ];
 
 fn parse(config: &Value) -> Result<ModelConfig, String> {
@@ -90,6 +94,11 @@ fn probe(key: &str, usual: &Value) -> Value {
         "model_type" => json!("rwkv7"),
         "text_config" => json!(5),
         "layer_types" => json!(["full_attention", "full_attention"]),
+        "hybrid_override_pattern" => json!("M"),
+        "position_embedding_type" => json!("rope"),
+        "mlp_multipliers" => json!([0.25, 3.0]),
+        "ssm_multipliers" => json!([0.25, 3.0, 1.0, 1.0, 1.0]),
+        "time_step_limit" => json!([0.125, 2.0]),
         "full_attn_idxs" => json!([1]),
         "rope_scaling" | "rope_parameters" => {
             json!({"rope_type": "linear", "factor": 3.0, "rope_theta": 77.0})

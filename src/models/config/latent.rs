@@ -136,7 +136,7 @@ mod tests {
 
     fn latent(config: &Value) -> LatentSpec {
         match &read(config).unwrap().layers[0].mixer {
-            MixerSpec::Latent(latent) => latent.clone(),
+            Some(MixerSpec::Latent(latent)) => latent.clone(),
             other => panic!("{other:?}"),
         }
     }
@@ -174,7 +174,9 @@ mod tests {
         listed["first_k_dense_replace"] = Value::Null;
         listed["mlp_layer_types"] = json!(types);
         assert_eq!(read(&listed).unwrap(), first);
-        assert!(first.layers[0].mlp.moe().is_none() && first.layers[1].mlp.moe().is_some());
+        let has_experts =
+            |layer: usize| first.layers[layer].mlp.as_ref().is_some_and(|mlp| mlp.moe().is_some());
+        assert!(!has_experts(0) && has_experts(1));
         listed["mlp_layer_types"] = json!(["dense"]);
         assert!(read(&listed).unwrap_err().contains("mlp_layer_types"));
     }

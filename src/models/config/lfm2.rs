@@ -67,16 +67,13 @@ fn read(
     let layers = full_attention(fields, num_layers)?
         .into_iter()
         .zip(mlps)
-        .map(|(full, mlp)| LayerSpec {
-            mixer: if full {
+        .map(|(full, mlp)| {
+            let mixer = if full {
                 MixerSpec::Attention(attention.clone())
             } else {
                 MixerSpec::Recurrent(conv.clone())
-            },
-            mlp,
-            residual_scale: 1.0,
-            is_parallel: false,
-            output_scale: false,
+            };
+            LayerSpec::plain(mixer, mlp)
         })
         .collect();
     Ok(ModelSpec {
@@ -94,6 +91,8 @@ fn read(
         tied_head: tied_head(fields)?,
         per_layer_inputs: None,
         logits_scale: None,
+        tied_logits_scale: None,
+        folds: Vec::new(),
         final_logit_softcap: None,
         quantization: None,
         names: WeightNames {
@@ -243,7 +242,7 @@ mod tests {
         config["block_ffn_dim_multiplier"] = json!(1.3);
         let spec = parse_config(&config, "config.json").unwrap();
         // 48 → 32 → 41 → 60.
-        assert_eq!(spec.layers[0].mlp.dense().unwrap().intermediate_size, 60);
+        assert_eq!(spec.layers[0].mlp.as_ref().unwrap().dense().unwrap().intermediate_size, 60);
         config["block_ffn_dim_multiplier"] = json!(1e300);
         let message = parse_config(&config, "config.json").unwrap_err().to_string();
         assert!(message.contains("block_ffn_dim_multiplier"), "{message}");

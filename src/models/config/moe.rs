@@ -18,6 +18,8 @@ pub(super) struct MoeTraits {
     pub num_experts: (&'static str, Option<u64>),
     pub num_per_token: (&'static str, Option<u64>),
     pub intermediate_size: &'static str,
+    /// Field of the width of what experts see; the hidden size where it is absent.
+    pub latent_size: Option<&'static str>,
     pub layers: MoeLayers,
     pub expert_bias: bool,
     /// What is not in the configuration.
@@ -48,8 +50,12 @@ pub(super) enum SharedTraits {
     None,
     /// Of this width, gated; none where it is 0 or absent.
     Gated(&'static str),
+    /// Of this width; none where it is 0 or absent.
+    Plain(&'static str),
     /// Of so many experts' width; none where it is 0 or absent.
     Experts(&'static str),
+    /// Of the width that the second says, where the first is 1 or absent and not 0.
+    PlainIf(&'static str, &'static str),
 }
 
 /// Which layers have experts.
@@ -60,6 +66,8 @@ pub(super) enum MoeLayers {
     Qwen,
     /// From this many on, unless `mlp_layer_types` lists them.
     From(&'static str, u64),
+    /// All, where this number of experts is not 0; none where it is, or absent.
+    IfAny(&'static str),
     /// ERNIE's: from one to another, every so many.
     Ernie,
 }
@@ -68,6 +76,7 @@ impl MoeLayers {
     pub(super) fn read(self, fields: &Fields, num_layers: usize) -> Result<Vec<bool>, String> {
         Ok(match self {
             Self::All => vec![true; num_layers],
+            Self::IfAny(field) => vec![fields.integer(field, Some(0), 0, MAX_EXPERTS)? > 0; num_layers],
             Self::Qwen => {
                 let step = fields.integer("decoder_sparse_step", Some(1), 1, MAX_LAYERS)?;
                 let dense = layer_list(fields, "mlp_only_layers", num_layers)?;
@@ -147,9 +156,18 @@ impl MoeTraits {
             SharedTraits::Gated(name) => {
                 width(name, 1)?.map(|shared| SharedExpertSpec { gated: true, ..shared })
             }
+            SharedTraits::Plain(name) => width(name, 1)?,
             SharedTraits::Experts(name) => width(name, intermediate_size)?,
+            SharedTraits::PlainIf(count, name) => match fields.integer(count, Some(1), 0, 1)? {
+                0 => None,
+                _ => width(name, 1)?,
+            },
         };
-        Ok(MoeSpec { num_experts, num_per_token, expert, routing, shared })
+        let latent_size = match self.latent_size.filter(|name| fields.get(name).is_some()) {
+            None => None,
+            Some(name) => Some(fields.dimension(name, None)?),
+        };
+        Ok(MoeSpec { latent_size, num_experts, num_per_token, expert, routing, shared })
     }
 }
 
@@ -192,6 +210,7 @@ pub(super) const QWEN: MoeTraits = MoeTraits {
     num_experts: ("num_experts", None),
     num_per_token: ("num_experts_per_tok", None),
     intermediate_size: "moe_intermediate_size",
+    latent_size: None,
     layers: MoeLayers::Qwen,
     expert_bias: false,
     routing: RoutingSpec::softmax(false),
@@ -209,6 +228,7 @@ pub(super) const DEEPSEEK_V3: MoeTraits = MoeTraits {
     num_experts: ("n_routed_experts", None),
     num_per_token: ("num_experts_per_tok", None),
     intermediate_size: "moe_intermediate_size",
+    latent_size: None,
     layers: MoeLayers::From("first_k_dense_replace", 0),
     expert_bias: false,
     routing: RoutingSpec { score: RouterScore::Sigmoid, selection_bias: true, ..RoutingSpec::softmax(true) },

@@ -25,7 +25,7 @@ pub(super) fn all() -> Vec<(String, Value)> {
     let read = |path: std::path::PathBuf| {
         let text = std::fs::read_to_string(&path).expect("it can be read");
         let name = path.file_name().expect("it has a name").to_string_lossy().into_owned();
-        (name, serde_json::from_str(&text).expect("it is JSON"))
+        (name, crate::json::parse_python(&text).expect("it is JSON"))
     };
     paths.map(read).collect()
 }

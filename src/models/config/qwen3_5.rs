@@ -43,16 +43,13 @@ fn read(
     let layers = full_attention(fields, num_layers)?
         .into_iter()
         .zip(mlps)
-        .map(|(full, mlp)| LayerSpec {
-            mixer: if full {
+        .map(|(full, mlp)| {
+            let mixer = if full {
                 MixerSpec::Attention(attention.clone())
             } else {
                 MixerSpec::Recurrent(delta.clone())
-            },
-            mlp,
-            residual_scale: 1.0,
-            is_parallel: false,
-            output_scale: false,
+            };
+            LayerSpec::plain(mixer, mlp)
         })
         .collect();
     Ok(ModelSpec {
@@ -70,6 +67,8 @@ fn read(
         tied_head: fields.tied_head()?,
         per_layer_inputs: None,
         logits_scale: None,
+        tied_logits_scale: None,
+        folds: Vec::new(),
         final_logit_softcap: None,
         quantization: None,
         names: WeightNames::new(BlockNames::PLAIN),

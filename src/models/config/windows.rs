@@ -10,6 +10,8 @@ use super::{
 /// How a family says which layers have a window. `layer_types` come before all else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Windows {
+    /// None has.
+    Never,
     /// By `layer_types` alone.
     ByTypes,
     /// All, where there is a `sliding_window`.
@@ -29,11 +31,14 @@ struct Other {
 impl Windows {
     /// The window of each layer. `layer_types` decide where they are given; what else says so has to agree.
     pub(super) fn read(self, sizes: &Sizes<'_>, num_layers: usize) -> Result<Vec<Option<usize>>, String> {
+        if self == Self::Never {
+            return Ok(vec![None; num_layers]);
+        }
         let fields = sizes.fields;
         let known = [("full_attention", false), ("sliding_attention", true)];
         let stated = fields.layer_types(num_layers, known)?;
         let other = match self {
-            Self::ByTypes => None,
+            Self::Never | Self::ByTypes => None,
             Self::IfStated => fields
                 .get("sliding_window")
                 .filter(|_| stated.is_none())
