@@ -239,16 +239,14 @@ impl Report<'_> {
 
     /// Fails where less is reached than is asked for.
     fn check(&self, args: &CompareArgs) -> anyhow::Result<()> {
-        if let Some(least) = args.min_accuracy {
-            match self.scores.iter().find(|score| score.accuracy() < least) {
-                Some(score) => bail!(
-                    "the accuracy of {} is {}, below --min-accuracy {}",
-                    score.name,
-                    percent(score.accuracy()),
-                    percent(least)
-                ),
-                None => {}
-            }
+        let least = args.min_accuracy.unwrap_or(0.0);
+        if let Some(score) = self.scores.iter().find(|score| score.accuracy() < least) {
+            bail!(
+                "the accuracy of {} is {}, below --min-accuracy {}",
+                score.name,
+                percent(score.accuracy()),
+                percent(least)
+            );
         }
         if let (Some(least), Some(agreement)) = (args.min_agreement, &self.agreement)
             && (agreement.share() < least || agreement.num_both == 0)

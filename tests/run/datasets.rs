@@ -76,7 +76,7 @@ fn parts_of_an_input_are_answered_alone() {
     assert!(sample.is_sorted());
     desk.bare()
         .args(["validate", "in.jsonl", "--limit", "2"])
-        .args(&TEMPLATE)
+        .args(TEMPLATE)
         .assert()
         .code(0)
         .stdout(contains("2 requests"));
@@ -84,7 +84,7 @@ fn parts_of_an_input_are_answered_alone() {
         .bare()
         .args(["plan", "in.jsonl", "--limit", "3", "--model"])
         .arg(fixture_path("tiny-llama"))
-        .args(&TEMPLATE)
+        .args(TEMPLATE)
         .assert();
     plan.code(0).stdout(contains("3"));
 }
