@@ -5,35 +5,25 @@
 
 mod dialogue;
 mod keys;
+mod prompts;
+mod replies;
 
 use std::sync::Arc;
-
-use serde_json::Value;
 
 pub(in crate::commands) use self::dialogue::Dialogue;
 use self::dialogue::take_dialogue;
 use self::keys::ChoiceKeys;
+use self::prompts::{encode, min_tokens, recurs, text_bytes};
+use self::replies::{pattern, preamble};
 
 use crate::{
-    batch::{
-        AnswerConstraint, AnswerOptions, Conversation, Prompt, PromptEnding, Request, RequestError,
-        RequestHead, RequestParams,
-    },
-    engine::{
-        AnswerRecurs, GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score,
-        TokenId,
-    },
-    guide::{Pattern, Preamble},
+    batch::{AnswerOptions, Conversation, Prompt, Request, RequestError, RequestHead, RequestParams},
+    engine::{GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score, TokenId},
     text::{
-        AnswerText, ChatOptions, ChatPrompt, ExpectedCalls, Notice, PromptThinking, RenderRequest,
-        ReplyReader, ReplySettings, ShownThinking, Span, TextError, TextModel, ThinkingSyntax, Tokenizer,
-        system_end,
+        AnswerText, ChatPrompt, Notice, PromptThinking, ReplyReader, ReplySettings, Span, TextModel,
+        ThinkingSyntax, Tokenizer, system_end,
     },
 };
-
-/// A prompt of so many bytes is tokenised in any case, so that its error says how long it is. To tokenise a
-/// text takes some 140 times its memory.
-const MAX_COUNTED_BYTES: usize = 256 << 10;
 
 /// What all requests of a run share.
 #[derive(Debug)]
@@ -269,36 +259,6 @@ impl Preparer {
         })
     }
 
-    /// What takes the answers apart: those of conversations alone.
-    fn reader(
-        &self,
-        text: &TextModel,
-        head: &RequestHead,
-        prompts: &[Prompt],
-        options: &AnswerOptions,
-        notices: &mut Vec<Notice>,
-    ) -> Option<ReplyReader> {
-        let Some(Prompt::Chat(chat)) = prompts.first() else { return None };
-        let syntax = self.reply.over(text.reply_syntax(chat.template.as_deref()));
-        let are_written = chat.tools.is_some() && chat.expected_calls == ExpectedCalls::AsWritten;
-        if are_written && syntax.calls.is_none() {
-            notices.push(Notice {
-                key: "calls are not read".to_owned(),
-                text: "tools: how this model writes calls of tools is not told by its chat template, so they stay in the \
-                       text; --tool-parser names the way"
-                    .to_owned(),
-            });
-        }
-        Some(ReplyReader {
-            syntax,
-            shown_thinking: options.shown_thinking,
-            expected_calls: chat.expected_calls.clone(),
-            tools: chat.tools.clone(),
-            is_held: options.constraint.is_some() && chat.expected_calls == ExpectedCalls::AsWritten,
-            id_seed: head.content_digest,
-        })
-    }
-
     /// What changes the logits before a token is chosen.
     fn processors(
         &self,
@@ -359,68 +319,6 @@ struct Wanted {
     own_seed: Option<u64>,
 }
 
-/// The thinking in front of an answer that is held to something, or whose thinking is.
-fn preamble(
-    text: &TextModel,
-    wanted: &Wanted,
-    prompt: PromptThinking,
-) -> Result<Option<Preamble>, RequestError> {
-    let budget = wanted.params.thinking_budget;
-    let Some(syntax) = wanted.thinking else {
-        return match budget {
-            None => Ok(None),
-            Some(_) => {
-                let reason = "how this model writes its thinking is not told by its chat template, so it cannot be limited; \
-                              --reasoning-parser names the way";
-                Err(RequestError::unsupported("thinking_budget", reason))
-            }
-        };
-    };
-    let constraint = wanted.options.constraint.as_ref();
-    // Then thinking is part of the text, and the text is what it has to be from its beginning on.
-    if let (ShownThinking::Within, Some(constraint)) = (wanted.options.shown_thinking, constraint) {
-        return match budget {
-            None => Ok(None),
-            Some(_) => {
-                let reason = format!(
-                    "thinking that is part of the text cannot be limited where `{}` says what the text is; leave one of \
-                     them out",
-                    constraint.param
-                );
-                Err(RequestError::invalid("thinking_budget", reason))
-            }
-        };
-    }
-    let is_asked_for = budget.is_some() || constraint.is_some();
-    if !is_asked_for || prompt == PromptThinking::Closed {
-        return Ok(None);
-    }
-    let forced_close = text.tokenizer().encode(syntax.forced_close, false);
-    let forced_close =
-        forced_close.map_err(|error| RequestError::unsupported("thinking_budget", error.to_string()))?;
-    Ok(Some(Preamble {
-        open: syntax.open.to_owned(),
-        is_open: prompt == PromptThinking::Open,
-        close: syntax.close.to_owned(),
-        max_tokens: budget.map(|num_tokens| num_tokens as usize),
-        forced_close: Arc::from(forced_close),
-    }))
-}
-
-/// What an answer is held to.
-fn pattern(
-    text: &TextModel,
-    asked: Option<&AnswerConstraint>,
-    preamble: Option<Preamble>,
-) -> Result<Option<Pattern>, RequestError> {
-    if asked.is_none() && preamble.is_none() {
-        return Ok(None);
-    }
-    let param = asked.map_or("thinking_budget", |asked| asked.param.as_str());
-    let pattern = text.pattern(asked.map(|asked| &asked.constraint), preamble);
-    pattern.map(Some).map_err(|error| RequestError::unsupported(param, error.to_string()))
-}
-
 /// Which tokens of a prompt are told of. Nothing comes before the first; what comes before the start may be
 /// cached.
 fn score_of(options: &AnswerOptions, num_tokens: usize) -> Result<Option<Score>, RequestError> {
@@ -462,147 +360,4 @@ fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<TokenId>
 fn decoded(text: &TextModel, param: &str, tokens: &[TokenId]) -> Result<String, RequestError> {
     let decoded = text.tokenizer().decode_with(tokens, true);
     decoded.map_err(|error| RequestError::bad_request("text_error", param, error.to_string()))
-}
-
-/// Whether the answer to a prompt is worth keeping: only a conversation's template could rewrite it.
-fn recurs(text: &Arc<TextModel>, prompt: &Prompt) -> AnswerRecurs {
-    let Prompt::Chat(Conversation { template, template_kwargs, .. }) = prompt else {
-        return AnswerRecurs::default();
-    };
-    let (text, template, kwargs) = (Arc::clone(text), template.clone(), template_kwargs.clone());
-    AnswerRecurs::asking(move |tokens: &[TokenId]| text.answer_recurs(template.as_deref(), &kwargs, tokens))
-}
-
-/// Tokens that a long prompt has at least, known before it is tokenised; 0 for one that is soon counted.
-fn min_tokens(text: &TextModel, prompt: &Prompt) -> usize {
-    let of_text = |prompt: &str| match prompt.len() {
-        ..=MAX_COUNTED_BYTES => 0,
-        _ => text.tokenizer().min_tokens(prompt),
-    };
-    match prompt {
-        Prompt::Tokens(tokens) => tokens.len(),
-        Prompt::Text(prompt) => of_text(prompt),
-        Prompt::Chat(chat) if chat.messages.iter().map(text_bytes).sum::<usize>() <= MAX_COUNTED_BYTES => 0,
-        // A template may leave out any of it. What it says of them is told when they are encoded.
-        Prompt::Chat(chat) => text
-            .render_chat(&render_request(chat), &chat_options(chat, None, None))
-            .map_or(0, |text| of_text(&text)),
-    }
-}
-
-/// Bytes of all texts in a JSON value.
-fn text_bytes(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(text_bytes).sum(),
-        Value::Object(fields) => fields.values().map(text_bytes).sum(),
-        _ => 0,
-    }
-}
-
-fn render_request(chat: &Conversation) -> RenderRequest<'_> {
-    RenderRequest {
-        messages: &chat.messages,
-        tools: chat.tools.as_deref(),
-        add_generation_prompt: chat.ending == PromptEnding::NewTurn,
-        extra: &chat.template_kwargs,
-    }
-}
-
-fn chat_options<'a>(
-    chat: &'a Conversation,
-    add_special_tokens: Option<bool>,
-    thinking: Option<&'static ThinkingSyntax>,
-) -> ChatOptions<'a> {
-    ChatOptions {
-        thinking,
-        template: chat.template.as_deref(),
-        ends_within_last: chat.ending == PromptEnding::WithinLastMessage,
-        add_special_tokens: add_special_tokens.unwrap_or(false),
-    }
-}
-
-/// A raw prompt gets the tokenizer's own tokens, a chat template writes them itself, unless the
-/// request says otherwise; `param` names the prompt in errors.
-fn encode(
-    text: &TextModel,
-    param: &str,
-    prompt: Prompt,
-    add_special_tokens: Option<bool>,
-    thinking: Option<&'static ThinkingSyntax>,
-) -> Result<ChatPrompt, RequestError> {
-    let raw = |tokens: Vec<TokenId>| {
-        let spans = Span::of_raw_prompt(tokens.len());
-        ChatPrompt { tokens, spans, notices: Vec::new(), thinking: PromptThinking::Unsaid }
-    };
-    let has_own_template = matches!(&prompt, Prompt::Chat(chat) if chat.template.is_some());
-    let encoded = match prompt {
-        Prompt::Tokens(tokens) => Ok(raw(tokens)),
-        Prompt::Text(prompt) => text.encode_prompt(&prompt, add_special_tokens.unwrap_or(true)).map(raw),
-        Prompt::Chat(chat) => {
-            let options = chat_options(&chat, add_special_tokens, thinking);
-            text.encode_chat_with_spans(&render_request(&chat), &options)
-        }
-    };
-    encoded.map_err(|error| match error {
-        TextError::NoChatTemplate { .. } => {
-            RequestError::bad_request("no_chat_template", param, error.to_string())
-        }
-        TextError::TemplateSyntax { .. } | TextError::TemplateFailed { .. } if has_own_template => {
-            RequestError::bad_request("template_error", "chat_template", error.to_string())
-        }
-        TextError::Message { index, problem } => {
-            RequestError::bad_request("template_error", &format!("messages[{index}]"), problem)
-        }
-        error => {
-            let code = if error.is_request_fault() { "template_error" } else { "text_error" };
-            RequestError::bad_request(code, param, error.to_string())
-        }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    /// Llama 2's text side, whose template writes BOS.
-    fn text_model() -> TextModel {
-        let dir = tempfile::tempdir().expect("a temporary folder can be made");
-        fs::copy("fixtures/tokenizers/llama2.json", dir.path().join("tokenizer.json")).expect("copied");
-        let cases = fs::read("fixtures/tokenizers/cases.json").expect("the fixture is there");
-        let cases: Value = serde_json::from_slice(&cases).expect("JSON");
-        let mut cases = cases["cases"].as_array().expect("a list").iter();
-        let case = cases.find(|case| case["name"] == "Llama 2 chat").expect("it is there");
-        for (name, content) in case["files"].as_object().expect("an object") {
-            fs::write(dir.path().join(name), content.to_string()).expect("written");
-        }
-        TextModel::from_folder(dir.path()).expect("loads")
-    }
-
-    /// The field was ignored as unknown, and every raw prompt began with BOS.
-    #[test]
-    fn a_request_says_whether_special_tokens_are_added() {
-        let text = text_model();
-        let tokens = |prompt: &Prompt, add: Option<bool>| {
-            let ChatPrompt { tokens, spans, .. } =
-                encode(&text, "prompt", prompt.clone(), add, None).expect("encodes");
-            assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
-            tokens
-        };
-        let raw = Prompt::Text("Hello".into());
-        let with_bos = tokens(&raw, None);
-        assert_eq!((with_bos[0], tokens(&raw, Some(true))), (1, with_bos.clone()));
-        assert_eq!(tokens(&raw, Some(false)), with_bos[1..]);
-        let chat = Prompt::Chat(Conversation {
-            messages: vec![json!({"role": "user", "content": "Hello"})],
-            ..Conversation::default()
-        });
-        let rendered = tokens(&chat, None);
-        assert!(rendered[0] == 1 && rendered[1] != 1, "{rendered:?}");
-        assert_eq!([Some(false), Some(true)].map(|add| tokens(&chat, add)), [rendered.clone(), rendered]);
-    }
 }
