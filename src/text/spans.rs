@@ -152,7 +152,7 @@ fn is_system(message: &Value) -> bool {
 }
 
 /// The length of the common prefix in bytes, always at a character's end.
-fn common_prefix(a: &str, b: &str) -> usize {
+pub(super) fn common_prefix(a: &str, b: &str) -> usize {
     let mut length = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     while !a.is_char_boundary(length) {
         length -= 1;

@@ -7,6 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{CallSyntax, DraftCall, ReplySyntax, ThinkingSyntax, calls, channels};
+use crate::text::spans::common_prefix;
 use crate::text::{ChatTemplate, RenderRequest, Tokenizer};
 
 const FUNCTION: &str = "probe_function";
@@ -65,9 +66,5 @@ fn written_call(template: &ChatTemplate) -> Option<String> {
     };
     let prompt = render(std::slice::from_ref(&question), true)?;
     let whole = render(&[question, call, result], false)?;
-    let mut length = prompt.bytes().zip(whole.bytes()).take_while(|(a, b)| a == b).count();
-    while !whole.is_char_boundary(length) {
-        length -= 1;
-    }
-    Some(whole[length..].to_owned())
+    Some(whole[common_prefix(&prompt, &whole)..].to_owned())
 }
