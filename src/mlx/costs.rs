@@ -18,6 +18,11 @@ pub(super) struct Costs {
     max_padding: f64,
     /// Whether pieces are attended to in float32 whatever they are stored in.
     widens_pieces: bool,
+    /// Of the operations that matrix products, and a softmax between them, are.
+    products_ns: f64,
+    /// What a score costs more in a loop over its keys and values than as one of a product, and a number of those.
+    loop_score_ns: f64,
+    loop_number_ns: f64,
 }
 
 impl Costs {
@@ -25,12 +30,16 @@ impl Costs {
         match device {
             // SmolLM2 on two cores decodes 16 rows on a prefix of 795 tokens at 101 tokens/s where they attend to
             // it together, at 80 where each does by itself; at 64 tokens it is all the same.
+            // Prompts of 20 and of 35 tokens behind one of 80 take 0.7 and 0.9 times as long in loops.
             ComputeDevice::Cpu => Self {
                 piece_ns: 1e4,
                 ns_per_byte: 0.1,
                 max_joined_tokens: 512,
                 max_padding: 1.25,
                 widens_pieces: false,
+                products_ns: 2e5,
+                loop_score_ns: 2.0,
+                loop_number_ns: 0.05,
             },
             // Seven launches of two microseconds, and 100 GB/s: what a small Mac has.
             ComputeDevice::Gpu => Self {
@@ -39,6 +48,9 @@ impl Costs {
                 max_joined_tokens: usize::MAX,
                 max_padding: 2.0,
                 widens_pieces: true,
+                products_ns: 0.0,
+                loop_score_ns: 0.0,
+                loop_number_ns: 0.0,
             },
         }
     }
@@ -48,6 +60,13 @@ impl Costs {
     pub(super) fn are_shared(&self, num_rows: usize, num_tokens: usize, token_bytes: f64) -> bool {
         let num_spared = num_rows.saturating_sub(1) as f64 * num_tokens as f64;
         num_rows > 1 && num_spared * token_bytes * self.ns_per_byte >= self.piece_ns
+    }
+
+    /// Whether rows attend better by so many matrix products each way than in a loop over all that each sees: to so
+    /// many scores, of keys and values that have so many numbers together.
+    pub(super) fn are_products(&self, num_products: usize, num_scores: usize, num_numbers: usize) -> bool {
+        let loop_ns = self.loop_score_ns + self.loop_number_ns * num_numbers as f64;
+        num_scores as f64 * loop_ns >= num_products as f64 * self.products_ns
     }
 
     /// Whether a piece is kept in float32 for as long as rows see it: to widen it at each step would read and write
