@@ -3,7 +3,13 @@
 //! Owns starting them, and passing on what they return or their panic. Who does which part is the
 //! callers' business.
 
-use std::{num::NonZeroUsize, panic, sync::LazyLock, thread};
+use std::{
+    io,
+    num::NonZeroUsize,
+    panic,
+    sync::{LazyLock, Mutex, mpsc},
+    thread,
+};
 
 /// Cores that this process may use.
 pub(crate) fn num_cores() -> usize {
@@ -11,6 +17,22 @@ pub(crate) fn num_cores() -> usize {
     static NUM_CORES: LazyLock<usize> =
         LazyLock::new(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
     *NUM_CORES
+}
+
+/// Checks that so many more threads can be started, by starting them.
+pub(crate) fn can_start(num_threads: usize) -> io::Result<()> {
+    let (hold, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    thread::scope(|scope| {
+        let start = |_| {
+            let builder = thread::Builder::new().stack_size(64 << 10);
+            // All of them are there until the last has been started.
+            builder.spawn_scoped(scope, || held.lock().is_ok_and(|held| held.recv().is_ok())).map(drop)
+        };
+        let started = (0..num_threads).try_for_each(start);
+        drop(hold);
+        started
+    })
 }
 
 /// Runs the same work on this thread and on others, as many as there are cores but at most
