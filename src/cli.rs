@@ -6,6 +6,7 @@
 mod input;
 mod persist;
 mod reply;
+mod shard;
 mod values;
 
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 
 pub use self::input::InputArgs;
 pub use self::values::Tolerance;
-use crate::batch::{InputPath, OutputPath, RequestParams};
+use crate::batch::{InputPath, MAX_SHARDS, OutputPath, RequestParams, Shard};
 
 pub use persist::{
     CacheCommand, CacheModeArg, InspectArgs, MergeArgs, PersistArgs, PruneArgs, TierArg, VerifyArgs,
@@ -104,6 +105,11 @@ Examples:
   Go on after Ctrl-C or a crash, and answer once more what failed:
     mlxbatch run convos.jsonl -o out.jsonl --resume
     mlxbatch run convos.jsonl -o out.jsonl --resume --retry-errors
+  Many files into one:
+    mlxbatch run 'parts/*.jsonl' -o out.jsonl
+  One of eight parts of the work, which are joined when all are there:
+    mlxbatch run convos.jsonl -o out.3.jsonl --shard 3/8
+    mlxbatch merge 'out.*.jsonl' -o out.jsonl
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
 
@@ -111,6 +117,7 @@ const PLAN_EXAMPLES: &str = "\
 Examples:
   mlxbatch plan convos.jsonl --model ./models/qwen3
   mlxbatch plan convos.jsonl --persist-cache ./cache.bin
+  mlxbatch plan convos.jsonl --shards 8
   mlxbatch plan convos.jsonl --json | jq .share_reusable";
 
 const PLAN_EXIT_CODES: &str = "\
@@ -132,6 +139,22 @@ Exit codes:
   0    done; verify: every checksum is right
   1    a fatal error: no cache file, no room to write; verify: something is damaged
   2    the command line cannot be understood";
+
+const MERGE_EXAMPLES: &str = "\
+Examples:
+  for i in 1 2 3 4; do mlxbatch run convos.jsonl -o out.$i.jsonl --shard $i/4 & done; wait
+  mlxbatch merge 'out.*.jsonl' -o out.jsonl
+  Results without their manifests, each held to its line instead:
+    mlxbatch merge 'out.*.jsonl' -o out.jsonl --input convos.jsonl
+  And the caches of the shards:
+    mlxbatch merge 'out.*.jsonl' -o out.jsonl --caches cache.*.bin --persist-cache cache.bin";
+
+const MERGE_EXIT_CODES: &str = "\
+Exit codes:
+  0    all results are joined
+  1    a fatal error: results that make no whole, no room to write; the output is as it was
+  2    the command line cannot be understood
+  3    all results are joined, and some are errors; `run --resume --retry-errors` goes on from them";
 
 const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -228,6 +251,13 @@ pub enum Command {
     #[command(after_help = help_end(PLAN_EXAMPLES, PLAN_EXIT_CODES))]
     Plan(Box<PlanArgs>),
 
+    /// Join the results of shards in the order of the input
+    ///
+    /// Reads files that `run --shard` wrote, each with its FILE.manifest beside it, and checks that they are all
+    /// shards of one run, whole, with no result missing or there twice. The output is there whole or as it was.
+    #[command(after_help = help_end(MERGE_EXAMPLES, MERGE_EXIT_CODES))]
+    Merge(MergeResultsArgs),
+
     /// Compare the answers of two runs, or with those that are expected
     ///
     /// Reads files that `run` wrote, line by line by their ids, and says how many answers agree, which differ, and how
@@ -264,9 +294,12 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// File of requests, one JSON object per line; - reads standard input
-    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: InputPath,
+    /// Files of requests, one JSON object per line, read one behind the other; - reads standard input
+    ///
+    /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
+    /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
+    pub input: Vec<InputPath>,
 
     /// File for the results; - writes to standard output
     ///
@@ -278,6 +311,13 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub rows: InputArgs,
+
+    /// Answer one shard of the input, such as 3/8; auto takes which from Slurm, Kubernetes and others
+    #[arg(long, value_name = "I/N|auto", value_parser = shard::parse, long_help = format!(
+        "Answer one shard of the input, such as 3/8; auto takes which from Slurm, Kubernetes and others\n\n{}",
+        shard::help()
+    ))]
+    pub shard: Option<Shard>,
 
     /// Repeat the other fields of each input line in its output line, as `input`
     #[arg(long)]
@@ -497,14 +537,48 @@ pub enum DtypeArg {
 
 #[derive(Debug, Args)]
 pub struct ValidateArgs {
-    /// File of requests, one JSON object per line; - reads standard input
-    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: InputPath,
+    /// Files of requests, one JSON object per line, read one behind the other; - reads standard input
+    ///
+    /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
+    /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
+    pub input: Vec<InputPath>,
 
     #[command(flatten)]
     pub rows: InputArgs,
 
     /// Print the problems only, neither counts nor warnings
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct MergeResultsArgs {
+    /// Files of results, in any order; in quotes, a pattern such as 'out.*.jsonl' stands for its files
+    #[arg(value_name = "RESULTS", required = true, value_hint = ValueHint::FilePath)]
+    pub results: Vec<PathBuf>,
+
+    /// File for all results; - writes to standard output
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: OutputPath,
+
+    /// Hold each result to its line of the input, as for results whose manifests are gone; may be given several times
+    #[arg(long, value_name = "INPUT", value_hint = ValueHint::FilePath)]
+    pub input: Vec<InputPath>,
+
+    /// Join results that were made with other models or settings all the same
+    #[arg(long)]
+    pub force: bool,
+
+    /// Cache files of the shards, to be joined as well
+    #[arg(long, value_name = "FILE", num_args = 1.., requires = "persist_cache", value_hint = ValueHint::FilePath)]
+    pub caches: Vec<PathBuf>,
+
+    /// File for what they hold together; one that is there is added to
+    #[arg(long, value_name = "FILE", requires = "caches", value_hint = ValueHint::FilePath)]
+    pub persist_cache: Option<PathBuf>,
+
+    /// Print nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
 }
@@ -570,12 +644,19 @@ pub enum MatchArg {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// File of requests, one JSON object per line; - reads standard input
-    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: InputPath,
+    /// Files of requests, one JSON object per line, read one behind the other; - reads standard input
+    ///
+    /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
+    /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
+    pub input: Vec<InputPath>,
 
     #[command(flatten)]
     pub rows: InputArgs,
+
+    /// Say what each of so many shards would compute, and what that loses against one run
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARDS)))]
+    pub shards: Option<u32>,
 
     /// Print the plan as one JSON object
     #[arg(long)]

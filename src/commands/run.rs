@@ -12,6 +12,7 @@ pub(super) mod prepare;
 mod report;
 mod resume;
 mod session;
+mod shard;
 mod window;
 
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use self::{
 use super::{Outcome, interrupt::Interrupt};
 use crate::{
     batch::{
-        BatchError, Ending, Flow, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats, Served,
-        count_requests, summary,
+        BatchError, Ending, Flow, Inputs, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats,
+        Served, count_requests, summary,
     },
     cli::RunArgs,
     mlx,
@@ -40,18 +41,20 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     mlx::restart_with_better_kernels();
     let started = Instant::now();
     model::check_address_space(0)?;
-    let options = ReaderOptions {
+    let inputs = Inputs::find(&args.input)?;
+    let mut options = ReaderOptions {
         served_model: Some(args.model.model.clone()),
         keeps_input: args.keep_input,
         ..args.rows.options()?
     };
-    let reader = RequestReader::open(&args.input, options.clone())?;
-    let num_total = count_requests(&args.input, &options)?;
+    options.shard = shard::lines_of(args, &inputs, &options)?;
+    let reader = RequestReader::open(&inputs, options.clone())?;
+    let num_total = count_requests(&inputs, &options)?;
     if let Some(path) = &args.report {
-        report::check_writable(path, &args.input, &args.output)?;
+        inputs.all().iter().try_for_each(|input| report::check_writable(path, input, &args.output))?;
     }
-    persist::check(args)?;
-    let mut writer = ResultWriter::create(&args.output, &args.input, args.resume)?;
+    persist::check(args, &inputs)?;
+    let mut writer = ResultWriter::create(&args.output, &inputs, args.resume)?;
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
@@ -60,7 +63,8 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     model.check_limits()?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
-    let kept = resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args)?;
+    let kept =
+        resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args, (&inputs, &options))?;
     let stats = RunStats {
         num_total,
         num_ok: kept.num_ok,
@@ -93,7 +97,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     };
     let (ending, published) = match stop {
         Stop::Interrupted | Stop::TimeUp => {
-            let can_resume = writer.partial_path().is_some() && args.input.path().is_some();
+            let can_resume = writer.partial_path().is_some() && inputs.stream().is_none();
             let why = if stop == Stop::TimeUp { "the time was up" } else { "interrupted" };
             (Ending::Interrupted { can_resume, why }, writer.abandon()?)
         }
