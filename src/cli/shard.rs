@@ -110,7 +110,13 @@ fn told_by_engine(count: Option<u32>, variable: impl Fn(&str) -> Option<String>)
     }
     let several: Vec<&(&Engine, Shard)> = told.iter().filter(|(_, shard)| shard.count > 1).collect();
     match (&several[..], &told[..]) {
-        ([], [(_, only), ..]) if untold.is_none() => Ok(*only),
+        ([], [(engine, only), ..]) if untold.is_none() => match count {
+            Some(count @ 2..) => Err(format!(
+                "{} of {} says that this is the only task, and not one of {count}: name the shard itself",
+                engine.index, engine.name
+            )),
+            _ => Ok(*only),
+        },
         ([(engine, shard), others @ ..], _) => match others.iter().find(|(_, other)| other != shard) {
             Some((other, theirs)) => Err(format!(
                 "{} says {shard} by {}, {} says {theirs} by {}: name the shard itself",
@@ -157,7 +163,22 @@ impl Engine {
             Count::UpTo(name) => number_in(name)?.map(|last| last.saturating_sub(first) / step + 1),
             Count::Untold => None,
         };
-        let Some(count) = count.map(u64::from).or(told) else { return Ok(None) };
+        // The only task of its kind: where there are others, it is another engine that knows of them.
+        if told == Some(1) {
+            return Ok(Some(Shard { number: 1, count: 1 }));
+        }
+        let count = match (count.map(u64::from), told) {
+            (Some(count), Some(told)) if count != told => {
+                return Err(format!(
+                    "{} says that there are {told} tasks, not {count}: name the shard itself",
+                    self.name
+                ));
+            }
+            (count, told) => match count.or(told) {
+                Some(count) => count,
+                None => return Ok(None),
+            },
+        };
         let place = index_number
             .checked_sub(first)
             .filter(|distance| distance % step == 0)
@@ -231,6 +252,8 @@ mod tests {
             ("SLURM_NTASKS", "1"),
         ];
         assert_eq!(parsed("auto", &slurm).as_deref(), Ok("3/4"));
+        // With the count given, each task of the array was taken for the first of four by its one process.
+        assert_eq!(parsed("auto/4", &slurm).as_deref(), Ok("3/4"));
         assert_eq!(parsed("auto", &[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]).as_deref(), Ok("1/1"));
         assert_eq!(
             parsed("auto", &[("JOB_COMPLETION_INDEX", "7"), ("JOB_COMPLETIONS", "8")]).as_deref(),

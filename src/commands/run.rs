@@ -118,7 +118,8 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     warn(args, &reader.warnings().texts());
     let saver = session.saver.as_ref();
     warn(args, &saver.map(|saver| saver.warnings(session.engine())).unwrap_or_default());
-    if stats.num_done() == 0 && stop == Stop::InputUsedUp {
+    // That a shard has no lines is said at its start.
+    if stats.num_done() == 0 && stop == Stop::InputUsedUp && args.shard.is_none() {
         warn(args, &[format!("{} holds no requests", reader.name())]);
     }
     if !args.quiet {
