@@ -4,6 +4,7 @@
 //! generated from here and nowhere else. What a flag does is the command's business.
 
 mod input;
+mod merge;
 mod persist;
 mod reply;
 mod shard;
@@ -16,6 +17,7 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub use self::input::InputArgs;
+pub use self::merge::MergeResultsArgs;
 pub use self::values::Tolerance;
 use crate::batch::{InputPath, MAX_SHARDS, OutputPath, RequestParams, Shard};
 
@@ -140,22 +142,6 @@ Exit codes:
   1    a fatal error: no cache file, no room to write; verify: something is damaged
   2    the command line cannot be understood";
 
-const MERGE_EXAMPLES: &str = "\
-Examples:
-  for i in 1 2 3 4; do mlxbatch run convos.jsonl -o out.$i.jsonl --shard $i/4 & done; wait
-  mlxbatch merge 'out.*.jsonl' -o out.jsonl
-  Results without their manifests, each held to its line instead:
-    mlxbatch merge 'out.*.jsonl' -o out.jsonl --input convos.jsonl
-  And the caches of the shards:
-    mlxbatch merge 'out.*.jsonl' -o out.jsonl --caches cache.*.bin --persist-cache cache.bin";
-
-const MERGE_EXIT_CODES: &str = "\
-Exit codes:
-  0    all results are joined
-  1    a fatal error: results that make no whole, no room to write; the output is as it was
-  2    the command line cannot be understood
-  3    all results are joined, and some are errors; `run --resume --retry-errors` goes on from them";
-
 const COMPARE_EXAMPLES: &str = "\
 Examples:
   Whether another model, or another version, answers as before:
@@ -255,7 +241,7 @@ pub enum Command {
     ///
     /// Reads files that `run --shard` wrote, each with its FILE.manifest beside it, and checks that they are all
     /// shards of one run, whole, with no result missing or there twice. The output is there whole or as it was.
-    #[command(after_help = help_end(MERGE_EXAMPLES, MERGE_EXIT_CODES))]
+    #[command(after_help = help_end(merge::EXAMPLES, merge::EXIT_CODES))]
     Merge(MergeResultsArgs),
 
     /// Compare the answers of two runs, or with those that are expected
@@ -548,37 +534,6 @@ pub struct ValidateArgs {
     pub rows: InputArgs,
 
     /// Print the problems only, neither counts nor warnings
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
-#[derive(Debug, Args)]
-pub struct MergeResultsArgs {
-    /// Files of results, in any order; in quotes, a pattern such as 'out.*.jsonl' stands for its files
-    #[arg(value_name = "RESULTS", required = true, value_hint = ValueHint::FilePath)]
-    pub results: Vec<PathBuf>,
-
-    /// File for all results; - writes to standard output
-    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub output: OutputPath,
-
-    /// Hold each result to its line of the input, as for results whose manifests are gone; may be given several times
-    #[arg(long, value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: Vec<InputPath>,
-
-    /// Join results that were made with other models or settings all the same
-    #[arg(long)]
-    pub force: bool,
-
-    /// Cache files of the shards, to be joined as well
-    #[arg(long, value_name = "FILE", num_args = 1.., requires = "persist_cache", value_hint = ValueHint::FilePath)]
-    pub caches: Vec<PathBuf>,
-
-    /// File for what they hold together; one that is there is added to
-    #[arg(long, value_name = "FILE", requires = "caches", value_hint = ValueHint::FilePath)]
-    pub persist_cache: Option<PathBuf>,
-
-    /// Print nothing but errors
     #[arg(short, long)]
     pub quiet: bool,
 }

@@ -182,7 +182,7 @@ const PIPELINES: &str = "mlxbatch-pipelines.7";
 fn commands_of(roff: &str) -> Vec<Vec<String>> {
     let text = roff.replace("\\-", "-").replace("\\(aq", "'");
     let examples = text.split(".nf\n").skip(1).filter_map(|rest| rest.split(".fi\n").next());
-    let filled_in = Regex::new(r"\$\{\{[^}]*\}\}|\$\w+|\{\}").expect("an expression");
+    let filled_in = Regex::new(r"\$\{\{[^}]*\}\}|\$\w+|\{\}|\bauto\b").expect("an expression");
     let command = Regex::new(r"mlxbatch (?:run|plan|merge|cache|compare) [^)\n]*").expect("an expression");
     let mut commands = Vec::new();
     for example in examples {

@@ -196,7 +196,7 @@ mod tests {
                 let document = ["ebb", "flood", "slack"][number % 3].repeat(300);
                 let mut line = json!({"messages": [{"role": "system", "content": document},
                     {"role": "user", "content": format!("Question {number}?")}], "max_tokens": 8});
-                if number % 4 == 0 {
+                if number.is_multiple_of(4) {
                     line["id"] = json!(format!("r{}", number / 8));
                 }
                 format!("{line}\n")

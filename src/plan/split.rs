@@ -171,6 +171,14 @@ impl Row {
         false
     }
 
+    /// About what is computed once more at each cut.
+    fn num_bytes_twice(&self, num_parts: usize, max_work: u64) -> u64 {
+        let next = |&start: &usize| Some(self.farthest_end(start, max_work)).filter(|end| *end > start);
+        let cuts = std::iter::successors(Some(0), next).skip(1).take(num_parts - 1);
+        let shared: u64 = cuts.map(|cut| self.shared_at(cut)).fold(0, u64::saturating_add);
+        shared / (num_parts as u64 - 1).max(1)
+    }
+
     /// Where the parts begin, and where the last ends.
     fn cuts(&self, num_parts: usize) -> Vec<usize> {
         let num_lines = self.num_lines();
@@ -186,16 +194,17 @@ impl Row {
         for part in (0..num_parts).rev() {
             earliest[part] = self.farthest_start(earliest[part + 1], max_work);
         }
+        let twice = self.num_bytes_twice(num_parts, max_work);
         let mut cuts = vec![0];
         for (part, &earliest) in earliest.iter().enumerate().take(num_parts).skip(1) {
             let start = cuts[part - 1];
             let latest = self.farthest_end(start, max_work);
-            // What the parts behind this one compute twice is not known yet: even is what none shares.
-            let own = |end: usize| self.before[end] - self.before[start];
-            let ideal = own(num_lines) / (num_parts - part + 1) as u64;
+            let num_left = (num_parts - part + 1) as u64;
+            let left = self.work(start, num_lines).saturating_add(twice.saturating_mul(num_left - 1));
+            let ideal = left / num_left;
             let places = earliest.max(start + 1).min(latest)..=latest;
             let best = places.min_by_key(|&end| {
-                let distance = own(end).abs_diff(ideal);
+                let distance = self.work(start, end).abs_diff(ideal);
                 (self.shared_at(end).saturating_add(distance / DISTANCE_A_SAVED_BYTE), distance, end)
             });
             cuts.push(best.unwrap_or(latest));
@@ -258,7 +267,7 @@ mod tests {
             .collect();
         for num_parts in [2, 4] {
             let part_of = split(&lines, num_parts);
-            assert_eq!(work_of(&lines, &part_of, num_parts).0, work_of(&lines, &vec![0; 40], 1).0);
+            assert_eq!(work_of(&lines, &part_of, num_parts).0, work_of(&lines, &[0; 40], 1).0);
             for number in 4..40 {
                 assert_eq!(part_of[number], part_of[number - 4], "line {number} of {num_parts}");
             }

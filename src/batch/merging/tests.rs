@@ -48,7 +48,7 @@ impl Desk {
             .collect();
         let record = |line: &u64| {
             let head = &heads[*line as usize - 1];
-            let response = json!({"status_code": if line % 4 == 0 { 500 } else { 200 },
+            let response = json!({"status_code": if line.is_multiple_of(4) { 500 } else { 200 },
                 "request_id": format!("{REQUEST_ID_PREFIX}{}", hex(&head.digest)), "body": {}});
             format!(
                 "{}\n",

@@ -284,7 +284,7 @@ fn results_of_several_files_are_kept_by_file_and_line() {
     let found = start(true).resume(&desk.manifest, PLAIN, &inputs, &options).unwrap();
     assert_eq!((kept(&found, 5), found.num_left), (vec![0, 4], 3));
     fs::write(&second, "{\"prompt\": \"0\"}\n").unwrap();
-    let error = start(true).resume(&desk.manifest, PLAIN, &inputs, &options).err().expect("a line is gone");
+    let error = start(true).resume(&desk.manifest, PLAIN, &inputs, &options).expect_err("a line is gone");
     assert!(matches!(error, BatchError::InputShrunk { num_gone: 1, .. }), "{error}");
 }
 
