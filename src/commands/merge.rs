@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::Outcome;
 use crate::batch::{self, Inputs, MergeOptions, OutputPath, count_text, find_files, number_text, size_text};
@@ -14,7 +14,12 @@ use crate::terminal::eprint_line;
 
 /// Joins the results, and cache files if any are named.
 pub fn merge(args: &MergeResultsArgs) -> anyhow::Result<Outcome> {
-    let results = find_files(&args.results)?;
+    let mut results = find_files(&args.results)?;
+    // A pattern such as out.* has them as well.
+    results.retain(|path| path.extension().is_none_or(|extension| extension != "manifest"));
+    if results.is_empty() {
+        bail!("only manifests are named: name the results beside them");
+    }
     let inputs = (!args.input.is_empty()).then(|| Inputs::find(&args.input)).transpose()?;
     let merged = batch::merge(&results, &args.output, &MergeOptions { inputs, is_forced: args.force })?;
     let say = |text: &str| {

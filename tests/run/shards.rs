@@ -157,6 +157,7 @@ fn a_shard_that_is_none_and_outputs_that_make_no_whole_say_what_to_do() {
     refuse(&["merge", "out.*.jsonl", "-o", "out.jsonl"], 1, "are of different inputs");
     refuse(&["merge", "nothing.*.jsonl", "-o", "out.jsonl"], 1, "no file matches nothing.*.jsonl");
     refuse(&["merge", "in.jsonl", "-o", "out.jsonl"], 1, "in.jsonl.manifest cannot be read");
+    refuse(&["merge", "out.1.jsonl.manifest", "-o", "out.jsonl"], 1, "only manifests are named");
     assert!(!desk.path("out.jsonl").exists());
 }
 
@@ -190,16 +191,7 @@ fn caches_of_shards_are_joined_and_one_warm_line_saves_what_all_share() {
         let (output, cache) = (format!("out.{number}.jsonl"), format!("cache.{number}.bin"));
         run(&desk, &["in.jsonl"], &output, &["--shard", &format!("{number}/2"), "--persist-cache", &cache]);
     }
-    let arguments = [
-        "out.1.jsonl",
-        "out.2.jsonl",
-        "-o",
-        "out.jsonl",
-        "--caches",
-        "cache.*.bin",
-        "--persist-cache",
-        "all.bin",
-    ];
+    let arguments = ["out.?.*", "-o", "out.jsonl", "--caches", "cache.*.bin", "--persist-cache", "all.bin"];
     merge(&desk, &arguments).code(0).stderr(contains("tokens of 2 caches in all.bin"));
     assert_eq!(computed(&["--persist-cache", "all.bin", "--cache-mode", "ro"]), 0);
 }
