@@ -23,15 +23,22 @@ enum First {
 }
 
 enum Count {
+    /// Without this variable the other one says nothing.
     In(&'static str),
     /// The last index.
     UpTo(&'static str),
-    /// It is not told: `auto/N` has it.
+    /// Where this variable is not set, `auto/N` has it.
+    MaybeIn(&'static str),
+    /// Always.
     Untold,
 }
 
 const fn counted(name: &'static str, index: &'static str, first: u64, count: &'static str) -> Engine {
     Engine { name, index, first: First::Is(first), step: None, count: Count::In(count) }
+}
+
+const fn perhaps_counted(name: &'static str, index: &'static str, count: &'static str) -> Engine {
+    Engine { name, index, first: First::Is(0), step: None, count: Count::MaybeIn(count) }
 }
 
 /// By the engines' own manuals.
@@ -44,7 +51,7 @@ const ENGINES: &[Engine] = &[
         count: Count::In("SLURM_ARRAY_TASK_COUNT"),
     },
     counted("Slurm's srun", "SLURM_PROCID", 0, "SLURM_NTASKS"),
-    counted("Kubernetes", "JOB_COMPLETION_INDEX", 0, "JOB_COMPLETIONS"),
+    perhaps_counted("Kubernetes", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
     Engine {
         name: "Grid Engine",
         index: "SGE_TASK_ID",
@@ -52,7 +59,7 @@ const ENGINES: &[Engine] = &[
         step: Some("SGE_TASK_STEPSIZE"),
         count: Count::UpTo("SGE_TASK_LAST"),
     },
-    counted("AWS Batch", "AWS_BATCH_JOB_ARRAY_INDEX", 0, "AWS_BATCH_JOB_ARRAY_SIZE"),
+    perhaps_counted("AWS Batch", "AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"),
     counted("Google Batch", "BATCH_TASK_INDEX", 0, "BATCH_TASK_COUNT"),
     counted("Cloud Run", "CLOUD_RUN_TASK_INDEX", 0, "CLOUD_RUN_TASK_COUNT"),
     counted("GitLab", "CI_NODE_INDEX", 1, "CI_NODE_TOTAL"),
@@ -102,7 +109,9 @@ fn told_by_engine(count: Option<u32>, variable: impl Fn(&str) -> Option<String>)
     let mut told: Vec<(&Engine, Shard)> = Vec::new();
     let mut untold = None;
     for engine in ENGINES {
-        let Some(index) = variable(engine.index) else { continue };
+        // A batch script of Slurm has the number of its process, and no count of these.
+        let is_counted = engine.count.needed().is_none_or(|name| variable(name).is_some());
+        let Some(index) = variable(engine.index).filter(|_| is_counted) else { continue };
         match engine.shard(&index, count, &variable)? {
             Some(shard) => told.push((engine, shard)),
             None => untold = untold.or(Some(engine)),
@@ -130,13 +139,31 @@ fn told_by_engine(count: Option<u32>, variable: impl Fn(&str) -> Option<String>)
             }
             None => format!(
                 "none of the variables is set by which an engine tells its tasks apart: {}; name the shard, as in 3/8",
-                ENGINES.iter().map(|engine| engine.index).collect::<Vec<_>>().join(", ")
+                ENGINES.iter().map(Engine::variables).collect::<Vec<_>>().join(", ")
             ),
         }),
     }
 }
 
+impl Count {
+    /// The variable without which an engine says nothing.
+    fn needed(&self) -> Option<&'static str> {
+        match self {
+            Self::In(name) | Self::UpTo(name) => Some(name),
+            Self::MaybeIn(_) | Self::Untold => None,
+        }
+    }
+}
+
 impl Engine {
+    /// What has to be set.
+    fn variables(&self) -> String {
+        match self.count.needed() {
+            Some(count) => format!("{} and {count}", self.index),
+            None => self.index.to_owned(),
+        }
+    }
+
     /// What it says; nothing where it does not tell how many shards there are.
     fn shard(
         &self,
@@ -159,7 +186,7 @@ impl Engine {
         };
         let step = self.step.map(number_in).transpose()?.flatten().unwrap_or(1).max(1);
         let told = match self.count {
-            Count::In(name) => number_in(name)?,
+            Count::In(name) | Count::MaybeIn(name) => number_in(name)?,
             Count::UpTo(name) => number_in(name)?.map(|last| last.saturating_sub(first) / step + 1),
             Count::Untold => None,
         };
@@ -233,7 +260,10 @@ mod tests {
             ("1/0", "from 1 to"),
             ("1/x", "no number of shards"),
             ("1/100001", "from 1 to 100000"),
-            ("auto", "SLURM_ARRAY_TASK_ID, SLURM_PROCID, JOB_COMPLETION_INDEX"),
+            (
+                "auto",
+                "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT, SLURM_PROCID and SLURM_NTASKS, JOB_COMPLETION_INDEX",
+            ),
         ] {
             let error = parsed(text, &[]).expect_err(text);
             assert!(error.contains(said), "{text}: {error}");
@@ -254,6 +284,8 @@ mod tests {
         assert_eq!(parsed("auto", &slurm).as_deref(), Ok("3/4"));
         // With the count given, each task of the array was taken for the first of four by its one process.
         assert_eq!(parsed("auto/4", &slurm).as_deref(), Ok("3/4"));
+        // Nor where Slurm does not say how many processes there are.
+        assert_eq!(parsed("auto/4", &slurm[..5]).as_deref(), Ok("3/4"));
         assert_eq!(parsed("auto", &[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]).as_deref(), Ok("1/1"));
         assert_eq!(
             parsed("auto", &[("JOB_COMPLETION_INDEX", "7"), ("JOB_COMPLETIONS", "8")]).as_deref(),
@@ -279,6 +311,19 @@ mod tests {
         for (text, variables, said) in [
             ("auto", &[("JOB_COMPLETION_INDEX", "0")][..], "JOB_COMPLETION_INDEX of Kubernetes is set"),
             ("auto", &[("PARALLEL_SEQ", "3")], "as in auto/8"),
+            ("auto", &[("RANK", "3")], "none of the variables is set"),
+            // Task 3 of an array, which is started again alone: its place is not known any more.
+            (
+                "auto/8",
+                &[
+                    ("SLURM_ARRAY_TASK_ID", "3"),
+                    ("SLURM_ARRAY_TASK_MIN", "3"),
+                    ("SLURM_ARRAY_TASK_COUNT", "1"),
+                    ("SLURM_PROCID", "0"),
+                ],
+                "says that this is the only task, and not one of 8: name the shard itself",
+            ),
+            ("auto/8", &[("RANK", "1"), ("WORLD_SIZE", "2")], "torchrun says that there are 2 tasks, not 8"),
             (
                 "auto/8",
                 &[("PARALLEL_SEQ", "9")],
