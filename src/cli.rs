@@ -4,8 +4,10 @@
 //! generated from here and nowhere else. What a flag does is the command's business.
 
 mod input;
+mod merge;
 mod persist;
 mod reply;
+mod shard;
 mod values;
 
 use std::path::PathBuf;
@@ -15,8 +17,9 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub use self::input::InputArgs;
+pub use self::merge::MergeResultsArgs;
 pub use self::values::Tolerance;
-use crate::batch::{InputPath, OutputPath, RequestParams};
+use crate::batch::{InputPath, MAX_SHARDS, OutputPath, RequestParams, Shard};
 
 pub use persist::{
     CacheCommand, CacheModeArg, InspectArgs, MergeArgs, PersistArgs, PruneArgs, TierArg, VerifyArgs,
@@ -104,6 +107,11 @@ Examples:
   Go on after Ctrl-C or a crash, and answer once more what failed:
     mlxbatch run convos.jsonl -o out.jsonl --resume
     mlxbatch run convos.jsonl -o out.jsonl --resume --retry-errors
+  Many files into one:
+    mlxbatch run 'parts/*.jsonl' -o out.jsonl
+  One of eight parts of the work, which are joined when all are there:
+    mlxbatch run convos.jsonl -o out.3.jsonl --shard 3/8
+    mlxbatch merge 'out.*.jsonl' -o out.jsonl
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
 
@@ -111,6 +119,7 @@ const PLAN_EXAMPLES: &str = "\
 Examples:
   mlxbatch plan convos.jsonl --model ./models/qwen3
   mlxbatch plan convos.jsonl --persist-cache ./cache.bin
+  mlxbatch plan convos.jsonl --shards 8
   mlxbatch plan convos.jsonl --json | jq .share_reusable";
 
 const PLAN_EXIT_CODES: &str = "\
@@ -228,6 +237,13 @@ pub enum Command {
     #[command(after_help = help_end(PLAN_EXAMPLES, PLAN_EXIT_CODES))]
     Plan(Box<PlanArgs>),
 
+    /// Join the results of shards in the order of the input
+    ///
+    /// Reads files that `run --shard` wrote, each with its FILE.manifest beside it, and checks that they are all
+    /// shards of one run, whole, with no result missing or there twice. The output is there whole or as it was.
+    #[command(after_help = help_end(merge::EXAMPLES, merge::EXIT_CODES))]
+    Merge(MergeResultsArgs),
+
     /// Compare the answers of two runs, or with those that are expected
     ///
     /// Reads files that `run` wrote, line by line by their ids, and says how many answers agree, which differ, and how
@@ -264,9 +280,12 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// File of requests, one JSON object per line; - reads standard input
-    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: InputPath,
+    /// Files of requests, one JSON object per line, read one behind the other; - reads standard input
+    ///
+    /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
+    /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
+    pub input: Vec<InputPath>,
 
     /// File for the results; - writes to standard output
     ///
@@ -278,6 +297,13 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub rows: InputArgs,
+
+    /// Answer one shard of the input, such as 3/8; auto takes which from Slurm, Kubernetes and others
+    #[arg(long, value_name = "I/N|auto", value_parser = shard::parse, long_help = format!(
+        "Answer one shard of the input, such as 3/8; auto takes which from Slurm, Kubernetes and others\n\n{}",
+        shard::help()
+    ))]
+    pub shard: Option<Shard>,
 
     /// Repeat the other fields of each input line in its output line, as `input`
     #[arg(long)]
@@ -497,9 +523,12 @@ pub enum DtypeArg {
 
 #[derive(Debug, Args)]
 pub struct ValidateArgs {
-    /// File of requests, one JSON object per line; - reads standard input
-    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: InputPath,
+    /// Files of requests, one JSON object per line, read one behind the other; - reads standard input
+    ///
+    /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
+    /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
+    pub input: Vec<InputPath>,
 
     #[command(flatten)]
     pub rows: InputArgs,
@@ -570,12 +599,19 @@ pub enum MatchArg {
 
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// File of requests, one JSON object per line; - reads standard input
-    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath)]
-    pub input: InputPath,
+    /// Files of requests, one JSON object per line, read one behind the other; - reads standard input
+    ///
+    /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
+    /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
+    pub input: Vec<InputPath>,
 
     #[command(flatten)]
     pub rows: InputArgs,
+
+    /// Say what each of so many shards would compute, and what that loses against one run
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARDS)))]
+    pub shards: Option<u32>,
 
     /// Print the plan as one JSON object
     #[arg(long)]

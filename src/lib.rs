@@ -26,6 +26,9 @@
 //! turn, the request of the next turn is made, planned and submitted when the answer before it is there: its prompt
 //! is cut as if it were alone, and so does not depend on when that was.
 //!
+//! Several processes may answer one input, each a shard of it: which lines are whose follows from the lines alone
+//! (`plan` cuts, `batch` knows whose they are), and their results are joined by what lies beside them.
+//!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.
 

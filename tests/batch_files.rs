@@ -7,8 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use mlxbatch::batch::{
-    Choice, Completion, FinishReason, InputPath, OutputPath, Prompt, ReaderOptions, Record, RequestReader,
-    ResultWriter, Served, TokenCounts, count_requests,
+    Choice, Completion, FinishReason, InputPath, Inputs, OutputPath, Prompt, ReaderOptions, Record,
+    RequestReader, ResultWriter, Served, TokenCounts, count_requests,
 };
 use serde_json::Value;
 
@@ -22,7 +22,7 @@ nonsense
 
 /// Reads everything, then writes the records in the order in which `pick` takes them out.
 fn run(folder: &Path, pick: impl Fn(&mut Vec<Record>) -> Record) -> String {
-    let input = InputPath::File(folder.join("in.jsonl"));
+    let input = Inputs::from(InputPath::File(folder.join("in.jsonl")));
     let output = folder.join("out.jsonl");
     let served = Served { model: "made-up".into(), created: 1, is_repeatable: false };
 

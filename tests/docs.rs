@@ -7,9 +7,10 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use mlxbatch::batch::{SERVED, ignored_fields, refused_fields};
 use mlxbatch::cli::{Cli, SECURITY};
+use regex::Regex;
 
 fn man_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("man")
@@ -169,8 +170,61 @@ fn man_pages_are_up_to_date() {
         .collect();
     committed.sort();
     let mut generated: Vec<_> = pages.into_iter().map(|(name, _)| name).collect();
+    generated.push(PIPELINES.to_owned());
     generated.sort();
     assert_eq!(committed, generated, "man/ holds a page of a command that is gone");
+}
+
+/// Written by hand.
+const PIPELINES: &str = "mlxbatch-pipelines.7";
+
+/// The commands in a page's examples, where what an engine fills in is 1.
+fn commands_of(roff: &str) -> Vec<Vec<String>> {
+    let text = roff.replace("\\-", "-").replace("\\(aq", "'");
+    let examples = text.split(".nf\n").skip(1).filter_map(|rest| rest.split(".fi\n").next());
+    let filled_in = Regex::new(r"\$\{\{[^}]*\}\}|\$\w+|\{\}|\bauto\b").expect("an expression");
+    let command = Regex::new(r"mlxbatch (?:run|plan|merge|cache|compare) [^)\n]*").expect("an expression");
+    let mut commands = Vec::new();
+    for example in examples {
+        let example = filled_in.replace_all(example, "1");
+        for found in command.find_iter(&example) {
+            // What is left over of the quotes around a whole command belongs to the shell.
+            let mut words = Vec::new();
+            let (mut word, mut quote) = (String::new(), None);
+            for letter in found.as_str().chars().chain([' ']) {
+                match (letter, quote) {
+                    ('\'' | '"', None) => quote = Some(letter),
+                    (letter, Some(open)) if letter == open => quote = None,
+                    (' ', None) => {
+                        words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty()))
+                    }
+                    (letter, _) => word.push(letter),
+                }
+            }
+            words.extend(Some(word.trim().to_owned()).filter(|word| !word.is_empty()));
+            commands.push(words);
+        }
+    }
+    commands
+}
+
+#[test]
+fn the_commands_of_the_pipelines_page_are_ones_and_the_page_is_of_this_version() {
+    let page = fs::read_to_string(man_folder().join(PIPELINES)).expect("the page is there");
+    assert!(
+        page.contains(&format!("mlxbatch {}", env!("CARGO_PKG_VERSION"))),
+        "the page is of another version"
+    );
+    let commands = commands_of(&page);
+    assert!(commands.len() >= 12, "{commands:?}");
+    for words in commands {
+        if let Err(error) = Cli::try_parse_from(&words) {
+            panic!("{words:?}: {error}");
+        }
+    }
+    for script in ["shards_parallel.sh", "shards_slurm.sh", "shards_ray.py"] {
+        assert!(page.contains(script) && Path::new("scripts").join(script).exists(), "{script}");
+    }
 }
 
 #[test]

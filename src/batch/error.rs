@@ -21,12 +21,20 @@ const FORCE_OR_ANEW: &str = "--force goes on all the same; without --resume the 
 pub enum BatchError {
     #[error("cannot open the input {name}")]
     OpenInput { name: String, source: io::Error },
+    #[error("no file matches {pattern}")]
+    NoMatch { pattern: String },
+    #[error("the pattern {pattern} cannot be looked up: {reason}")]
+    BadPattern { pattern: String, reason: String },
+    #[error("the input {name} is named twice{}", if name == other { String::new() } else { format!(", also as {other}") })]
+    InputTwice { name: String, other: String },
     #[error("the input {name} is a directory, not a JSONL file")]
     InputIsDirectory { name: String },
     #[error("the input {name} {format}")]
     ForeignInput { name: String, format: ForeignFormat },
     #[error("--sample needs a file that can be read twice; the input {name} is none")]
     SampleOfStream { name: String },
+    #[error("--shard needs files that can be read twice; the input {name} is none")]
+    ShardOfStream { name: String },
     #[error("cannot read the input {name} after line {line}")]
     ReadInput { name: String, line: u64, source: io::Error },
     #[error("the output folder {} of --output {} does not exist", folder.display(), output.display())]
@@ -87,8 +95,15 @@ impl BatchError {
             Self::OpenInput { source, .. } if source.kind() == io::ErrorKind::NotFound => {
                 Some("check the path; `-` reads standard input".into())
             }
-            Self::InputIsDirectory { .. } => {
-                Some("name one file; `cat *.jsonl | mlxbatch run - …` joins several".into())
+            Self::InputIsDirectory { name } => Some(format!(
+                "name files in it, such as '{}'",
+                std::path::Path::new(name).join("*.jsonl").display()
+            )),
+            Self::NoMatch { .. } => {
+                Some("check the path; in quotes, * stands for what the shell would take it for".into())
+            }
+            Self::InputTwice { .. } => {
+                Some("each line is answered once: leave one of the names out, or narrow the pattern".into())
             }
             Self::ForeignInput { name, format } => Some(match format.filter {
                 Some(filter) if *name == InputPath::Stdin.name() => {

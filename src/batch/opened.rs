@@ -3,7 +3,6 @@
 //! Owns taking compression away, and tables: each of their rows becomes a JSON object on a line of its own, which
 //! has the number of the line that the row begins on.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
@@ -40,13 +39,6 @@ impl InputFormat {
             Self::Auto if name.ends_with(".tsv") => Some(b'\t'),
             Self::Auto => None,
         }
-    }
-
-    /// Whether the lines of a file are its bytes.
-    pub(super) fn is_plain(self, path: &Path) -> io::Result<bool> {
-        let mut start = Vec::new();
-        File::open(path)?.take(4).read_to_end(&mut start)?;
-        Ok(self.delimiter(Some(path)).is_none() && !start.starts_with(GZIP) && !start.starts_with(ZSTD))
     }
 }
 

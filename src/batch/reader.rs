@@ -1,26 +1,26 @@
-//! Requests from a file or standard input, one at a time.
+//! Requests from files or standard input, one at a time.
 //!
-//! Owns opening the input and numbering its requests; waiting for lines is for `source`. Memory
+//! Owns which lines become requests, and numbering these; opening inputs is for `input_lines`, waiting for `source`. Memory
 //! does not grow with the input, but for the digests of the ids (some 40 bytes a request), which
 //! find duplicates. Blank lines are no requests: they get no output line and only count in line
 //! numbers.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::BatchError;
 use super::ids::Ids;
+use super::input_lines::{InputLines, count_all};
 use super::json_values::{MAX_LINE_VALUES, count_values};
 use super::line_error::FailedLine;
-use super::lines::{Content, check_start, count_lines};
-use super::opened::{InputFormat, lines_of, lines_of_stream};
-use super::paths::InputPath;
-use super::request::{Place, Request, RequestParser};
+use super::lines::Content;
+use super::opened::InputFormat;
+use super::paths::Inputs;
+use super::request::{Place, Request, RequestHead, RequestParser};
 use super::rows::Rows;
 use super::selection::{Fate, Selected, Selection};
-use super::source::{LineSource, NextLine};
+use super::shards::ShardLines;
+use super::source::NextLine;
 use super::warnings::Warnings;
 
 /// A longer line than this is a mistake rather than a request.
@@ -35,6 +35,8 @@ pub struct ReaderOptions {
     pub served_model: Option<String>,
     /// Lines that are answered.
     pub selection: Selection,
+    /// Of these, the lines that are this process's, where others answer the rest.
+    pub shard: Option<Arc<ShardLines>>,
     pub format: InputFormat,
     /// How lines become requests that are none.
     pub rows: Option<Arc<Rows>>,
@@ -48,6 +50,7 @@ impl Default for ReaderOptions {
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,
             served_model: None,
             selection: Selection::All,
+            shard: None,
             format: InputFormat::Auto,
             rows: None,
             keeps_input: false,
@@ -68,85 +71,59 @@ pub enum NextRequest {
 
 /// Reads requests one after the other.
 pub struct RequestReader {
-    lines: LineSource,
+    lines: InputLines,
     parser: RequestParser,
-    name: Arc<str>,
     max_line_bytes: usize,
     selected: Selected,
+    shard: Option<Arc<ShardLines>>,
     /// Lines that are not blank, answered or not.
     num_lines: u64,
+    /// Of these, the ones that are selected, by this process or others.
+    num_selected: u64,
     num_requests: u64,
     num_bytes: u64,
 }
 
 impl RequestReader {
-    /// Opens the input.
-    pub fn open(input: &InputPath, options: ReaderOptions) -> Result<Self, BatchError> {
-        let failed = |source| BatchError::OpenInput { name: input.name(), source };
-        let max_line_bytes = options.max_line_bytes;
-        let mut ids = Ids::default();
+    /// Opens the inputs.
+    pub fn open(inputs: &Inputs, options: ReaderOptions) -> Result<Self, BatchError> {
+        let lines = InputLines::open(inputs, options.format, options.max_line_bytes)?;
+        let is_read_once = inputs.stream().is_some();
         let num_lines = match options.selection {
-            Selection::Sample(..) => count_lines_of(input, options.format)?,
+            Selection::Sample(..) => count_all(inputs, options.format)?,
             _ => None,
         };
         let selected = options.selection.of(num_lines);
-        let selected = selected.ok_or_else(|| BatchError::SampleOfStream { name: input.name() })?;
-        let lines = match input {
-            InputPath::Stdin => {
-                let source = lines_of_stream(BufReader::new(io::stdin()), options.format, None);
-                LineSource::threaded(source, max_line_bytes).map_err(failed)?
-            }
-            InputPath::File(path) => {
-                let file = File::open(path).map_err(failed)?;
-                let metadata = file.metadata().map_err(failed)?;
-                if metadata.is_dir() {
-                    return Err(BatchError::InputIsDirectory { name: input.name() });
-                }
-                let source = BufReader::with_capacity(1 << 18, file);
-                match metadata.is_file() {
-                    true => {
-                        let reading = |error| BatchError::reading(&input.name(), 0, error);
-                        let mut source = lines_of(source, options.format, Some(path)).map_err(reading)?;
-                        // Before a model is loaded.
-                        check_start(&mut source).map_err(reading)?;
-                        if options.rows.is_none() && options.format.is_plain(path).map_err(failed)? {
-                            ids = Ids::of_file(path);
-                        }
-                        LineSource::in_place(source, max_line_bytes)
-                    }
-                    false => {
-                        let source = lines_of_stream(source, options.format, Some(path));
-                        LineSource::threaded(source, max_line_bytes).map_err(failed)?
-                    }
-                }
-            }
+        let selected = selected.ok_or_else(|| BatchError::SampleOfStream { name: inputs.name() })?;
+        let ids = match is_read_once || options.rows.is_some() {
+            true => Ids::default(),
+            false => Ids::of_files(inputs, options.format),
         };
-        Ok(Self::from_lines(lines, &input.name(), options, ids, selected))
+        Ok(Self::from_lines(lines, options, ids, selected))
     }
 
-    fn from_lines(
-        lines: LineSource,
-        name: &str,
-        options: ReaderOptions,
-        ids: Ids,
-        selected: Selected,
-    ) -> Self {
-        let name: Arc<str> = name.into();
+    fn from_lines(lines: InputLines, options: ReaderOptions, ids: Ids, selected: Selected) -> Self {
         Self {
-            lines,
             max_line_bytes: options.max_line_bytes,
-            parser: RequestParser::new(Arc::clone(&name), options, ids),
-            name,
+            shard: options.shard.clone(),
+            parser: RequestParser::new(lines.file().clone(), options, ids),
+            lines,
             selected,
             num_lines: 0,
+            num_selected: 0,
             num_requests: 0,
             num_bytes: 0,
         }
     }
 
-    /// The input's name in messages, for errors that come up later in a request's life.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// What messages call all inputs together.
+    pub fn name(&self) -> String {
+        self.lines.inputs().name()
+    }
+
+    /// What is read.
+    pub fn inputs(&self) -> &Inputs {
+        self.lines.inputs()
     }
 
     /// How many requests have been read, failed lines included.
@@ -165,8 +142,8 @@ impl RequestReader {
     }
 
     /// Adds what came up later in a request's life.
-    pub fn warn(&mut self, line: u64, key: &str, text: &str) {
-        self.parser.warn(line, key, || text.to_owned());
+    pub fn warn(&mut self, head: &RequestHead, key: &str, text: &str) {
+        self.parser.warn_of(&head.file, head.line, key, || text.to_owned());
     }
 
     /// Reads the next request or the next line that is none; nothing at the end of the input.
@@ -189,11 +166,16 @@ impl RequestReader {
 
     fn next(&mut self, patience: Option<Duration>) -> Result<NextRequest, BatchError> {
         let parsed = loop {
-            let line = match self.lines.next_line(patience) {
-                Ok(NextLine::Line(line)) => line,
-                Ok(NextLine::Pending) => return Ok(NextRequest::Pending),
-                Ok(NextLine::End) => return Ok(NextRequest::End),
-                Err(error) => return Err(BatchError::reading(&self.name, error.line, error.source)),
+            let line = match self.lines.next_line(patience)? {
+                NextLine::Line(line) => line,
+                NextLine::Pending => return Ok(NextRequest::Pending),
+                NextLine::End => {
+                    if !self.lines.advance()? {
+                        return Ok(NextRequest::End);
+                    }
+                    self.parser.file = self.lines.file().clone();
+                    continue;
+                }
             };
             if !matches!(line.content, Content::Filler(_)) {
                 self.num_lines += 1;
@@ -201,6 +183,11 @@ impl RequestReader {
                     Fate::Answered => {}
                     Fate::Skipped => continue,
                     Fate::End => return Ok(NextRequest::End),
+                }
+                self.num_selected += 1;
+                if self.shard.as_ref().is_some_and(|shard| !shard.has(self.num_selected - 1)) {
+                    self.parser.pass_over(line.number, &line.content);
+                    continue;
                 }
             }
             let place = Place { index: self.num_requests, line: line.number };
@@ -233,36 +220,31 @@ impl RequestReader {
     }
 }
 
-/// Counts the lines of the input that will have an output line.
+/// Counts the lines of the inputs that will have an output line.
 ///
 /// Nothing for what is not a regular file: a pipe can be read only once.
-pub fn count_requests(input: &InputPath, options: &ReaderOptions) -> Result<Option<u64>, BatchError> {
-    let Some(num_lines) = count_lines_of(input, options.format)? else { return Ok(None) };
-    Ok(options.selection.of(Some(num_lines)).map(|selected| selected.num_of(num_lines)))
-}
-
-fn count_lines_of(input: &InputPath, format: InputFormat) -> Result<Option<u64>, BatchError> {
-    let Some(path) = input.path() else { return Ok(None) };
-    let failed = |source| BatchError::OpenInput { name: input.name(), source };
-    // Opening a FIFO here would take its writer away from the reader that follows.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
-        return Ok(None);
+pub fn count_requests(inputs: &Inputs, options: &ReaderOptions) -> Result<Option<u64>, BatchError> {
+    if let Some(shard) = &options.shard {
+        return Ok(Some(shard.facts.num_lines));
     }
-    let source = BufReader::with_capacity(1 << 20, File::open(path).map_err(failed)?);
-    let reading = |error| BatchError::reading(&input.name(), 0, error);
-    let lines = lines_of(source, format, Some(path)).map_err(reading)?;
-    count_lines(lines).map(Some).map_err(reading)
+    let Some(num_lines) = count_all(inputs, options.format)? else { return Ok(None) };
+    Ok(options.selection.of(Some(num_lines)).map(|selected| selected.num_of(num_lines)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::batch::paths::InputPath;
+    use crate::batch::source::LineSource;
 
     fn read(text: &'static [u8], max_line_bytes: usize) -> Vec<Result<Request, Box<FailedLine>>> {
         let options = ReaderOptions { max_line_bytes, ..ReaderOptions::default() };
         let lines = LineSource::in_place(Box::new(text), max_line_bytes);
+        let lines = InputLines::of_source(lines, "in.jsonl", max_line_bytes);
         let all = Selected::Range(0, None);
-        let mut reader = RequestReader::from_lines(lines, "in.jsonl", options, Ids::default(), all);
+        let mut reader = RequestReader::from_lines(lines, options, Ids::default(), all);
         let mut items = Vec::new();
         while let Some(item) = reader.next_request().expect("a slice reads without error") {
             items.push(item);
@@ -315,7 +297,7 @@ mod tests {
 
     #[test]
     fn only_a_regular_file_is_counted() {
-        let count = |input: InputPath| count_requests(&input, &ReaderOptions::default());
+        let count = |input: InputPath| count_requests(&input.into(), &ReaderOptions::default());
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("in.jsonl");
         fs::write(&path, "{}\n\n{}").unwrap();
@@ -329,12 +311,84 @@ mod tests {
     fn a_missing_file_and_a_folder_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let open = |path: &std::path::Path| {
-            RequestReader::open(&InputPath::File(path.into()), ReaderOptions::default())
+            RequestReader::open(&InputPath::File(path.into()).into(), ReaderOptions::default())
                 .err()
                 .expect("nothing to read there")
         };
         let missing = open(&folder.path().join("no.jsonl"));
         assert!(missing.to_string().contains("no.jsonl") && missing.hint().is_some(), "{missing}");
         assert!(open(folder.path()).to_string().contains("is a directory"));
+    }
+
+    /// Whatever reads them: each line is that of its own file, and ids are unique among all files.
+    #[test]
+    fn several_files_are_read_one_behind_the_other() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        let files = [
+            ("a.jsonl", "{\"prompt\": \"a\"}\n\n{\"prompt\": \"b\", \"id\": \"x\"}"),
+            ("b.jsonl", "\n"),
+            ("c.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"c\", \"id\": \"x\"}\nnonsense\n"),
+        ];
+        let inputs = files.map(|(name, text)| {
+            fs::write(folder.path().join(name), text).expect("there is room");
+            InputPath::File(folder.path().join(name))
+        });
+        let inputs = Inputs::find(&inputs).expect("they are there");
+        let read = |selection| {
+            let options = ReaderOptions { selection, ..ReaderOptions::default() };
+            assert_eq!(
+                count_requests(&inputs, &options).expect("they can be counted").map(|num| num > 0),
+                Some(true)
+            );
+            let mut reader = RequestReader::open(&inputs, options).expect("they are there");
+            let mut items = Vec::new();
+            while let Some(item) = reader.next_request().expect("files can be read") {
+                let (head, problem) = match item {
+                    Ok(request) => (request.head, String::new()),
+                    Err(failed) => (failed.head, failed.error.message().to_owned()),
+                };
+                items.push((
+                    head.index,
+                    head.file.line_name(head.line),
+                    head.custom_id,
+                    head.digest,
+                    problem,
+                ));
+            }
+            items
+        };
+        let items = read(Selection::All);
+        let places: Vec<_> =
+            items.iter().map(|(index, line, id, ..)| (*index, line.as_str(), id.as_str())).collect();
+        assert_eq!(
+            places,
+            [
+                (0, "1", "line-1"),
+                (1, "3", "x"),
+                (2, "3-1", "file-3-line-1"),
+                (3, "3-2", "x"),
+                (4, "3-3", "file-3-line-3")
+            ]
+        );
+        assert_ne!(items[0].3, items[2].3, "the same line of another file has ids of its own");
+        assert!(
+            items[3].4.contains("c.jsonl:2: custom_id: \"x\" was used by an earlier line"),
+            "{}",
+            items[3].4
+        );
+        assert!(items[4].4.contains("c.jsonl:3: not valid JSON"), "{}", items[4].4);
+        let names = |selection| read(selection).into_iter().map(|(_, line, ..)| line).collect::<Vec<_>>();
+        assert_eq!(names(Selection::Range(1, Some(3))), ["3", "3-1"]);
+        assert_eq!(names(Selection::Sample(5, 1)).len(), 5);
+    }
+
+    #[test]
+    fn a_later_file_that_is_missing_is_named_at_the_start() {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        fs::write(folder.path().join("a.jsonl"), "{}\n").expect("there is room");
+        let inputs = ["a.jsonl", "no.jsonl"].map(|name| InputPath::File(folder.path().join(name)));
+        let inputs = Inputs::find(&inputs).expect("none is a pattern");
+        let error = RequestReader::open(&inputs, ReaderOptions::default()).err().expect("one is missing");
+        assert!(error.to_string().contains("no.jsonl"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
 use crate::text::{Reply, ToolCall};
 
-/// What comes before a line's number in a record's `id`.
+/// What comes before a line's number in a record's `id`; behind the first input, that of the input stands between.
 pub(super) const ID_PREFIX: &str = "batch_req_";
 
 /// What comes before a line's digest in a record's `request_id`.
@@ -175,7 +175,7 @@ impl Record {
         error: Option<LineErrorFields<'_>>,
     ) -> Self {
         let line = OutputLine {
-            id: format!("{ID_PREFIX}{}", head.line),
+            id: format!("{ID_PREFIX}{}", head.file.line_name(head.line)),
             custom_id: &head.custom_id,
             response: response.map(|(status_code, body)| Response {
                 status_code,
@@ -390,6 +390,7 @@ mod tests {
         let metadata = Some(json!({"split": "test"}));
         RequestHead {
             index: 1,
+            file: crate::batch::paths::InputFile { number: 1, name: "in.jsonl".into() },
             line: 3,
             custom_id: "a".into(),
             digest: [0xab; 16],

@@ -25,10 +25,12 @@ use self::envelope::{Envelope, Identity};
 use self::fields::Fields;
 use self::tools::Tools;
 use super::ids::{Claim, Ids};
-use super::json_values::MAX_LINE_VALUES;
+use super::json_values::{MAX_LINE_VALUES, count_values};
 use super::lead_in::odd_character;
 use super::line_error::{FailedLine, LineError, RequestError};
+use super::lines::Content;
 use super::partial_json::find_id;
+use super::paths::InputFile;
 use super::reader::ReaderOptions;
 use super::rows::Rows;
 use super::warnings::Warnings;
@@ -62,11 +64,13 @@ pub struct Request {
 pub struct RequestHead {
     /// Counted from 0 without gaps: the place of the output line.
     pub index: u64,
-    /// Line number in the input, counted from 1, blank lines included.
+    /// The input that the line is of.
+    pub file: InputFile,
+    /// Line number in that input, counted from 1, blank lines included.
     pub line: u64,
     /// The request's own id, or one that was made up, `line-<n>`.
     pub custom_id: String,
-    /// BLAKE3 over line number and bytes, shortened; output ids are made from it.
+    /// BLAKE3 over line number and bytes, and the input's number behind the first, shortened; output ids are made from it.
     pub digest: [u8; 16],
     /// BLAKE3 over the bytes alone: what answers depend on is the same wherever a line stands.
     pub content_digest: [u8; 16],
@@ -144,7 +148,8 @@ pub(super) struct Place {
 
 /// Parses lines and remembers what must be unique among them.
 pub(super) struct RequestParser {
-    file: Arc<str>,
+    /// What lines come from at the moment.
+    pub file: InputFile,
     served_model: Option<String>,
     rows: Option<Arc<Rows>>,
     keeps_input: bool,
@@ -153,15 +158,19 @@ pub(super) struct RequestParser {
 }
 
 impl RequestParser {
-    pub fn new(file: Arc<str>, options: ReaderOptions, ids: Ids) -> Self {
+    pub fn new(file: InputFile, options: ReaderOptions, ids: Ids) -> Self {
         let ReaderOptions { served_model, rows, keeps_input, .. } = options;
         Self { file, served_model, rows, keeps_input, ids, warnings: Warnings::default() }
     }
 
     /// Adds a warning that names file and line.
     pub fn warn(&mut self, line: u64, key: &str, text: impl FnOnce() -> String) {
-        let file = &self.file;
-        self.warnings.add(key, || format!("{file}:{line}: {}", text()));
+        self.warn_of(&self.file.clone(), line, key, text);
+    }
+
+    /// The same of a line of this input.
+    pub fn warn_of(&mut self, file: &InputFile, line: u64, key: &str, text: impl FnOnce() -> String) {
+        self.warnings.add(key, || format!("{}:{line}: {}", file.name, text()));
     }
 
     /// Parses one line without its end.
@@ -170,14 +179,14 @@ impl RequestParser {
             Ok(object) => object,
             Err(error) => return Err(self.failed(place, bytes, find_id(bytes), error)),
         };
-        let mut head = head(place, bytes);
+        let mut head = self.head(place, bytes);
         match self.parse_request(&mut head, object) {
             Ok(asked) => {
                 let Asked { prompts, params, options } = asked;
                 Ok(Request { head, prompts, params, options })
             }
             Err(error) => {
-                let error = LineError::Request(error.at(&self.file, place.line));
+                let error = LineError::Request(error.at(&self.file.name, place.line));
                 Err(Box::new(FailedLine { head, error }))
             }
         }
@@ -205,6 +214,33 @@ impl RequestParser {
         self.failed(place, bytes, find_id(bytes), error)
     }
 
+    /// Takes note of a line that another process answers: ids are unique among the lines of all.
+    pub fn pass_over(&mut self, line: u64, content: &Content<'_>) {
+        let id = match content {
+            Content::Bytes(bytes) => match self.object_of(bytes) {
+                Some(mut object) => Identity::take(&mut object).id,
+                None => find_id(bytes),
+            },
+            Content::TooLong { start, .. } => find_id(start),
+            Content::Filler(_) => return,
+        };
+        match id {
+            Some(id) => drop(self.ids.claim(&id)),
+            None => drop(self.ids.make_up(&self.file, line)),
+        }
+    }
+
+    /// A line's object, or of a row what its request is known by.
+    fn object_of(&self, bytes: &[u8]) -> Option<Map<String, Value>> {
+        let is_read = bytes.len() <= MAX_LINE_VALUES || count_values(bytes) <= MAX_LINE_VALUES;
+        let text = std::str::from_utf8(bytes).ok().filter(|_| is_read)?;
+        let Parsed { value: Value::Object(line), .. } = json::parse(text).ok()? else { return None };
+        Some(match &self.rows {
+            Some(rows) => rows.identity_of(&line),
+            None => line,
+        })
+    }
+
     fn failed(
         &mut self,
         place: Place,
@@ -212,20 +248,45 @@ impl RequestParser {
         id: Option<String>,
         error: LineError,
     ) -> Box<FailedLine> {
-        let mut head = head(place, digested);
+        let mut head = self.head(place, digested);
         head.custom_id = match id {
             Some(id) => {
                 // Whether it is another line's too is not what is wrong with this one.
                 self.ids.claim(&id);
                 id
             }
-            None => self.ids.make_up(place.line),
+            None => self.ids.make_up(&self.file, place.line),
         };
         Box::new(FailedLine { head, error })
     }
 
+    /// A head without an id.
+    fn head(&self, place: Place, bytes: &[u8]) -> RequestHead {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&place.line.to_le_bytes());
+        hasher.update(bytes);
+        if self.file.number > 1 {
+            hasher.update(&self.file.number.to_le_bytes());
+        }
+        let mut digest = [0; 16];
+        hasher.finalize_xof().fill(&mut digest);
+        let mut content_digest = [0; 16];
+        blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut content_digest);
+        RequestHead {
+            index: place.index,
+            file: self.file.clone(),
+            line: place.line,
+            custom_id: String::new(),
+            digest,
+            content_digest,
+            form: Form::Chat,
+            metadata: None,
+            input: None,
+        }
+    }
+
     fn not_a_request(&self, line: u64, code: &'static str, reason: &str) -> LineError {
-        LineError::NotARequest { code, message: format!("{}:{line}: {reason}", self.file) }
+        LineError::NotARequest { code, message: format!("{}:{line}: {reason}", self.file.name) }
     }
 
     fn parse_object(&mut self, line: u64, bytes: &[u8]) -> Result<Map<String, Value>, LineError> {
@@ -245,7 +306,7 @@ impl RequestParser {
                 "{" | "[" | "[{" | "}" | "]" | "}," | "}]" => {
                     "; the input must be JSON Lines, one whole object on each line".to_owned()
                 }
-                _ => odd_character(text, error.column(), &self.file)
+                _ => odd_character(text, error.column(), &self.file.name)
                     .map_or_else(String::new, |odd| format!("; {odd}")),
             };
             let reason = format!("not valid JSON: {what} at column {}{hint}", error.column());
@@ -285,7 +346,7 @@ impl RequestParser {
         head.metadata = object.swap_remove("metadata").filter(|metadata| !metadata.is_null());
         let Identity { id, problem } = Identity::take(&mut object);
         let claim = id.as_ref().map(|id| self.ids.claim(id));
-        head.custom_id = id.unwrap_or_else(|| self.ids.make_up(head.line));
+        head.custom_id = id.unwrap_or_else(|| self.ids.make_up(&self.file, head.line));
         if let Some(problem) = problem {
             return Err(problem);
         }
@@ -295,7 +356,7 @@ impl RequestParser {
                 return Err(RequestError::bad_request("duplicate_custom_id", "custom_id", reason));
             }
             Some(Claim::MadeUpFor(line)) => self.warn(head.line, "id like a made-up one", || {
-                format!("{:?} is also what line {line} was called, which has no id", head.custom_id)
+                format!("{:?} is also what {line} was called, which has no id", head.custom_id)
             }),
             Some(Claim::Own) | None => {}
         }
@@ -367,27 +428,6 @@ impl RequestParser {
                 format!("the field {name:?} is not used by mlxbatch and is ignored")
             });
         }
-    }
-}
-
-/// A head without an id.
-fn head(place: Place, bytes: &[u8]) -> RequestHead {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&place.line.to_le_bytes());
-    hasher.update(bytes);
-    let mut digest = [0; 16];
-    hasher.finalize_xof().fill(&mut digest);
-    let mut content_digest = [0; 16];
-    blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut content_digest);
-    RequestHead {
-        index: place.index,
-        line: place.line,
-        custom_id: String::new(),
-        digest,
-        content_digest,
-        form: Form::Chat,
-        metadata: None,
-        input: None,
     }
 }
 

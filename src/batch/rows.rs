@@ -69,14 +69,20 @@ impl Rows {
         &self,
         row: &Map<String, Value>,
     ) -> (Map<String, Value>, Result<(), RequestError>) {
+        let mut request = self.identity_of(row);
+        let made = self.fill(row, &mut request);
+        (request, made)
+    }
+
+    /// Of a row's request, its id alone.
+    pub(super) fn identity_of(&self, row: &Map<String, Value>) -> Map<String, Value> {
         let mut request = Map::new();
         let id_columns = [self.settings.id_column.as_deref().unwrap_or("custom_id"), "id"];
         let num_columns = if self.settings.id_column.is_some() { 1 } else { 2 };
         if let Some(id) = id_columns[..num_columns].iter().find_map(|column| row.get(*column)) {
             request.insert("custom_id".to_owned(), id.clone());
         }
-        let made = self.fill(row, &mut request);
-        (request, made)
+        request
     }
 
     fn fill(&self, row: &Map<String, Value>, request: &mut Map<String, Value>) -> Result<(), RequestError> {

@@ -16,13 +16,16 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+pub(super) use self::earlier::place_of;
 pub use self::earlier::{Kept, Resume};
 use self::file::FileOutput;
+pub(super) use self::file::{folder_of, new_file_in};
 pub use self::file::{manifest_path, partial_path};
 pub use self::manifest::Manifest;
 use self::stream::StreamOutput;
 use super::error::BatchError;
-use super::paths::{InputPath, OutputPath};
+use super::input_lines::LineSpace;
+use super::paths::{Inputs, OutputPath};
 use super::reader::{ReaderOptions, RequestReader};
 use super::record::Record;
 
@@ -59,12 +62,12 @@ enum Kind {
 impl ResultWriter {
     /// Checks and opens the output; nothing of an earlier run is lost by it. With `goes_on` its results are
     /// left in place for [`ResultWriter::resume`].
-    pub fn create(output: &OutputPath, input: &InputPath, goes_on: bool) -> Result<Self, BatchError> {
-        if goes_on && input.path().is_none_or(|path| fs::metadata(path).is_ok_and(|found| !found.is_file())) {
-            return Err(BatchError::ResumesStream { what: "INPUT", name: input.name() });
+    pub fn create(output: &OutputPath, inputs: &Inputs, goes_on: bool) -> Result<Self, BatchError> {
+        if let Some(stream) = inputs.stream().filter(|_| goes_on) {
+            return Err(BatchError::ResumesStream { what: "INPUT", name: stream.name() });
         }
         let kind = match output {
-            OutputPath::Stdout => Kind::Stream(StreamOutput::stdout(input.path())?),
+            OutputPath::Stdout => Kind::Stream(StreamOutput::stdout(inputs)?),
             OutputPath::File(path) => match fs::metadata(path) {
                 Ok(metadata) if metadata.is_dir() => {
                     return Err(BatchError::OutputIsDirectory { output: path.clone() });
@@ -74,7 +77,7 @@ impl ResultWriter {
                     return Err(BatchError::OutputReadOnly { output: path.clone() });
                 }
                 _ => {
-                    let (file, warnings) = FileOutput::create(resolve_links(path), input.path(), goes_on)?;
+                    let (file, warnings) = FileOutput::create(resolve_links(path), inputs, goes_on)?;
                     return Ok(Self { kind: Kind::File(file), warnings });
                 }
             },
@@ -94,15 +97,20 @@ impl ResultWriter {
     }
 
     /// Goes on from what an earlier run has left, and says what of it is kept; nothing where there is nothing.
+    /// The inputs are read as this run reads them.
     pub fn resume(
         &mut self,
         manifest: &Manifest,
         resume: Resume,
-        input: &InputPath,
+        inputs: &Inputs,
+        options: &ReaderOptions,
     ) -> Result<Kept, BatchError> {
-        let mut reader = RequestReader::open(input, ReaderOptions::default())?;
         match &mut self.kind {
-            Kind::File(file) => file.resume(manifest, resume, &mut reader),
+            Kind::File(file) => {
+                let mut reader = RequestReader::open(inputs, options.clone())?;
+                let space = LineSpace::of(inputs, options.format)?;
+                file.resume(manifest, resume, &mut reader, &space)
+            }
             Kind::Stream(_) => Ok(Kept::default()),
         }
     }
@@ -160,6 +168,11 @@ fn resolve_links(path: &Path) -> PathBuf {
         };
     }
     path
+}
+
+/// The input that is this file, if one is.
+fn input_that_is(inputs: &Inputs, file: impl Fn() -> io::Result<Metadata>) -> Option<PathBuf> {
+    inputs.paths().find(|input| is_same_file(fs::metadata(input), file())).map(Path::to_owned)
 }
 
 /// Whether two paths or open files are one regular file.

@@ -83,6 +83,12 @@ pub struct InspectArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Print a key for stores such as actions/cache: it changes with the model and the stored system prompts alone
+    ///
+    /// Its first half is the model's. Where no system prompt is stored, all prefixes count.
+    #[arg(long, conflicts_with_all = ["json", "model"])]
+    pub key: bool,
+
     /// Model whose tokenizer turns the largest prefixes into text: a folder or a .gguf file
     #[arg(short, long, value_name = "MODEL", value_hint = ValueHint::AnyPath)]
     pub model: Option<String>,

@@ -23,7 +23,7 @@ fn flags_are_absent_unless_given() {
     assert_eq!(run.compute.dtype, DtypeArg::Auto);
     assert_eq!(
         (run.input, run.output),
-        (InputPath::File("in.jsonl".into()), OutputPath::File("out.jsonl".into()))
+        (vec![InputPath::File("in.jsonl".into())], OutputPath::File("out.jsonl".into()))
     );
 }
 
@@ -31,7 +31,7 @@ fn flags_are_absent_unless_given() {
 fn a_dash_is_a_standard_stream() {
     let cli = Cli::try_parse_from(["mlxbatch", "run", "-", "-o", "-"]).expect("dashes");
     let Some(Command::Run(run)) = cli.command else { panic!("not a run") };
-    assert_eq!((run.input, run.output), (InputPath::Stdin, OutputPath::Stdout));
+    assert_eq!((run.input, run.output), (vec![InputPath::Stdin], OutputPath::Stdout));
 }
 
 #[test]

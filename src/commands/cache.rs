@@ -36,6 +36,9 @@ pub fn execute(command: &CacheCommand) -> anyhow::Result<Outcome> {
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<String> {
     let contents = Contents::read(&args.file)?;
+    if args.key {
+        return Ok(format!("{}\n", key_of(&contents)));
+    }
     let text = args.model.as_deref().map(text_model).transpose()?;
     let mut largest: Vec<&Entry> = contents.entries.iter().collect();
     largest.sort_by_key(|entry| std::cmp::Reverse((entry.num_below, entry.num_bytes)));
@@ -48,6 +51,42 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<String> {
         return Ok(shown_json(&format!("{:#}\n", inspected_json(&contents, &largest, &heads))));
     }
     Ok(inspected_text(&args.file, &contents, &largest, &heads))
+}
+
+/// What tells a cache file apart from others that later runs could start with: 16 hexadecimal digits for the model,
+/// and 16 for the system prompts, or for all prefixes where there are none.
+fn key_of(contents: &Contents) -> String {
+    let mut model = blake3::Hasher::new();
+    model.update(&contents.format_version.to_le_bytes());
+    model.update(&[u8::from(contents.identity.needs_checkpoints)]);
+    for part in &contents.identity.parts {
+        model.update(part.name.as_bytes()).update(&part.digest);
+    }
+    let has_system = contents.entries.iter().any(|entry| entry.tier == Tier::System);
+    let counts = |entry: &Entry| entry.tier == Tier::System || !has_system;
+    // The longest of them alone: what they share may be one prefix or several.
+    let mut longest: Vec<Vec<u32>> = Vec::new();
+    let mut path: Vec<u32> = Vec::new();
+    for entry in &contents.entries {
+        path.truncate(entry.end.saturating_sub(entry.tokens.len()));
+        path.extend(&entry.tokens);
+        if counts(entry) {
+            if longest.last().is_some_and(|last| path.starts_with(last)) {
+                longest.pop();
+            }
+            longest.push(path.clone());
+        }
+    }
+    longest.sort_unstable();
+    let mut prefixes = blake3::Hasher::new();
+    for tokens in &longest {
+        prefixes.update(&(tokens.len() as u64).to_le_bytes());
+        for token in tokens {
+            prefixes.update(&token.to_le_bytes());
+        }
+    }
+    let short = |hasher: &blake3::Hasher| hasher.finalize().to_hex()[..16].to_owned();
+    format!("{}-{}", short(&model), short(&prefixes))
 }
 
 /// The text side of a model on this machine.

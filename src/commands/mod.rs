@@ -8,6 +8,7 @@ pub mod compare;
 pub mod completions;
 mod identity;
 pub mod interrupt;
+pub mod merge;
 mod model;
 pub mod models;
 pub mod plan;
@@ -61,6 +62,7 @@ pub fn execute(cli: &Cli) -> anyhow::Result<Outcome> {
         Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Cache(command)) => cache::execute(command),
         Some(Command::Validate(args)) => validate::validate(args),
+        Some(Command::Merge(args)) => merge::merge(args),
         Some(Command::Compare(args)) => compare::compare(args),
         Some(Command::Models) => models::print(),
         Some(Command::Schema(args)) => schema::print(args),

@@ -1,6 +1,6 @@
 //! `mlxbatch plan`: says what a run would compute and share, without loading weights.
 //!
-//! Owns reading the input in windows and adding the windows' plans up. What may be shared is
+//! Owns reading the input in windows and adding the windows' plans up, for the whole and for shards. What may be shared is
 //! `plan/`'s knowledge, how it is said `report`'s business; lines are judged as a run does.
 
 mod report;
@@ -9,12 +9,12 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use self::report::{NamedPrefix, Report};
+use self::report::{NamedPrefix, Report, ShardPlan};
 use super::model::{Description, asked_dtype};
 use super::run::prepare::{PreparedJob, Preparer};
 use super::text_head::text_head;
 use super::{Outcome, written};
-use crate::batch::{ReaderOptions, RequestParams, RequestReader};
+use crate::batch::{Inputs, ReaderOptions, RequestParams, RequestReader, Split};
 use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
 use crate::commands::identity::ComputedModel;
 use crate::mlx::ComputeDevice;
@@ -30,7 +30,8 @@ const MAX_NAMED: usize = 10;
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let served_model = Some(args.model.model.clone());
     let options = ReaderOptions { served_model, ..args.rows.options()? };
-    let mut reader = RequestReader::open(&args.input, options)?;
+    let inputs = Inputs::find(&args.input)?;
+    let mut reader = RequestReader::open(&inputs, options.clone())?;
     let model = Description::read(&args.model, args.quiet)?;
     for warning in model.text.warnings() {
         say(args, &format!("mlxbatch: warning: {warning}"));
@@ -60,43 +61,22 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         has_checkpoints: false,
         reply: Default::default(),
     };
-    let mut totals = Totals::new(model.text.tokenizer(), args.batch_size as usize, snapshot.as_ref());
-    let mut window = Window::default();
-    while let Some(item) = reader.next_request()? {
-        let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
-            let line = request.head.line;
-            let prepared = preparer.prepare(&model.text, request);
-            let job = prepared.map_err(|error| error.at(reader.name(), line).message)?;
-            for notice in &job.notices {
-                reader.warn(line, &notice.key, &notice.text);
-            }
-            Ok(job)
-        });
-        match prepared {
-            Ok(job) => {
-                totals.num_later_turns += num_later_turns(&job);
-                window.add(job);
-            }
-            Err(problem) => {
-                totals.num_failed += 1;
-                say(args, &problem);
-            }
-        }
-        if window_is_full(window.prompts.len(), window.num_tokens) {
-            totals.add(&std::mem::take(&mut window));
-        }
-    }
-    totals.add(&window);
+    let planner = Planner { args, model: &model, preparer: &preparer, snapshot: snapshot.as_ref() };
+    let totals = planner.read_through(&mut reader, |problem| say(args, problem))?;
     for warning in reader.warnings().texts() {
         say(args, &format!("mlxbatch: warning: {warning}"));
     }
     if reader.num_requests() == 0 {
         say(args, &format!("mlxbatch: warning: {} holds no requests", reader.name()));
     }
+    let shards = match args.shards {
+        Some(count) => planner.shards(&inputs, &options, count)?,
+        None => Vec::new(),
+    };
 
     let report = Report {
-        input: reader.name().to_owned(),
-        model: model.name,
+        input: reader.name(),
+        model: model.name.clone(),
         dtype: dtype.name(),
         bytes_per_token: model.spec.kv_bytes_per_token(dtype.num_bytes()) as u64,
         batch_size: args.batch_size,
@@ -110,6 +90,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         num_stored_tokens: snapshot.as_ref().map(|_| totals.num_stored_tokens),
         max_live_tokens: totals.max_live_tokens,
         largest_shared: totals.into_largest_shared(),
+        shards,
     };
     let text =
         if args.json { shown_json(&format!("{:#}\n", report.json())) } else { shown_lines(&report.text()) };
@@ -121,6 +102,69 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
 fn say(args: &PlanArgs, text: &str) {
     if !args.quiet {
         eprint_line(text);
+    }
+}
+
+/// What reading an input as a plan needs.
+struct Planner<'a> {
+    args: &'a PlanArgs,
+    model: &'a Description,
+    preparer: &'a Preparer,
+    snapshot: Option<&'a Snapshot>,
+}
+
+impl Planner<'_> {
+    /// Plans all that a reader has, window by window.
+    fn read_through(&self, reader: &mut RequestReader, say: impl Fn(&str)) -> anyhow::Result<Totals<'_>> {
+        let batch_size = self.args.batch_size as usize;
+        let mut totals = Totals::new(self.model.text.tokenizer(), batch_size, self.snapshot);
+        let mut window = Window::default();
+        while let Some(item) = reader.next_request()? {
+            let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
+                let (file, line) = (request.head.file.clone(), request.head.line);
+                let prepared = self.preparer.prepare(&self.model.text, request);
+                let job = prepared.map_err(|error| error.at(&file.name, line).message)?;
+                for notice in &job.notices {
+                    reader.warn(&job.head, &notice.key, &notice.text);
+                }
+                Ok(job)
+            });
+            match prepared {
+                Ok(job) => {
+                    totals.num_later_turns += num_later_turns(&job);
+                    window.add(job);
+                }
+                Err(problem) => {
+                    totals.num_failed += 1;
+                    say(&problem);
+                }
+            }
+            if window_is_full(window.prompts.len(), window.num_tokens) {
+                totals.add(&std::mem::take(&mut window));
+            }
+        }
+        totals.add(&window);
+        Ok(totals)
+    }
+
+    /// What each of so many shards would compute, as the runs of them would split the input.
+    fn shards(&self, inputs: &Inputs, options: &ReaderOptions, count: u32) -> anyhow::Result<Vec<ShardPlan>> {
+        let max_tokens = self.args.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS);
+        let split = Split::of(inputs, options, count, max_tokens)?;
+        let mut plans = Vec::new();
+        for number in 1..=count {
+            let lines = split.shard(number);
+            let options = ReaderOptions { shard: Some(Arc::new(lines)), ..options.clone() };
+            let mut reader = RequestReader::open(inputs, options)?;
+            let totals = self.read_through(&mut reader, |_| {})?;
+            plans.push(ShardPlan {
+                num_requests: reader.num_requests(),
+                num_prompt_tokens: totals.num_prompt_tokens,
+                num_unique_tokens: totals.num_unique_tokens,
+                num_stored_tokens: totals.num_stored_tokens,
+            });
+        }
+        Ok(plans)
     }
 }
 

@@ -12,6 +12,7 @@ pub(super) mod prepare;
 mod report;
 mod resume;
 mod session;
+mod shard;
 mod window;
 
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use self::{
 use super::{Outcome, interrupt::Interrupt};
 use crate::{
     batch::{
-        BatchError, Ending, Flow, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats, Served,
-        count_requests, summary,
+        BatchError, Ending, Flow, Inputs, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats,
+        Served, count_requests, summary,
     },
     cli::RunArgs,
     mlx,
@@ -41,18 +42,20 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     model::check_address_space(0)?;
     model::check_threads()?;
-    let options = ReaderOptions {
+    let inputs = Inputs::find(&args.input)?;
+    let mut options = ReaderOptions {
         served_model: Some(args.model.model.clone()),
         keeps_input: args.keep_input,
         ..args.rows.options()?
     };
-    let reader = RequestReader::open(&args.input, options.clone())?;
-    let num_total = count_requests(&args.input, &options)?;
+    options.shard = shard::lines_of(args, &inputs, &options)?;
+    let reader = RequestReader::open(&inputs, options.clone())?;
+    let num_total = count_requests(&inputs, &options)?;
     if let Some(path) = &args.report {
-        report::check_writable(path, &args.input, &args.output)?;
+        inputs.all().iter().try_for_each(|input| report::check_writable(path, input, &args.output))?;
     }
-    persist::check(args)?;
-    let mut writer = ResultWriter::create(&args.output, &args.input, args.resume)?;
+    persist::check(args, &inputs)?;
+    let mut writer = ResultWriter::create(&args.output, &inputs, args.resume)?;
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
@@ -61,7 +64,8 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     model.check_limits()?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
-    let kept = resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args)?;
+    let kept =
+        resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args, (&inputs, &options))?;
     let stats = RunStats {
         num_total,
         num_ok: kept.num_ok,
@@ -94,7 +98,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     };
     let (ending, published) = match stop {
         Stop::Interrupted | Stop::TimeUp => {
-            let can_resume = writer.partial_path().is_some() && args.input.path().is_some();
+            let can_resume = writer.partial_path().is_some() && inputs.stream().is_none();
             let why = if stop == Stop::TimeUp { "the time was up" } else { "interrupted" };
             (Ending::Interrupted { can_resume, why }, writer.abandon()?)
         }
@@ -115,7 +119,8 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     warn(args, &reader.warnings().texts());
     let saver = session.saver.as_ref();
     warn(args, &saver.map(|saver| saver.warnings(session.engine())).unwrap_or_default());
-    if stats.num_done() == 0 && stop == Stop::InputUsedUp {
+    // That a shard has no lines is said at its start.
+    if stats.num_done() == 0 && stop == Stop::InputUsedUp && args.shard.is_none() {
         warn(args, &[format!("{} holds no requests", reader.name())]);
     }
     if !args.quiet {

@@ -9,18 +9,21 @@ use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
 use super::{Outcome, written};
-use crate::batch::{AnswerConstraint, InputPath, Prompt, Request, RequestError, RequestReader, count_text};
+use crate::batch::{
+    AnswerConstraint, InputPath, Inputs, Prompt, Request, RequestError, RequestReader, count_text,
+};
 use crate::cli::ValidateArgs;
 use crate::guide::{Compiler, Constraint, GuideError, Vocabulary};
 use crate::terminal::{self, eprint_line};
 
 /// Checks a file: problems and counts on standard output, warnings on standard error.
 pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
-    let mut reader = RequestReader::open(&args.input, args.rows.options()?)?;
+    let inputs = Inputs::find(&args.input)?;
+    let mut reader = RequestReader::open(&inputs, args.rows.options()?)?;
     let mut report = Report::default();
     let mut stdout = BufWriter::new(io::stdout().lock());
     // Whoever types requests into a terminal sees each problem at once.
-    let is_live = args.input == InputPath::Stdin;
+    let is_live = inputs.all().contains(&InputPath::Stdin);
 
     let constraints = Constraints::default();
     while let Some(item) = reader.next_request()? {
@@ -31,7 +34,7 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
                     report.num_turns += num_turns(&request);
                     continue;
                 }
-                Err(error) => (error.code, error.at(reader.name(), request.head.line).message),
+                Err(error) => (error.code, error.at(&request.head.file.name, request.head.line).message),
             },
         };
         report.add(code);

@@ -20,12 +20,14 @@
 mod cuts;
 mod forecast;
 mod held;
+mod split;
 #[cfg(test)]
 mod tests;
 mod tree;
 
 pub use forecast::SharedPrefix;
 pub use held::num_unique_held;
+pub use split::{Sketch, Sketcher, split};
 
 use forecast::Forecast;
 use tree::PrefixTree;

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mlxbatch::batch::{BatchError, InputPath, NextRequest, ReaderOptions, RequestReader, count_requests};
+use mlxbatch::batch::{
+    BatchError, InputPath, Inputs, NextRequest, ReaderOptions, RequestReader, count_requests,
+};
 use mlxbatch::cache::{Place, Tier};
 use mlxbatch::mlx::{ComputeDevice, ComputeDtype, LoadedModel, WeightSource};
 use mlxbatch::models::{
@@ -149,7 +151,7 @@ pub fn cache_file(folder: &Folder, input: &[u8]) {
 
 /// Reads requests as a run does; each line that is not blank is a request or a failed line.
 pub fn jsonl_reader(folder: &Folder, input: &[u8]) {
-    let path = InputPath::File(folder.file("in.jsonl", input));
+    let path = Inputs::from(InputPath::File(folder.file("in.jsonl", input)));
     let served_model = Some("model".to_owned());
     let options = ReaderOptions { max_line_bytes: MAX_LINE_BYTES, served_model, ..ReaderOptions::default() };
     let mut reader = match RequestReader::open(&path, options) {

@@ -156,3 +156,24 @@ fn files_of_different_models_are_not_merged() {
         .stderr(contains("the folder no of the cache file does not exist; create it first"));
     cache(&desk, &["merge", "cache.bin", "-o", "merged.bin"]).code(2);
 }
+
+/// As a store of a CI system needs it: other questions give the same key, another system prompt or model another one.
+#[test]
+fn the_key_of_a_file_changes_with_its_model_and_its_system_prompts() {
+    let key_of = |model: &str, system: &str, question: &str| -> String {
+        let messages = [("system", system), ("user", question)]
+            .map(|(role, content)| serde_json::json!({"role": role, "content": content}));
+        let line = serde_json::json!({"messages": messages, "max_tokens": 3});
+        let desk = Desk::with_input(format!("{line}\n"));
+        run_on(&desk, &fixture_path(model), "cache.bin", &[]);
+        let assert = cache(&desk, &["inspect", "--key", "cache.bin"]).code(0).stderr(is_empty());
+        String::from_utf8(assert.get_output().stdout.clone()).expect("it is text")
+    };
+    let key = key_of(MODEL, "You answer in one word.", "Why is the sky blue?");
+    assert!(is_match(r"^[0-9a-f]{16}-[0-9a-f]{16}\n$").expect("a pattern").eval(&key), "{key}");
+    assert_eq!(key_of(MODEL, "You answer in one word.", "What of the sea?"), key);
+    let other_system = key_of(MODEL, "You answer in two words.", "Why is the sky blue?");
+    assert_eq!((&other_system[..16], other_system[17..] == key[17..]), (&key[..16], false));
+    let other_model = key_of("tiny-llama-4bit", "You answer in one word.", "Why is the sky blue?");
+    assert_ne!(other_model[..16], key[..16]);
+}

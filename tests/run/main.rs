@@ -29,6 +29,7 @@ mod processors;
 mod prompts;
 mod replies;
 mod resume;
+mod shards;
 mod signals;
 mod streams;
 mod support;

@@ -15,7 +15,8 @@ struct Lines {
 impl Lines {
     fn new() -> Self {
         let options = ReaderOptions { served_model: Some("tiny".into()), ..ReaderOptions::default() };
-        Self { parser: RequestParser::new("in.jsonl".into(), options, Ids::default()), line: 0 }
+        let file = InputFile { number: 1, name: "in.jsonl".into() };
+        Self { parser: RequestParser::new(file, options, Ids::default()), line: 0 }
     }
 
     fn parse(&mut self, line: impl AsRef<[u8]>) -> Result<Request, Box<FailedLine>> {

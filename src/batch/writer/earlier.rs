@@ -11,6 +11,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::super::error::BatchError;
+use super::super::input_lines::LineSpace;
 use super::super::reader::RequestReader;
 use super::super::record::{ID_PREFIX, REQUEST_ID_PREFIX, hex};
 use super::order_index::{Extent, OrderIndex};
@@ -58,9 +59,12 @@ impl Kept {
 }
 
 /// The records of a file of results, by the number of the line that each answers.
-pub(super) struct Earlier {
+pub(super) struct Earlier<'a> {
+    space: &'a LineSpace,
     by_line: OrderIndex,
     num_lines: u64,
+    /// Records of lines that no input has any more.
+    num_gone: u64,
     /// Length of the file up to its last whole record.
     pub end: u64,
 }
@@ -80,17 +84,18 @@ struct SeenResponse {
 }
 
 impl Seen {
-    fn line(&self) -> Option<u64> {
-        self.id.strip_prefix(ID_PREFIX)?.parse().ok()
+    /// The input and the line in it that the record answers.
+    fn place(&self) -> Option<(u32, u64)> {
+        place_of(&self.id)
     }
 }
 
-impl Earlier {
+impl<'a> Earlier<'a> {
     /// Finds the records of a file; what a kill has cut off at its end is left out.
-    pub fn read(file: &File, path: &Path, folder: &Path) -> Result<Self, BatchError> {
+    pub fn read(file: &File, path: &Path, folder: &Path, space: &'a LineSpace) -> Result<Self, BatchError> {
         let failed = |source| BatchError::ReadResults { path: path.into(), source };
         let by_line = OrderIndex::create_in(folder).map_err(failed)?;
-        let mut earlier = Self { by_line, num_lines: 0, end: 0 };
+        let mut earlier = Self { space, by_line, num_lines: 0, num_gone: 0, end: 0 };
         let mut from_start = file;
         from_start.rewind().map_err(failed)?;
         let mut reader = BufReader::with_capacity(1 << 18, file);
@@ -103,7 +108,8 @@ impl Earlier {
             if bytes.last() != Some(&b'\n') {
                 return Ok(earlier);
             }
-            let Some(line) = serde_json::from_slice(&bytes).ok().and_then(|seen: Seen| seen.line()) else {
+            let Some((input, line)) = serde_json::from_slice(&bytes).ok().and_then(|seen: Seen| seen.place())
+            else {
                 let is_last = reader.fill_buf().map_err(failed)?.is_empty();
                 // The blocks of a file that a crash has cut may be there without their content.
                 if is_last && bytes.contains(&0) {
@@ -112,10 +118,14 @@ impl Earlier {
                 return Err(BatchError::NotResults { path: path.into(), line: number });
             };
             let extent = Extent { offset: earlier.end, num_bytes: num_bytes as u64 };
+            earlier.end += extent.num_bytes;
+            let Some(line) = space.number(input, line) else {
+                earlier.num_gone += 1;
+                continue;
+            };
             let is_known = earlier.by_line.get(line).map_err(failed)?.is_some();
             earlier.num_lines += u64::from(!is_known);
             earlier.by_line.set(line, extent).map_err(failed)?;
-            earlier.end += extent.num_bytes;
         }
     }
 
@@ -140,14 +150,18 @@ impl Earlier {
                 Err(failed) => failed.head,
             };
             kept.num_left += 1;
-            let Some(extent) = self.by_line.get(head.line).map_err(failed)? else { continue };
+            let Some(line) = self.space.number(head.file.number, head.line) else { continue };
+            let Some(extent) = self.by_line.get(line).map_err(failed)? else { continue };
             num_seen += 1;
             let seen = seen_at(file, extent).map_err(failed)?;
             // A line that is no request is found out again at no cost; only its number is in its record.
             let Some(response) = seen.response else { continue };
             if response.request_id.strip_prefix(REQUEST_ID_PREFIX) != Some(hex(&head.digest).as_str()) {
                 if !resume.is_forced {
-                    return Err(BatchError::InputChanged { name: reader.name().into(), line: head.line });
+                    return Err(BatchError::InputChanged {
+                        name: head.file.name.to_string(),
+                        line: head.line,
+                    });
                 }
                 continue;
             }
@@ -162,11 +176,20 @@ impl Earlier {
                 kept.num_left -= 1;
             }
         }
-        if num_seen < self.num_lines && !resume.is_forced {
-            let num_gone = self.num_lines - num_seen;
-            return Err(BatchError::InputShrunk { name: reader.name().into(), num_gone });
+        let num_gone = self.num_lines - num_seen + self.num_gone;
+        if num_gone > 0 && !resume.is_forced {
+            return Err(BatchError::InputShrunk { name: reader.name(), num_gone });
         }
         Ok(kept)
+    }
+}
+
+/// The input and the line in it that the id of a record tells.
+pub(in crate::batch) fn place_of(id: &str) -> Option<(u32, u64)> {
+    let name = id.strip_prefix(ID_PREFIX)?;
+    match name.split_once('-') {
+        None => Some((1, name.parse().ok()?)),
+        Some((input, line)) => Some((input.parse().ok().filter(|input| *input > 1)?, line.parse().ok()?)),
     }
 }
 

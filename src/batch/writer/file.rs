@@ -12,13 +12,16 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use tempfile::NamedTempFile;
 
 use super::super::error::BatchError;
+use super::super::input_lines::LineSpace;
+use super::super::paths::Inputs;
 use super::super::reader::RequestReader;
 use super::earlier::{Earlier, Kept, Resume};
 use super::manifest::Manifest;
 use super::order_index::{Extent, OrderIndex};
-use super::{Flow, Published, is_same_file};
+use super::{Flow, Published, input_that_is, is_same_file};
 
 /// How many results of earlier, killed runs are kept beside the output.
 const MAX_LEFTOVERS: u32 = 10_000;
@@ -42,7 +45,7 @@ impl FileOutput {
     /// there.
     pub fn create(
         output: PathBuf,
-        input: Option<&Path>,
+        inputs: &Inputs,
         goes_on: bool,
     ) -> Result<(Self, Vec<String>), BatchError> {
         let folder = folder_of(&output);
@@ -50,11 +53,9 @@ impl FileOutput {
             return Err(BatchError::OutputFolderMissing { folder: folder.into(), output });
         }
         let partial_path = partial_path(&output);
-        if let Some(input) = input {
-            let is_input = |path: &Path| is_same_file(fs::metadata(input), fs::metadata(path));
-            if is_input(&output) || is_input(&partial_path) {
-                return Err(BatchError::OutputIsInput { output, input: input.into() });
-            }
+        let is_input = |path: &Path| input_that_is(inputs, || fs::metadata(path));
+        if let Some(input) = is_input(&output).or_else(|| is_input(&partial_path)) {
+            return Err(BatchError::OutputIsInput { output, input });
         }
         let mut warnings = Vec::new();
         let mut partial = open_partial(&partial_path)?;
@@ -91,12 +92,13 @@ impl FileOutput {
     }
 
     /// Takes over what an earlier run has left: in the partial file, else, where that run has ended, in OUTPUT.
-    /// `reader` reads the input from its start.
+    /// `reader` reads the inputs from their start.
     pub fn resume(
         &mut self,
         manifest: &Manifest,
         resume: Resume,
         reader: &mut RequestReader,
+        space: &LineSpace,
     ) -> Result<Kept, BatchError> {
         // One without results tells of a run that has begun all the same: what is in OUTPUT is older.
         let is_partial = has_content(&self.partial) || manifest_path(&self.partial_path).exists();
@@ -108,7 +110,7 @@ impl FileOutput {
                 copied.map_err(|source| self.not_written(source))?;
             }
         }
-        let kept = self.keep(&left, resume, reader);
+        let kept = self.keep(&left, resume, reader, space);
         if kept.is_err() && !is_partial {
             // OUTPUT still has it all.
             self.partial.set_len(0).map_err(|source| self.not_written(source))?;
@@ -130,8 +132,9 @@ impl FileOutput {
         left: &Path,
         resume: Resume,
         reader: &mut RequestReader,
+        space: &LineSpace,
     ) -> Result<(Kept, u64), BatchError> {
-        let earlier = Earlier::read(&self.partial, left, folder_of(&self.output))?;
+        let earlier = Earlier::read(&self.partial, left, folder_of(&self.output), space)?;
         let index = &mut self.index;
         let kept = earlier.keep(&self.partial, reader, resume, |line, extent| index.set(line, extent))?;
         Ok((kept, earlier.end))
@@ -224,12 +227,7 @@ impl FileOutput {
     }
 
     fn write_in_order(&mut self, folder: &Path) -> io::Result<()> {
-        // As any program creates files: the process's umask takes its share.
-        let ordered = tempfile::Builder::new()
-            .prefix(".mlxbatch-")
-            .suffix(".jsonl")
-            .permissions(Permissions::from_mode(0o666))
-            .tempfile_in(folder)?;
+        let ordered = new_file_in(folder)?;
         let mut writer = BufWriter::with_capacity(1 << 16, ordered.as_file());
         let mut buffer = Vec::new();
         let mut num_copied = 0;
@@ -315,7 +313,18 @@ fn move_aside(partial: &Path) -> Result<PathBuf, BatchError> {
     Err(failed(with_suffix(partial, &format!(".{MAX_LEFTOVERS}")), source))
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// Makes a file that is to be given its name once it is whole.
+pub(in crate::batch) fn new_file_in(folder: &Path) -> io::Result<NamedTempFile> {
+    // As any program creates files: the process's umask takes its share.
+    let mut builder = tempfile::Builder::new();
+    builder
+        .prefix(".mlxbatch-")
+        .suffix(".jsonl")
+        .permissions(Permissions::from_mode(0o666))
+        .tempfile_in(folder)
+}
+
+pub(in crate::batch) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::super::shards::ShardFacts;
 use crate::small_file;
 
 /// Far more than a run has to say.
@@ -26,7 +27,11 @@ enum Fact {
     Said(String),
     /// Something that can only be compared.
     Digest(String),
+    /// What part of the input was answered.
+    Shard(ShardFacts),
 }
+
+const SHARD: &str = "--shard";
 
 impl Manifest {
     /// Notes a setting as it is typed or printed.
@@ -39,13 +44,33 @@ impl Manifest {
         self.0.insert(name.to_owned(), Fact::Digest(digest.into()));
     }
 
+    /// Notes that the results are those of a part of the input alone.
+    pub fn set_shard(&mut self, facts: ShardFacts) {
+        self.0.insert(SHARD.to_owned(), Fact::Shard(facts));
+    }
+
+    /// The part of the input that the results are of, if they are of one.
+    pub fn shard(&self) -> Option<&ShardFacts> {
+        self.0.values().find_map(|fact| match fact {
+            Fact::Shard(facts) => Some(facts),
+            _ => None,
+        })
+    }
+
+    /// The same for results of the whole.
+    pub fn without_shard(mut self) -> Self {
+        self.0.retain(|_, fact| !matches!(fact, Fact::Shard(_)));
+        self
+    }
+
     /// What is no longer as `earlier` has it, each in a few words.
-    pub(super) fn differences(&self, earlier: &Self) -> Vec<String> {
+    pub(in crate::batch) fn differences(&self, earlier: &Self) -> Vec<String> {
         let mut names: Vec<&String> = self.0.keys().chain(earlier.0.keys()).collect();
         names.sort_unstable();
         names.dedup();
         let told = |fact: Option<&Fact>| match fact {
             Some(Fact::Said(value)) => value.clone(),
+            Some(Fact::Shard(facts)) => facts.to_string(),
             _ => "not set".to_owned(),
         };
         let differs = names.into_iter().filter(|name| self.0.get(*name) != earlier.0.get(*name));
@@ -59,12 +84,12 @@ impl Manifest {
             .collect()
     }
 
-    pub(super) fn read(path: &Path) -> io::Result<Self> {
+    pub fn read(path: &Path) -> io::Result<Self> {
         serde_json::from_slice(&small_file::read(path, MAX_BYTES)?).map_err(io::Error::other)
     }
 
     /// Writes it whole or not at all.
-    pub(super) fn write(&self, path: &Path, folder: &Path) -> io::Result<()> {
+    pub(in crate::batch) fn write(&self, path: &Path, folder: &Path) -> io::Result<()> {
         let mut file = tempfile::Builder::new().prefix(".mlxbatch-").tempfile_in(folder)?;
         serde_json::to_writer_pretty(&mut file, self).map_err(io::Error::other)?;
         file.write_all(b"\n")?;
@@ -79,6 +104,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::batch::shards::Shard;
 
     #[test]
     fn what_changed_is_named_and_comes_back_from_disk() {
@@ -93,6 +119,23 @@ mod tests {
         assert_eq!(earlier.differences(&earlier), Vec::<String>::new());
 
         let mut now = Manifest::default();
+        let facts = |number| {
+            let shard = Shard { number, count: 8 };
+            let digests = ("ab".repeat(16), "cd".repeat(16));
+            ShardFacts { shard, num_lines: 3, num_lines_of_all: 20, input: digests.0, split: digests.1 }
+        };
+        let mut part = earlier.clone();
+        part.set_shard(facts(2));
+        part.write(&path, folder.path()).unwrap();
+        let read = Manifest::read(&path).unwrap();
+        assert_eq!(read.shard(), Some(&facts(2)));
+        let mut other = read.clone();
+        other.set_shard(facts(3));
+        let told =
+            ["--shard was 2/8 (3 of 20 lines, split cdcdcdcd), is 3/8 (3 of 20 lines, split cdcdcdcd)"];
+        assert_eq!(other.differences(&read), told);
+        assert_eq!(read.without_shard(), earlier);
+
         now.say("--temperature", "0.7");
         now.digest("weights", "ab13");
         assert_eq!(

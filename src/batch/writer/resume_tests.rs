@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 use crate::batch::line_error::RequestError;
+use crate::batch::paths::InputPath;
 use crate::batch::record::{Choice, Completion, FinishReason, Served, TokenCounts};
 use crate::batch::request::RequestHead;
+use crate::batch::selection::Selection;
 
 struct Desk {
     folder: tempfile::TempDir,
     output: PathBuf,
     input: InputPath,
+    /// How lines are read.
+    options: ReaderOptions,
     manifest: Manifest,
 }
 
@@ -27,7 +31,11 @@ impl Desk {
         let mut manifest = Manifest::default();
         manifest.say("--temperature", "0");
         let output = folder.path().join("out.jsonl");
-        Self { output, input: InputPath::File(input), manifest, folder }
+        Self { output, input: InputPath::File(input), options: ReaderOptions::default(), manifest, folder }
+    }
+
+    fn inputs(&self) -> Inputs {
+        self.input.clone().into()
     }
 
     fn input_path(&self) -> &Path {
@@ -35,7 +43,7 @@ impl Desk {
     }
 
     fn heads(&self) -> Vec<RequestHead> {
-        let mut reader = RequestReader::open(&self.input, ReaderOptions::default()).unwrap();
+        let mut reader = RequestReader::open(&self.inputs(), self.options.clone()).unwrap();
         std::iter::from_fn(|| reader.next_request().unwrap())
             .map(|read| read.map_or_else(|failed| failed.head, |request| request.head))
             .collect()
@@ -63,7 +71,7 @@ impl Desk {
     }
 
     fn start(&self, goes_on: bool) -> ResultWriter {
-        ResultWriter::create(&OutputPath::File(self.output.clone()), &self.input, goes_on).unwrap()
+        ResultWriter::create(&OutputPath::File(self.output.clone()), &self.inputs(), goes_on).unwrap()
     }
 
     /// A run that comes as far as these records and is abandoned.
@@ -82,7 +90,7 @@ impl Desk {
 
     fn resume(&self, resume: Resume) -> Result<(ResultWriter, Kept), BatchError> {
         let mut writer = self.start(true);
-        let kept = writer.resume(&self.manifest, resume, &self.input)?;
+        let kept = writer.resume(&self.manifest, resume, &self.inputs(), &self.options)?;
         Ok((writer, kept))
     }
 
@@ -230,9 +238,54 @@ fn where_nothing_is_left_a_run_begins_and_without_a_file_there_is_an_error() {
 
     let output = OutputPath::File(desk.output.clone());
     for (output, input) in [(OutputPath::Stdout, desk.input.clone()), (output, InputPath::Stdin)] {
-        let error = ResultWriter::create(&output, &input, true).err().expect("nothing to go on with");
+        let error = ResultWriter::create(&output, &input.into(), true).err().expect("nothing to go on with");
         assert!(error.to_string().starts_with("--resume needs files to go on with"), "{error}");
     }
+}
+
+/// What a run over a part of the file had left was taken for results of the file's first lines.
+#[test]
+fn a_run_over_a_part_of_the_file_goes_on_where_it_was() {
+    let mut desk = Desk::new(6);
+    desk.options.selection = Selection::Range(3, None);
+    desk.leave(&[(1, true)]);
+    let (mut writer, found) = desk.resume(PLAIN).unwrap();
+    assert_eq!((kept(&found, 3), found.num_left), (vec![1], 2));
+    desk.write(&mut writer, &[(2, true), (0, true)]);
+    writer.finish(true).unwrap();
+    let expected = desk.expected(&[(0, true), (1, true), (2, true)]);
+    assert_eq!(fs::read_to_string(&desk.output).unwrap(), expected);
+}
+
+#[test]
+fn results_of_several_files_are_kept_by_file_and_line() {
+    let desk = Desk::new(2);
+    let second = desk.folder.path().join("more.jsonl");
+    fs::write(&second, "{\"prompt\": \"0\"}\n{\"prompt\": \"1\"}\n").unwrap();
+    let inputs = Inputs::find(&[desk.input.clone(), InputPath::File(second.clone())]).unwrap();
+    let options = ReaderOptions::default();
+    let records = || {
+        let mut reader = RequestReader::open(&inputs, options.clone()).unwrap();
+        std::iter::from_fn(move || reader.next_request().unwrap())
+            .map(|read| Record::request_error(&read.unwrap().head, &RequestError::internal("no memory")))
+            .collect::<Vec<_>>()
+    };
+    let start =
+        |goes_on| ResultWriter::create(&OutputPath::File(desk.output.clone()), &inputs, goes_on).unwrap();
+    let mut writer = start(false);
+    writer.begin(&desk.manifest).unwrap();
+    for index in [3, 0] {
+        let _ = writer.write(&records()[index]).unwrap();
+    }
+    writer.abandon().unwrap();
+    // What was appended to the first file moves no line of the second.
+    let lines = fs::read_to_string(desk.input_path()).unwrap();
+    fs::write(desk.input_path(), lines.clone() + "{\"prompt\": \"2\"}\n").unwrap();
+    let found = start(true).resume(&desk.manifest, PLAIN, &inputs, &options).unwrap();
+    assert_eq!((kept(&found, 5), found.num_left), (vec![0, 4], 3));
+    fs::write(&second, "{\"prompt\": \"0\"}\n").unwrap();
+    let error = start(true).resume(&desk.manifest, PLAIN, &inputs, &options).expect_err("a line is gone");
+    assert!(matches!(error, BatchError::InputShrunk { num_gone: 1, .. }), "{error}");
 }
 
 /// A line without an id is named by its number, until another has that name: the kept result and the new one

@@ -13,8 +13,9 @@ use std::path::Path;
 use rustix::fs::{OFlags, fcntl_getfl};
 
 use super::super::error::BatchError;
+use super::super::paths::Inputs;
 use super::order_index::{Extent, OrderIndex};
-use super::{Flow, Published, is_same_file};
+use super::{Flow, Published, input_that_is};
 
 pub(super) struct StreamOutput {
     out: File,
@@ -38,7 +39,7 @@ impl StreamOutput {
     /// Writes to standard output, past Rust's own buffer.
     ///
     /// With `>> input` a run would read its own results and never end: refused.
-    pub fn stdout(input: Option<&Path>) -> Result<Self, BatchError> {
+    pub fn stdout(inputs: &Inputs) -> Result<Self, BatchError> {
         let name = "<stdout>".to_owned();
         let out: File = match io::stdout().as_fd().try_clone_to_owned() {
             Ok(descriptor) => descriptor.into(),
@@ -47,11 +48,9 @@ impl StreamOutput {
         if was_closed(&out) {
             return Err(BatchError::StdoutClosed);
         }
-        match input {
-            Some(input) if is_same_file(fs::metadata(input), out.metadata()) => {
-                Err(BatchError::OutputIsInput { output: "-".into(), input: input.into() })
-            }
-            _ => Ok(Self::new(out, name)),
+        match input_that_is(inputs, || out.metadata()) {
+            Some(input) => Err(BatchError::OutputIsInput { output: "-".into(), input }),
+            None => Ok(Self::new(out, name)),
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use proptest::prelude::*;
 
 use super::*;
+use crate::batch::paths::{InputFile, InputPath};
 use crate::batch::request::{Form, RequestHead};
 
 /// A record whose text is as long as its index asks for, so that extents differ.
@@ -15,6 +16,7 @@ fn record(index: u64) -> Record {
     let custom_id = format!("r{index}{}", "x".repeat((index % 7) as usize * 10));
     let head = RequestHead {
         index,
+        file: InputFile { number: 1, name: "in.jsonl".into() },
         line: index + 1,
         custom_id,
         digest: [0; 16],
@@ -31,7 +33,7 @@ fn expected(indices: impl IntoIterator<Item = u64>) -> String {
 }
 
 fn open(output: &Path) -> Result<ResultWriter, BatchError> {
-    ResultWriter::create(&OutputPath::File(output.into()), &InputPath::Stdin, false)
+    ResultWriter::create(&OutputPath::File(output.into()), &InputPath::Stdin.into(), false)
 }
 
 fn write_all(writer: &mut ResultWriter, indices: impl IntoIterator<Item = u64>) {
@@ -182,7 +184,7 @@ fn outputs_that_cannot_work_are_refused_at_the_start() {
     symlink(&input, folder.path().join("alias.jsonl")).unwrap();
     for output in ["in.jsonl", "alias.jsonl"] {
         let output = OutputPath::File(folder.path().join(output));
-        let same = ResultWriter::create(&output, &InputPath::File(input.clone()), false)
+        let same = ResultWriter::create(&output, &InputPath::File(input.clone()).into(), false)
             .err()
             .expect("the same file");
         assert!(matches!(same, BatchError::OutputIsInput { .. }), "{same}");

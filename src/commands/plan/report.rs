@@ -34,7 +34,30 @@ pub(super) struct Report {
     pub max_live_tokens: u64,
     /// Those that save most first.
     pub largest_shared: Vec<NamedPrefix>,
+    /// In the order of their numbers, where they are asked for.
+    pub shards: Vec<ShardPlan>,
 }
+
+/// What one shard of the input comes to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ShardPlan {
+    pub num_requests: u64,
+    pub num_prompt_tokens: u64,
+    pub num_unique_tokens: u64,
+    pub num_stored_tokens: u64,
+}
+
+impl ShardPlan {
+    fn num_computed(&self) -> u64 {
+        self.num_unique_tokens.saturating_sub(self.num_stored_tokens)
+    }
+}
+
+/// Shards that are told of with a line each.
+const MAX_SHOWN_SHARDS: usize = 64;
+
+/// A split that computes so much more is worth a word about it.
+const MIN_TOLD_RATIO: f64 = 1.1;
 
 /// A shared prefix and how its own part begins.
 #[derive(Debug, Clone)]
@@ -56,6 +79,49 @@ impl Report {
 
     fn kv_bytes(&self, num_tokens: u64) -> u64 {
         num_tokens.saturating_mul(self.bytes_per_token)
+    }
+
+    /// Tokens that one run computes, where not all of its prompts are stored.
+    fn num_computed(&self) -> u64 {
+        self.num_unique_tokens.saturating_sub(self.num_stored_tokens.unwrap_or(0))
+    }
+
+    /// The same of all shards together.
+    fn num_computed_by_shards(&self) -> u64 {
+        self.shards.iter().map(ShardPlan::num_computed).sum()
+    }
+
+    /// How many times as many they are; nothing where one run computes none.
+    fn shard_ratio(&self) -> Option<f64> {
+        let num_computed = self.num_computed();
+        (num_computed > 0).then(|| self.num_computed_by_shards() as f64 / num_computed as f64)
+    }
+
+    fn shards_text(&self) -> String {
+        let count = self.shards.len();
+        let ratio = self.shard_ratio();
+        let against =
+            ratio.map_or_else(String::new, |ratio| format!(", {ratio:.2} times as many as one run"));
+        let num_computed = number_text(self.num_computed_by_shards());
+        let mut text = format!("\n{count} shards compute {num_computed} prompt tokens{against}\n");
+        text += "       shard   requests     tokens   computed\n";
+        for (number, shard) in (1..).zip(&self.shards).take(MAX_SHOWN_SHARDS) {
+            text += &format!(
+                "  {:>10} {:>10} {:>10} {:>10}\n",
+                format!("{number}/{count}"),
+                number_text(shard.num_requests),
+                number_text(shard.num_prompt_tokens),
+                number_text(shard.num_computed())
+            );
+        }
+        if count > MAX_SHOWN_SHARDS {
+            text += &format!("  and {} more\n", number_text((count - MAX_SHOWN_SHARDS) as u64));
+        }
+        if ratio.is_some_and(|ratio| ratio >= MIN_TOLD_RATIO) && self.num_stored_tokens.is_none() {
+            text += "  What they share is computed once where a run with --limit 1 --persist-cache FILE comes first and the\n  \
+                     shards read it with --cache-mode ro.\n";
+        }
+        text
     }
 
     /// For people.
@@ -143,6 +209,9 @@ impl Report {
                 number_text(prefix.num_saved_tokens)
             );
         }
+        if !self.shards.is_empty() {
+            text += &self.shards_text();
+        }
         text
     }
 
@@ -161,7 +230,19 @@ impl Report {
                 })
             })
             .collect();
-        json!({
+        let shards: Vec<Value> = self
+            .shards
+            .iter()
+            .map(|shard| {
+                json!({
+                    "num_requests": shard.num_requests,
+                    "num_prompt_tokens": shard.num_prompt_tokens,
+                    "num_unique_tokens": shard.num_unique_tokens,
+                    "num_computed_tokens": shard.num_computed(),
+                })
+            })
+            .collect();
+        let mut plan = json!({
             "input": self.input,
             "model": self.model,
             "num_requests": self.num_requests,
@@ -180,7 +261,15 @@ impl Report {
             "kv_shared_once_bytes": self.kv_bytes(self.num_unique_tokens),
             "kv_peak_bytes": self.kv_bytes(self.max_live_tokens),
             "largest_shared": shared,
-        })
+        });
+        if !shards.is_empty() {
+            plan["shards"] = json!({
+                "num_computed_tokens": self.num_computed_by_shards(),
+                "times_one_run": self.shard_ratio(),
+                "each": shards,
+            });
+        }
+        plan
     }
 }
 
@@ -216,6 +305,7 @@ mod tests {
                 prefix(1_010, 1_000, ""),
                 prefix(1_001, 1_000, "A"),
             ],
+            shards: Vec::new(),
         }
     }
 
@@ -237,6 +327,29 @@ largest shared prefixes
        1,010        100        990  … (no visible text)
 "
         );
+    }
+
+    #[test]
+    fn shards_are_told_with_what_they_lose() {
+        let shard = |num_requests, num_unique_tokens| ShardPlan {
+            num_requests,
+            num_prompt_tokens: 60_000,
+            num_unique_tokens,
+            num_stored_tokens: 0,
+        };
+        let report = Report { shards: vec![shard(60, 8_000), shard(42, 7_000)], ..report() };
+        let text = report.text();
+        let expected = "
+2 shards compute 15,000 prompt tokens, 1.25 times as many as one run
+       shard   requests     tokens   computed
+         1/2         60     60,000      8,000
+         2/2         42     60,000      7,000
+  What they share is computed once";
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(report.json()["shards"]["times_one_run"], 1.25);
+        // One run has nothing to compute: there is nothing to compare with.
+        let warm = Report { num_stored_tokens: Some(12_000), ..report };
+        assert!(warm.text().contains("2 shards compute 15,000 prompt tokens\n"), "{}", warm.text());
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl Intake {
     ) -> Result<PreparedRequest, RequestError> {
         let (request, notices) = self.preparer.next_turn(&self.text, head, dialogue, choice, answers)?;
         for notice in notices {
-            self.reader.warn(head.line, &notice.key, &notice.text);
+            self.reader.warn(head, &notice.key, &notice.text);
         }
         Ok(request)
     }
@@ -165,12 +165,11 @@ impl Intake {
                 }
             }
         }
-        let maker = Maker { preparer: &self.preparer, text: &self.text, file: self.reader.name() };
+        let maker = Maker { preparer: &self.preparer, text: &self.text };
         let mut made = maker.make_all(lines);
         for ready in made.iter_mut().flatten() {
-            let line = ready.head.line;
             for notice in ready.notices.drain(..) {
-                self.reader.warn(line, &notice.key, &notice.text);
+                self.reader.warn(&ready.head, &notice.key, &notice.text);
             }
         }
         self.prepared.extend(made);
@@ -183,7 +182,6 @@ impl Intake {
 struct Maker<'a> {
     preparer: &'a Preparer,
     text: &'a Arc<TextModel>,
-    file: &'a str,
 }
 
 impl Maker<'_> {
@@ -206,7 +204,8 @@ impl Maker<'_> {
 
     fn make(self, request: Request) -> Made<PreparedJob> {
         let head = request.head.clone();
-        let failed = |error: RequestError| Record::request_error(&head, &error.at(self.file, head.line));
+        let failed =
+            |error: RequestError| Record::request_error(&head, &error.at(&head.file.name, head.line));
         self.preparer.prepare(self.text, request).map(Box::new).map_err(|error| Box::new(failed(error)))
     }
 }
@@ -239,7 +238,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let path = folder.path().join("in.jsonl");
         std::fs::write(&path, lines.collect::<String>()).expect("there is room");
-        let reader = RequestReader::open(&InputPath::File(path), ReaderOptions::default());
+        let reader = RequestReader::open(&InputPath::File(path).into(), ReaderOptions::default());
         let text = TextModel::from_folder(Path::new("fixtures/tiny-llama")).expect("the fixture loads");
         let preparer = Preparer {
             end_ids: Arc::from([]),

@@ -165,6 +165,9 @@ impl DescribedModel {
         for (flag, value) in preparer.fallback.as_flags() {
             manifest.say(flag, value);
         }
+        if let Some(lines) = &options.shard {
+            manifest.set_shard(lines.facts.clone());
+        }
         Ok(manifest)
     }
 

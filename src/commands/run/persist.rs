@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use super::places::is_same_file;
 use crate::{
-    batch::{OutputPath, number_text, partial_path, size_text},
+    batch::{Inputs, OutputPath, number_text, partial_path, size_text},
     cli::{CacheModeArg, PersistArgs, RunArgs},
     commands::{identity::ComputedModel, interrupt::Interrupt},
     engine::{Engine, Runner},
@@ -21,7 +21,7 @@ use crate::{
 const MIN_TOLD: Duration = Duration::from_secs(1);
 
 /// Checks what can be checked before a model is looked for.
-pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
+pub(super) fn check(args: &RunArgs, inputs: &Inputs) -> anyhow::Result<()> {
     let Some(path) = &args.persist.persist_cache else { return Ok(()) };
     if args.compute.cache_bytes == Some(0) {
         bail!("--persist-cache keeps what the prompt cache holds, and --cache-bytes 0 has it hold nothing");
@@ -32,12 +32,12 @@ pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
     };
     let growing = output.map(partial_path);
     let others = [
-        (args.input.path(), "the input"),
         (output, "the output"),
         (growing.as_deref(), "where the output grows"),
         (args.report.as_deref(), "the report"),
     ];
-    for (other, what) in others {
+    let inputs = inputs.paths().map(|input| (Some(input), "the input"));
+    for (other, what) in inputs.chain(others) {
         if other.is_some_and(|other| is_same_file(path, other)) {
             bail!("--persist-cache {} is {what}; give it a file of its own", path.display());
         }

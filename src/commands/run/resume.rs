@@ -7,25 +7,30 @@ use std::time::Instant;
 
 use super::Outcome;
 use crate::{
-    batch::{Ending, Kept, Manifest, ResultWriter, Resume, RunStats, summary},
+    batch::{Ending, Inputs, Kept, Manifest, ReaderOptions, ResultWriter, Resume, RunStats, summary},
     cli::RunArgs,
     terminal::eprint_line,
 };
 
 /// Notes what the results are made with, and finds what an earlier run has left of them if that is asked for.
-pub(super) fn begin(writer: &mut ResultWriter, manifest: &Manifest, args: &RunArgs) -> anyhow::Result<Kept> {
+pub(super) fn begin(
+    writer: &mut ResultWriter,
+    manifest: &Manifest,
+    args: &RunArgs,
+    (inputs, options): (&Inputs, &ReaderOptions),
+) -> anyhow::Result<Kept> {
     if !args.resume {
         writer.begin(manifest)?;
         return Ok(Kept::default());
     }
     let resume = Resume { retries_errors: args.retry_errors, is_forced: args.force };
-    Ok(writer.resume(manifest, resume, &args.input)?)
+    Ok(writer.resume(manifest, resume, inputs, options)?)
 }
 
 /// Whether a later run may want to go on from published results: where errors can be retried, or where this one
-/// was asked to do so.
+/// was asked to do so. What is to be merged with other shards has to tell what it is a part of.
 pub(super) fn keeps_manifest(stats: &RunStats, args: &RunArgs) -> bool {
-    stats.num_failed > 0 || args.resume
+    stats.num_failed > 0 || args.resume || args.shard.is_some()
 }
 
 /// Ends a run all of whose lines had their results: without loading the model.

@@ -390,7 +390,7 @@ impl<R: Runner> Session<R> {
         }
         self.stats.num_failed += 1;
         let (error, before) = job.failed(seat.choice, error);
-        let error = error.at(self.intake.reader().name(), job.head.line);
+        let error = error.at(&job.head.file.name, job.head.line);
         Some(Record::turn_error(&job.head, &error, &before, &self.served))
     }
 

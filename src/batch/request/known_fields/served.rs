@@ -32,12 +32,12 @@ pub const SERVED: &[ServedGroup] = &[
             served(
                 "custom_id",
                 "text or number",
-                "names the line; unique in the file, else the later line is an error",
+                "names the line; unique in all inputs, else the later line is an error",
             ),
             served(
                 "id",
                 "text or number",
-                "the same, where custom_id is absent; without both the line is called line-<number>",
+                "the same, where custom_id is absent; without both the line is called line-<number>, behind the first input file-<input>-line-<number>",
             ),
             served("question_id", "text or number", "the same beside turns, where both are absent"),
             served("method", "\"POST\"", "of the Batch API's form; may be left out"),

@@ -50,7 +50,7 @@ impl<'a> ChoiceKeys<'a> {
 /// What tells a request from others whatever these are: a made-up id steps aside where another line has that
 /// id, and then ends in a number more.
 fn own_id(head: &RequestHead) -> String {
-    let made_up = format!("line-{}", head.line);
+    let made_up = head.file.made_up_id(head.line);
     let number = head.custom_id.strip_prefix(&made_up).and_then(|rest| rest.strip_prefix('-'));
     let is_made_up = number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()));
     if is_made_up { made_up } else { head.custom_id.clone() }
@@ -66,6 +66,7 @@ mod tests {
         let key_of = |custom_id: &str| {
             let head = RequestHead {
                 index: 2,
+                file: crate::batch::InputFile { number: 1, name: "in.jsonl".into() },
                 line: 3,
                 custom_id: custom_id.into(),
                 digest: [0; 16],

@@ -61,7 +61,7 @@ fn session_cached<R: Runner>(
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let path = folder.path().join("in.jsonl");
     fs::write(&path, lines).expect("there is room");
-    let reader = RequestReader::open(&InputPath::File(path), ReaderOptions::default());
+    let reader = RequestReader::open(&InputPath::File(path).into(), ReaderOptions::default());
     let reader = reader.expect("it was just written");
     Session {
         stats: RunStats::default(),
@@ -86,7 +86,7 @@ fn run<R: Runner>(session: &mut Session<R>) -> (anyhow::Result<Stop>, Vec<Value>
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let input = InputPath::File(folder.path().join("in.jsonl"));
     let output = OutputPath::File(folder.path().join("out.jsonl"));
-    let mut writer = ResultWriter::create(&output, &input, false).expect("the folder is there");
+    let mut writer = ResultWriter::create(&output, &input.into(), false).expect("the folder is there");
     let stop = session.run(&mut writer, &Interrupt::default());
     let published = writer.finish(false).expect("there is room");
     let text = fs::read_to_string(published.place).expect("it was just published");

@@ -1,0 +1,226 @@
+//! The files that are joined: their records one by one, and what they are parts of.
+//!
+//! Owns reading them, and whether they make a whole by what their manifests say. Whether all lines have their
+//! results is found out by `merging` as it goes.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::super::paths::InputFile;
+use super::super::shards::ShardFacts;
+use super::super::writer::{Manifest, manifest_path, partial_path, place_of};
+use super::MergeError;
+
+/// A line by the number of its input and its own.
+pub(super) type LinePlace = (u32, u64);
+
+pub(super) fn name_of((number, line): LinePlace) -> String {
+    InputFile { number, name: "".into() }.line_name(line)
+}
+
+/// A file of results.
+pub(super) struct Part {
+    pub path: PathBuf,
+    /// What its results were made with, where that is beside it.
+    pub manifest: Option<Manifest>,
+    source: BufReader<File>,
+    /// The record that was read last.
+    pub record: Record,
+    /// Records that have been read.
+    pub num_records: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Record {
+    /// With its line end.
+    pub bytes: Vec<u8>,
+    pub place: LinePlace,
+    /// The digest of the input line, where it is told.
+    pub request_id: Option<String>,
+    pub is_ok: bool,
+}
+
+#[derive(Deserialize)]
+struct Seen {
+    id: String,
+    response: Option<SeenResponse>,
+}
+
+#[derive(Deserialize)]
+struct SeenResponse {
+    status_code: u16,
+    request_id: String,
+}
+
+impl Part {
+    /// Opens the results of a run that has ended.
+    pub fn open(path: &Path) -> Result<Self, MergeError> {
+        let partial = partial_path(path);
+        if partial.exists() {
+            return Err(MergeError::Unfinished { partial });
+        }
+        if path.extension().is_some_and(|extension| extension == "partial") {
+            return Err(MergeError::Unfinished { partial: path.into() });
+        }
+        let file = File::open(path).map_err(|source| MergeError::Read { path: path.into(), source })?;
+        Ok(Self {
+            path: path.into(),
+            manifest: None,
+            source: BufReader::with_capacity(1 << 17, file),
+            record: Record::default(),
+            num_records: 0,
+        })
+    }
+
+    pub fn read_manifest(&mut self) -> Result<(), MergeError> {
+        let path = manifest_path(&self.path);
+        match Manifest::read(&path) {
+            Ok(manifest) => self.manifest = Some(manifest),
+            Err(source) => {
+                return Err(MergeError::NoManifest { results: self.path.clone(), manifest: path, source });
+            }
+        }
+        match self.facts() {
+            Some(_) => Ok(()),
+            None => Err(MergeError::NotAShard { results: self.path.clone() }),
+        }
+    }
+
+    /// What the results are a part of.
+    pub fn facts(&self) -> Option<&ShardFacts> {
+        self.manifest.as_ref().and_then(Manifest::shard)
+    }
+
+    /// Reads the next record; whether there is one.
+    pub fn advance(&mut self) -> Result<bool, MergeError> {
+        let (path, line) = (self.path.clone(), self.num_records + 1);
+        let mut bytes = std::mem::take(&mut self.record.bytes);
+        bytes.clear();
+        let num_bytes = self.source.read_until(b'\n', &mut bytes);
+        if num_bytes.map_err(|source| MergeError::Read { path: path.clone(), source })? == 0 {
+            return Ok(false);
+        }
+        let is_whole = bytes.last() == Some(&b'\n');
+        let seen =
+            serde_json::from_slice(&bytes).ok().and_then(|seen: Seen| Some((place_of(&seen.id)?, seen)));
+        let (place, seen) = match seen {
+            Some(seen) if is_whole => seen,
+            // What follows a cut is missing; a file may be cut behind the last bracket, too.
+            _ if !is_whole => return Err(MergeError::CutOff { path, line }),
+            _ => return Err(MergeError::NotAResult { path, line }),
+        };
+        let before = self.record.place;
+        if self.num_records > 0 && place <= before {
+            return Err(match place == before {
+                true => MergeError::Double {
+                    name: name_of(place),
+                    other: path.clone(),
+                    path,
+                    line: line - 1,
+                    other_line: line,
+                },
+                false => MergeError::OutOfOrder { path, line, this: name_of(place), before: name_of(before) },
+            });
+        }
+        self.num_records = line;
+        let (is_ok, request_id) = match seen.response {
+            Some(response) => (response.status_code == 200, Some(response.request_id)),
+            None => (false, None),
+        };
+        self.record = Record { bytes, place, request_id, is_ok };
+        Ok(true)
+    }
+
+    /// Checks at its end that all of it was there.
+    pub fn check_whole(&self) -> Result<(), MergeError> {
+        match self.facts() {
+            Some(facts) if facts.num_lines != self.num_records => Err(MergeError::NotWhole {
+                path: self.path.clone(),
+                num_there: self.num_records,
+                num_lines: facts.num_lines,
+                shard: facts.shard,
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Checks that the parts are all shards of one run, each once.
+pub(super) fn check_together(parts: &[Part], is_forced: bool) -> Result<(), MergeError> {
+    let mut shards: Vec<(&Part, &ShardFacts)> =
+        parts.iter().filter_map(|part| part.facts().map(|facts| (part, facts))).collect();
+    let Some((first, facts)) = shards.first().copied() else { return Ok(()) };
+    for (part, others) in &shards[1..] {
+        let (path, other) = (part.path.clone(), first.path.clone());
+        // What sets them apart most.
+        if others.input != facts.input {
+            return Err(MergeError::OtherInput { path, other });
+        }
+        if others.shard.count != facts.shard.count {
+            return Err(MergeError::OtherCount {
+                path,
+                shard: others.shard,
+                other,
+                other_shard: facts.shard,
+            });
+        }
+        if others.split != facts.split {
+            return Err(MergeError::OtherSplit { path, other });
+        }
+    }
+    shards.sort_by_key(|(_, facts)| facts.shard.number);
+    if let Some(pair) = shards.windows(2).find(|pair| pair[0].1.shard == pair[1].1.shard) {
+        let (path, other) = (pair[0].0.path.clone(), pair[1].0.path.clone());
+        return Err(MergeError::SameShard { path, other, shard: pair[0].1.shard });
+    }
+    let count = facts.shard.count;
+    let is_there =
+        |number: &u32| shards.binary_search_by_key(number, |(_, facts)| facts.shard.number).is_ok();
+    let missing: Vec<u32> = (1..=count).filter(|number| !is_there(number)).collect();
+    if !missing.is_empty() {
+        return Err(MergeError::MissingShards { missing: missing_text(&missing), count });
+    }
+    for part in parts.iter().filter(|_| !is_forced) {
+        let made_with = |part: &Part| part.manifest.clone().unwrap_or_default().without_shard();
+        let differences = made_with(part).differences(&made_with(first));
+        if !differences.is_empty() {
+            let (path, other) = (part.path.clone(), first.path.clone());
+            return Err(MergeError::MadeOtherwise { path, other, differences });
+        }
+    }
+    Ok(())
+}
+
+/// `shard 3 is missing`, `shards 3, 5 to 7 are missing`.
+fn missing_text(numbers: &[u32]) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let texts: Vec<String> = runs
+        .iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first} to {last}") })
+        .collect();
+    match numbers.len() {
+        1 => format!("shard {} is missing", texts.join(", ")),
+        _ => format!("shards {} are missing", texts.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_shards_are_told_in_runs() {
+        assert_eq!(missing_text(&[3]), "shard 3 is missing");
+        assert_eq!(missing_text(&[3, 4]), "shards 3 to 4 are missing");
+        assert_eq!(missing_text(&[1, 3, 4, 5, 8]), "shards 1, 3 to 5, 8 are missing");
+    }
+}
