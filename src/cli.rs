@@ -245,10 +245,11 @@ pub enum Command {
     /// them is kept in the cache.
     Models,
 
-    /// Print the JSON Schema of input or output lines
+    /// Print the JSON Schema of input lines, output lines or reports
     ///
-    /// Draft 2020-12, for editors and programs that write or read such lines: types and ranges of all fields that
-    /// mlxbatch-input(5) describes, or the shape of a record. What only a model can tell is checked by a run.
+    /// Draft 2020-12, for editors and programs that write or read them: types and ranges of all fields that
+    /// mlxbatch-input(5) describes, or the shape of a record or of what `run --report` writes. What only a model can
+    /// tell is checked by a run.
     Schema(SchemaArgs),
 
     /// Print the completion script of a shell
@@ -323,7 +324,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub max_time: Option<Duration>,
 
-    /// Write the run's counters to this file as JSON
+    /// Write what the run has to say of itself to this file as JSON
+    ///
+    /// Machine, model and settings, counters, times of requests with the slowest ten, reuse by tier, failures by
+    /// code with examples, the largest shared prefixes and the course of the run. `mlxbatch schema report` has its
+    /// fields.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub report: Option<PathBuf>,
 
@@ -608,7 +613,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
-    /// Lines to describe
+    /// What to describe
     #[arg(value_enum)]
     pub lines: LineKind,
 }
@@ -619,6 +624,8 @@ pub enum LineKind {
     Input,
     /// Results, as it writes them
     Output,
+    /// Reports, as its --report writes them
+    Report,
 }
 
 #[derive(Debug, Args)]

@@ -19,6 +19,11 @@ pub(crate) fn address_space_left() -> Option<u64> {
     process_limit_left(Path::new("/"), "Max address space", "VmSize:")
 }
 
+/// Memory that this process has resident now.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    kib_in("/proc/self/status", "VmRSS:")
+}
+
 /// An amount of memory in one of Linux's `/proc` files, in bytes.
 pub(crate) fn kib_in(path: impl AsRef<Path>, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;

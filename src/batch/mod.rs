@@ -45,7 +45,7 @@ pub use request::{
     ServedGroup, ignored_fields, refused_fields,
 };
 pub use rows::{RowSettings, Rows, unescaped};
-pub use schemas::{input_schema, output_schema};
+pub use schemas::{input_schema, output_schema, report_schema};
 pub use selection::Selection;
 pub use summary::{Ending, RunStats, summary};
 pub use units::{counted as count_text, grouped as number_text, size as size_text};

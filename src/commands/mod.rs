@@ -13,6 +13,7 @@ pub mod models;
 pub mod plan;
 pub mod run;
 pub mod schema;
+mod shared_prefixes;
 mod text_head;
 pub mod validate;
 pub mod version;

@@ -12,6 +12,8 @@ pub(super) mod prepare;
 mod report;
 mod resume;
 mod session;
+mod timeline;
+mod times;
 mod window;
 
 use std::sync::Arc;
@@ -22,6 +24,7 @@ use anyhow::Context;
 use self::{
     intake::Intake,
     model::DescribedModel,
+    report::{About, Report},
     session::{Session, Stop},
 };
 use super::{Outcome, interrupt::Interrupt};
@@ -48,7 +51,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let reader = RequestReader::open(&args.input, options.clone())?;
     let num_total = count_requests(&args.input, &options)?;
     if let Some(path) = &args.report {
-        report::check_writable(path, &args.input, &args.output)?;
+        report::check_writable("--report", path, &args.input, &args.output)?;
     }
     persist::check(args)?;
     let mut writer = ResultWriter::create(&args.output, &args.input, args.resume)?;
@@ -60,7 +63,9 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     model.check_limits()?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
-    let kept = resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args)?;
+    let manifest = model.manifest(&preparer, args, &options)?;
+    let about = About::of(args, &model, &preparer, &manifest);
+    let kept = resume::begin(&mut writer, &manifest, args)?;
     let stats = RunStats {
         num_total,
         num_ok: kept.num_ok,
@@ -69,7 +74,9 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         ..RunStats::default()
     };
     if kept.num_kept() > 0 && kept.num_left == 0 {
-        return resume::nothing_left(writer, stats, args, started);
+        let (outcome, stats) = resume::nothing_left(writer, stats, args, started)?;
+        say_all(args, &Report::of_nothing(about, stats))?;
+        return Ok(outcome);
     }
     let mut intake = Intake::new(reader, preparer, Arc::clone(model.text()), kept);
     let model = intake.during(|| model.load(args, is_verbose))?;
@@ -104,7 +111,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     };
     // The results come first: they are safe by now.
     session.save_cache();
-    let counters = report::Counters::of(&session);
+    session.note_moment();
     let mut stats = session.stats.clone();
     stats.cache = session.cache_usage();
     stats.num_unique_tokens = Some(session.num_unique_tokens() as u64);
@@ -124,17 +131,23 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         lines.extend(saver.and_then(|saver| saver.summary(session.engine())));
         lines.iter().for_each(|line| eprint_line(line));
     }
+    let outcome = outcome(&stats, args);
     // Last, since the results are safe by now and a report is not worth losing the summary.
-    if let Some(path) = &args.report {
-        report::write(path, &stats, &counters, load_time)
-            .with_context(|| format!("cannot write the report to {}", path.display()))?;
-    }
+    say_all(args, &Report::of(&session, about, stats, stop, load_time))?;
     Ok(match (stop, published.flow) {
         (Stop::Interrupted, _) => Outcome::Interrupted,
         (Stop::TimeUp, _) => Outcome::TimeUp,
         (Stop::OutputClosed, _) | (_, Flow::Closed) => Outcome::OutputClosed,
-        _ => outcome(&stats, args),
+        _ => outcome,
     })
+}
+
+/// Writes the reports that are asked for.
+fn say_all(args: &RunArgs, report: &Report) -> anyhow::Result<()> {
+    if let Some(path) = &args.report {
+        report.write(path).with_context(|| format!("cannot write the report to {}", path.display()))?;
+    }
+    Ok(())
 }
 
 /// Of a run that has come to the end of its input.

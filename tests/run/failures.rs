@@ -1,10 +1,8 @@
 //! What a person, a script and a report hear of lines that fail, and of a run that ends early.
 
+use crate::support::Desk;
 use predicates::prelude::*;
 use predicates::str::contains;
-use serde_json::Value;
-
-use crate::support::Desk;
 
 /// Ten lines, of which eight fail, in two ways.
 fn desk() -> Desk {
@@ -25,7 +23,7 @@ fn the_first_failures_are_told_and_all_are_counted() {
     assert_eq!(told.len(), 6, "{stderr}");
     assert!(told[0].starts_with("mlxbatch: failed: in.jsonl:2: not valid JSON"), "{stderr}");
     assert!(stderr.contains("  failed     6 invalid_value, 2 invalid_json\n"), "{stderr}");
-    let report: Value = serde_json::from_str(&desk.read("report.json")).expect("it is JSON");
+    let report = desk.report();
     assert_eq!(report["failures"]["invalid_value"]["num"], 6);
     assert_eq!(report["failures"]["invalid_json"]["examples"].as_array().map(Vec::len), Some(2));
     desk.run().args(["--max-tokens", "2", "-q"]).assert().code(3).stderr(predicates::str::is_empty());

@@ -28,6 +28,7 @@ mod precedence;
 mod processors;
 mod prompts;
 mod replies;
+mod reports;
 mod resume;
 mod signals;
 mod streams;

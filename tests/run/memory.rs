@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
-
 use crate::support::Desk;
 
 /// Allocators, page caches of small maps and the digests of ids differ by less.
@@ -18,7 +16,7 @@ fn peak_bytes(input: &str, exit_code: i32) -> u64 {
     // What the prompt cache keeps of answered requests has a limit of its own; a small one here.
     let flags = ["-q", "--report", "report.json", "--batch-size", "8", "--cache-bytes", "256KB"];
     desk.run().args(flags).assert().code(exit_code);
-    let report: Value = serde_json::from_str(&desk.read("report.json")).expect("the report is JSON");
+    let report = desk.report();
     assert_eq!(report["num_requests"].as_u64(), Some(input.lines().count() as u64));
     let peak_bytes = report["peak_memory_bytes"].as_u64().expect("the report has the peak");
     assert!(peak_bytes < 200 << 20, "{peak_bytes} bytes for a model of 100 KB");

@@ -121,9 +121,11 @@ impl Desk {
         command
     }
 
-    /// What `--report report.json` wrote.
+    /// What `--report report.json` wrote, as its schema has it.
     pub fn report(&self) -> Value {
-        serde_json::from_str(&self.read("report.json")).expect("the report is JSON")
+        let report = serde_json::from_str(&self.read("report.json")).expect("the report is JSON");
+        check_schema(&REPORT, &report);
+        report
     }
 
     /// The lines of `out.jsonl`, each of which its schema allows, where those of the input are no requests.
@@ -155,6 +157,8 @@ impl Desk {
 
 static INPUT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::input_schema()));
 static OUTPUT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::output_schema()));
+
+static REPORT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::report_schema()));
 
 fn validator(schema: &Value) -> Validator {
     jsonschema::draft202012::new(schema).expect("it is a schema")

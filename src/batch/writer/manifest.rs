@@ -39,6 +39,14 @@ impl Manifest {
         self.0.insert(name.to_owned(), Fact::Digest(digest.into()));
     }
 
+    /// What is noted by its digest, and that.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().filter_map(|(name, fact)| match fact {
+            Fact::Digest(digest) => Some((name.as_str(), digest.as_str())),
+            Fact::Said(_) => None,
+        })
+    }
+
     /// What is no longer as `earlier` has it, each in a few words.
     pub(super) fn differences(&self, earlier: &Self) -> Vec<String> {
         let mut names: Vec<&String> = self.0.keys().chain(earlier.0.keys()).collect();

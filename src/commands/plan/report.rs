@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::batch::{count_text, number_text, size_text};
+use crate::commands::shared_prefixes::NamedPrefix;
 use crate::plan::MAX_WINDOW_REQUESTS;
 
 /// People are shown what saves one token in so many; a common first word does not.
@@ -34,18 +35,6 @@ pub(super) struct Report {
     pub max_live_tokens: u64,
     /// Those that save most first.
     pub largest_shared: Vec<NamedPrefix>,
-}
-
-/// A shared prefix and how its own part begins.
-#[derive(Debug, Clone)]
-pub(super) struct NamedPrefix {
-    pub num_tokens: u64,
-    /// Its first tokens that belong to a shorter shared prefix.
-    pub num_parent_tokens: u64,
-    pub num_users: u64,
-    pub num_saved_tokens: u64,
-    /// The text after those first tokens.
-    pub text: String,
 }
 
 impl Report {
@@ -195,6 +184,7 @@ mod tests {
             num_users: 100,
             num_saved_tokens: 99 * (num_tokens - num_parent_tokens),
             text: text.to_owned(),
+            parent: None,
         };
         Report {
             input: "in.jsonl".to_owned(),

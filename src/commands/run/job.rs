@@ -5,7 +5,10 @@
 
 use std::ops::AddAssign;
 
-use super::prepare::{AnswerFormat, Dialogue, PreparedRequest, PromptShown};
+use super::{
+    prepare::{AnswerFormat, Dialogue, PreparedRequest, PromptShown},
+    times::Moments,
+};
 use crate::{
     batch::{
         Choice, Completion, FinishReason, RequestError, RequestHead, Scored, StopReason, Token, TokenCounts,
@@ -18,6 +21,7 @@ use crate::{
 /// A line that is being answered.
 pub(super) struct Job {
     pub head: RequestHead,
+    pub moments: Moments,
     format: AnswerFormat,
     /// The conversation, where it has turns behind the first.
     dialogue: Option<Box<Dialogue>>,
@@ -90,7 +94,7 @@ impl Job {
         num_choices: usize,
     ) -> Self {
         let choices = (0..num_choices).map(|_| ChoiceState::default()).collect();
-        Self { head, format, dialogue, choices, num_unfinished: num_choices }
+        Self { head, moments: Moments::begin(), format, dialogue, choices, num_unfinished: num_choices }
     }
 
     /// Notes that the next turn of a choice runs as this request.

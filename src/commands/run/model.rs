@@ -3,9 +3,10 @@
 //! Owns the order of the steps and what is said about them with `-v`. Finding and describing a
 //! model is `commands/model`'s business, each step `mlx/`'s.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
 
 use super::{persist, prepare::Preparer};
 use crate::{
@@ -97,8 +98,7 @@ impl DescribedModel {
 
     /// Checks that there is address space for the weights, too.
     pub(super) fn check_limits(&self) -> anyhow::Result<()> {
-        let sizes = self.description.files.weights.iter().filter_map(|file| fs::metadata(file).ok());
-        check_address_space(sizes.map(|file| file.len()).sum())
+        check_address_space(self.description.files.weight_bytes())
     }
 
     pub(super) fn text(&self) -> &Arc<TextModel> {
@@ -117,6 +117,22 @@ impl DescribedModel {
             has_checkpoints: spec.recurrent_layers().next().is_some(),
             reply: args.reply.settings(),
         }
+    }
+
+    /// What a report tells of it.
+    pub(super) fn facts(&self) -> Map<String, Value> {
+        let Description { name, spec, files, .. } = &self.description;
+        let facts = json!({
+            "name": name,
+            "model_type": spec.model_type,
+            "dtype": self.dtype.name(),
+            "num_layers": spec.layers.len(),
+            "vocab_size": spec.vocab_size,
+            "max_context": spec.max_context,
+            "kv_bytes_per_token": spec.kv_bytes_per_token(self.dtype.num_bytes()),
+            "weight_file_bytes": files.weight_bytes(),
+        });
+        facts.as_object().cloned().unwrap_or_default()
     }
 
     /// What answers depend on beside their requests.

@@ -28,18 +28,18 @@ pub(super) fn keeps_manifest(stats: &RunStats, args: &RunArgs) -> bool {
     stats.num_failed > 0 || args.resume
 }
 
-/// Ends a run all of whose lines had their results: without loading the model.
+/// Ends a run all of whose lines had their results, without loading the model; returns its counters, too.
 pub(super) fn nothing_left(
     writer: ResultWriter,
     mut stats: RunStats,
     args: &RunArgs,
     started: Instant,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<(Outcome, RunStats)> {
     let published = writer.finish(keeps_manifest(&stats, args))?;
     stats.wall = started.elapsed();
     if !args.quiet {
         eprint_line("mlxbatch: nothing is left to do: every line has its result");
         summary(&stats, Ending::Complete, &published.place).iter().for_each(|line| eprint_line(line));
     }
-    Ok(super::outcome(&stats, args))
+    Ok((super::outcome(&stats, args), stats))
 }

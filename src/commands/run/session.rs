@@ -17,15 +17,18 @@ use super::{
     model::OpenModel,
     persist::Saver,
     prepare::{PreparedJob, PreparedRequest},
+    timeline::{Moment, Timeline},
+    times::Timings,
     window::{Ready, Seat, Windows},
 };
 use crate::{
     batch::{FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served},
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
-    commands::interrupt::Interrupt,
+    commands::{interrupt::Interrupt, shared_prefixes::NamedPrefix},
     engine::{self, Engine, Event, GenerationRequest, Limits, RequestId, Runner, RunnerError, SubmitError},
-    mlx::{ComputeDevice, MlxRunner},
+    machine_memory,
+    mlx::{self, ComputeDevice, MlxRunner},
 };
 
 /// How long an idle run waits for input before it looks at Ctrl-C and its progress again.
@@ -75,6 +78,8 @@ pub(super) struct Session<R: Runner> {
     pub deadline: Option<Instant>,
     /// From when the model was ready.
     pub first_token_after: Option<Duration>,
+    pub timings: Timings,
+    pub timeline: Timeline,
 }
 
 /// Forward passes that failed.
@@ -129,6 +134,8 @@ impl Session<MlxRunner> {
             started: Instant::now(),
             deadline: None,
             first_token_after: None,
+            timings: Timings::default(),
+            timeline: Timeline::default(),
         }
     }
 }
@@ -160,7 +167,10 @@ impl<R: Runner> Session<R> {
                 self.show();
                 continue;
             }
-            let mut events = match self.engine.step() {
+            let step_began = Instant::now();
+            let stepped = self.engine.step();
+            self.note_entries(step_began);
+            let mut events = match stepped {
                 Ok(events) => events,
                 Err(error) => {
                     self.note_failure(error)?;
@@ -229,7 +239,7 @@ impl<R: Runner> Session<R> {
 
     /// Plans the window that has been read, and has what earlier ones stored kept for those who use it.
     fn plan(&mut self, has_more: bool) {
-        self.windows.plan(!has_more && self.saver.is_none());
+        self.windows.plan(!has_more && self.saver.is_none(), self.intake.text().tokenizer());
         for request in self.windows.planned() {
             self.engine.expect(request);
         }
@@ -317,6 +327,7 @@ impl<R: Runner> Session<R> {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
                 let Some((seat, job)) = self.seated(id) else { return Ok(None) };
+                job.moments.first_token.get_or_insert_with(Instant::now);
                 match job.push(seat.choice, token, report.map(|report| *report)) {
                     Ok(false) => Ok(None),
                     Ok(true) => {
@@ -366,11 +377,21 @@ impl<R: Runner> Session<R> {
                     Ok(Ended::Turn) => self.next_turn(seat),
                     Ok(Ended::Whole(completion)) => {
                         self.stats.num_ok += 1;
-                        let job = self.jobs.remove(&seat.job);
-                        Ok(job.map(|job| Record::success(&job.head, &completion, &self.served)))
+                        let Some(job) = self.jobs.remove(&seat.job) else { return Ok(None) };
+                        self.timings.add(&job.head, &job.moments, Some(completion.usage));
+                        Ok(Some(Record::success(&job.head, &completion, &self.served)))
                     }
                     Err(error) => Ok(self.fail(seat, error)),
                 }
+            }
+        }
+    }
+
+    /// Notes which lines have entered the batch with a step that began then.
+    fn note_entries(&mut self, step_began: Instant) {
+        for id in self.engine.admitted() {
+            if let Some(job) = self.seats.get(id).and_then(|seat| self.jobs.get_mut(&seat.job)) {
+                job.moments.entered.get_or_insert(step_began);
             }
         }
     }
@@ -389,6 +410,7 @@ impl<R: Runner> Session<R> {
             self.engine.abort(id);
         }
         self.stats.num_failed += 1;
+        self.timings.add(&job.head, &job.moments, None);
         let (error, before) = job.failed(seat.choice, error);
         let error = error.at(self.intake.reader().name(), job.head.line);
         Some(Record::turn_error(&job.head, &error, &before, &self.served))
@@ -405,6 +427,24 @@ impl<R: Runner> Session<R> {
         self.stats.decode_tokens_per_second = stats.decode_tokens_per_second();
         self.stats.wall = self.started.elapsed();
         self.progress.update(&self.stats);
+        if self.timeline.is_due(self.stats.wall) {
+            self.note_moment();
+        }
+    }
+
+    /// Notes how far the run is, such as at its end.
+    pub(super) fn note_moment(&mut self) {
+        let stats = &self.stats;
+        self.timeline.note(Moment {
+            at: self.started.elapsed(),
+            num_done: stats.num_done(),
+            num_computed_tokens: stats.num_prefilled_tokens(),
+            num_cached_tokens: stats.num_cached_tokens,
+            num_generated_tokens: stats.num_generated_tokens,
+            memory_bytes: machine_memory::resident_bytes(),
+            array_bytes: mlx::active_memory_bytes(),
+            cache_bytes: self.engine.cache_usage().map(|usage| usage.num_bytes),
+        });
     }
 
     /// Counters of the prompt cache, if there is one.
@@ -415,6 +455,11 @@ impl<R: Runner> Session<R> {
     /// Distinct prompt tokens of all windows.
     pub(super) fn num_unique_tokens(&self) -> usize {
         self.windows.num_unique_tokens
+    }
+
+    /// The prefixes whose sharing saves most.
+    pub(super) fn largest_shared(&self) -> Vec<NamedPrefix> {
+        self.windows.shared.largest()
     }
 
     /// What requests run on.

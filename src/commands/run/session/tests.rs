@@ -78,6 +78,8 @@ fn session_cached<R: Runner>(
         started: Instant::now(),
         deadline: None,
         first_token_after: None,
+        timings: Timings::default(),
+        timeline: Timeline::default(),
     }
 }
 
