@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 
 pub use self::input::InputArgs;
 pub use self::values::Tolerance;
-use crate::batch::{InputPath, OutputPath, RequestParams};
+use crate::batch::{InputPath, OutputFormat, OutputPath, RequestParams};
 
 pub use persist::{
     CacheCommand, CacheModeArg, InspectArgs, MergeArgs, PersistArgs, PruneArgs, TierArg, VerifyArgs,
@@ -106,6 +106,14 @@ Examples:
     mlxbatch run convos.jsonl -o out.jsonl --resume --retry-errors
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
+
+const PROGRESS_HELP: &str = "\
+How to show progress on standard error
+
+With json every line there is a JSON object with an `event`: progress, every second, and end have the counters so far \
+(seconds, num_done, num_failed, num_total, num_prompt_tokens, num_cached_tokens, num_generated_tokens), speeds \
+(prompt_tokens_per_second, generated_tokens_per_second) and seconds_left, each null where it is not known; warning, failed, error \
+and message have a `text`. end is there once, with its `summary` as lines of text, unless the run ends with an error.";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -277,10 +285,18 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: OutputPath,
 
+    /// How results are written
+    ///
+    /// FILE.partial has records of the Batch API in any case. Where a later run may want to go on from published
+    /// results, such as with --resume --retry-errors, they are kept in FILE.records. A FILE that ends in .gz is
+    /// packed.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = FormatArg::Openai)]
+    pub format: FormatArg,
+
     #[command(flatten)]
     pub rows: InputArgs,
 
-    /// Repeat the other fields of each input line in its output line, as `input`
+    /// Repeat the other fields of each input line in its output line, as `input`, or beside the answer's own fields
     #[arg(long)]
     pub keep_input: bool,
 
@@ -324,6 +340,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub max_time: Option<Duration>,
 
+    /// End a request that has no whole answer after this time, such as 30s, with an error
+    ///
+    /// Counted from when it enters the running batch; the error's code is timeout, and what it had of an answer is
+    /// dropped, but for whole turns before. The others go on. --resume --retry-errors tries it once more.
+    #[arg(long, value_name = "TIME", value_parser = values::some_time)]
+    pub timeout: Option<Duration>,
+
     /// Write what the run has to say of itself to this file as JSON
     ///
     /// Machine, model and settings, counters, times of requests with the slowest ten, reuse by tier, failures by
@@ -331,6 +354,18 @@ pub struct RunArgs {
     /// fields.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub report: Option<PathBuf>,
+
+    /// Write the same to this file as a page to look at, whole in itself
+    ///
+    /// Throughput, memory and requests over time, reuse by tier, the tree of the largest shared prefixes, slowest and
+    /// failed requests. Where GITHUB_STEP_SUMMARY names a file, a short summary is added to that, too.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub report_html: Option<PathBuf>,
+
+    /// How to show progress on standard error
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ProgressArg::Auto, conflicts_with = "quiet")]
+    #[arg(long_help = PROGRESS_HELP, hide_default_value = true)]
+    pub progress: ProgressArg,
 
     #[command(flatten)]
     pub model: ModelArgs,
@@ -346,6 +381,40 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub persist: PersistArgs,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// Records of the OpenAI Batch API, one on each line
+    Openai,
+    /// Flat objects: id, output, finish_reason, error_code, error, prompt_tokens, completion_tokens and what was asked for
+    Simple,
+    /// The same as a table with a row of names
+    Csv,
+}
+
+impl From<FormatArg> for OutputFormat {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Openai => Self::Openai,
+            FormatArg::Simple => Self::Simple,
+            FormatArg::Csv => Self::Csv,
+        }
+    }
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProgressArg {
+    /// A bar on a terminal, else plain
+    Auto,
+    /// A line every ten seconds
+    Plain,
+    /// One JSON object a line, every second
+    Json,
+    /// Warnings, failures and the summary alone
+    None,
 }
 
 #[derive(Debug, Args)]

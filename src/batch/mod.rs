@@ -22,6 +22,7 @@ mod request;
 mod rows;
 mod schemas;
 mod selection;
+mod shape;
 mod source;
 mod summary;
 mod units;
@@ -33,7 +34,7 @@ pub use failures::{Failure, Failures};
 pub use line_error::{FailedLine, LineError, RequestError};
 pub use opened::InputFormat;
 pub use paths::{InputPath, OutputPath};
-pub use progress::Progress;
+pub use progress::{Progress, ProgressKind};
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader, count_requests};
 pub use record::{
     Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
@@ -47,7 +48,13 @@ pub use request::{
 pub use rows::{RowSettings, Rows, unescaped};
 pub use schemas::{input_schema, output_schema, report_schema};
 pub use selection::Selection;
+pub use shape::OutputFormat;
 pub use summary::{Ending, RunStats, summary};
-pub use units::{counted as count_text, grouped as number_text, size as size_text};
+pub use units::{
+    counted as count_text, duration as duration_text, grouped as number_text, rate as rate_text,
+    size as size_text,
+};
 pub use warnings::Warnings;
-pub use writer::{Flow, Kept, Manifest, Published, ResultWriter, Resume, manifest_path, partial_path};
+pub use writer::{
+    Flow, Kept, Manifest, Published, ResultWriter, Resume, manifest_path, partial_path, records_path,
+};

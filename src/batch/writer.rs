@@ -9,6 +9,7 @@ mod earlier;
 mod file;
 mod manifest;
 mod order_index;
+mod published;
 mod stream;
 
 use std::fs::{self, Metadata};
@@ -18,13 +19,15 @@ use std::path::{Path, PathBuf};
 
 pub use self::earlier::{Kept, Resume};
 use self::file::FileOutput;
-pub use self::file::{manifest_path, partial_path};
+pub use self::file::{manifest_path, partial_path, records_path};
 pub use self::manifest::Manifest;
+use self::published::PublishedForm;
 use self::stream::StreamOutput;
 use super::error::BatchError;
 use super::paths::{InputPath, OutputPath};
 use super::reader::{ReaderOptions, RequestReader};
 use super::record::Record;
+use super::shape::OutputFormat;
 
 /// Whether anybody still reads what is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,18 @@ impl ResultWriter {
             return Err(BatchError::ResumesStream { what: "--output", name: output.name() });
         }
         Ok(Self { kind, warnings: Vec::new() })
+    }
+
+    /// Has results published in this format. Until then they are records of the Batch API in any case.
+    pub fn in_format(mut self, format: OutputFormat) -> Result<Self, BatchError> {
+        match &mut self.kind {
+            Kind::File(file) => file.form = PublishedForm::of(format, file.output())?,
+            Kind::Stream(stream) if format == OutputFormat::Csv => {
+                return Err(BatchError::TableNeedsFile { name: stream.name().to_owned() });
+            }
+            Kind::Stream(stream) => stream.is_simple = format == OutputFormat::Simple,
+        }
+        Ok(self)
     }
 
     /// Notes what the results are made with, for a run that may have to go on from them.

@@ -87,6 +87,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// The same, but not none.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("give a time above 0, such as 30s".to_owned()),
+        time => Ok(time),
+    }
+}
+
 /// `A:B`, either of which may be left out.
 pub(super) fn range(text: &str) -> Result<(u64, Option<u64>), String> {
     let wrong = || "give lines as A:B, counted from 0, such as 100:200, 100: or :200".to_owned();

@@ -6,6 +6,7 @@
 mod intake;
 mod job;
 mod model;
+mod overdue;
 mod persist;
 mod places;
 pub(super) mod prepare;
@@ -30,17 +31,20 @@ use self::{
 use super::{Outcome, interrupt::Interrupt};
 use crate::{
     batch::{
-        BatchError, Ending, Flow, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats, Served,
-        count_requests, summary,
+        BatchError, Ending, Flow, Progress, ProgressKind, ReaderOptions, RequestReader, ResultWriter,
+        RunStats, Served, count_requests, summary,
     },
-    cli::RunArgs,
+    cli::{ProgressArg, RunArgs},
     mlx,
-    terminal::eprint_line,
+    terminal::{eprint_line, speak_json},
 };
 
 /// Runs a batch.
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     mlx::restart_with_better_kernels();
+    if args.progress == ProgressArg::Json {
+        speak_json();
+    }
     let started = Instant::now();
     model::check_address_space(0)?;
     let options = ReaderOptions {
@@ -50,11 +54,10 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     };
     let reader = RequestReader::open(&args.input, options.clone())?;
     let num_total = count_requests(&args.input, &options)?;
-    if let Some(path) = &args.report {
-        report::check_writable("--report", path, &args.input, &args.output)?;
-    }
+    report::check_all_writable(args)?;
     persist::check(args)?;
     let mut writer = ResultWriter::create(&args.output, &args.input, args.resume)?;
+    writer = writer.in_format(args.format.into())?;
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
@@ -81,7 +84,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let mut intake = Intake::new(reader, preparer, Arc::clone(model.text()), kept);
     let model = intake.during(|| model.load(args, is_verbose))?;
     let load_time = started.elapsed();
-    let progress = Progress::new(num_total, args.quiet);
+    let progress = Progress::new(num_total, progress_kind(args));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let is_repeatable = args.deterministic_ids;
     let served = Served { model: served_name, created: if is_repeatable { 0 } else { now }, is_repeatable };
@@ -124,12 +127,12 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     if stats.num_done() == 0 && stop == Stop::InputUsedUp {
         warn(args, &[format!("{} holds no requests", reader.name())]);
     }
-    if !args.quiet {
+    {
         let is_nothing_there = stats.num_done() == 0 && matches!(ending, Ending::Interrupted { .. });
         let place = if is_nothing_there { args.output.name() } else { published.place };
         let mut lines = summary(&stats, ending, &place);
         lines.extend(saver.and_then(|saver| saver.summary(session.engine())));
-        lines.iter().for_each(|line| eprint_line(line));
+        session.progress.end(&stats, &lines);
     }
     let outcome = outcome(&stats, args);
     // Last, since the results are safe by now and a report is not worth losing the summary.
@@ -147,7 +150,22 @@ fn say_all(args: &RunArgs, report: &Report) -> anyhow::Result<()> {
     if let Some(path) = &args.report {
         report.write(path).with_context(|| format!("cannot write the report to {}", path.display()))?;
     }
+    if let Some(path) = &args.report_html {
+        report.write_page(path).with_context(|| format!("cannot write the page to {}", path.display()))?;
+    }
+    warn(args, report.append_to_job().as_slice());
     Ok(())
+}
+
+/// How a run is shown.
+fn progress_kind(args: &RunArgs) -> ProgressKind {
+    match args.progress {
+        _ if args.quiet => ProgressKind::Quiet,
+        ProgressArg::Auto => ProgressKind::Auto,
+        ProgressArg::Plain => ProgressKind::Plain,
+        ProgressArg::Json => ProgressKind::Json,
+        ProgressArg::None => ProgressKind::None,
+    }
 }
 
 /// Of a run that has come to the end of its input.

@@ -59,3 +59,24 @@ fn a_run_ends_when_its_time_is_up_and_goes_on_later() {
         .code(4)
         .stderr(contains("of them earlier"));
 }
+
+/// The second line would take minutes; the others are not held up by it, and it can be tried once more.
+#[test]
+fn a_request_that_takes_too_long_is_an_error_and_the_others_go_on() {
+    let line = |id: &str, max_tokens: u32| {
+        format!(
+            "{{\"id\": \"{id}\", \"prompt\": \"Once\", \"max_tokens\": {max_tokens}, \"ignore_eos\": true}}\n"
+        )
+    };
+    let input = line("a", 2) + &line("slow", 100_000) + &line("b", 2) + &line("c", 3);
+    let desk = Desk::with_input(input);
+    let model = desk.copy_model("tiny-llama");
+    desk.set_field("model/config.json", "max_position_embeddings", 1_000_000.into());
+    let assert = desk.run_with(&model).args(["--timeout", "1500ms", "--batch-size", "2"]).assert().code(3);
+    assert.stderr(contains("no whole answer within the 1.5s of --timeout"));
+    let output = desk.output();
+    let codes: Vec<&str> = output.iter().map(crate::support::code_of).collect();
+    assert_eq!(codes, ["ok", "timeout", "ok", "ok"]);
+    assert_eq!(output[1]["response"]["status_code"], 408);
+    desk.run().args(["--timeout", "0"]).assert().code(2).stderr(contains("a time above 0"));
+}

@@ -11,6 +11,7 @@ mod compare;
 mod constraints;
 mod datasets;
 mod failures;
+mod formats;
 mod forms;
 mod gguf;
 mod hostile_configs;

@@ -86,3 +86,91 @@ fn a_run_that_was_done_already_has_its_report_too() {
     assert_eq!(report["timeline"], json!([]));
     desk.bare().args(["schema", "report"]).assert().code(0).stdout(contains("A report of mlxbatch run"));
 }
+
+/// Text that a page must not take for its own.
+const HOSTILE: &str = "</code><script>alert('1')</script><img src=x onerror=\"a\">&amp;\u{202e}";
+
+#[test]
+fn the_page_shows_all_and_holds_no_markup_of_strangers() {
+    let mut input = String::new();
+    for place in 0..8 {
+        let line = json!({"id": format!("{HOSTILE}{place}"), "max_tokens": 6, "messages": [
+            {"role": "system", "content": format!("{HOSTILE} You answer.")},
+            {"role": "user", "content": format!("Question {place}?")},
+        ]});
+        input += &format!("{line}\n");
+    }
+    input += &format!("{}\n", json!({"messages": [{"role": HOSTILE, "content": "x"}]}));
+    let desk = Desk::with_input(input);
+    desk.run().args(["-q", "--report-html", "page.html", "--report", "report.json"]).assert().code(3);
+    let page = desk.read("page.html");
+    for part in [
+        "<h2>Course of the run</h2>",
+        "Tokens generated per second",
+        "reused: system",
+        "8 × ",
+        "<h3>Slowest</h3>",
+        "Failed requests",
+        "8 ok, 1 failed",
+        "--batch-size",
+        "default-src 'none'",
+    ] {
+        let escaped = part.replace('\'', "&#x27;");
+        assert!(page.contains(part) || page.contains(&escaped), "no {part:?} in {page}");
+    }
+    for markup in ["<script", "<img", "onerror=\"", "\u{202e}", "http://", "https://"] {
+        assert!(!page.contains(markup), "{markup:?} is in {page}");
+    }
+    assert!(page.contains("&lt;script&gt;alert"), "{page}");
+    // With nothing computed there is little to show, and it is shown.
+    let empty = Desk::with_input("{\n");
+    empty.run().args(["-q", "--report-html", "page.html"]).assert().code(3);
+    assert!(empty.read("page.html").contains("No request came to be computed."));
+    let both = ["--report-html", "same", "--report", "./same"];
+    empty.run().args(both).assert().code(1).stderr(contains("give each a file of its own"));
+}
+
+#[test]
+fn a_jobs_summary_gets_a_table_behind_what_is_there() {
+    let desk = Desk::with_input(
+        "{\"id\": \"a\", \"prompt\": \"x\", \"max_tokens\": 2}\n{\"prompt\": \"x\", \"x`|\": 1}\n{\n",
+    );
+    desk.write("summary.md", "# before\n");
+    desk.run().arg("-q").env("GITHUB_STEP_SUMMARY", desk.path("summary.md")).assert().code(3);
+    let summary = desk.read("summary.md");
+    for part in [
+        "# before\n### mlxbatch: 3 requests: 2 ok, 1 failed\n",
+        "| prompt tokens | ",
+        "| ` invalid_json ` | 1 | ` in.jsonl:3: ",
+    ] {
+        assert!(summary.contains(part), "no {part:?} in {summary}");
+    }
+    // What cannot be written costs a warning.
+    let folder = desk.path("");
+    let assert = desk.run().env("GITHUB_STEP_SUMMARY", folder).assert().code(3);
+    assert.stderr(contains("warning: the summary was not added to "));
+}
+
+#[test]
+fn progress_for_programs_is_json_on_every_line() {
+    let line = "{\"prompt\": \"Once upon\", \"max_tokens\": 40, \"unknown field\": 1}\n";
+    let desk = Desk::with_input(line.repeat(30) + "{\n");
+    let assert = desk.run().args(["--progress", "json", "--batch-size", "2"]).assert().code(3);
+    let events: Vec<Value> = String::from_utf8_lossy(&assert.get_output().stderr)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    let of = |kind: &str| events.iter().filter(|event| event["event"] == kind).collect::<Vec<_>>();
+    assert_eq!((of("failed").len(), of("warning").len(), of("end").len()), (1, 1, 1), "{events:?}");
+    let end = of("end")[0];
+    assert_eq!(
+        (&end["num_done"], &end["num_failed"], &end["num_total"]),
+        (&json!(31), &json!(1), &json!(31))
+    );
+    assert_eq!(end["num_generated_tokens"].as_u64().map(|count| count > 30), Some(true));
+    assert!(end["summary"][0].as_str().is_some_and(|line| line.contains("30 ok, 1 failed")), "{end}");
+    let error = desk.run().args(["--progress", "json", "--report", "no/folder"]).assert().code(1);
+    let error: Value = serde_json::from_slice(&error.get_output().stderr).expect("one object");
+    assert_eq!(error["event"], "error");
+    desk.run().args(["--progress", "none"]).assert().code(3).stderr(contains("30 ok, 1 failed"));
+}

@@ -113,7 +113,15 @@ impl Desk {
     fn std_command(&self) -> std::process::Command {
         let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("mlxbatch"));
         command.current_dir(self.0.path());
-        for name in ["MLXBATCH_MODEL", "NO_COLOR", "HF_HOME", "HF_TOKEN", "HF_HUB_OFFLINE", "CI"] {
+        for name in [
+            "MLXBATCH_MODEL",
+            "NO_COLOR",
+            "HF_HOME",
+            "HF_TOKEN",
+            "HF_HUB_OFFLINE",
+            "CI",
+            "GITHUB_STEP_SUMMARY",
+        ] {
             command.env_remove(name);
         }
         // Tests run beside each other: threads of one would only wait for those of another.

@@ -120,6 +120,17 @@ impl Job {
         self.choices.iter().filter_map(|choice| Some(choice.running.as_ref()?.id))
     }
 
+    /// A choice whose answer is not there yet.
+    pub(super) fn unfinished(&self) -> usize {
+        self.choices.iter().position(|choice| choice.running.is_some()).unwrap_or(0)
+    }
+
+    /// Tokens of the answers that are being generated.
+    pub(super) fn num_running_tokens(&self) -> usize {
+        let running = self.choices.iter().filter_map(|choice| choice.running.as_ref());
+        running.map(|running| running.answer.num_tokens()).sum()
+    }
+
     /// The conversation whose turns follow each other, if it has several.
     pub(super) fn dialogue(&self) -> Option<&Dialogue> {
         self.dialogue.as_deref()

@@ -4,6 +4,9 @@
 //! another file's place; the page and the summary are in the modules below. The counting is the session's.
 
 mod about;
+mod chart;
+mod markdown;
+mod page;
 
 use std::{fs, io, path::Path, time::Duration};
 
@@ -17,8 +20,9 @@ use super::{
     times::{Percentiles, Timed, Timings},
 };
 use crate::{
-    batch::{InputPath, OutputPath, RunStats, partial_path},
+    batch::{InputPath, OutputPath, RunStats, count_text, number_text, partial_path},
     cache::CacheUsage,
+    cli::RunArgs,
     commands::shared_prefixes::NamedPrefix,
     engine::{self, Runner},
     snapshot::Opening,
@@ -27,13 +31,25 @@ use crate::{
 /// Of the report's fields: a higher number has other meanings, not only more fields.
 const VERSION: u32 = 1;
 
+/// Finds out early whether the reports can be written at all, and to files of their own.
+pub(super) fn check_all_writable(args: &RunArgs) -> anyhow::Result<()> {
+    let reports = [("--report", &args.report), ("--report-html", &args.report_html)];
+    for (flag, path) in reports {
+        if let Some(path) = path {
+            check_writable(flag, path, &args.input, &args.output)?;
+        }
+    }
+    if let (Some(report), Some(page)) = (&args.report, &args.report_html)
+        && is_same_file(report, page)
+        && !is_device(report)
+    {
+        anyhow::bail!("--report and --report-html are both {}; give each a file of its own", page.display());
+    }
+    Ok(())
+}
+
 /// Finds out early whether the report of this flag can be written at all, and to a file of its own.
-pub(super) fn check_writable(
-    flag: &str,
-    path: &Path,
-    input: &InputPath,
-    output: &OutputPath,
-) -> anyhow::Result<()> {
+fn check_writable(flag: &str, path: &Path, input: &InputPath, output: &OutputPath) -> anyhow::Result<()> {
     let other = |name: &str, file: &Path| {
         if is_same_file(path, file) && !is_device(path) {
             anyhow::bail!("{flag} {} is the {name}; give it a file of its own", path.display());
@@ -131,6 +147,16 @@ impl Report {
         fs::write(path, format!("{:#}\n", self.json()))
     }
 
+    /// Writes it to a file as a page.
+    pub(super) fn write_page(&self, path: &Path) -> anyhow::Result<()> {
+        Ok(fs::write(path, page::render(self)?)?)
+    }
+
+    /// Adds it to the summary of the CI job that this run is a part of, if it is; returns what went wrong.
+    pub(super) fn append_to_job(&self) -> Option<String> {
+        markdown::append(self)
+    }
+
     fn json(&self) -> Value {
         let Self { about, stats, engine, .. } = self;
         let run_time = stats.wall.saturating_sub(self.load_time);
@@ -186,6 +212,28 @@ fn ending(stop: Stop) -> &'static str {
         Stop::TimeUp => "time_up",
         Stop::OutputClosed => "output_closed",
     }
+}
+
+/// How a run ended, in a few words.
+fn outcome(report: &Report) -> String {
+    let stats = &report.stats;
+    let all = match stats.num_total.filter(|_| report.ending != "complete") {
+        Some(num_total) => {
+            format!("{} of {}", number_text(stats.num_done()), count_text(num_total, "request"))
+        }
+        None => count_text(stats.num_done(), "request"),
+    };
+    let how = match (report.ending, stats.num_failed) {
+        ("complete", 0) => "all ok".to_owned(),
+        (_, num_failed) => format!("{} ok, {} failed", number_text(stats.num_ok), number_text(num_failed)),
+    };
+    let why = match report.ending {
+        "interrupted" => ", interrupted",
+        "time_up" => ", the time was up",
+        "output_closed" => ", nobody read on",
+        _ => "",
+    };
+    format!("{all}: {how}{why}")
 }
 
 fn shared_prefix(prefix: &NamedPrefix) -> Value {

@@ -7,9 +7,8 @@ use std::time::Instant;
 
 use super::Outcome;
 use crate::{
-    batch::{Ending, Kept, Manifest, ResultWriter, Resume, RunStats, summary},
+    batch::{Ending, Kept, Manifest, Progress, ResultWriter, Resume, RunStats, summary},
     cli::RunArgs,
-    terminal::eprint_line,
 };
 
 /// Notes what the results are made with, and finds what an earlier run has left of them if that is asked for.
@@ -37,9 +36,9 @@ pub(super) fn nothing_left(
 ) -> anyhow::Result<(Outcome, RunStats)> {
     let published = writer.finish(keeps_manifest(&stats, args))?;
     stats.wall = started.elapsed();
-    if !args.quiet {
-        eprint_line("mlxbatch: nothing is left to do: every line has its result");
-        summary(&stats, Ending::Complete, &published.place).iter().for_each(|line| eprint_line(line));
-    }
+    let progress = Progress::new(stats.num_total, super::progress_kind(args));
+    progress.tell("mlxbatch: nothing is left to do: every line has its result");
+    progress.finish();
+    progress.end(&stats, &summary(&stats, Ending::Complete, &published.place));
     Ok((super::outcome(&stats, args), stats))
 }

@@ -15,6 +15,7 @@ use super::{
     intake::{Intake, Next, PAUSE},
     job::{Counts, End, Ended, Job},
     model::OpenModel,
+    overdue::Overdue,
     persist::Saver,
     prepare::{PreparedJob, PreparedRequest},
     timeline::{Moment, Timeline},
@@ -22,7 +23,10 @@ use super::{
     window::{Ready, Seat, Windows},
 };
 use crate::{
-    batch::{FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served},
+    batch::{
+        FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served, count_text,
+        duration_text,
+    },
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
     commands::{interrupt::Interrupt, shared_prefixes::NamedPrefix},
@@ -76,6 +80,8 @@ pub(super) struct Session<R: Runner> {
     started: Instant,
     /// When it ends, done or not.
     pub deadline: Option<Instant>,
+    /// When lines that have entered the batch are given up.
+    overdue: Overdue,
     /// From when the model was ready.
     pub first_token_after: Option<Duration>,
     pub timings: Timings,
@@ -133,6 +139,7 @@ impl Session<MlxRunner> {
             saver,
             started: Instant::now(),
             deadline: None,
+            overdue: Overdue::new(args.timeout),
             first_token_after: None,
             timings: Timings::default(),
             timeline: Timeline::default(),
@@ -186,6 +193,7 @@ impl<R: Runner> Session<R> {
                 }
                 events = self.engine.take_events();
             }
+            self.end_overdue(writer)?;
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
             }
@@ -390,10 +398,30 @@ impl<R: Runner> Session<R> {
     /// Notes which lines have entered the batch with a step that began then.
     fn note_entries(&mut self, step_began: Instant) {
         for id in self.engine.admitted() {
-            if let Some(job) = self.seats.get(id).and_then(|seat| self.jobs.get_mut(&seat.job)) {
-                job.moments.entered.get_or_insert(step_began);
+            let Some(seat) = self.seats.get(id) else { continue };
+            let Some(job) = self.jobs.get_mut(&seat.job).filter(|job| job.moments.entered.is_none()) else {
+                continue;
+            };
+            job.moments.entered = Some(step_began);
+            self.overdue.note(seat.job, step_began);
+        }
+    }
+
+    /// Gives up lines that have had their time.
+    fn end_overdue(&mut self, writer: &mut ResultWriter) -> anyhow::Result<()> {
+        while let Some((line, timeout)) = self.overdue.next(Instant::now()) {
+            let Some(job) = self.jobs.get(&line) else { continue };
+            let reason = format!(
+                "no whole answer within the {} of --timeout; {} of it were there",
+                duration_text(timeout),
+                count_text(job.num_running_tokens() as u64, "token")
+            );
+            let seat = Seat { job: line, choice: job.unfinished() };
+            if let Some(record) = self.fail(seat, RequestError::timeout(reason)) {
+                self.write(writer, &record)?;
             }
         }
+        Ok(())
     }
 
     /// Which choice of which line a request is.

@@ -73,10 +73,8 @@ fn parameters(args: &RunArgs, preparer: &Preparer) -> Map<String, Value> {
         ),
         told("--deterministic-ids", args.deterministic_ids.into()),
         told("--resume", args.resume.into()),
-        told(
-            "--max-time",
-            args.max_time.map(|time| time.as_secs_f64()).map_or(Value::Null, |time| json!(time)),
-        ),
+        told("--max-time", json!(args.max_time.map(|time| time.as_secs_f64()))),
+        told("--timeout", json!(args.timeout.map(|time| time.as_secs_f64()))),
     ]);
     // Numbers as numbers: they are what a flag takes.
     let typed = |value: &str| serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));

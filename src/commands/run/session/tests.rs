@@ -65,7 +65,7 @@ fn session_cached<R: Runner>(
     let reader = reader.expect("it was just written");
     Session {
         stats: RunStats::default(),
-        progress: Progress::new(None, true),
+        progress: Progress::new(None, crate::batch::ProgressKind::Quiet),
         engine: Engine::new(make(limits.clone()), limits, cache),
         intake: Intake::new(reader, preparer, Arc::new(text), Kept::default()),
         served: Served { model: "fake".into(), created: 0, is_repeatable: false },
@@ -77,6 +77,7 @@ fn session_cached<R: Runner>(
         saver: None,
         started: Instant::now(),
         deadline: None,
+        overdue: Overdue::new(None),
         first_token_after: None,
         timings: Timings::default(),
         timeline: Timeline::default(),
