@@ -104,6 +104,8 @@ Examples:
   Go on after Ctrl-C or a crash, and answer once more what failed:
     mlxbatch run convos.jsonl -o out.jsonl --resume
     mlxbatch run convos.jsonl -o out.jsonl --resume --retry-errors
+  A table of answers beside the rows they answer, and a page about the run:
+    mlxbatch run rows.csv -o answers.csv --template '{{ question }}' --format csv --keep-input --report-html run.html
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
 
@@ -549,6 +551,14 @@ pub struct ComputeArgs {
     /// Memory for stored prompt prefixes, such as 512MB or 4GiB; 0 stores none [default: 3% of what is free]
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub cache_bytes: Option<u64>,
+
+    /// Most memory of the whole process, such as 4GiB: weights, KV, stored prefixes and working memory
+    ///
+    /// Requests wait until the KV of those that run leaves room for theirs, at full length; one that never fits is an
+    /// error line; stored prefixes get a quarter of what is left at most, whatever --cache-bytes says. Without this
+    /// flag it is what the machine has free, within the limits of its control group and of ulimit.
+    #[arg(long, value_name = "SIZE", value_parser = values::some_size)]
+    pub max_memory: Option<u64>,
 
     /// Most stored prompt prefixes [default: as many as fit]
     #[arg(long, value_name = "N", value_parser = values::at_least_one)]

@@ -72,6 +72,14 @@ pub(super) fn positive_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The same, but not none.
+pub(super) fn some_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("give a size above 0, such as 512MB or 4GiB".to_owned()),
+        num_bytes => Ok(num_bytes),
+    }
+}
+
 /// A length of time in seconds or with a unit.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     // Milliseconds first: they end in s as well.

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod completions;
 mod identity;
 pub mod interrupt;
+mod memory_needs;
 mod model;
 pub mod models;
 pub mod plan;

@@ -9,14 +9,15 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use self::report::Report;
+use super::memory_needs::{BatchShape, MemoryNeeds};
 use super::model::{Description, asked_dtype};
 use super::run::prepare::{PreparedJob, Preparer};
 use super::shared_prefixes::SharedPrefixes;
 use super::{Outcome, written};
 use crate::batch::{ReaderOptions, RequestParams, RequestReader};
-use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
+use crate::cli::{DEFAULT_MAX_TOKENS, DEFAULT_PREFILL_CHUNK, PlanArgs};
 use crate::commands::identity::ComputedModel;
-use crate::mlx::ComputeDevice;
+use crate::mlx::{ComputeDevice, free_memory_bytes};
 use crate::plan::{PlanOptions, PlanPrompt, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
 use crate::terminal::{eprint_line, shown_json, shown_lines};
@@ -31,7 +32,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     for warning in model.text.warnings() {
         say(args, &format!("mlxbatch: warning: {warning}"));
     }
-    let dtype = ComputeDevice::current().compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
+    let device = ComputeDevice::current();
+    let dtype = device.compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
     let snapshot = match &args.persist_cache {
         None => None,
         Some(path) => {
@@ -90,9 +92,10 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         say(args, &format!("mlxbatch: warning: {} holds no requests", reader.name()));
     }
 
+    let shape = BatchShape { batch_size: args.batch_size, prefill_chunk: DEFAULT_PREFILL_CHUNK };
     let report = Report {
         input: reader.name().to_owned(),
-        model: model.name,
+        model: model.name.clone(),
         dtype: dtype.name(),
         bytes_per_token: model.spec.kv_bytes_per_token(dtype.num_bytes()) as u64,
         batch_size: args.batch_size,
@@ -105,6 +108,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         longest_prompt_tokens: totals.longest_prompt_tokens,
         num_stored_tokens: snapshot.as_ref().map(|_| totals.num_stored_tokens),
         max_live_tokens: totals.max_live_tokens,
+        memory: MemoryNeeds::of(&model, device, dtype, shape),
+        free_bytes: free_memory_bytes(),
         largest_shared: totals.shared.largest(),
     };
     let text =

@@ -3,6 +3,7 @@
 //! Reads as a table of contents: what can fail for want of a file fails before the model loads,
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
+mod budget;
 mod intake;
 mod job;
 mod model;
@@ -63,7 +64,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
 
     let model = DescribedModel::read(args, &interrupt)?;
     places::check_model_is_spared(args, model.files())?;
-    model.check_limits()?;
+    model.check_limits(args)?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
     let manifest = model.manifest(&preparer, args, &options)?;
@@ -84,6 +85,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let mut intake = Intake::new(reader, preparer, Arc::clone(model.text()), kept);
     let model = intake.during(|| model.load(args, is_verbose))?;
     let load_time = started.elapsed();
+    let memory = model.memory;
     let progress = Progress::new(num_total, progress_kind(args));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let is_repeatable = args.deterministic_ids;
@@ -120,6 +122,8 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     stats.num_unique_tokens = Some(session.num_unique_tokens() as u64);
     stats.wall = started.elapsed();
     stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
+    stats.weight_bytes = memory.needs.weight_bytes;
+    stats.max_memory_bytes = args.compute.max_memory;
     let reader = session.intake.reader();
     warn(args, &reader.warnings().texts());
     let saver = session.saver.as_ref();
@@ -136,7 +140,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     }
     let outcome = outcome(&stats, args);
     // Last, since the results are safe by now and a report is not worth losing the summary.
-    say_all(args, &Report::of(&session, about, stats, stop, load_time))?;
+    say_all(args, &Report::of(&session, about, stats, stop, (load_time, memory)))?;
     Ok(match (stop, published.flow) {
         (Stop::Interrupted, _) => Outcome::Interrupted,
         (Stop::TimeUp, _) => Outcome::TimeUp,

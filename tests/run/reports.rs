@@ -109,7 +109,7 @@ fn the_page_shows_all_and_holds_no_markup_of_strangers() {
         "Tokens generated per second",
         "reused: system",
         "8 × ",
-        "<h3>Slowest</h3>",
+        ">Slowest</h3>",
         "Failed requests",
         "8 ok, 1 failed",
         "--batch-size",

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 pub(super) use self::about::About;
 use super::{
+    model::RunMemory,
     places::is_same_file,
     session::{Session, Stop},
     timeline::Moment,
@@ -92,6 +93,8 @@ pub(super) struct Report {
     num_unique_tokens: usize,
     /// Before the first forward pass.
     load_time: Duration,
+    /// None where no model was loaded.
+    memory: Option<RunMemory>,
     first_token_after: Option<Duration>,
     times: [Percentiles; 3],
     slowest: Vec<Timed>,
@@ -110,6 +113,7 @@ impl Report {
             engine: engine::Stats::default(),
             cache_file: Value::Null,
             num_unique_tokens: 0,
+            memory: None,
             first_token_after: None,
             times: Timings::default().percentiles(),
             slowest: Vec::new(),
@@ -124,7 +128,7 @@ impl Report {
         about: About,
         stats: RunStats,
         stop: Stop,
-        load_time: Duration,
+        (load_time, memory): (Duration, RunMemory),
     ) -> Self {
         Self {
             about,
@@ -134,6 +138,7 @@ impl Report {
             cache_file: cache_file(session),
             num_unique_tokens: session.num_unique_tokens(),
             load_time,
+            memory: Some(memory),
             first_token_after: session.first_token_after,
             times: session.timings.percentiles(),
             slowest: session.timings.slowest().to_vec(),
@@ -193,6 +198,7 @@ impl Report {
             "run_seconds": run_time.as_secs_f64(),
             "wall_seconds": stats.wall.as_secs_f64(),
             "peak_memory_bytes": stats.peak_memory_bytes,
+            "memory": self.memory.map(|memory| memory_json(&memory, about)),
             "prefill_tokens_per_second": engine.prefill_tokens_per_second(),
             "decode_tokens_per_second": engine.decode_tokens_per_second(),
             "request_seconds": Map::from_iter(
@@ -203,6 +209,19 @@ impl Report {
             "timeline": self.moments.iter().map(|moment| moment.to_json()).collect::<Vec<_>>(),
         })
     }
+}
+
+/// What memory was divided into.
+fn memory_json(memory: &RunMemory, about: &About) -> Value {
+    let RunMemory { needs, budget } = memory;
+    let kv_bytes_per_token = about.model.get("kv_bytes_per_token").and_then(Value::as_u64).unwrap_or(0);
+    let max_kv_bytes = budget.max_kv_tokens.map(|max| (max as u64).saturating_mul(kv_bytes_per_token));
+    json!({
+        "weight_bytes": needs.weight_bytes,
+        "working_bytes": needs.beside(),
+        "max_kv_bytes": max_kv_bytes,
+        "max_cache_bytes": budget.max_cache_bytes,
+    })
 }
 
 fn ending(stop: Stop) -> &'static str {

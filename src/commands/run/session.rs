@@ -110,12 +110,12 @@ impl Session<MlxRunner> {
         let limits = Limits {
             max_batch_size: positive(args.compute.batch_size),
             prefill_chunk: positive(args.compute.prefill_chunk),
-            max_batch_tokens: model.max_kv_tokens,
+            max_batch_tokens: model.memory.budget.max_kv_tokens,
             kv_bytes_per_token: model.kv_bytes_per_token,
             lookahead: LOOKAHEAD_ON_CPU || model.device == ComputeDevice::Gpu,
             max_restored_bytes: MAX_RESTORED_BYTES,
         };
-        let max_cache_bytes = args.compute.cache_bytes.unwrap_or(model.default_cache_bytes);
+        let max_cache_bytes = model.memory.budget.max_cache_bytes;
         let cache = (max_cache_bytes > 0).then_some(CacheLimits {
             max_bytes: max_cache_bytes,
             max_entries: args.compute.cache_entries.map(|entries| entries as usize),

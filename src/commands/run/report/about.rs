@@ -66,6 +66,7 @@ fn parameters(args: &RunArgs, preparer: &Preparer) -> Map<String, Value> {
         told("--batch-size", compute.batch_size.into()),
         told("--prefill-chunk", compute.prefill_chunk.into()),
         told("--cache-bytes", compute.cache_bytes.into()),
+        told("--max-memory", compute.max_memory.into()),
         told("--cache-entries", compute.cache_entries.into()),
         told(
             "--persist-cache",
