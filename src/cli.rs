@@ -4,6 +4,7 @@
 //! generated from here and nowhere else. What a flag does is the command's business.
 
 mod input;
+mod output;
 mod persist;
 mod reply;
 mod values;
@@ -15,8 +16,10 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, ValueHint};
 
 pub use self::input::InputArgs;
+use self::output::PROGRESS_HELP;
+pub use self::output::{FormatArg, ProgressArg};
 pub use self::values::Tolerance;
-use crate::batch::{InputPath, OutputFormat, OutputPath, RequestParams};
+use crate::batch::{InputPath, OutputPath, RequestParams};
 
 pub use persist::{
     CacheCommand, CacheModeArg, InspectArgs, MergeArgs, PersistArgs, PruneArgs, TierArg, VerifyArgs,
@@ -108,14 +111,6 @@ Examples:
     mlxbatch run rows.csv -o answers.csv --template '{{ question }}' --format csv --keep-input --report-html run.html
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
-
-const PROGRESS_HELP: &str = "\
-How to show progress on standard error
-
-With json every line there is a JSON object with an `event`: progress, every second, and end have the counters so far \
-(seconds, num_done, num_failed, num_total, num_prompt_tokens, num_cached_tokens, num_generated_tokens), speeds \
-(prompt_tokens_per_second, generated_tokens_per_second) and seconds_left, each null where it is not known; warning, failed, error \
-and message have a `text`. end is there once, with its `summary` as lines of text, unless the run ends with an error.";
 
 const PLAN_EXAMPLES: &str = "\
 Examples:
@@ -383,40 +378,6 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub persist: PersistArgs,
-}
-
-/// How results are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum FormatArg {
-    /// Records of the OpenAI Batch API, one on each line
-    Openai,
-    /// Flat objects: id, output, finish_reason, error_code, error, prompt_tokens, completion_tokens and what was asked for
-    Simple,
-    /// The same as a table with a row of names
-    Csv,
-}
-
-impl From<FormatArg> for OutputFormat {
-    fn from(format: FormatArg) -> Self {
-        match format {
-            FormatArg::Openai => Self::Openai,
-            FormatArg::Simple => Self::Simple,
-            FormatArg::Csv => Self::Csv,
-        }
-    }
-}
-
-/// How progress is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ProgressArg {
-    /// A bar on a terminal, else plain
-    Auto,
-    /// A line every ten seconds
-    Plain,
-    /// One JSON object a line, every second
-    Json,
-    /// Warnings, failures and the summary alone
-    None,
 }
 
 #[derive(Debug, Args)]

@@ -55,7 +55,7 @@ impl FileOutput {
         let partial_path = partial_path(&output);
         if let Some(input) = input {
             let is_input = |path: &Path| is_same_file(fs::metadata(input), fs::metadata(path));
-            if is_input(&output) || is_input(&partial_path) {
+            if is_input(&output) || is_input(&partial_path) || is_input(&records_path(&output)) {
                 return Err(BatchError::OutputIsInput { output, input: input.into() });
             }
         }

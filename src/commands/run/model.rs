@@ -104,9 +104,12 @@ impl DescribedModel {
         &self.description.files.all
     }
 
-    /// Checks that there is room for the weights, too.
+    /// Checks that there is room for the weights, too, and has them take no more than they may.
     pub(super) fn check_limits(&self, args: &RunArgs) -> anyhow::Result<()> {
         check_address_space(self.description.files.weight_bytes())?;
+        if let Some(max_bytes) = args.compute.max_memory {
+            machine_memory::limit_process(max_bytes);
+        }
         let needed = MemoryNeeds::of(&self.description, self.device, self.dtype, shape_of(args)).weight_bytes;
         // As stored they may be smaller, but no less is read.
         let needed = needed.min(self.description.files.weight_bytes());

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use super::places::is_same_file;
 use crate::{
-    batch::{OutputPath, number_text, partial_path, size_text},
+    batch::{OutputPath, number_text, partial_path, records_path, size_text},
     cli::{CacheModeArg, PersistArgs, RunArgs},
     commands::{identity::ComputedModel, interrupt::Interrupt},
     engine::{Engine, Runner},
@@ -30,12 +30,14 @@ pub(super) fn check(args: &RunArgs) -> anyhow::Result<()> {
         OutputPath::File(output) => Some(output.as_path()),
         OutputPath::Stdout => None,
     };
-    let growing = output.map(partial_path);
+    let (growing, records) = (output.map(partial_path), output.map(records_path));
     let others = [
         (args.input.path(), "the input"),
         (output, "the output"),
         (growing.as_deref(), "where the output grows"),
         (args.report.as_deref(), "the report"),
+        (args.report_html.as_deref(), "the report's page"),
+        (records.as_deref(), "where records are kept"),
     ];
     for (other, what) in others {
         if other.is_some_and(|other| is_same_file(path, other)) {

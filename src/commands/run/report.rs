@@ -21,7 +21,7 @@ use super::{
     times::{Percentiles, Timed, Timings},
 };
 use crate::{
-    batch::{InputPath, OutputPath, RunStats, count_text, number_text, partial_path},
+    batch::{InputPath, OutputPath, RunStats, count_text, number_text, partial_path, records_path},
     cache::CacheUsage,
     cli::RunArgs,
     commands::shared_prefixes::NamedPrefix,
@@ -63,6 +63,7 @@ fn check_writable(flag: &str, path: &Path, input: &InputPath, output: &OutputPat
     if let OutputPath::File(output) = output {
         other("output", output)?;
         other("file in which the output grows", &partial_path(output))?;
+        other("file in which its records are kept", &records_path(output))?;
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {

@@ -18,21 +18,17 @@ use super::{
     overdue::Overdue,
     persist::Saver,
     prepare::{PreparedJob, PreparedRequest},
-    timeline::{Moment, Timeline},
+    timeline::Timeline,
     times::Timings,
     window::{Ready, Seat, Windows},
 };
 use crate::{
-    batch::{
-        FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served, count_text,
-        duration_text,
-    },
+    batch::{FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served},
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
     commands::{interrupt::Interrupt, shared_prefixes::NamedPrefix},
     engine::{self, Engine, Event, GenerationRequest, Limits, RequestId, Runner, RunnerError, SubmitError},
-    machine_memory,
-    mlx::{self, ComputeDevice, MlxRunner},
+    mlx::{ComputeDevice, MlxRunner},
 };
 
 /// How long an idle run waits for input before it looks at Ctrl-C and its progress again.
@@ -395,35 +391,6 @@ impl<R: Runner> Session<R> {
         }
     }
 
-    /// Notes which lines have entered the batch with a step that began then.
-    fn note_entries(&mut self, step_began: Instant) {
-        for id in self.engine.admitted() {
-            let Some(seat) = self.seats.get(id) else { continue };
-            let Some(job) = self.jobs.get_mut(&seat.job).filter(|job| job.moments.entered.is_none()) else {
-                continue;
-            };
-            job.moments.entered = Some(step_began);
-            self.overdue.note(seat.job, step_began);
-        }
-    }
-
-    /// Gives up lines that have had their time.
-    fn end_overdue(&mut self, writer: &mut ResultWriter) -> anyhow::Result<()> {
-        while let Some((line, timeout)) = self.overdue.next(Instant::now()) {
-            let Some(job) = self.jobs.get(&line) else { continue };
-            let reason = format!(
-                "no whole answer within the {} of --timeout; {} of it were there",
-                duration_text(timeout),
-                count_text(job.num_running_tokens() as u64, "token")
-            );
-            let seat = Seat { job: line, choice: job.unfinished() };
-            if let Some(record) = self.fail(seat, RequestError::timeout(reason)) {
-                self.write(writer, &record)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Which choice of which line a request is.
     fn seated(&mut self, id: RequestId) -> Option<(Seat, &mut Job)> {
         let seat = *self.seats.get(&id)?;
@@ -442,37 +409,6 @@ impl<R: Runner> Session<R> {
         let (error, before) = job.failed(seat.choice, error);
         let error = error.at(self.intake.reader().name(), job.head.line);
         Some(Record::turn_error(&job.head, &error, &before, &self.served))
-    }
-
-    /// Brings the counters up to date and shows them.
-    fn show(&mut self) {
-        let stats = self.engine.stats();
-        let num_computed = stats.num_prefilled_tokens() + stats.num_last_tokens();
-        self.stats.num_prompt_tokens = (num_computed + stats.num_cached_tokens) as u64;
-        self.stats.num_cached_tokens = stats.num_cached_tokens as u64;
-        self.stats.num_generated_tokens = stats.num_generated_tokens as u64;
-        self.stats.prefill_tokens_per_second = stats.prefill_tokens_per_second();
-        self.stats.decode_tokens_per_second = stats.decode_tokens_per_second();
-        self.stats.wall = self.started.elapsed();
-        self.progress.update(&self.stats);
-        if self.timeline.is_due(self.stats.wall) {
-            self.note_moment();
-        }
-    }
-
-    /// Notes how far the run is, such as at its end.
-    pub(super) fn note_moment(&mut self) {
-        let stats = &self.stats;
-        self.timeline.note(Moment {
-            at: self.started.elapsed(),
-            num_done: stats.num_done(),
-            num_computed_tokens: stats.num_prefilled_tokens(),
-            num_cached_tokens: stats.num_cached_tokens,
-            num_generated_tokens: stats.num_generated_tokens,
-            memory_bytes: machine_memory::resident_bytes(),
-            array_bytes: mlx::active_memory_bytes(),
-            cache_bytes: self.engine.cache_usage().map(|usage| usage.num_bytes),
-        });
     }
 
     /// Counters of the prompt cache, if there is one.
@@ -500,6 +436,8 @@ impl<R: Runner> Session<R> {
         self.engine.stats()
     }
 }
+
+mod course;
 
 /// Whether the CPU gets a pass before the tokens of the last one are read.
 const LOOKAHEAD_ON_CPU: bool = false;
