@@ -75,7 +75,8 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
 /// What all matrices take in `dtype`; those of experts stay as they are stored, a byte or less a number where they
 /// are quantised.
 pub fn matrix_bytes(spec: &ModelSpec, dtype: ComputeDtype) -> u64 {
-    let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
+    let num_tables = if spec.tied_head == Some(true) { 1 } else { 2 };
+    let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(num_tables);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
         let heads = |attention: &AttentionSpec| {
             let gates = if attention.output_gate { attention.num_heads } else { 0 };

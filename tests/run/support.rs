@@ -92,6 +92,15 @@ impl Desk {
         Command::from_std(self.std_command())
     }
 
+    /// The binary alone, under limits that a shell sets.
+    pub fn limited(&self, limits: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{limits}; exec \"$@\""), "sh"]);
+        command.arg(assert_cmd::cargo::cargo_bin("mlxbatch"));
+        command.current_dir(self.path("")).env("OPENBLAS_NUM_THREADS", "1");
+        command
+    }
+
     /// Runs `mlxbatch run in.jsonl -o out.jsonl` with a model, under limits that a shell sets.
     pub fn run_under(&self, limits: &str, model: &Path) -> std::process::Output {
         let mut command = std::process::Command::new("sh");

@@ -35,7 +35,7 @@ pub(super) struct Report {
     pub max_live_tokens: u64,
     /// Beside KV.
     pub memory: MemoryNeeds,
-    /// Memory that a run may take now; `None` where that is not known.
+    /// Memory that a run may take now, for people: it differs from moment to moment. `None` where that is not known.
     pub free_bytes: Option<u64>,
     /// Those that save most first.
     pub largest_shared: Vec<NamedPrefix>,
@@ -202,7 +202,6 @@ impl Report {
             "weight_bytes": self.memory.weight_bytes,
             "working_bytes": self.memory.beside(),
             "run_bytes": self.run_bytes(),
-            "free_bytes": self.free_bytes,
             "largest_shared": shared,
         })
     }
