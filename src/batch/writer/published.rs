@@ -42,7 +42,10 @@ impl PublishedForm {
     ) -> io::Result<()> {
         let mut columns = Columns::default();
         if self.format == OutputFormat::Csv {
-            for_each(&mut |line| Ok(columns.add(&flat_of(line)?)))?;
+            for_each(&mut |line| {
+                columns.add(&flat_of(line)?);
+                Ok(())
+            })?;
         }
         if !self.is_gzip {
             return self.write_records(&mut for_each, &columns, to);

@@ -155,7 +155,7 @@ mod tests {
             id: format!("r{line}"),
             is_ok: true,
             queue: time,
-            first_token: (line % 2 == 0).then_some(time),
+            first_token: line.is_multiple_of(2).then_some(time),
             total: time * 2,
             tokens: TokenCounts::default(),
         }

@@ -195,27 +195,20 @@ fn tiles(report: &Report) -> Vec<Named> {
 fn charts(moments: &[Moment]) -> Vec<Chart> {
     let Some(last) = moments.last().filter(|_| moments.len() > 1) else { return Vec::new() };
     let seconds = last.at.as_secs_f64();
-    let samples = |value: fn(&Moment) -> u64| Samples {
-        times: moments.iter().map(|moment| moment.at.as_secs_f64()).collect(),
+    let counter = |value: fn(&Moment) -> u64| Samples {
+        times: times_of(moments),
         values: moments.iter().map(|moment| value(moment) as f64).collect(),
     };
     let count = |number: f64| if number < 10.0 { short(number) } else { number_text(number.round() as u64) };
     let bytes = |number: f64| size_text(number as u64);
     let time = |seconds: f64| seconds_text(seconds);
-    let memory: [(&'static str, fn(&Moment) -> Option<u64>); 3] = [
-        ("process", |moment| moment.memory_bytes),
-        ("tensors", |moment| moment.array_bytes),
-        ("prompt cache", |moment| moment.cache_bytes),
+    let held = [
+        ("process", of_moments(moments, |moment| moment.memory_bytes)),
+        ("tensors", of_moments(moments, |moment| moment.array_bytes)),
+        ("prompt cache", of_moments(moments, |moment| moment.cache_bytes)),
     ];
-    let memory = memory.into_iter().filter(|(_, value)| value(last).is_some());
-    let memory = memory.map(|(name, value)| {
-        let samples = Samples {
-            times: moments.iter().map(|moment| moment.at.as_secs_f64()).collect(),
-            values: moments.iter().map(|moment| value(moment).unwrap_or(0) as f64).collect(),
-        };
-        (name, samples.levels())
-    });
-    let memory: Vec<_> = memory.collect();
+    let memory: Vec<(&'static str, Vec<f64>)> =
+        held.into_iter().filter_map(|(name, samples)| Some((name, samples?.levels()))).collect();
     let counted = |title: &str, name, points| {
         Chart::new(title, vec![(name, points)], seconds, (Scale::Decimal, count, time))
     };
@@ -223,19 +216,30 @@ fn charts(moments: &[Moment]) -> Vec<Chart> {
         counted(
             "Tokens generated per second",
             "generated",
-            samples(|moment| moment.num_generated_tokens).rates(),
+            counter(|moment| moment.num_generated_tokens).rates(),
         ),
         counted(
             "Prompt tokens computed per second",
             "computed",
-            samples(|moment| moment.num_computed_tokens).rates(),
+            counter(|moment| moment.num_computed_tokens).rates(),
         ),
-        counted("Requests done", "done", samples(|moment| moment.num_done).levels()),
+        counted("Requests done", "done", counter(|moment| moment.num_done).levels()),
     ];
     if !memory.is_empty() {
         charts.push(Chart::new("Memory", memory, seconds, (Scale::Bytes, bytes, time)));
     }
     charts
+}
+
+fn times_of(moments: &[Moment]) -> Vec<f64> {
+    moments.iter().map(|moment| moment.at.as_secs_f64()).collect()
+}
+
+/// What is known at all moments; nothing where it is not.
+fn of_moments(moments: &[Moment], value: fn(&Moment) -> Option<u64>) -> Option<Samples> {
+    let values: Option<Vec<f64>> =
+        moments.iter().map(|moment| value(moment).map(|bytes| bytes as f64)).collect();
+    Some(Samples { times: times_of(moments), values: values? })
 }
 
 fn sources(report: &Report) -> Vec<Source> {
