@@ -126,9 +126,12 @@ fn what_failed_is_answered_later_whatever_the_format() {
         desk.remove(output);
         run(&["--resume"]).code(0).stderr(contains("nothing is left to do"));
         assert!(desk.path(output).exists(), "{format}");
-        // A run anew that has no failures leaves none of it.
+        // A run anew that has no failures leaves none of it, and so nothing to go on from.
         run(&[]).code(0);
         assert_eq!(desk.names(), ["in.jsonl", output], "{format}");
+        run(&["--resume"])
+            .code(1)
+            .stderr(contains(format!("cannot read {manifest}")).and(contains("starts anew")));
     }
 }
 

@@ -107,7 +107,13 @@ impl FileOutput {
         let is_partial = has_content(&self.partial) || manifest_path(&self.partial_path).exists();
         let published = self.published_records();
         let left = if is_partial { self.partial_path.clone() } else { published };
-        if fs::metadata(&left).is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0) {
+        if left != self.output && !left.exists() && has_results(&self.output) && !resume.is_forced {
+            // Its records are gone, and what it has cannot be held to the lines that it answers.
+            let manifest = manifest_path(&left);
+            let source = io::ErrorKind::NotFound.into();
+            return Err(BatchError::NoManifest { manifest, results: self.output.clone(), source });
+        }
+        if has_results(&left) {
             self.check_manifest(manifest, &left, resume)?;
             if !is_partial {
                 let copied = File::open(&left).and_then(|mut from| io::copy(&mut from, &mut &self.partial));
@@ -324,6 +330,10 @@ fn open_partial(path: &Path) -> Result<File, BatchError> {
 
 fn has_content(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
+}
+
+fn has_results(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0)
 }
 
 fn move_aside(partial: &Path) -> Result<PathBuf, BatchError> {

@@ -168,9 +168,14 @@ mod tests {
     #[test]
     fn rates_follow_from_counters_whenever_they_were_noted() {
         let samples = Samples { times: vec![0.0, 1.0, 3.0, 4.0], values: vec![0.0, 10.0, 30.0, 70.0] };
-        let rounded = |numbers: Vec<f64>| numbers.iter().map(|number| number.round()).collect::<Vec<_>>();
-        assert_eq!(rounded(samples.levels()), [0.0, 13.0, 27.0, 70.0]);
-        assert_eq!(rounded(samples.rates()), [10.0, 10.0, 10.0, 32.0]);
+        let are_near = |told: Vec<f64>, exact: [f64; 4]| {
+            assert!(
+                told.len() == 4 && told.iter().zip(exact).all(|(told, exact)| (told - exact).abs() < 1e-9),
+                "{told:?}"
+            );
+        };
+        are_near(samples.levels(), [0.0, 40.0 / 3.0, 80.0 / 3.0, 70.0]);
+        are_near(samples.rates(), [10.0, 10.0, 10.0, 32.5]);
         let one = Samples { times: vec![0.0], values: vec![5.0] };
         assert_eq!((one.levels(), one.rates()), (vec![5.0, 5.0], vec![0.0, 0.0]));
     }
