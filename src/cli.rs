@@ -333,6 +333,13 @@ pub struct RunArgs {
     #[arg(long, value_name = "N|P%", default_value = "0", hide_default_value = true, value_parser = values::tolerance)]
     pub fail_on_errors: Tolerance,
 
+    /// End with an error at the first line that is no request that can be served
+    ///
+    /// Lines are read ahead by thousands: in most files it is found before anything is computed. What is done is kept,
+    /// and --resume goes on.
+    #[arg(long)]
+    pub strict: bool,
+
     /// End after this time, such as 90m or 2h; what is done is kept, and --resume goes on
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub max_time: Option<Duration>,

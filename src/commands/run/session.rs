@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{
     intake::{Intake, Next, PAUSE},
@@ -70,6 +70,8 @@ pub(super) struct Session<R: Runner> {
     /// The requests in the engine.
     seats: HashMap<RequestId, Seat>,
     output_is_closed: bool,
+    /// Whether a line that cannot be served ends the run.
+    is_strict: bool,
     failures: Failures,
     /// Saves the cache file, if one is in use.
     pub saver: Option<Saver>,
@@ -131,6 +133,7 @@ impl Session<MlxRunner> {
             jobs: HashMap::new(),
             seats: HashMap::new(),
             output_is_closed: false,
+            is_strict: args.strict,
             failures: Failures::default(),
             saver,
             started: Instant::now(),
@@ -224,6 +227,9 @@ impl<R: Runner> Session<R> {
             match self.intake.next(patience)? {
                 Next::Ready(job) => self.gather(*job),
                 Next::Failed(record) => {
+                    if let Some(failure) = record.failure().filter(|_| self.is_strict) {
+                        bail!("{} (--strict)", failure.message);
+                    }
                     self.stats.num_failed += 1;
                     self.write(writer, &record)?;
                     self.show();

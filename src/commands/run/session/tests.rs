@@ -73,6 +73,7 @@ fn session_cached<R: Runner>(
         jobs: HashMap::new(),
         seats: HashMap::new(),
         output_is_closed: false,
+        is_strict: false,
         failures: Failures::default(),
         saver: None,
         started: Instant::now(),
