@@ -39,6 +39,7 @@ mod json;
 mod machine_memory;
 pub mod mlx;
 pub mod models;
+mod panics;
 pub mod plan;
 mod small_file;
 pub mod snapshot;

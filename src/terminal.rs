@@ -1,7 +1,7 @@
 //! What a terminal is shown: whether lines can be drawn anew on it, and nothing that moves its cursor.
 //!
-//! Owns that question and the writing of lines on standard error, for people or as JSON. Names and texts come from strangers' files;
-//! whatever is in them, it stays within its line.
+//! Owns that question and the writing of lines on standard error, for people or as JSON. Names and texts come from
+//! strangers' files; whatever is in them, it stays within its line.
 
 use std::{
     borrow::Cow,
@@ -11,6 +11,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
+
+/// Characters of a line on standard error; what is longer holds somebody's whole file.
+const MAX_SHOWN_CHARS: usize = 4000;
 
 /// Whether every line on standard error is a JSON object.
 static SPEAKS_JSON: AtomicBool = AtomicBool::new(false);
@@ -30,7 +33,7 @@ pub fn speak_json() {
 
 /// Writes a line on standard error; nobody reading it is no reason to fail.
 pub fn eprint_line(text: &str) {
-    eprint_text(&format!("{}\n", shown(text)));
+    eprint_text(&format!("{}\n", shown(&bounded(text))));
 }
 
 /// Writes whole lines that belong together, in which nothing steers a terminal.
@@ -51,6 +54,17 @@ fn event_of(text: &str) -> Value {
     let known = EVENTS.iter().find_map(|(begin, event)| Some((*event, text.strip_prefix(begin)?)));
     let (event, text) = known.unwrap_or(("message", text));
     json!({"event": event, "text": text})
+}
+
+/// The beginning of a text that is far too long for a line, and its end, where as a rule the fix is told.
+fn bounded(text: &str) -> Cow<'_, str> {
+    let half = MAX_SHOWN_CHARS / 2;
+    let Some((first_end, _)) = text.char_indices().nth(half) else { return text.into() };
+    let last_start = text.char_indices().nth_back(half - 1).map_or(0, |(at, _)| at);
+    if last_start <= first_end {
+        return text.into();
+    }
+    format!("{} … {}", &text[..first_end], &text[last_start..]).into()
 }
 
 /// The text with characters that control a terminal, or turn the direction of what follows, as escapes.
@@ -116,6 +130,13 @@ mod tests {
             "a\\u{1b}]0;title\\u{7}b\\u{d}\\u{a}c\\u{9b}2J"
         );
         assert_eq!(shown("\u{202e}gpj.exe"), "\\u{202e}gpj.exe");
+        for num_chars in [0, 1, MAX_SHOWN_CHARS / 2, MAX_SHOWN_CHARS / 2 + 1, MAX_SHOWN_CHARS] {
+            let text = "ü".repeat(num_chars);
+            assert_eq!(bounded(&text), text);
+        }
+        let long = format!("a{}z", "ü".repeat(1_000_000));
+        let bounded = bounded(&long);
+        assert!(bounded.starts_with('a') && bounded.ends_with('z') && bounded.chars().count() < 4010);
         assert_eq!(shown_lines("a\u{8}\nb"), "a\\u{8}\nb");
         let value = serde_json::json!({"a": "\u{9b}2J\u{7f}ü\n\u{202e}"});
         let json = shown_json(&format!("{value:#}"));

@@ -48,6 +48,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     }
     let started = Instant::now();
     model::check_address_space(0)?;
+    model::check_threads()?;
     let options = ReaderOptions {
         served_model: Some(args.model.model.clone()),
         keeps_input: args.keep_input,

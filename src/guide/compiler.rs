@@ -14,6 +14,7 @@ use llguidance::{Matcher, ParserFactory, toktrie::InferenceCapabilities};
 
 use super::preamble::Progress;
 use super::{Constraint, Guide, GuideError, Preamble, Vocabulary, reason};
+use crate::panics;
 
 /// Compiled constraints that are kept.
 const MAX_KEPT: usize = 16;
@@ -53,9 +54,14 @@ impl Compiler {
     /// Builds what all constraints of a vocabulary share; takes some tenths of a second for large ones.
     pub fn new(vocabulary: Vocabulary) -> Result<Self, GuideError> {
         let drops_first_space = vocabulary.drops_first_space;
-        let environment = vocabulary.into_environment();
-        let slices = llguidance::earley::SlicedBiasComputer::general_slices();
-        let factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices);
+        let factory = panics::contained(|| {
+            let environment = vocabulary.into_environment();
+            let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+            ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
+        });
+        // Of tokens that are too long, or too many, its trie cannot be made.
+        let factory =
+            factory.map_err(|message| GuideError::NotServed(format!("the model's vocabulary: {message}")))?;
         let mut factory = factory.map_err(|error| GuideError::NotServed(reason(error)))?;
         factory.quiet();
         let limits = factory.limits_mut();

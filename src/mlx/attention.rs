@@ -2,7 +2,8 @@
 //!
 //! Owns which packed rows are attended how, and what all ways have in common. A prefill chunk (one
 //! sequence, many query rows) is `chunk`'s, several on the same segments are `run`'s, a decode step (many
-//! sequences, one row each) is `decode`'s, what many sequences see alike `shared`'s. All see their keys in
+//! sequences, one row each) is `decode`'s, what many sequences see alike `shared`'s, and rows for which
+//! no products are worth making are `strip_rows`'s. All see their keys in
 //! pieces that are never joined; what comes of each is merged into the softmax of plain attention, which
 //! is `partial`'s. Where the KV comes from is `live`'s business.
 
@@ -12,6 +13,7 @@ mod partial;
 mod run;
 mod shared;
 mod sinks;
+mod strip_rows;
 mod strips;
 
 use std::{cell::RefCell, collections::HashMap, ops::Range};
@@ -20,6 +22,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::{
     arrays::{concatenated, overlap, rows_of},
+    costs::Costs,
     device::ComputeDevice,
     error::Result,
     kv::LayerKv,
@@ -33,6 +36,7 @@ pub(super) use run::RunKv;
 pub(super) use sinks::Sinks;
 
 use partial::Partial;
+use strip_rows::StripRows;
 
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
@@ -75,6 +79,14 @@ pub(super) struct PassKv {
     pub runs: Vec<RunKv>,
 }
 
+impl PassKv {
+    /// The runs that these rows are of, and which of them are each one's.
+    fn runs_of(&self, rows: &Range<usize>) -> impl Iterator<Item = (&RunKv, Range<usize>)> {
+        let parts = self.runs.iter().map(|run| (run, overlap(rows, &run.rows())));
+        parts.filter(|(_, part)| !part.is_empty())
+    }
+}
+
 impl Attention<'_> {
     /// The sinks for MLX's fused kernel, which wants them in the queries' type.
     fn sinks_of(&self, queries: &Array) -> Result<Option<Array>> {
@@ -98,20 +110,69 @@ impl Attention<'_> {
     /// the values'. Decode rows must
     /// all be among them or none.
     pub(super) fn rows(&self, queries: &Array, rows: &Range<usize>, kv: &PassKv) -> Result<Array> {
+        if self.ops.works_on_slices(queries) {
+            return self.rows_on_slices(queries, rows, kv);
+        }
         let mut attended = Vec::with_capacity(1 + kv.runs.len());
-        let queries_of = |part: Range<usize>| {
+        let queries_of = |part: &Range<usize>| {
             rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
         };
         if let Some(decode) = kv.decode.as_ref().filter(|_| rows.start == 0) {
-            attended.push(self.decode(&queries_of(0..decode.positions.len())?, decode)?);
+            attended.push(self.decode(&queries_of(&(0..decode.positions.len()))?, decode)?);
         }
-        for run in &kv.runs {
-            let part = overlap(rows, &run.rows());
-            if !part.is_empty() {
-                attended.push(self.run(&queries_of(part.clone())?, part, run)?);
-            }
+        for (run, part) in kv.runs_of(rows) {
+            let queries = queries_of(&part)?;
+            attended.push(if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
+                self.run_fused(&queries, &part, run)?
+            } else {
+                self.run_by_products(&self.scaled(&queries)?, &part, run)?
+            });
         }
         concatenated(attended, 0)
+    }
+
+    /// As [`Attention::rows`], where a loop of our own may be faster than MLX's operations: all rows but those that
+    /// matrix products are for are attended in one of it.
+    fn rows_on_slices(&self, queries: &Array, rows: &Range<usize>, kv: &PassKv) -> Result<Array> {
+        let scaled = self.scaled(queries)?;
+        let mut strips = StripRows::default();
+        // In the order of rows: so many that are attended in strips, or what has been made of them.
+        let mut parts: Vec<(usize, Option<Array>)> = Vec::with_capacity(1 + kv.runs.len());
+        if let Some(decode) = kv.decode.as_ref().filter(|_| rows.start == 0) {
+            self.add_decode(&scaled, decode, &mut strips)?;
+            parts.push((decode.positions.len(), None));
+        }
+        for (run, part) in kv.runs_of(rows) {
+            let first = part.start - rows.start;
+            let products = if self.add_run(&scaled, (&part, first), run, &mut strips)? {
+                None
+            } else {
+                let queries = rows_of(&scaled, &(first..first + part.len()), rows.len())?;
+                Some(self.run_by_products(&queries, &part, run)?)
+            };
+            parts.push((part.len(), products));
+        }
+        let numbers = if strips.is_empty() { Vec::new() } else { strips.attend(self, &scaled)? };
+        let mut rest = numbers.as_slice();
+        let mut attended = Vec::with_capacity(parts.len());
+        for neighbours in parts.chunk_by(|left, right| left.1.is_none() && right.1.is_none()) {
+            attended.push(match &neighbours[0].1 {
+                Some(products) => products.clone(),
+                None => {
+                    let num_rows: usize = neighbours.iter().map(|(num_rows, _)| num_rows).sum();
+                    let (of_these, others) = rest.split_at(num_rows * self.width() as usize);
+                    rest = others;
+                    Array::from_slice(of_these, &[num_rows as i32, self.width()])
+                }
+            });
+        }
+        concatenated(attended, 0)
+    }
+
+    /// Whether so many scores of each head are made better by so many matrix products than in a loop.
+    fn are_products(&self, num_products: usize, num_scores: usize) -> bool {
+        let num_numbers = self.spec.head_dim + self.spec.value_dim();
+        Costs::of(self.device).are_products(num_products, num_scores * self.spec.num_heads, num_numbers)
     }
 
     /// What rows make of pieces of scores that nobody else holds: `weigh` gets their weights, and `by_row`
@@ -144,6 +205,12 @@ impl Attention<'_> {
             let shape = [key.seen.len() as i32, key.num_keys as i32];
             Ok(Array::from_slice(&mask, &shape).as_dtype(dtype)?)
         })
+    }
+
+    /// Which tokens of some KV the row at `position` may see.
+    fn visible(&self, position: usize, kv: &LayerKv) -> Range<usize> {
+        let index_of = |position: usize| position.clamp(kv.first, kv.end()) - kv.first;
+        index_of(self.oldest_seen(position))..index_of(position + 1)
     }
 
     /// First position that the row at `position` may see.

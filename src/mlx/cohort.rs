@@ -10,8 +10,9 @@
 //! row 3   |--------- c -------------|==g==|
 //! ```
 //!
-//! Every piece costs operations in each layer, however short it is: one that is short, or that few rows
-//! share, is copied into the slab for each of them. What a row sees is then some pieces from position 0 on,
+//! On a GPU every piece costs operations in each layer, however short it is: one that is short, or that few rows
+//! share, is copied into the slab for each of them. On a CPU no piece costs more than its tokens, and only what rows
+//! have computed since they joined is in the slab. What a row sees is then some pieces from position 0 on,
 //! and its last tokens in the slab.
 
 use std::{collections::HashMap, ops::Range, rc::Rc};
@@ -156,6 +157,10 @@ impl Cohorts {
         let mut num_copied_bytes = 0.0;
         let mut places: Vec<Place> = Vec::with_capacity(rows.len());
         for row in rows {
+            if self.costs.sees_in_place() {
+                places.push(Place { from: row.slab_first(), leaves_slab: false });
+                continue;
+            }
             let is_shared = |run: &&[Rc<Segment>]| {
                 let num_rows = users.of_segment(&run[0]).len();
                 let num_tokens = run.iter().map(|segment| segment.num_tokens).sum();
@@ -232,7 +237,7 @@ impl Cohorts {
                 if around(&run[0]).start < index {
                     continue;
                 }
-                for segments in self.joined_runs(run, &mut num_copied_bytes) {
+                for segments in self.joined_runs(run, around(&run[0]).len(), &mut num_copied_bytes) {
                     let is_widened = self.is_widened(segments, &mut num_copied_bytes);
                     formed.pieces.push(Piece::new(segments, around(&run[0]), is_widened, &known)?);
                 }
@@ -254,7 +259,12 @@ impl Cohorts {
 
     /// Divides segments that the same rows see into those that are joined to one piece each, as far as the
     /// copies are within the limit.
-    fn joined_runs<'a>(&self, run: &'a [Rc<Segment>], num_copied_bytes: &mut u64) -> Vec<&'a [Rc<Segment>]> {
+    fn joined_runs<'a>(
+        &self,
+        run: &'a [Rc<Segment>],
+        num_rows: usize,
+        num_copied_bytes: &mut u64,
+    ) -> Vec<&'a [Rc<Segment>]> {
         let mut pieces = Vec::new();
         let mut start = 0;
         while start < run.len() {
@@ -264,7 +274,7 @@ impl Cohorts {
             while let Some(next) = run.get(end) {
                 let joined = num_bytes.saturating_add(next.num_bytes());
                 let fits = num_copied_bytes.saturating_add(joined) <= self.max_copied_bytes;
-                if !fits || !self.costs.are_joined(num_tokens + next.num_tokens) {
+                if !fits || !self.costs.are_joined(num_rows, num_tokens + next.num_tokens) {
                     break;
                 }
                 num_tokens += next.num_tokens;

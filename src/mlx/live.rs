@@ -23,7 +23,7 @@ use super::{
     costs::Costs,
     device::ComputeDevice,
     error::{MlxError, Result},
-    kv::{LayerKv, is_short, join_short_end},
+    kv::{LayerKv, is_short},
     packed::PassChunk,
     planes::Planes,
     segment::{Checkpoint, Segment, SegmentStore, long_segments},
@@ -423,7 +423,7 @@ impl LiveKv {
                     several => LayerKv::after(state.own.get(layer), chunk.start, several)?,
                 };
                 put(&mut state.own, layer, own.clone());
-                let mut earlier = join_short_end(state.path.iter().map(of_layer).collect())?;
+                let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
                 earlier.retain(|piece| !shared.iter().any(|shared| shared.first == piece.first));
                 let num_seen: usize = shared.iter().chain(&earlier).map(LayerKv::num_tokens).sum();
                 if num_seen != state.num_path_tokens() {

@@ -30,9 +30,9 @@ pub(super) struct Ops {
     nothing_seen: Array,
 }
 
-/// Numbers from which on one pass over them saves more than it costs to wait for them: operations made
-/// ahead of those that compute are what the CPU's other core has to do.
-const MIN_FUSED: usize = 1 << 15;
+/// Numbers from which on one pass over them saves more than it costs to wait for them: that is as long as two or
+/// three operations take however small they are, and what is done in one pass is some twenty.
+const MIN_FUSED: usize = 1 << 8;
 
 /// What a softmax over several pieces of scores is made of.
 #[derive(Debug)]
@@ -295,8 +295,8 @@ mod tests {
             let numbers: Vec<f32> = (0..num_rows * width).map(|at| (at as f32 * 0.61).sin() * 9.0).collect();
             Array::from_slice(&numbers, &[num_rows, width])
         };
-        // By many rows it is one pass, by four the operations.
-        let (many, few) = (MIN_FUSED as i32 / 64, 4);
+        // By many rows it is one pass, by one the operations.
+        let (many, few) = (MIN_FUSED as i32 / 64, 1);
         let of = |num_rows: i32| {
             let pieces = vec![array(num_rows, 90), array(num_rows, 7)];
             let weights = ops.weights(pieces).unwrap();

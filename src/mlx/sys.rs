@@ -219,6 +219,35 @@ pub(super) fn changed_in_place(
     Ok(in_order)
 }
 
+/// The numbers of an array of float32 as they lie in memory, from its first element to its last, and how far
+/// neighbours along each axis lie apart. Nothing is copied; it is computed first.
+pub(super) fn strided_numbers(array: &Array) -> Result<(&[f32], Vec<usize>), Exception> {
+    if array.dtype() != Dtype::Float32 {
+        return Err(Exception::custom(format!("{:?} numbers are not read as float32", array.dtype())));
+    }
+    array.eval()?;
+    let strides = array.strides().to_vec();
+    if array.size() == 0 {
+        return Ok((&[], strides));
+    }
+    let last = array.shape().iter().zip(&strides).try_fold(0_usize, |last, (&size, &stride)| {
+        let backwards = isize::try_from(stride).is_err() && size > 1;
+        let axis = if backwards { None } else { (size as usize - 1).checked_mul(stride) };
+        last.checked_add(axis.unwrap_or_default()).filter(|_| !backwards)
+    });
+    let last = last.ok_or_else(|| Exception::custom("an array that runs backwards in memory".to_owned()))?;
+    // SAFETY: the array is evaluated, so that its elements lie at these strides from the first one, which is where
+    // the pointer points; they are alive as long as it is, and what is computed is not written to while it is held.
+    let numbers = unsafe {
+        let data = mlx_sys::mlx_array_data_float32(array.as_ptr());
+        if data.is_null() {
+            return Err(Exception::custom("an array without data".to_owned()));
+        }
+        std::slice::from_raw_parts(data, last + 1)
+    };
+    Ok((numbers, strides))
+}
+
 /// Does little work in instructions as wide as this machine has; where there is more to it than a loop or two,
 /// [`do_with_wide_vectors`] does.
 #[inline(always)]

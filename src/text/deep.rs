@@ -6,7 +6,6 @@
 
 use std::{
     cell::Cell,
-    panic::{self, AssertUnwindSafe},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,13 +15,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{machine_memory, mlx, terminal::eprint_line};
+use crate::{machine_memory, mlx, panics, terminal::eprint_line};
 
 /// Stack of the threads that are kept. Only what is used of it takes memory; address space it takes whole.
 pub(super) const KEPT_STACK_BYTES: usize = 128 << 20;
 
 /// What callers wait at least, which is a thousand times what anything sensible takes.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What one line may take in all, beside what long texts may.
+const LINE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Jobs that nobody waits for any more and that may still run; with more, others would have no core.
 const MAX_LEFT_ALONE: usize = 8;
@@ -71,6 +73,31 @@ static POOL: Pool = Pool {
 thread_local! {
     /// Stack of this thread, if it is one of these.
     static STACK_BYTES: Cell<usize> = const { Cell::new(0) };
+
+    /// When the line was begun that this thread is at, and what it may take beyond what any line may.
+    static LINE: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+}
+
+/// Does all that is to be done for one line: so much patience there is for all of it, in however many parts it comes
+/// here.
+pub(crate) fn for_one_line<T>(work: impl FnOnce() -> T) -> T {
+    let outer = LINE.replace(Some((Instant::now(), Duration::ZERO)));
+    let done = work();
+    LINE.set(outer);
+    done
+}
+
+/// The patience for one part of a line, as far as there is any left for the line.
+fn left_of_line(patience: Duration) -> Result<Duration, NotDone> {
+    let Some((begun, beyond)) = LINE.get() else { return Ok(patience) };
+    // A long text is waited for longer; a short one as often as it is looked at is not.
+    let beyond = beyond.max(patience.saturating_sub(PATIENCE));
+    LINE.set(Some((begun, beyond)));
+    let in_all = LINE_PATIENCE + beyond;
+    match in_all.saturating_sub(begun.elapsed()) {
+        Duration::ZERO => Err(NotDone::TooLong(in_all)),
+        left => Ok(patience.min(left)),
+    }
 }
 
 /// Runs something on a stack of at least this size, and waits so long for it.
@@ -82,12 +109,12 @@ pub(super) fn on_deep_stack<T: Send + 'static>(
     if STACK_BYTES.get() >= stack_bytes {
         return Ok(work());
     }
-    let patience = POOL.wait_for_those_left_alone(patience)?;
+    let patience = POOL.wait_for_those_left_alone(left_of_line(patience)?)?;
     let (sender, receiver) = mpsc::channel();
     let is_left_alone = Arc::new(AtomicBool::new(false));
     let is_watched = Arc::clone(&is_left_alone);
     let job: Job = Box::new(move || {
-        let outcome = panic::catch_unwind(AssertUnwindSafe(work));
+        let outcome = panics::contained(work);
         if is_watched.swap(true, Ordering::AcqRel) {
             POOL.ended_alone();
         }
@@ -276,7 +303,15 @@ mod tests {
         let waiting = on_deep_stack(1 << 20, patience, move || receiver.recv().is_ok());
         assert!(matches!(waiting, Err(NotDone::TooLong(_))), "{waiting:?}");
         drop(sender);
-        let panicked = on_deep_stack(1 << 20, PATIENCE, || panic::resume_unwind(Box::new("quietly")));
+        let begun = Instant::now();
+        let slow = || on_deep_stack(1 << 20, PATIENCE, || thread::sleep(Duration::from_millis(5)));
+        LINE.set(Some((begun - LINE_PATIENCE, Duration::ZERO)));
+        assert_eq!(slow(), Err(NotDone::TooLong(LINE_PATIENCE)));
+        assert_eq!(for_one_line(slow), Ok(()));
+        assert!(slow().is_err());
+        LINE.set(None);
+        assert_eq!(slow(), Ok(()));
+        let panicked = on_deep_stack(1 << 20, PATIENCE, || std::panic::resume_unwind(Box::new("quietly")));
         assert_eq!(panicked.map(|()| 0), Err(NotDone::Panicked));
         assert_eq!(on_deep_stack(1 << 20, PATIENCE, || 1), Ok(1), "others go on");
     }

@@ -47,6 +47,8 @@ pub enum TextError {
     NoThread { stack_bytes: usize, reason: String },
     #[error("\"messages\" is empty: a chat template needs at least one message")]
     NoMessages,
+    #[error("the prompt has at least {at_least} tokens; the model's context leaves room for {max_tokens}")]
+    TooManyTokens { at_least: usize, max_tokens: usize },
     #[error("messages[{index}]: {problem}")]
     Message { index: usize, problem: String },
 }
@@ -59,6 +61,7 @@ impl TextError {
             TextError::TemplateRaised(_)
                 | TextError::NoMessages
                 | TextError::Message { .. }
+                | TextError::TooManyTokens { .. }
                 | TextError::Encode(_)
         )
     }

@@ -22,8 +22,10 @@ mod testing;
 mod text_model;
 mod tokenizer;
 mod tokenizer_config;
+mod tokenizer_limits;
 
 pub use answer::{Answer, AnswerText};
+pub(crate) use deep::for_one_line;
 pub use error::TextError;
 pub use reply::{
     Asked, CallSyntax, ExpectedCalls, Occasion, PromptThinking, Reply, ReplyReader, ReplySettings,

@@ -8,6 +8,7 @@ mod calls;
 mod jinja;
 mod json;
 mod messages;
+mod namespaces;
 mod numbers;
 mod passed_over;
 pub(super) mod special_tokens;

@@ -41,6 +41,8 @@ pub struct ChatOptions<'a> {
     pub add_special_tokens: bool,
     /// How the model writes its thinking, where that is of interest.
     pub thinking: Option<&'static ThinkingSyntax>,
+    /// A prompt that has more tokens is not made; it is told of where that is known before.
+    pub max_tokens: Option<usize>,
 }
 
 /// A conversation as the model reads it.
@@ -98,6 +100,12 @@ impl TextModel {
     ) -> Result<ChatPrompt, TextError> {
         let templated = self.templates.get(options.template)?;
         let Rendered { text, notices } = render(&templated.template, request, options)?;
+        if let Some(max_tokens) = options.max_tokens.filter(|&max_tokens| text.len() > max_tokens) {
+            let at_least = self.tokenizer.min_tokens(&text);
+            if at_least > max_tokens {
+                return Err(TextError::TooManyTokens { at_least, max_tokens });
+            }
+        }
         let boundaries = spans::text_boundaries(&templated.template, &templated.renders, request, &text);
         let (tokens, ranges) = self.tokenizer.encode_with_ranges(&text, options.add_special_tokens)?;
         let thinking =

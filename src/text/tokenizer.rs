@@ -3,11 +3,10 @@
 //! Owns loading it from a model folder and sharing it cheaply. Rebuilding one from GGUF metadata
 //! is `gguf_tokenizer`'s, decoding a growing answer `stream`'s business.
 
-use std::cell::Cell;
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -17,9 +16,11 @@ use super::bytes::{byte_fallback, push_token_bytes};
 use super::deep::{NotDone, PATIENCE, on_deep_stack};
 use super::files::MAX_TOKENIZER_BYTES;
 use super::tokenizer_config::TokenizerConfig;
+use super::tokenizer_limits::{self, MAX_TOKEN_IDS};
 use super::{TextError, bounds::Bound, gguf_tokenizer};
 use crate::guide::Vocabulary;
 use crate::models::GgufHeader;
+use crate::panics;
 use crate::small_file;
 use crate::threads::on_threads;
 
@@ -101,7 +102,7 @@ impl Tokenizer {
             .filter(|(_, token)| tokenizer.get_added_vocabulary().is_special_token(&token.content))
             .map(|(id, _)| *id)
             .collect();
-        let num_vocab = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        let num_vocab = num_ids(&tokenizer);
         let is_byte_level = match tokenizer.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => true,
             Some(DecoderWrapper::Sequence(steps)) => {
@@ -175,8 +176,8 @@ impl Tokenizer {
         encoded.unwrap_or_else(|why| {
             Err(match why {
                 NotDone::TooLong(patience) => TextError::Encode(format!(
-                    "that has not ended within {:.0} seconds: the pattern that the tokenizer splits texts by \
-                     goes back over this one without end; shorten its runs of one character",
+                    "that has not ended within {:.0} seconds: the tokenizer's own steps, or the pattern that it \
+                     splits texts by, take no end on this one; shorten it, or its runs of one character",
                     patience.as_secs_f32()
                 )),
                 NotDone::Panicked => TextError::Encode("the tokenizer gave up".to_owned()),
@@ -321,8 +322,14 @@ impl Inner {
 
 /// Loads the text of a `tokenizer.json` without leftovers of training.
 fn load(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
+    tokenizer_limits::check(json).map_err(|problem| TextError::tokenizer(path, problem))?;
     let mut tokenizer = contained(|| tokenizers::Tokenizer::from_bytes(json))
         .map_err(|message| TextError::tokenizer(path, message))?;
+    let num_ids = num_ids(&tokenizer);
+    if num_ids > MAX_TOKEN_IDS {
+        let problem = format!("a token has id {}; ids are below {MAX_TOKEN_IDS}", num_ids - 1);
+        return Err(TextError::tokenizer(path, problem));
+    }
     // Prompts are neither cut nor padded.
     tokenizer.with_truncation(None).map_err(|e| TextError::tokenizer(path, e))?;
     tokenizer.with_padding(None);
@@ -337,40 +344,19 @@ fn load(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
     Ok(tokenizer)
 }
 
-thread_local! {
-    /// Whether this thread is inside [`contained`], where a panic is an outcome and no defect.
-    static IS_CONTAINED: Cell<bool> = const { Cell::new(false) };
+/// One more than the largest token id.
+fn num_ids(tokenizer: &tokenizers::Tokenizer) -> usize {
+    tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
 }
 
 /// Runs code of the tokenizers crate, which panics on some damaged files, and where a splitting
 /// pattern, which comes with the model, takes too many steps on a text, which comes with a request.
 fn contained<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    silence_contained_panics();
-    IS_CONTAINED.set(true);
     // Nothing of ours is half-changed when it unwinds: the closures only read.
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
-    IS_CONTAINED.set(false);
-    match outcome {
-        Ok(result) => result.map_err(|e| e.to_string()),
-        Err(panic) => {
-            let message = panic.downcast_ref::<String>().map(String::as_str);
-            let message = message.or(panic.downcast_ref::<&str>().copied());
-            Err(format!("the tokenizer gave up ({})", message.unwrap_or("no reason given")))
-        }
+    match panics::contained(run) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(message) => Err(format!("the tokenizer gave up ({message})")),
     }
-}
-
-/// Keeps a contained panic from being reported as if the program had failed; others are unchanged.
-fn silence_contained_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !IS_CONTAINED.get() {
-                report(panic);
-            }
-        }));
-    });
 }
 
 fn check_whitespace(text: &str) -> Result<(), TextError> {

@@ -209,11 +209,42 @@ fn what_a_models_files_say_does_not_steer_the_terminal() {
     }
 }
 
+/// Each ended the whole run, with what stood beside it: the stack overflowed, memory ran out, panics were shown.
+#[test]
+fn templates_of_lines_that_have_no_end_are_their_own_lines_errors() {
+    let good = r#"{"id": "good", "prompt": "Once upon a time", "max_tokens": 2}"#;
+    let of_template = |template: &str| {
+        serde_json::json!({"messages": [{"role": "user", "content": "x"}], "chat_template": template})
+            .to_string()
+    };
+    let templates = [
+        "{% set n=namespace() %}{% set n.a=n %}{{ n }}",
+        "{{ '{:>10000000000}'.format(1) }}",
+        "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
+        "{% for i in range(999) %}{{ 'a '*10000 }}{% endfor %}",
+    ];
+    let lines: Vec<String> = templates.iter().map(|template| of_template(template)).collect();
+    let desk = Desk::with_input(format!("{}\n{good}\n", lines.join("\n")));
+    let output = desk.run_under("ulimit -v 6000000", &fixture_path(MODEL));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    let records = desk.output();
+    assert_eq!(records.len(), templates.len() + 1);
+    for (record, problem) in
+        records.iter().zip(["a namespace within", "a width is more", "panicked", "tokens"])
+    {
+        let error = record["response"]["body"]["error"]["message"].as_str().unwrap_or_default();
+        assert!(error.contains(problem), "{record}");
+    }
+    assert_eq!(records[templates.len()]["error"], serde_json::Value::Null);
+}
+
 /// It hung, aborted, or failed most lines as if they were at fault.
 #[test]
 fn a_limit_on_address_space_is_named_before_the_model_loads() {
     let desk = Desk::with_input(INPUT.repeat(60));
-    for kib in [300_000, 500_000] {
+    for kib in [300_000, 500_000, 1_000_000] {
         let output = desk.run_under(&format!("ulimit -v {kib}"), &fixture_path(MODEL));
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{kib}: {stderr}");
@@ -221,7 +252,9 @@ fn a_limit_on_address_space_is_named_before_the_model_loads() {
         assert!(!desk.path("out.jsonl").exists());
     }
     // With what it asks for, no line fails.
-    let output = desk.run_under("ulimit -v 1600000", &fixture_path(MODEL));
+    let num_cores = std::thread::available_parallelism().map_or(1, |num_cores| num_cores.get());
+    let kib = 1_200_000 + 460_000 * num_cores;
+    let output = desk.run_under(&format!("ulimit -v {kib}"), &fixture_path(MODEL));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(desk.output().len(), 60);
 }

@@ -86,7 +86,7 @@ fn a_limit_on_memory_is_kept_and_what_never_fits_is_an_error() {
     desk.set_field("model/config.json", "max_position_embeddings", 1_000_000.into());
     // Under a limit on the address space, too, which would end the process where it takes more than there is.
     let run = |limit: &str| {
-        let mut command = desk.limited("ulimit -v 1600000");
+        let mut command = desk.limited("ulimit -v 6000000");
         command.args(["run", "in.jsonl", "-o", "out.jsonl", "--model"]).arg(&model);
         command.args([
             "-v",

@@ -108,7 +108,8 @@ impl Intake {
     pub(super) fn during<T>(&mut self, work: impl FnOnce() -> T) -> T {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
-            scope.spawn(|| self.read_until(&is_over));
+            // Where the system starts no more threads, it is read afterwards.
+            let _ = thread::Builder::new().spawn_scoped(scope, || self.read_until(&is_over));
             let done = work();
             is_over.store(true, Ordering::Relaxed);
             done

@@ -27,16 +27,35 @@ use crate::{
     snapshot::Snapshot,
     terminal::eprint_line,
     text::TextModel,
+    threads,
 };
 
-/// What threads, their stacks and buffers of the BLAS take of it, beside the weights.
+/// What a run takes of it, beside the weights, and what each core adds: threads with deep stacks, their heaps, and
+/// buffers of the BLAS.
 const MIN_ADDRESS_SPACE: u64 = 640 << 20;
+const ADDRESS_SPACE_PER_CORE: u64 = 448 << 20;
+
+/// Threads that a run starts at most, those of MLX included, beside some for each core.
+const NUM_THREADS: usize = 8;
+const NUM_THREADS_PER_CORE: usize = 2;
+
+/// Checks that the threads of a run can be started. Libraries that get none end the process, or wait for ever.
+pub(super) fn check_threads() -> anyhow::Result<()> {
+    let num_threads = NUM_THREADS + NUM_THREADS_PER_CORE * threads::num_cores();
+    threads::can_start(num_threads).with_context(|| {
+        format!(
+            "a run needs {num_threads} threads, and the system does not start as many: raise the limit on processes \
+             (RLIMIT_NPROC, `ulimit -u`), or that of the container (`pids.max`)"
+        )
+    })
+}
 
 /// Checks that this process may take the address space that a run needs at least, beside the weights. Libraries that
 /// get none try again for ever.
 pub(super) fn check_address_space(weight_bytes: u64) -> anyhow::Result<()> {
     let Some(left) = machine_memory::address_space_left() else { return Ok(()) };
-    let needed = MIN_ADDRESS_SPACE.saturating_add(weight_bytes);
+    let of_cores = ADDRESS_SPACE_PER_CORE * threads::num_cores() as u64;
+    let needed = (MIN_ADDRESS_SPACE + of_cores).saturating_add(weight_bytes);
     if left < needed {
         bail!(
             "the limit on this process's address space (RLIMIT_AS, `ulimit -v`) leaves {}, and this run needs {} at \

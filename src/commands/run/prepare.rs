@@ -21,7 +21,7 @@ use crate::{
     engine::{GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score, TokenId},
     text::{
         AnswerText, ChatPrompt, Notice, PromptThinking, ReplyReader, ReplySettings, Span, TextModel,
-        ThinkingSyntax, Tokenizer, system_end,
+        ThinkingSyntax, Tokenizer, for_one_line, system_end,
     },
 };
 
@@ -102,6 +102,10 @@ impl Preparer {
         text: &Arc<TextModel>,
         request: Request,
     ) -> Result<PreparedJob, RequestError> {
+        for_one_line(|| self.prepare_line(text, request))
+    }
+
+    fn prepare_line(&self, text: &Arc<TextModel>, request: Request) -> Result<PreparedJob, RequestError> {
         let Request { head, mut prompts, params, options } = request;
         let own_seed = params.seed;
         let params = params.or(&self.fallback);
@@ -210,7 +214,8 @@ impl Preparer {
         let answer_recurs = recurs(text, &prompt);
         let is_text = !matches!(prompt, Prompt::Tokens(_));
         let is_chat = matches!(prompt, Prompt::Chat(_));
-        let encoded = encode(text, param, prompt, params.add_special_tokens, wanted.thinking)?;
+        let encoded =
+            encode(text, (param, max_prompt_tokens), prompt, params.add_special_tokens, wanted.thinking)?;
         let ChatPrompt { tokens, spans, notices: passed_over, thinking } = encoded;
         notices.extend(passed_over);
         let num_tokens = tokens.len();

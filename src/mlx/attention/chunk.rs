@@ -8,7 +8,7 @@ use std::ops::Range;
 use mlx_rs::{Array, fast};
 
 use super::{Attention, LayerKv, Result, partial::Partial, rows_of};
-use crate::mlx::ops::total;
+use crate::mlx::{kv::join_short_end, ops::total};
 
 /// Query rows that are computed together at most on the CPU: that leaves out the keys that none of
 /// them may see, half of all scores in a long chunk.
@@ -43,6 +43,12 @@ impl ChunkKv {
     /// Position of a row of the pass.
     pub(super) fn position(&self, row: usize) -> usize {
         self.start + row - self.rows.start
+    }
+
+    /// Tokens it holds that the row before this one sees, windows aside.
+    pub(super) fn num_held(&self, end: usize) -> usize {
+        let num_earlier: usize = self.earlier.iter().map(LayerKv::num_tokens).sum();
+        num_earlier + self.position(end) - self.own.first
     }
 }
 
@@ -96,6 +102,7 @@ impl Attention<'_> {
         rows: &Range<usize>,
         chunk: &ChunkKv,
     ) -> Result<Partial> {
+        let earlier = join_short_end(chunk.earlier.clone())?;
         let mut blocks = Vec::new();
         let mut first = 0;
         while first < rows.len() {
@@ -105,8 +112,8 @@ impl Attention<'_> {
             // The block's own keys apart: only they need a mask, and it is the same for all blocks.
             let before = chunk.own.slice(chunk.own.first..start)?;
             let within = chunk.own.slice(start..chunk.position(rows.start + last))?;
-            let mut seen = Vec::with_capacity(chunk.earlier.len() + 2);
-            for piece in chunk.earlier.iter().chain([&before, &within]) {
+            let mut seen = Vec::with_capacity(earlier.len() + 2);
+            for piece in earlier.iter().chain([&before, &within]) {
                 let piece = piece.visible_from(start, self.spec.window)?;
                 if piece.num_tokens() > 0 {
                     seen.push(piece);

@@ -2,7 +2,7 @@
 //!
 //! Owns how what a row sees, in pieces and in the slab, makes one softmax: in as few operations as can be
 //! for a device that pays for each (`one_softmax`), in as few passes over memory for one that does not
-//! (`by_strips`). What rows see is decided elsewhere; prefill chunks and what both have in common are the
+//! (`strip_rows`). What rows see is decided elsewhere; prefill chunks and what both have in common are the
 //! parent's.
 
 use std::{ops::Range, rc::Rc};
@@ -10,13 +10,11 @@ use std::{ops::Range, rc::Rc};
 use mlx_rs::{Array, Dtype, fast, ops};
 
 use super::{
-    Attention, ComputeDevice, LayerKv, Result,
-    partial::Partial,
-    strips::{self, HeadShape, Part, Strip, StripRow},
+    Attention, LayerKv, Result,
+    strip_rows::{SeenByRow, SeenStrip, StripRows},
 };
 use crate::mlx::{
     arrays::{concatenated, rows_of},
-    error::MlxError,
     ops::total,
     planes::Planes,
     slab::SlabRows,
@@ -72,11 +70,10 @@ impl Attention<'_> {
     /// Attends one decode step of all rows, `(B, H, D)`: `(B, H·D)`.
     pub(super) fn decode(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
         let kv = &self.seen(kv)?;
-        match self.device {
-            ComputeDevice::Cpu if queries.dtype() == Dtype::Float32 => self.by_strips(queries, kv),
-            _ if kv.pieces.is_empty() && self.spec.score_softcap.is_none() => self.fused(queries, &kv.slab),
-            _ => self.one_softmax(queries, kv),
+        if kv.pieces.is_empty() && self.spec.score_softcap.is_none() {
+            return self.fused(queries, &kv.slab);
         }
+        self.one_softmax(queries, kv)
     }
 
     /// Leaves out pieces that a window has left behind for all their rows.
@@ -200,84 +197,37 @@ impl Attention<'_> {
         Ok(ops::zeros_dtype(&shape, Dtype::Float32)?)
     }
 
-    /// Pieces that several rows see by matrix products, all else of each row in one pass over it.
-    fn by_strips(&self, queries: &Array, kv: &DecodeKv) -> Result<Array> {
-        let num_rows = kv.positions.len();
-        let scaled = self.scaled(queries)?.contiguous()?;
-        let mut shared: Vec<(Range<usize>, Partial)> = Vec::new();
-        let mut own: Vec<(usize, LayerKv)> = Vec::new();
-        for PieceKv { rows, kv: piece } in &kv.pieces {
-            if rows.len() == 1 {
-                let planes = piece.planes.map(|plane| Ok(plane.contiguous()?))?;
-                own.push((rows.start, LayerKv { first: piece.first, planes }));
+    /// Adds the decode rows, the first of the scaled queries, to those that are attended in strips: pieces that
+    /// several rows see by matrix products, all else of each row in one pass over it.
+    pub(super) fn add_decode(&self, scaled: &Array, kv: &DecodeKv, strips: &mut StripRows) -> Result<()> {
+        let kv = &self.seen(kv)?;
+        let slab = strips.add_planes(kv.slab.planes.clone());
+        let slots = kv.slab.rows.slots.iter().zip(kv.slab.rows.seen_through(self.spec.window));
+        let row = |(query, (&slot, from)): (usize, (&usize, usize))| SeenByRow {
+            query,
+            strips: vec![SeenStrip { planes: slab, slot, tokens: from..kv.slab.rows.end }],
+            parts: Vec::new(),
+        };
+        let mut rows: Vec<SeenByRow> = slots.enumerate().map(row).collect();
+        for PieceKv { rows: seers, kv: piece } in &kv.pieces {
+            let num_scores = seers.len() * piece.num_tokens();
+            if seers.len() == 1 || !self.are_products(1, num_scores) {
+                let planes = strips.add_planes(piece.planes.clone());
+                for row in seers.clone() {
+                    let tokens = self.visible(kv.positions[row], piece);
+                    rows[row].strips.push(SeenStrip { planes, slot: 0, tokens });
+                }
                 continue;
             }
-            let queries = rows_of(&scaled, rows, num_rows)?;
-            for part in self.shared(&queries, &kv.positions[rows.clone()], std::slice::from_ref(piece))? {
-                shared.push((rows.clone(), part.contiguous()?));
+            let queries = rows_of(scaled, seers, scaled.dim(0) as usize)?;
+            for part in self.shared(&queries, &kv.positions[seers.clone()], std::slice::from_ref(piece))? {
+                let part = strips.add_partial(&part)?;
+                seers.clone().enumerate().for_each(|(index, row)| rows[row].parts.push((part, index)));
             }
         }
-        let slab = &kv.slab;
-        mlx_rs::transforms::eval(
-            std::iter::once(&scaled)
-                .chain(slab.planes.arrays())
-                .chain(own.iter().flat_map(|(_, kv)| kv.planes.arrays()))
-                .chain(shared.iter().flat_map(|(_, part)| [&part.max, &part.sum, &part.weighed])),
-        )?;
-        let (num_kv_heads, value_dim) = (self.spec.num_kv_heads, self.spec.value_dim());
-        let shape = HeadShape {
-            num_kv_heads,
-            num_groups: self.num_groups() as usize,
-            key_dim: self.spec.head_dim,
-            value_dim,
-            value_stride: slab.planes.value_rows().dim(3) as usize,
-        };
-        let capacity = slab.planes.keys().dim(2) as usize;
-        let (keys, values) = (numbers(slab.planes.keys())?, numbers(slab.planes.value_rows())?);
-        let seen = slab.rows.seen_through(self.spec.window);
-        let mut rows: Vec<StripRow<'_>> = Vec::with_capacity(num_rows);
-        for (row, &from) in seen.iter().enumerate() {
-            let strip = Strip {
-                keys,
-                values,
-                first: slab.rows.slots[row] * num_kv_heads * capacity,
-                capacity,
-                tokens: from..slab.rows.end,
-            };
-            rows.push(StripRow { strips: vec![strip], parts: Vec::new() });
-        }
-        for (row, piece) in &own {
-            let visible = self.oldest_seen(kv.positions[*row]).clamp(piece.first, piece.end()) - piece.first;
-            rows[*row].strips.push(Strip {
-                keys: numbers(piece.planes.keys())?,
-                values: numbers(piece.planes.value_rows())?,
-                first: 0,
-                capacity: piece.num_tokens(),
-                tokens: visible..piece.num_tokens(),
-            });
-        }
-        for (of, part) in &shared {
-            let (max, sum, weighed) = (numbers(&part.max)?, numbers(&part.sum)?, numbers(&part.weighed)?);
-            let num_heads = self.spec.num_heads;
-            for (index, row) in of.clone().enumerate() {
-                rows[row].parts.push(Part {
-                    max: &max[index * num_heads..][..num_heads],
-                    sum: &sum[index * num_heads..][..num_heads],
-                    weighed: &weighed[index * num_heads * value_dim..][..num_heads * value_dim],
-                });
-            }
-        }
-        let sinks = self.sinks.map(|sinks| sinks.numbers.as_slice());
-        let attended = strips::attend(numbers(&scaled)?, &rows, shape, (self.spec.score_softcap, sinks));
-        Ok(Array::from_slice(&attended, &[num_rows as i32, self.width()]))
+        rows.into_iter().for_each(|row| strips.add_row(row));
+        Ok(())
     }
-}
-
-/// The numbers of a computed array in row-major order.
-fn numbers(array: &Array) -> Result<&[f32]> {
-    array
-        .try_as_slice::<f32>()
-        .map_err(|error| MlxError::Unsupported(format!("KV cannot be read as numbers: {error}")))
 }
 
 impl SlabKv {

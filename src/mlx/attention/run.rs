@@ -1,16 +1,20 @@
 //! Prefill chunks that run on the same stored segments.
 //!
 //! Owns that the segments are attended once for the rows of all of them: the keys are read, and made
-//! ready for the products, for many rows at a time, where each chunk may have but a few. What a chunk
-//! sees besides is `chunk`'s business.
+//! ready for the products, for many rows at a time, where each chunk may have but a few; and that few rows
+//! which see little are attended without products. What a chunk sees besides is `chunk`'s business.
 
 use std::ops::Range;
 
 use mlx_rs::Array;
 
 use super::{
-    Attention, ComputeDevice, LayerKv, Result, chunk::ChunkKv, concatenated, overlap, partial::Partial,
+    Attention, LayerKv, Result,
+    chunk::ChunkKv,
+    concatenated, overlap,
+    partial::Partial,
     rows_of,
+    strip_rows::{SeenByRow, SeenStrip, StripRows},
 };
 
 /// KV of one layer as consecutive chunks see it.
@@ -28,40 +32,92 @@ impl RunKv {
         let ends = |chunk: Option<&ChunkKv>| chunk.map_or(0..0, |chunk| chunk.rows.clone());
         ends(self.chunks.first()).start..ends(self.chunks.last()).end
     }
+
+    /// The chunks that these rows are of, and which of them are each one's.
+    fn parts(&self, rows: &Range<usize>) -> Vec<(&ChunkKv, Range<usize>)> {
+        let parts = self.chunks.iter().map(|chunk| (chunk, overlap(rows, &chunk.rows)));
+        parts.filter(|(_, part)| !part.is_empty()).collect()
+    }
 }
 
 impl Attention<'_> {
-    /// Attends these of a run's rows, `(n, H, D)`: `(n, H·D)`.
-    pub(super) fn run(&self, queries: &Array, rows: Range<usize>, run: &RunKv) -> Result<Array> {
-        let parts = run.chunks.iter().filter_map(|chunk| {
-            let part = overlap(&rows, &chunk.rows);
-            (!part.is_empty()).then_some((chunk, part))
-        });
-        let queries_of = |queries: &Array, part: &Range<usize>| {
-            rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
-        };
-        if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
-            let attended = parts
-                .map(|(chunk, part)| {
-                    self.chunk_fused(&queries_of(queries, &part)?, &part, &run.shared, chunk)
-                })
-                .collect::<Result<Vec<_>>>()?;
-            return concatenated(attended, 0);
+    /// Adds these of a run's rows to those that are attended in strips, if they and what they see are few enough for
+    /// that; `first` is the first of them among the scaled queries. Returns whether it has.
+    pub(super) fn add_run(
+        &self,
+        scaled: &Array,
+        (rows, first): (&Range<usize>, usize),
+        run: &RunKv,
+        strips: &mut StripRows,
+    ) -> Result<bool> {
+        let parts = run.parts(rows);
+        let num_own: usize = parts.iter().map(|(chunk, part)| part.len() * chunk.num_held(part.end)).sum();
+        if self.are_products(parts.len(), num_own) {
+            return Ok(false);
         }
-        let queries = self.scaled(queries)?;
-        let mut own = Vec::with_capacity(run.chunks.len());
-        let mut positions = Vec::with_capacity(rows.len());
+        let num_shared = rows.len() * run.shared.iter().map(LayerKv::num_tokens).sum::<usize>();
+        let mut shared_strips = Vec::new();
+        let mut shared_parts = Vec::new();
+        if !self.are_products(run.shared.len(), num_shared) {
+            shared_strips.extend(run.shared.iter().map(|kv| (kv, strips.add_planes(kv.planes.clone()))));
+        } else {
+            let queries = rows_of(scaled, &(first..first + rows.len()), scaled.dim(0) as usize)?;
+            for part in self.shared(&queries, &positions(&parts), &run.shared)? {
+                shared_parts.push(strips.add_partial(&part)?);
+            }
+        }
         for (chunk, part) in parts {
-            own.push(self.chunk_partial(&queries_of(&queries, &part)?, &part, chunk)?);
-            positions.extend(part.map(|row| chunk.position(row)));
+            let held = chunk.earlier.iter().chain([&chunk.own]);
+            let mut seen = shared_strips.clone();
+            seen.extend(held.map(|kv| (kv, strips.add_planes(kv.planes.clone()))));
+            for row in part {
+                let (index, position) = (row - rows.start, chunk.position(row));
+                let strip = |&(kv, planes): &(&LayerKv, _)| SeenStrip {
+                    planes,
+                    slot: 0,
+                    tokens: self.visible(position, kv),
+                };
+                strips.add_row(SeenByRow {
+                    query: first + index,
+                    strips: seen.iter().map(strip).collect(),
+                    parts: shared_parts.iter().map(|&part| (part, index)).collect(),
+                });
+            }
         }
-        let mut partials = vec![Partial::of_rows(own)?];
-        partials.extend(self.shared(&queries, &positions, &run.shared)?);
+        Ok(true)
+    }
+
+    /// Attends these of a run's rows, `(n, H, D)`, each chunk's in MLX's fused kernel: `(n, H·D)`.
+    pub(super) fn run_fused(&self, queries: &Array, rows: &Range<usize>, run: &RunKv) -> Result<Array> {
+        let attended = run.parts(rows).into_iter().map(|(chunk, part)| {
+            let queries = rows_of(queries, &within(&part, rows), rows.len())?;
+            self.chunk_fused(&queries, &part, &run.shared, chunk)
+        });
+        concatenated(attended.collect::<Result<Vec<_>>>()?, 0)
+    }
+
+    /// Attends scaled queries `(n, H_kv, G, D)` of these of a run's rows by matrix products: `(n, H·D)`.
+    pub(super) fn run_by_products(&self, queries: &Array, rows: &Range<usize>, run: &RunKv) -> Result<Array> {
+        let parts = run.parts(rows);
+        let own = parts.iter().map(|(chunk, part)| {
+            self.chunk_partial(&rows_of(queries, &within(part, rows), rows.len())?, part, chunk)
+        });
+        let mut partials = vec![Partial::of_rows(own.collect::<Result<Vec<_>>>()?)?];
+        partials.extend(self.shared(queries, &positions(&parts), &run.shared)?);
         if let Some(sinks) = self.sinks {
             partials.push(sinks.partial()?);
         }
         Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, self.width()])?)
     }
+}
+
+/// Where rows are among `all`, of which they are some.
+fn within(rows: &Range<usize>, all: &Range<usize>) -> Range<usize> {
+    rows.start - all.start..rows.end - all.start
+}
+
+fn positions(parts: &[(&ChunkKv, Range<usize>)]) -> Vec<usize> {
+    parts.iter().flat_map(|(chunk, part)| part.clone().map(|row| chunk.position(row))).collect()
 }
 
 #[cfg(test)]
@@ -73,7 +129,7 @@ mod tests {
     use super::super::{ChunkKv, DecodeKv, MaskCache, PassKv, PieceKv, SlabKv};
     use super::*;
     use crate::{
-        mlx::{ops::Ops, planes::Planes, slab::SlabRows},
+        mlx::{device::ComputeDevice, ops::Ops, planes::Planes, slab::SlabRows},
         models::{AttentionSpec, KeyValueSource},
     };
 
@@ -112,7 +168,13 @@ mod tests {
     /// the second chunk of a prompt on, rows saw keys that were not theirs.
     #[test]
     fn chunks_attend_to_what_they_share_as_each_would_by_itself() {
-        let lengths = [3, 40, 1, 170, 9];
+        // In loops, and by products for all that each chunk holds.
+        for lengths in [[3, 40, 1, 170, 9], [3, 40, 1, 800, 9]] {
+            chunks_attend_together_as_apart(&lengths);
+        }
+    }
+
+    fn chunks_attend_together_as_apart(lengths: &[usize]) {
         let num_rows: usize = lengths.iter().sum();
         let queries = array_of_rows(num_rows);
         // Beyond the window of 30 the last rows of the long chunk see nothing of the prefix; 6,000 tokens
@@ -125,14 +187,14 @@ mod tests {
             let prefix = kv(0, num_prefix, 7.0);
             let together = PassKv {
                 decode: None,
-                runs: vec![RunKv { shared: vec![prefix.clone()], chunks: chunks(&prefix, &lengths) }],
+                runs: vec![RunKv { shared: vec![prefix.clone()], chunks: chunks(&prefix, lengths) }],
             };
             let by_itself = |mut chunk: ChunkKv| {
                 chunk.earlier.insert(0, prefix.clone());
                 RunKv { shared: Vec::new(), chunks: vec![chunk] }
             };
             let apart =
-                PassKv { decode: None, runs: chunks(&prefix, &lengths).into_iter().map(by_itself).collect() };
+                PassKv { decode: None, runs: chunks(&prefix, lengths).into_iter().map(by_itself).collect() };
             // All rows at once, and in row blocks that end within chunks.
             for ends in [vec![num_rows], vec![2, 60, 100, num_rows]] {
                 let mut first = 0;

@@ -30,19 +30,31 @@ pub(super) struct HeadShape {
     pub num_groups: usize,
     pub key_dim: usize,
     pub value_dim: usize,
-    /// Numbers from one token's values to the next one's.
-    pub value_stride: usize,
+}
+
+/// Keys, or values, of all heads. A token's of one head lie one behind the other.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plane<'a> {
+    /// From the first head's first token on.
+    pub numbers: &'a [f32],
+    /// Numbers from one head's beginning to the next one's.
+    pub head_step: usize,
+    /// Numbers from one token's beginning to the next one's; at least a token's width.
+    pub token_step: usize,
+}
+
+impl<'a> Plane<'a> {
+    /// A head's numbers from a token on.
+    fn from(&self, head: usize, token: usize) -> &'a [f32] {
+        &self.numbers[head * self.head_step + token * self.token_step..]
+    }
 }
 
 /// Keys and values of consecutive tokens that one row sees.
 #[derive(Debug, Clone)]
 pub(super) struct Strip<'a> {
-    pub keys: &'a [f32],
-    pub values: &'a [f32],
-    /// Tokens before its first head in both.
-    pub first: usize,
-    /// Tokens from one head's beginning to the next one's.
-    pub capacity: usize,
+    pub keys: Plane<'a>,
+    pub values: Plane<'a>,
     /// Tokens that are seen.
     pub tokens: Range<usize>,
 }
@@ -56,22 +68,23 @@ pub(super) struct Part<'a> {
     pub weighed: &'a [f32],
 }
 
-/// All that one row sees.
+/// One row and all that it sees.
 #[derive(Debug)]
 pub(super) struct StripRow<'a> {
+    /// Scaled, `(H_kv, G, D)`.
+    pub queries: &'a [f32],
     pub strips: Vec<Strip<'a>>,
     pub parts: Vec<Part<'a>>,
 }
 
-/// Attends scaled queries `(B, H_kv, G, D)` to what their rows see: `(B, H_kv, G, D)`, D being keys' width and values'. Scores are capped first
-/// where there is a cap; sinks, `(H,)`, take their share where there are any.
+/// Attends rows to what they see: `(B, H_kv, G, D)`, D being the values' width. Scores are capped first where there is
+/// a cap; sinks, `(H,)`, take their share where there are any.
 pub(super) fn attend(
-    queries: &[f32],
     rows: &[StripRow<'_>],
     shape: HeadShape,
     (cap, sinks): (Option<f32>, Option<&[f32]>),
 ) -> Vec<f32> {
-    let HeadShape { num_kv_heads, num_groups, key_dim, value_dim, .. } = shape;
+    let HeadShape { num_kv_heads, num_groups, key_dim, value_dim } = shape;
     let mut attended = vec![0.0; rows.len() * num_kv_heads * num_groups * value_dim];
     let num_tokens: usize = rows.iter().flat_map(|row| &row.strips).map(|strip| strip.tokens.len()).sum();
     let num_bytes = num_tokens * num_kv_heads * (key_dim + value_dim) * size_of::<f32>();
@@ -81,11 +94,10 @@ pub(super) fn attend(
         loop {
             let next = heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
             let Some((index, weighed)) = next else { return };
-            let queries = &queries[index * num_groups * key_dim..][..num_groups * key_dim];
-            let kv_head = index % num_kv_heads;
+            let (row, kv_head) = (&rows[index / num_kv_heads], index % num_kv_heads);
+            let queries = &row.queries[kv_head * num_groups * key_dim..][..num_groups * key_dim];
             let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
             head.begin(sinks);
-            let row = &rows[index / num_kv_heads];
             do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
         }
     };
@@ -143,7 +155,7 @@ impl Head {
     /// Attends queries `(G, D)` to what the row sees with KV head `head`; `weighed` is `(G, D)`, zeros.
     #[inline(always)]
     fn attend(&mut self, queries: &[f32], row: &StripRow<'_>, head: usize, weighed: &mut [f32]) {
-        let HeadShape { num_groups, key_dim, value_dim, value_stride, .. } = self.shape;
+        let HeadShape { num_groups, value_dim, .. } = self.shape;
         for part in &row.parts {
             for group in 0..num_groups {
                 let of = head * num_groups + group;
@@ -152,13 +164,12 @@ impl Head {
             }
         }
         for strip in &row.strips {
-            let first = strip.first + head * strip.capacity;
             let mut start = strip.tokens.start;
             while start < strip.tokens.end {
                 let num_tokens = (strip.tokens.end - start).min(BLOCK_TOKENS);
-                let block = |stride: usize| (first + start) * stride..(first + start + num_tokens) * stride;
-                let (keys, values) = (&strip.keys[block(key_dim)], &strip.values[block(value_stride)]);
-                self.add_block(queries, keys, values, weighed);
+                let keys = (strip.keys.from(head, start), strip.keys.token_step);
+                let values = (strip.values.from(head, start), strip.values.token_step);
+                self.add_block(queries, num_tokens, keys, values, weighed);
                 start += num_tokens;
             }
         }
@@ -167,11 +178,19 @@ impl Head {
         }
     }
 
+    /// Adds a block of tokens; their keys and values lie so many numbers apart.
     #[inline(always)]
-    fn add_block(&mut self, queries: &[f32], keys: &[f32], values: &[f32], weighed: &mut [f32]) {
-        let HeadShape { num_groups, key_dim, value_dim, value_stride, .. } = self.shape;
-        let num_tokens = keys.len() / key_dim;
-        for (token, key) in keys.chunks_exact(key_dim).enumerate() {
+    fn add_block(
+        &mut self,
+        queries: &[f32],
+        num_tokens: usize,
+        (keys, key_step): (&[f32], usize),
+        (values, value_step): (&[f32], usize),
+        weighed: &mut [f32],
+    ) {
+        let HeadShape { num_groups, key_dim, value_dim, .. } = self.shape;
+        for token in 0..num_tokens {
+            let key = &keys[token * key_step..][..key_dim];
             for (group, query) in queries.chunks_exact(key_dim).enumerate() {
                 self.scores[group * BLOCK_TOKENS + token] = dot(query, key);
             }
@@ -191,7 +210,7 @@ impl Head {
                 self.max[group] = max;
             }
             self.sum[group] += sum;
-            add_weighed(scores, values, value_stride, weighed);
+            add_weighed(scores, values, value_step, weighed);
         }
     }
 
@@ -231,14 +250,14 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
     lanes[0] + rest
 }
 
-/// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `stride` numbers after the last one's.
+/// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `step` numbers after the last one's.
 #[inline(always)]
-fn add_weighed(weights: &[f32], values: &[f32], stride: usize, weighed: &mut [f32]) {
+fn add_weighed(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
     let (chunks, rest) = weighed.as_chunks_mut::<NUM_LANES>();
     let num_whole = chunks.len() * NUM_LANES;
     for (index, chunk) in chunks.iter_mut().enumerate() {
         let mut lanes = *chunk;
-        for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
+        for (weight, value) in weights.iter().zip(values.chunks(step)) {
             let value = &value[index * NUM_LANES..][..NUM_LANES];
             for (lane, value) in lanes.iter_mut().zip(value) {
                 *lane += weight * value;
@@ -247,7 +266,7 @@ fn add_weighed(weights: &[f32], values: &[f32], stride: usize, weighed: &mut [f3
         *chunk = lanes;
     }
     for (index, sum) in rest.iter_mut().enumerate() {
-        for (weight, value) in weights.iter().zip(values.chunks_exact(stride)) {
+        for (weight, value) in weights.iter().zip(values.chunks(step)) {
             *sum += weight * value[num_whole + index];
         }
     }
@@ -261,11 +280,16 @@ mod tests {
         (0..count).map(|index| ((index as f32 + seed) * 0.713).sin() * 2.0).collect()
     }
 
+    /// Heads of so many tokens each, one behind the other, the first of them the `first`th token.
+    fn plane(numbers: &[f32], first: usize, capacity: usize, width: usize) -> Plane<'_> {
+        Plane { numbers: &numbers[first * width..], head_step: capacity * width, token_step: width }
+    }
+
     /// Softmax attention in double precision of one query to keys and values `(L, D)`, and its largest score and sum.
     fn reference(
         query: &[f32],
         keys: &[f32],
-        values: &[f32],
+        (values, value_step): (&[f32], usize),
         (shape, cap): (HeadShape, Option<f32>),
     ) -> (Vec<f64>, f64, f64) {
         let scores: Vec<f64> = keys
@@ -276,7 +300,7 @@ mod tests {
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - max).exp()).sum();
         let mut weighed = vec![0.0; shape.value_dim];
-        for (score, value) in scores.iter().zip(values.chunks(shape.value_stride)) {
+        for (score, value) in scores.iter().zip(values.chunks(value_step)) {
             for (weighed, value) in weighed.iter_mut().zip(value) {
                 *weighed += (score - max).exp() * f64::from(*value);
             }
@@ -287,7 +311,7 @@ mod tests {
     #[test]
     fn rows_over_several_strips_and_parts_are_one_softmax_in_double_precision() {
         // Widths of keys and values, and what lies between values where they are keys' first columns.
-        for ((key_dim, value_dim, value_stride), num_groups, num_kv_heads, cap) in [
+        for ((key_dim, value_dim, value_step), num_groups, num_kv_heads, cap) in [
             ((64, 64, 64), 3, 3, None),
             ((16, 16, 16), 1, 2, None),
             ((80, 80, 80), 7, 2, None),
@@ -297,13 +321,13 @@ mod tests {
             ((72, 64, 72), 20, 1, None),
             ((21, 13, 21), 4, 1, None),
         ] {
-            let shape = HeadShape { num_kv_heads, num_groups, key_dim, value_dim, value_stride };
+            let shape = HeadShape { num_kv_heads, num_groups, key_dim, value_dim };
             // Keys and values; the same numbers where values are within keys.
             let planes = |num_tokens: usize, seed: f32| {
-                let apart = if value_stride == value_dim { 0.5 } else { 0.0 };
-                [numbers(num_tokens * key_dim, seed), numbers(num_tokens * value_stride, seed + apart)]
+                let apart = if value_step == value_dim { 0.5 } else { 0.0 };
+                [numbers(num_tokens * key_dim, seed), numbers(num_tokens * value_step, seed + apart)]
             };
-            // A strip with room at both ends, a short one without, and a part.
+            // A strip with room at both ends, a short one without whose heads alternate, and a part.
             let (capacity, tokens) = (300, 37..263);
             let long = planes(2 * num_kv_heads * capacity, 1.0);
             let short = planes(num_kv_heads * 3, 4.0);
@@ -313,41 +337,48 @@ mod tests {
             let of_part: Vec<_> = queries
                 .chunks(key_dim)
                 .take(num_heads)
-                .map(|query| reference(query, &known[0], &known[1], (shape, cap)))
+                .map(|query| reference(query, &known[0], (&known[1], value_step), (shape, cap)))
                 .collect();
             let max: Vec<f32> = of_part.iter().map(|(_, max, _)| *max as f32).collect();
             let sum: Vec<f32> = of_part.iter().map(|(_, _, sum)| *sum as f32).collect();
             let weighed: Vec<f32> =
                 of_part.iter().flat_map(|(weighed, ..)| weighed).map(|x| *x as f32).collect();
-            let strip = |slot: usize| Strip {
-                keys: &long[0],
-                values: &long[1],
-                first: slot * num_kv_heads * capacity,
-                capacity,
-                tokens: tokens.clone(),
+            let strip = |slot: usize| {
+                let plane = |numbers, width| plane(numbers, slot * num_kv_heads * capacity, capacity, width);
+                Strip {
+                    keys: plane(&long[0], key_dim),
+                    values: plane(&long[1], value_step),
+                    tokens: tokens.clone(),
+                }
             };
-            let whole = Strip { keys: &short[0], values: &short[1], first: 0, capacity: 3, tokens: 0..3 };
+            let alternating =
+                |numbers, width| Plane { numbers, head_step: width, token_step: num_kv_heads * width };
+            let (keys, values) = (alternating(&short[0], key_dim), alternating(&short[1], value_step));
+            let whole = Strip { keys, values, tokens: 0..3 };
             let part = Part { max: &max, sum: &sum, weighed: &weighed };
+            let of_rows: Vec<&[f32]> = queries.chunks(num_heads * key_dim).collect();
             let rows = [
-                StripRow { strips: vec![strip(1), whole], parts: vec![part] },
-                StripRow { strips: vec![strip(0)], parts: Vec::new() },
+                StripRow { queries: of_rows[0], strips: vec![strip(1), whole], parts: vec![part] },
+                StripRow { queries: of_rows[1], strips: vec![strip(0)], parts: Vec::new() },
             ];
-            let found = attend(&queries, &rows, shape, (cap, None));
+            let found = attend(&rows, shape, (cap, None));
             for (index, (query, found)) in queries.chunks(key_dim).zip(found.chunks(value_dim)).enumerate() {
                 let (row, head) = (index / num_heads, index % num_heads / num_groups);
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
                 let from = ((1 - row) * num_kv_heads + head) * capacity;
                 let at = |stride: usize| (from + tokens.start) * stride..(from + tokens.end) * stride;
                 keys.extend_from_slice(&long[0][at(key_dim)]);
-                values.extend_from_slice(&long[1][at(value_stride)]);
+                values.extend_from_slice(&long[1][at(value_step)]);
                 if row == 0 {
-                    let of_head = |stride: usize| head * 3 * stride..(head + 1) * 3 * stride;
-                    keys.extend_from_slice(&short[0][of_head(key_dim)]);
-                    values.extend_from_slice(&short[1][of_head(value_stride)]);
+                    for token in 0..3 {
+                        let of_head = |width: usize| (token * num_kv_heads + head) * width..;
+                        keys.extend_from_slice(&short[0][of_head(key_dim)][..key_dim]);
+                        values.extend_from_slice(&short[1][of_head(value_step)][..value_step]);
+                    }
                     keys.extend_from_slice(&known[0]);
                     values.extend_from_slice(&known[1]);
                 }
-                let (weighed, _, sum) = reference(query, &keys, &values, (shape, cap));
+                let (weighed, _, sum) = reference(query, &keys, (&values, value_step), (shape, cap));
                 for (found, weighed) in found.iter().zip(weighed) {
                     let expected = weighed / sum;
                     assert!((f64::from(*found) - expected).abs() < 2e-5, "{shape:?}: {found} {expected}");
@@ -358,8 +389,7 @@ mod tests {
 
     #[test]
     fn a_row_is_the_same_whoever_is_beside_it_and_a_number_that_is_none_stays_none() {
-        let shape =
-            HeadShape { num_kv_heads: 2, num_groups: 2, key_dim: 32, value_dim: 32, value_stride: 32 };
+        let shape = HeadShape { num_kv_heads: 2, num_groups: 2, key_dim: 32, value_dim: 32 };
         // Enough for several threads.
         let capacity = 3000;
         let mut keys = numbers(4 * 2 * capacity * 32, 1.0);
@@ -367,14 +397,14 @@ mod tests {
         keys[2 * capacity * 32 + 70 * 32] = f32::NAN;
         let queries = numbers(4 * 4 * 32, 2.0);
         let row = |slot: usize| {
-            let first = slot * 2 * capacity;
-            let strip = Strip { keys: &keys, values: &values, first, capacity, tokens: slot..capacity };
-            StripRow { strips: vec![strip], parts: Vec::new() }
+            let plane = |numbers| plane(numbers, slot * 2 * capacity, capacity, 32);
+            let strip = Strip { keys: plane(&keys), values: plane(&values), tokens: slot..capacity };
+            StripRow { queries: &queries[slot * 4 * 32..][..4 * 32], strips: vec![strip], parts: Vec::new() }
         };
-        let together = attend(&queries, &[row(0), row(1), row(2), row(3)], shape, (None, None));
+        let together = attend(&[row(0), row(1), row(2), row(3)], shape, (None, None));
         for slot in 0..4 {
             let of_row = slot * 4 * 32..(slot + 1) * 4 * 32;
-            let alone = attend(&queries[of_row.clone()], &[row(slot)], shape, (None, None));
+            let alone = attend(&[row(slot)], shape, (None, None));
             let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&alone), bits(&together[of_row]), "{slot}");
             assert_eq!(alone.iter().any(|x| x.is_nan()), slot == 1);

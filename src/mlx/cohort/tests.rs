@@ -50,30 +50,37 @@ fn pieces(cohorts: &Cohorts) -> Vec<(Range<usize>, usize)> {
     cohorts.pieces.iter().map(|piece| (piece.rows.clone(), piece.layers[0].num_tokens())).collect()
 }
 
+/// 30 rows on 480 tokens in eight segments, half of them on 120 more, and each on five of its own.
+fn many_rows(store: &mut SegmentStore, num_own_tokens: usize) -> Vec<Given> {
+    let prefix: Vec<Rc<Segment>> = (0..10).map(|index| segment(store, 60 * index, 60)).collect();
+    let path = |index: usize| {
+        let mut path = prefix[..if index < 15 { 10 } else { 8 }].to_vec();
+        let first = path.last().map_or(0, |segment| segment.first + segment.num_tokens);
+        path.push(segment(store, first, 5));
+        (path, num_own_tokens)
+    };
+    (0..30).map(path).collect()
+}
+
 #[test]
 fn what_many_rows_begin_with_is_one_piece_however_many_segments_it_is() {
-    let mut store = SegmentStore::default();
-    for device in ComputeDevice::KINDS {
-        let prefix: Vec<Rc<Segment>> = (0..10).map(|index| segment(&mut store, 60 * index, 60)).collect();
-        let mut path = |index: usize| {
-            let mut path = prefix[..8].to_vec();
-            // Half of them go on together for a while.
-            if index < 15 {
-                path.extend_from_slice(&prefix[8..]);
-            }
-            let first = path.last().map_or(0, |segment| segment.first + segment.num_tokens);
-            path.push(segment(&mut store, first, 5));
-            (path, 3)
-        };
-        let given: Vec<Given> = (0..30).map(&mut path).collect();
-        let (places, cohorts) = formed(device, u64::MAX, &given);
-        // On a GPU another piece costs more than to read 120 tokens for each of 15 rows.
-        let is_apart = device == ComputeDevice::Cpu;
-        let expected = if is_apart { vec![(0..30, 480), (15..30, 120)] } else { vec![(0..30, 480)] };
-        assert_eq!(pieces(&cohorts), expected, "{device:?}");
-        assert!(places[..15].iter().all(|place| place.from == if is_apart { 600 } else { 480 }));
-        assert!(places[15..].iter().all(|place| place.from == 480));
-    }
+    let given = many_rows(&mut SegmentStore::default(), 3);
+    let (places, cohorts) = formed(ComputeDevice::Gpu, u64::MAX, &given);
+    // Another piece costs more than to read 120 tokens for each of 15 rows.
+    assert_eq!(pieces(&cohorts), [(0..30, 480)]);
+    assert!(places.iter().all(|place| place.from == 480));
+}
+
+#[test]
+fn on_a_cpu_all_is_seen_where_it_lies() {
+    let given = many_rows(&mut SegmentStore::default(), 0);
+    let (places, cohorts) = formed(ComputeDevice::Cpu, u64::MAX, &given);
+    let (of_several, of_one): (Vec<_>, Vec<_>) =
+        pieces(&cohorts).into_iter().partition(|(rows, _)| rows.len() > 1);
+    assert_eq!(of_several, [(0..30, 480), (0..15, 120)]);
+    assert!(of_one.len() == 30 && of_one.iter().all(|(_, num_tokens)| *num_tokens == 5));
+    let ends = given.iter().map(|(path, _)| path.last().map_or(0, |last| last.first + last.num_tokens));
+    assert!(places.iter().map(|place| place.from).eq(ends));
 }
 
 #[test]
@@ -84,7 +91,7 @@ fn copies_stay_within_their_limit_and_all_is_seen_all_the_same() {
         [5, 6].map(|at| (vec![segment(&mut store, 0, at), segment(&mut store, at, 8 - at)], 1)).into();
     // Tokens for no copy, for the first row's, for both rows' in the slab.
     for (max_tokens, expected) in [(7, vec![5, 3, 6, 2]), (8, vec![6, 2]), (15, vec![6, 2]), (16, vec![])] {
-        let (places, cohorts) = formed(ComputeDevice::Cpu, max_tokens, &given);
+        let (places, cohorts) = formed(ComputeDevice::Gpu, max_tokens, &given);
         let from: Vec<usize> = places.iter().map(|place| place.from).collect();
         match max_tokens {
             16 => assert_eq!(from, [0, 0]),
@@ -102,7 +109,7 @@ fn a_row_with_much_more_to_itself_than_the_others_stays_out_of_the_slab() {
     let mut store = SegmentStore::default();
     let mut given: Vec<Given> = vec![(vec![segment(&mut store, 0, 3000)], 100)];
     given.extend((0..10).map(|_| (vec![], 90)));
-    let cohorts = Cohorts::new(Costs::of(ComputeDevice::Cpu), u64::MAX);
+    let cohorts = Cohorts::new(Costs::of(ComputeDevice::Gpu), u64::MAX);
     let joining: Vec<Row<'_>> =
         given.iter().enumerate().map(|(index, given)| row(index, given, None)).collect();
     let places = cohorts.places(&joining);
@@ -121,9 +128,9 @@ fn a_row_with_much_more_to_itself_than_the_others_stays_out_of_the_slab() {
 #[test]
 fn rows_that_hold_a_copy_see_the_segment_together_once_others_come() {
     let mut store = SegmentStore::default();
-    let long = segment(&mut store, 0, 900);
+    let long = segment(&mut store, 0, 1800);
     let given: Vec<Given> = (0..5).map(|_| (vec![Rc::clone(&long)], 10)).collect();
-    let cohorts = Cohorts::new(Costs::of(ComputeDevice::Cpu), u64::MAX);
+    let cohorts = Cohorts::new(Costs::of(ComputeDevice::Gpu), u64::MAX);
     let rows = |in_slab: [Option<usize>; 5]| -> Vec<Row<'_>> {
         in_slab
             .iter()
@@ -132,16 +139,16 @@ fn rows_that_hold_a_copy_see_the_segment_together_once_others_come() {
             .map(|(index, (held, given))| row(index, given, *held))
             .collect()
     };
-    let place = |leaves_slab| Place { from: 900, leaves_slab };
-    let copies = rows([Some(910), Some(910), Some(910), Some(910), None]);
+    let place = |leaves_slab| Place { from: 1800, leaves_slab };
+    let copies = rows([Some(1810), Some(1810), Some(1810), Some(1810), None]);
     assert_eq!(cohorts.places(&copies), vec![place(false); 5]);
     // A single copy among rows that have none only takes room.
-    let held = rows([Some(910), Some(10), None, Some(10), None]);
+    let held = rows([Some(1810), Some(10), None, Some(10), None]);
     let leaves = cohorts.places(&held).iter().map(|place| place.leaves_slab).collect::<Vec<_>>();
     assert_eq!(leaves, [true, false, false, false, false]);
     // The others have left: each sees what it has.
     let alone = |index: usize| cohorts.places(&held[index..=index])[0].from;
-    assert_eq!([alone(0), alone(1), alone(2)], [0, 900, 0]);
+    assert_eq!([alone(0), alone(1), alone(2)], [0, 1800, 0]);
 }
 
 /// A segment that was split lay whole on some paths and in halves on others, above the same segments below:

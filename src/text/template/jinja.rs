@@ -17,7 +17,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
-use super::{json, numbers};
+use super::{json, namespaces, numbers};
 use crate::text::TextError;
 use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, on_deep_stack};
 
@@ -169,7 +169,9 @@ fn environment(origin: &str, source: &str, clock: Clock) -> Result<Environment<'
     environment.add_test("float", numbers::is_float);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| strftime(clock(), format));
-    environment.add_template_owned(NAME, neutralize_generation_tags(source)).map_err(syntax)?;
+    namespaces::add_to(&mut environment);
+    let source = namespaces::checked(&neutralize_generation_tags(source));
+    environment.add_template_owned(NAME, source).map_err(syntax)?;
     Ok(environment)
 }
 
@@ -295,8 +297,22 @@ fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
     Ok(text)
 }
 
+/// A field that is padded to more than this is no part of a prompt.
+const MAX_FORMAT_WIDTH: usize = 10_000;
+
+/// Whether a field of a format names a width or a precision that makes far more text than there was.
+fn is_format_too_wide(format: &str) -> bool {
+    let specs = format.split('{').skip(1).filter_map(|field| field.split('}').next()?.split_once(':'));
+    let mut numbers = specs.flat_map(|(_, spec)| spec.split(|c: char| !c.is_ascii_digit()));
+    numbers.any(|number| !number.is_empty() && number.parse().map_or(true, |n: usize| n > MAX_FORMAT_WIDTH))
+}
+
 /// Python's methods: those of minijinja-contrib and a few that it lacks.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if method == "format" && value.as_str().is_some_and(|format| is_format_too_wide(format)) {
+        let problem = format!("format: a width is more than {MAX_FORMAT_WIDTH}");
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
     let known = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
     if !known.as_ref().is_err_and(|e| e.kind() == ErrorKind::UnknownMethod) {
         return known;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{ChoiceKeys, PreparedRequest, Preparer, Wanted, text_bytes};
 use crate::{
     batch::{Choice, Conversation, Prompt, RequestError, RequestHead},
-    text::{Notice, TextModel},
+    text::{Notice, TextModel, for_one_line},
 };
 
 /// A conversation with several turns to be generated, each of which is prepared when the answer before it is there.
@@ -54,7 +54,7 @@ impl Preparer {
         let Dialogue { chat, wanted } = dialogue;
         let prompt = Prompt::Chat(chat.turn_after(answers));
         let mut notices = Vec::new();
-        let mut request = self.first_choice(text, "messages", prompt, wanted, &mut notices)?;
+        let mut request = for_one_line(|| self.first_choice(text, "messages", prompt, wanted, &mut notices))?;
         let generation = &mut request.generation;
         generation.sampling.key = ChoiceKeys::new(wanted, head, 0, answers.len() as u64).of(choice as u64);
         if answers.len() + 1 < chat.num_turns() {

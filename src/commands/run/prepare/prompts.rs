@@ -40,7 +40,7 @@ pub(super) fn min_tokens(text: &TextModel, prompt: &Prompt) -> usize {
         Prompt::Chat(chat) if chat.messages.iter().map(text_bytes).sum::<usize>() <= MAX_COUNTED_BYTES => 0,
         // A template may leave out any of it. What it says of them is told when they are encoded.
         Prompt::Chat(chat) => text
-            .render_chat(&render_request(chat), &chat_options(chat, None, None))
+            .render_chat(&render_request(chat), &chat_options(chat, None, None, None))
             .map_or(0, |text| of_text(&text)),
     }
 }
@@ -66,11 +66,13 @@ fn render_request(chat: &Conversation) -> RenderRequest<'_> {
 
 fn chat_options<'a>(
     chat: &'a Conversation,
+    max_tokens: Option<usize>,
     add_special_tokens: Option<bool>,
     thinking: Option<&'static ThinkingSyntax>,
 ) -> ChatOptions<'a> {
     ChatOptions {
         thinking,
+        max_tokens,
         template: chat.template.as_deref(),
         ends_within_last: chat.ending == PromptEnding::WithinLastMessage,
         add_special_tokens: add_special_tokens.unwrap_or(false),
@@ -78,10 +80,11 @@ fn chat_options<'a>(
 }
 
 /// A raw prompt gets the tokenizer's own tokens, a chat template writes them itself, unless the
-/// request says otherwise; `param` names the prompt in errors.
+/// request says otherwise; `param` names the prompt in errors. What a template makes far longer than `max_tokens` is
+/// not tokenised to find that out.
 pub(super) fn encode(
     text: &TextModel,
-    param: &str,
+    (param, max_tokens): (&str, usize),
     prompt: Prompt,
     add_special_tokens: Option<bool>,
     thinking: Option<&'static ThinkingSyntax>,
@@ -95,7 +98,7 @@ pub(super) fn encode(
         Prompt::Tokens(tokens) => Ok(raw(tokens)),
         Prompt::Text(prompt) => text.encode_prompt(&prompt, add_special_tokens.unwrap_or(true)).map(raw),
         Prompt::Chat(chat) => {
-            let options = chat_options(&chat, add_special_tokens, thinking);
+            let options = chat_options(&chat, Some(max_tokens), add_special_tokens, thinking);
             text.encode_chat_with_spans(&render_request(&chat), &options)
         }
     };
@@ -105,6 +108,9 @@ pub(super) fn encode(
         }
         TextError::TemplateSyntax { .. } | TextError::TemplateFailed { .. } if has_own_template => {
             RequestError::bad_request("template_error", "chat_template", error.to_string())
+        }
+        TextError::TooManyTokens { .. } => {
+            RequestError::bad_request("context_length_exceeded", param, error.to_string())
         }
         TextError::Message { index, problem } => {
             RequestError::bad_request("template_error", &format!("messages[{index}]"), problem)
@@ -144,7 +150,7 @@ mod tests {
         let text = text_model();
         let tokens = |prompt: &Prompt, add: Option<bool>| {
             let ChatPrompt { tokens, spans, .. } =
-                encode(&text, "prompt", prompt.clone(), add, None).expect("encodes");
+                encode(&text, ("prompt", 4096), prompt.clone(), add, None).expect("encodes");
             assert_eq!(spans.last().map(|span| span.end), Some(tokens.len()));
             tokens
         };
