@@ -5,6 +5,7 @@
 
 mod input;
 mod merge;
+mod output;
 mod persist;
 mod reply;
 mod shard;
@@ -18,6 +19,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 
 pub use self::input::InputArgs;
 pub use self::merge::MergeResultsArgs;
+use self::output::PROGRESS_HELP;
+pub use self::output::{FormatArg, ProgressArg};
 pub use self::values::Tolerance;
 use crate::batch::{InputPath, MAX_SHARDS, OutputPath, RequestParams, Shard};
 
@@ -112,6 +115,8 @@ Examples:
   One of eight parts of the work, which are joined when all are there:
     mlxbatch run convos.jsonl -o out.3.jsonl --shard 3/8
     mlxbatch merge 'out.*.jsonl' -o out.jsonl
+  A table of answers beside the rows they answer, and a page about the run:
+    mlxbatch run rows.csv -o answers.csv --template '{{ question }}' --format csv --keep-input --report-html run.html
   In a pipe:
     head -20 convos.jsonl | mlxbatch run - -o - | jq -r '.response.body.choices[0].message.content'";
 
@@ -261,10 +266,11 @@ pub enum Command {
     /// them is kept in the cache.
     Models,
 
-    /// Print the JSON Schema of input or output lines
+    /// Print the JSON Schema of input lines, output lines or reports
     ///
-    /// Draft 2020-12, for editors and programs that write or read such lines: types and ranges of all fields that
-    /// mlxbatch-input(5) describes, or the shape of a record. What only a model can tell is checked by a run.
+    /// Draft 2020-12, for editors and programs that write or read them: types and ranges of all fields that
+    /// mlxbatch-input(5) describes, or the shape of a record or of what `run --report` writes. What only a model can
+    /// tell is checked by a run.
     Schema(SchemaArgs),
 
     /// Print the completion script of a shell
@@ -295,6 +301,14 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: OutputPath,
 
+    /// How results are written
+    ///
+    /// FILE.partial has records of the Batch API in any case. Where a later run may want to go on from published
+    /// results, such as with --resume --retry-errors, they are kept in FILE.records. A FILE that ends in .gz is
+    /// packed.
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = FormatArg::Openai)]
+    pub format: FormatArg,
+
     #[command(flatten)]
     pub rows: InputArgs,
 
@@ -305,7 +319,7 @@ pub struct RunArgs {
     ))]
     pub shard: Option<Shard>,
 
-    /// Repeat the other fields of each input line in its output line, as `input`
+    /// Repeat the other fields of each input line in its output line, as `input`, or beside the answer's own fields
     #[arg(long)]
     pub keep_input: bool,
 
@@ -345,13 +359,43 @@ pub struct RunArgs {
     #[arg(long, value_name = "N|P%", default_value = "0", hide_default_value = true, value_parser = values::tolerance)]
     pub fail_on_errors: Tolerance,
 
+    /// End with an error at the first line that is no request that can be served
+    ///
+    /// Lines are read ahead by thousands: in most files it is found before anything is computed. What is done is kept,
+    /// and --resume goes on.
+    #[arg(long)]
+    pub strict: bool,
+
     /// End after this time, such as 90m or 2h; what is done is kept, and --resume goes on
     #[arg(long, value_name = "TIME", value_parser = values::time)]
     pub max_time: Option<Duration>,
 
-    /// Write the run's counters to this file as JSON
+    /// End a request that has no whole answer after this time, such as 30s, with an error
+    ///
+    /// Counted from when it enters the running batch; the error's code is timeout, and what it had of an answer is
+    /// dropped, but for whole turns before. The others go on. --resume --retry-errors tries it once more.
+    #[arg(long, value_name = "TIME", value_parser = values::some_time)]
+    pub timeout: Option<Duration>,
+
+    /// Write what the run has to say of itself to this file as JSON
+    ///
+    /// Machine, model and settings, counters, times of requests with the slowest ten, reuse by tier, failures by
+    /// code with examples, the largest shared prefixes and the course of the run. `mlxbatch schema report` has its
+    /// fields.
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub report: Option<PathBuf>,
+
+    /// Write the same to this file as a page to look at, whole in itself
+    ///
+    /// Throughput, memory and requests over time, reuse by tier, the tree of the largest shared prefixes, slowest and
+    /// failed requests. Where GITHUB_STEP_SUMMARY names a file, a short summary is added to that, too.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub report_html: Option<PathBuf>,
+
+    /// How to show progress on standard error
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = ProgressArg::Auto, conflicts_with = "quiet")]
+    #[arg(long_help = PROGRESS_HELP, hide_default_value = true)]
+    pub progress: ProgressArg,
 
     #[command(flatten)]
     pub model: ModelArgs,
@@ -502,6 +546,14 @@ pub struct ComputeArgs {
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub cache_bytes: Option<u64>,
 
+    /// Most memory of the whole process, such as 4GiB: weights, KV, stored prefixes and working memory
+    ///
+    /// Requests wait until the KV of those that run leaves room for theirs, at full length; one that never fits is an
+    /// error line; stored prefixes get a quarter of what is left at most, whatever --cache-bytes says. Without this
+    /// flag it is what the machine has free, within the limits of its control group and of ulimit.
+    #[arg(long, value_name = "SIZE", value_parser = values::some_size)]
+    pub max_memory: Option<u64>,
+
     /// Most stored prompt prefixes [default: as many as fit]
     #[arg(long, value_name = "N", value_parser = values::at_least_one)]
     pub cache_entries: Option<u32>,
@@ -644,7 +696,7 @@ pub struct PlanArgs {
 
 #[derive(Debug, Args)]
 pub struct SchemaArgs {
-    /// Lines to describe
+    /// What to describe
     #[arg(value_enum)]
     pub lines: LineKind,
 }
@@ -655,6 +707,8 @@ pub enum LineKind {
     Input,
     /// Results, as it writes them
     Output,
+    /// Reports, as its --report writes them
+    Report,
 }
 
 #[derive(Debug, Args)]

@@ -1,22 +1,40 @@
 //! Memory that this process may still take.
 //!
-//! Owns every limit on it that the system tells: what the machine has left, what control groups allow,
-//! what the shell's `ulimit` does. Linux only; what for is the callers' business.
+//! Owns every limit on it that the system tells, and that of the user: what the machine has left, what control groups
+//! allow, what the shell's `ulimit` does. Linux only; what for is the callers' business.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
+
+/// What this process may take in all by its user's word; 0 where nothing was said.
+static MAX_PROCESS_BYTES: AtomicU64 = AtomicU64::new(0);
+
+/// Has this process take no more than so much in all, as far as it asks what is available.
+pub(crate) fn limit_process(max_bytes: u64) {
+    MAX_PROCESS_BYTES.store(max_bytes, Ordering::Relaxed);
+}
 
 /// Memory that can still be taken without swapping and within all limits, in bytes; `None` where the
 /// system does not tell.
 pub(crate) fn available_bytes() -> Option<u64> {
-    available_under(Path::new("/"))
+    let available = available_under(Path::new("/"))?;
+    Some(match MAX_PROCESS_BYTES.load(Ordering::Relaxed) {
+        0 => available,
+        max_bytes => available.min(max_bytes.saturating_sub(resident_bytes().unwrap_or(0))),
+    })
 }
 
 /// What the limit on this process's address space leaves of it; `None` where there is none.
 pub(crate) fn address_space_left() -> Option<u64> {
     process_limit_left(Path::new("/"), "Max address space", "VmSize:")
+}
+
+/// Memory that this process has resident now.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    kib_in("/proc/self/status", "VmRSS:")
 }
 
 /// An amount of memory in one of Linux's `/proc` files, in bytes.

@@ -2,13 +2,12 @@
 //!
 //! Owns how errors look. Nothing else happens here.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use mlxbatch::batch::BatchError;
 use mlxbatch::cli::Cli;
 use mlxbatch::commands;
-use mlxbatch::terminal::shown;
+use mlxbatch::terminal::{eprint_text, shown};
 
 const FATAL: u8 = 1;
 
@@ -17,8 +16,7 @@ fn main() -> ExitCode {
     match commands::execute(&cli) {
         Ok(outcome) => commands::end(outcome.exit_code()),
         Err(error) => {
-            // Nothing is left to say it to if standard error is closed.
-            let _ = io::stderr().write_all(render(&error).as_bytes());
+            eprint_text(&render(&error));
             commands::end(FATAL)
         }
     }

@@ -1,20 +1,59 @@
 //! What a terminal is shown: whether lines can be drawn anew on it, and nothing that moves its cursor.
 //!
-//! Owns that question and the writing of lines on standard error. Names and texts come from strangers' files;
-//! whatever is in them, it stays within its line.
+//! Owns that question and the writing of lines on standard error, for people or as JSON. Names and texts come from
+//! strangers' files; whatever is in them, it stays within its line.
 
 use std::{
     borrow::Cow,
     env,
     io::{self, IsTerminal, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
+
+use serde_json::{Value, json};
 
 /// Characters of a line on standard error; what is longer holds somebody's whole file.
 const MAX_SHOWN_CHARS: usize = 4000;
 
+/// Whether every line on standard error is a JSON object.
+static SPEAKS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// What lines begin with, and the events that they are in JSON.
+const EVENTS: [(&str, &str); 4] = [
+    ("mlxbatch: warning: ", "warning"),
+    ("mlxbatch: failed: ", "failed"),
+    ("mlxbatch: error: ", "error"),
+    ("mlxbatch: ", "message"),
+];
+
+/// Has every line on standard error be a JSON object from now on, for programs that read them.
+pub fn speak_json() {
+    SPEAKS_JSON.store(true, Ordering::Relaxed);
+}
+
 /// Writes a line on standard error; nobody reading it is no reason to fail.
 pub fn eprint_line(text: &str) {
-    let _ = writeln!(io::stderr(), "{}", shown(&bounded(text)));
+    eprint_text(&format!("{}\n", shown(&bounded(text))));
+}
+
+/// Writes whole lines that belong together, in which nothing steers a terminal.
+pub fn eprint_text(text: &str) {
+    if SPEAKS_JSON.load(Ordering::Relaxed) {
+        return eprint_event(&event_of(text));
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes a JSON object on a line of its own.
+pub fn eprint_event(event: &Value) {
+    let _ = writeln!(io::stderr(), "{}", shown_json(&event.to_string()));
+}
+
+fn event_of(text: &str) -> Value {
+    let text = text.trim();
+    let known = EVENTS.iter().find_map(|(begin, event)| Some((*event, text.strip_prefix(begin)?)));
+    let (event, text) = known.unwrap_or(("message", text));
+    json!({"event": event, "text": text})
 }
 
 /// The beginning of a text that is far too long for a line, and its end, where as a rule the fix is told.
@@ -67,7 +106,8 @@ fn is_steering(char: char) -> bool {
 /// Whether bars may be drawn on standard error: else plain lines are written.
 pub(crate) fn can_redraw() -> bool {
     let var = |name: &str| env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    decide(io::stderr().is_terminal(), var("TERM").as_deref(), var("CI").as_deref())
+    !SPEAKS_JSON.load(Ordering::Relaxed)
+        && decide(io::stderr().is_terminal(), var("TERM").as_deref(), var("CI").as_deref())
 }
 
 /// Jobs of a CI often have a pseudo terminal, and their log is read as a file; there, and where a terminal
@@ -102,6 +142,14 @@ mod tests {
         let json = shown_json(&format!("{value:#}"));
         assert!(!json.contains(|char: char| char != '\n' && is_steering(char)), "{json:?}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&json).expect("still JSON"), value);
+    }
+
+    #[test]
+    fn lines_are_events_by_how_they_begin() {
+        let event = event_of("mlxbatch: warning: a \"b\"\n");
+        assert_eq!(event.to_string(), r#"{"event":"warning","text":"a \"b\""}"#);
+        assert_eq!(event_of("mlxbatch: error: a\n  hint: b\n")["text"], "a\n  hint: b");
+        assert_eq!(event_of("downloading x\n"), json!({"event": "message", "text": "downloading x"}));
     }
 
     #[test]

@@ -47,6 +47,10 @@ pub enum BatchError {
     OutputIsInput { output: PathBuf, input: PathBuf },
     #[error("{}, where the results grow, is a link, a folder, a pipe or a device", partial.display())]
     PartialNotAFile { partial: PathBuf },
+    #[error("--format csv needs a file; --output {name} is none")]
+    TableNeedsFile { name: String },
+    #[error("--output {}: results are packed with gzip only", output.display())]
+    WritesNoZstd { output: PathBuf },
     #[error("standard output is closed")]
     StdoutClosed,
     #[error("another run is writing {}", partial.display())]
@@ -122,6 +126,10 @@ impl BatchError {
                 Some(format!("choose another --output, or run `chmod u+w {}`", output.display()))
             }
             Self::OutputIsInput { .. } => Some("choose another --output".into()),
+            Self::TableNeedsFile { .. } => {
+                Some("which columns it has is known at its end: name a file with --output, or take --format simple".into())
+            }
+            Self::WritesNoZstd { .. } => Some("give it a name that ends in .gz, or neither in .gz nor .zst".into()),
             Self::PartialNotAFile { .. } => Some("remove it, or choose another --output".into()),
             Self::StdoutClosed => Some(
                 "give it somewhere to go, such as a pipe or `> out.jsonl`, or name a file with --output"

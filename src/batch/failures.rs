@@ -3,6 +3,7 @@
 //! Owns which are told at once, the counts by code, and the examples that a report has. The records of the lines
 //! say the same for programs.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
@@ -58,10 +59,16 @@ impl Failures {
 
     /// `2 context_length_exceeded, 1 invalid_json`, the most frequent first; nothing where none failed.
     pub fn by_code(&self) -> Option<String> {
-        let mut codes: Vec<_> = self.by_code.iter().map(|(code, of_code)| (of_code.num, code)).collect();
-        codes.sort_by(|left, right| right.0.cmp(&left.0).then(left.1.cmp(right.1)));
-        let told: Vec<String> = codes.iter().map(|(num, code)| format!("{} {code}", grouped(*num))).collect();
+        let told: Vec<String> =
+            self.each().map(|(code, num, _)| format!("{} {code}", grouped(num))).collect();
         (!told.is_empty()).then(|| told.join(", "))
+    }
+
+    /// Each code with its number of lines and the first messages, the most frequent first.
+    pub fn each(&self) -> impl Iterator<Item = (&str, u64, &[String])> {
+        let mut codes: Vec<_> = self.by_code.iter().collect();
+        codes.sort_by_key(|(code, of_code)| (Reverse(of_code.num), *code));
+        codes.into_iter().map(|(code, of_code)| (code.as_str(), of_code.num, of_code.examples.as_slice()))
     }
 
     /// For a report: codes with their number and the first messages.

@@ -70,6 +70,11 @@ impl RequestError {
         Self { code: "not_a_number", ..Self::internal(reason) }
     }
 
+    /// A 408: the answer was not there in time.
+    pub fn timeout(reason: impl Into<String>) -> Self {
+        Self { status: 408, code: "timeout", ..Self::internal(reason) }
+    }
+
     /// Says which turn of a conversation it is about, counted from 1, if there are several.
     pub fn in_turn(mut self, turn: usize, num_turns: usize) -> Self {
         if num_turns > 1 {

@@ -24,6 +24,7 @@ mod request;
 mod rows;
 mod schemas;
 mod selection;
+mod shape;
 mod shards;
 mod source;
 mod summary;
@@ -37,7 +38,7 @@ pub use line_error::{FailedLine, LineError, RequestError};
 pub use merging::{MergeError, MergeOptions, Merged, merge};
 pub use opened::InputFormat;
 pub use paths::{InputFile, InputPath, Inputs, OutputPath, find_files};
-pub use progress::Progress;
+pub use progress::{Progress, ProgressKind};
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader, count_requests};
 pub use record::{
     Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
@@ -49,10 +50,16 @@ pub use request::{
     ServedGroup, ignored_fields, refused_fields,
 };
 pub use rows::{RowSettings, Rows, unescaped};
-pub use schemas::{input_schema, output_schema};
+pub use schemas::{input_schema, output_schema, report_schema};
 pub use selection::Selection;
+pub use shape::OutputFormat;
 pub use shards::{MAX_SHARDS, Shard, ShardFacts, ShardLines, Split};
 pub use summary::{Ending, RunStats, summary};
-pub use units::{counted as count_text, grouped as number_text, size as size_text};
+pub use units::{
+    counted as count_text, duration as duration_text, grouped as number_text, rate as rate_text,
+    size as size_text,
+};
 pub use warnings::Warnings;
-pub use writer::{Flow, Kept, Manifest, Published, ResultWriter, Resume, manifest_path, partial_path};
+pub use writer::{
+    Flow, Kept, Manifest, Published, ResultWriter, Resume, manifest_path, partial_path, records_path,
+};

@@ -1,20 +1,24 @@
 //! What is shown on standard error while a run works.
 //!
-//! Owns the bar on a terminal, the plain lines elsewhere and the silence of `--quiet`. How fast
+//! Owns the bar on a terminal, the plain lines elsewhere, the JSON for programs and the silence of `--quiet`. How fast
 //! it goes is computed in `rates`; the end of a run is told by `summary`.
 
 use std::env;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
 
 use super::rates::{Rates, time_left};
 use super::summary::RunStats;
 use super::units::{counted, duration, grouped};
-use crate::terminal::{can_redraw, eprint_line};
+use crate::terminal::{can_redraw, eprint_event, eprint_line};
 
 /// How often a log file gets a line.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often a program is told.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the numbers beside the bar change.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
@@ -27,27 +31,40 @@ pub struct Progress {
     rates: Rates,
 }
 
+/// Which way it is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgressKind {
+    /// A bar if standard error is a terminal, else plain lines.
+    Auto,
+    Plain,
+    Json,
+    /// None; what there is to say is said.
+    None,
+    /// None, and nothing is said but what must be.
+    Quiet,
+}
+
 enum Display {
     Bar(ProgressBar),
     Plain,
+    Json,
+    None,
     Quiet,
 }
 
 impl Progress {
-    /// A bar if standard error is a terminal, else plain lines; nothing for `is_quiet`.
-    pub fn new(num_total: Option<u64>, is_quiet: bool) -> Self {
-        let display = if is_quiet {
-            Display::Quiet
-        } else if can_redraw() {
-            let has_colour = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-            let bar = ProgressBar::with_draw_target(num_total, ProgressDrawTarget::stderr());
-            bar.set_style(bar_style(num_total.is_some(), has_colour));
-            Display::Bar(bar)
-        } else {
-            Display::Plain
+    /// Begins to show a run over so many requests.
+    pub fn new(num_total: Option<u64>, kind: ProgressKind) -> Self {
+        let display = match kind {
+            ProgressKind::Quiet => Display::Quiet,
+            ProgressKind::None => Display::None,
+            ProgressKind::Json => Display::Json,
+            ProgressKind::Auto if can_redraw() => Display::Bar(bar(num_total)),
+            ProgressKind::Auto | ProgressKind::Plain => Display::Plain,
         };
         let due = match display {
             Display::Bar(_) => Duration::ZERO,
+            Display::Json => JSON_INTERVAL,
             _ => PLAIN_INTERVAL,
         };
         Self { display, started: Instant::now(), due, rates: Rates::default() }
@@ -61,7 +78,11 @@ impl Progress {
             return;
         }
         match &self.display {
-            Display::Quiet => {}
+            Display::Quiet | Display::None => {}
+            Display::Json => {
+                self.due = now + JSON_INTERVAL;
+                eprint_event(&counters("progress", now, stats, &self.rates));
+            }
             Display::Plain => {
                 self.due = now + PLAIN_INTERVAL;
                 say(&plain_line(now, stats, &self.rates));
@@ -82,7 +103,7 @@ impl Progress {
     pub fn say(&self, text: &str) {
         match &self.display {
             Display::Bar(bar) => bar.suspend(|| say(text)),
-            Display::Plain | Display::Quiet => say(text),
+            _ => say(text),
         }
     }
 
@@ -90,6 +111,19 @@ impl Progress {
     pub fn tell(&self, text: &str) {
         if !matches!(self.display, Display::Quiet) {
             self.say(text);
+        }
+    }
+
+    /// Says how the run ended; `summary` is what a person is told of it.
+    pub fn end(&self, stats: &RunStats, summary: &[String]) {
+        match self.display {
+            Display::Quiet => {}
+            Display::Json => {
+                let mut event = counters("end", self.started.elapsed(), stats, &self.rates);
+                event["summary"] = summary.into();
+                eprint_event(&event);
+            }
+            _ => summary.iter().for_each(|line| say(line)),
         }
     }
 
@@ -103,6 +137,13 @@ impl Progress {
 
 fn say(text: &str) {
     eprint_line(text);
+}
+
+fn bar(num_total: Option<u64>) -> ProgressBar {
+    let has_colour = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let bar = ProgressBar::with_draw_target(num_total, ProgressDrawTarget::stderr());
+    bar.set_style(bar_style(num_total.is_some(), has_colour));
+    bar
 }
 
 fn bar_style(is_total_known: bool, has_colour: bool) -> ProgressStyle {
@@ -143,6 +184,24 @@ fn plain_line(now: Duration, stats: &RunStats, rates: &Rates) -> String {
     format!("mlxbatch: {done} done after {}{details}", duration(now))
 }
 
+/// The counters of a run as an event.
+fn counters(event: &str, now: Duration, stats: &RunStats, rates: &Rates) -> Value {
+    let speed = rates.speed();
+    json!({
+        "event": event,
+        "seconds": now.as_secs_f64(),
+        "num_done": stats.num_done(),
+        "num_failed": stats.num_failed,
+        "num_total": stats.num_total,
+        "num_prompt_tokens": stats.num_prompt_tokens,
+        "num_cached_tokens": stats.num_cached_tokens,
+        "num_generated_tokens": stats.num_generated_tokens,
+        "prompt_tokens_per_second": speed.map(|speed| speed.prompt),
+        "generated_tokens_per_second": speed.map(|speed| speed.generated),
+        "seconds_left": time_left(now, stats).map(|left| left.as_secs_f64()),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -172,6 +231,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_program_is_told_is_null_where_it_is_not_known() {
+        let stats = RunStats { num_ok: 3, num_failed: 1, num_generated_tokens: 9, ..RunStats::default() };
+        let event = counters("progress", Duration::from_secs(2), &stats, &Rates::default());
+        assert_eq!(
+            event.to_string(),
+            "{\"event\":\"progress\",\"seconds\":2.0,\"num_done\":4,\"num_failed\":1,\"num_total\":null,\
+             \"num_prompt_tokens\":0,\"num_cached_tokens\":0,\"num_generated_tokens\":9,\
+             \"prompt_tokens_per_second\":null,\"generated_tokens_per_second\":null,\"seconds_left\":null}"
+        );
+    }
+
+    #[test]
     fn all_styles_parse() {
         for (is_total_known, has_colour) in [(true, true), (true, false), (false, true), (false, false)] {
             bar_style(is_total_known, has_colour);
@@ -180,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_line_is_due_every_ten_seconds_only() {
-        let mut progress = Progress::new(Some(2), true);
+        let mut progress = Progress::new(Some(2), ProgressKind::Quiet);
         progress.display = Display::Plain;
         progress.update(&RunStats::default());
         assert_eq!(progress.due, PLAIN_INTERVAL);

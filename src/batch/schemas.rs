@@ -1,4 +1,4 @@
-//! JSON Schemas (draft 2020-12) of input and output lines.
+//! JSON Schemas (draft 2020-12) of input and output lines and of reports.
 //!
 //! Owns putting them together: names and texts of fields are those of the tables that requests are checked by, types
 //! and the shape of records are data, `schemas.json`. What a schema cannot say, such as that an id is unique, stays
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::request::{SERVED, ServedField, refused_fields};
 
-/// Types of the fields, and the output's whole schema.
+/// Types of the fields, and the whole schemas of output and report.
 const DATA: &str = include_str!("schemas.json");
 
 /// The group of fields that belong to the line, and not to the request in it.
@@ -64,6 +64,11 @@ pub fn output_schema() -> Value {
     Data::read().output
 }
 
+/// The schema of what `run --report` writes.
+pub fn report_schema() -> Value {
+    Data::read().report
+}
+
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Data {
@@ -74,6 +79,7 @@ struct Data {
     /// Of which a request has one.
     forms: Value,
     output: Value,
+    report: Value,
 }
 
 impl Data {
@@ -99,8 +105,8 @@ mod tests {
     }
 
     #[test]
-    fn both_are_schemas_whose_references_lead_somewhere() {
-        for schema in [input_schema(), output_schema()] {
+    fn all_are_schemas_whose_references_lead_somewhere() {
+        for schema in [input_schema(), output_schema(), report_schema()] {
             jsonschema::draft202012::meta::validate(&schema).expect("a schema of draft 2020-12");
             jsonschema::draft202012::new(&schema).expect("all references are found");
         }

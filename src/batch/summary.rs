@@ -38,6 +38,10 @@ pub struct RunStats {
     /// Time since the run began, loading included.
     pub wall: Duration,
     pub peak_memory_bytes: Option<u64>,
+    /// What the weights have taken of it.
+    pub weight_bytes: u64,
+    /// What all of it may take, where that is limited by a flag.
+    pub max_memory_bytes: Option<u64>,
 }
 
 impl RunStats {
@@ -122,7 +126,7 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
         ));
     }
     if let Some(num_bytes) = stats.peak_memory_bytes {
-        lines.push(format!("  memory     {} at its peak", size(num_bytes)));
+        lines.push(format!("  memory     {}", memory(stats, num_bytes)));
     }
     match ending {
         Ending::Interrupted { can_resume: true, .. } if stats.num_done() == 0 => {
@@ -139,6 +143,24 @@ pub fn summary(stats: &RunStats, ending: Ending, place: &str) -> Vec<String> {
         lines.push(format!("  missing    {missing}{how}"));
     }
     lines
+}
+
+/// The peak, what of it were weights, and whether it stayed within its limit.
+fn memory(stats: &RunStats, peak_bytes: u64) -> String {
+    let weights = match stats.weight_bytes {
+        0 => String::new(),
+        weight_bytes => format!(
+            ": {} weights, {} KV, working memory and the rest",
+            size(weight_bytes),
+            size(peak_bytes.saturating_sub(weight_bytes))
+        ),
+    };
+    let limit = match stats.max_memory_bytes {
+        None => String::new(),
+        Some(max) if peak_bytes <= max => format!("; within {} (--max-memory)", size(max)),
+        Some(max) => format!("; beyond {} (--max-memory)", size(max)),
+    };
+    format!("{} at its peak{weights}{limit}", size(peak_bytes))
 }
 
 /// What came from the prompt cache and what had to go, if anything did.
@@ -201,6 +223,8 @@ mod tests {
             decode_tokens_per_second: Some(100.0),
             wall: Duration::from_secs(135),
             peak_memory_bytes: Some(1 << 30),
+            weight_bytes: 600 << 20,
+            max_memory_bytes: Some(2 << 30),
         };
         assert_eq!(
             summary(&stats, Ending::Complete, "out.jsonl"),
@@ -209,7 +233,8 @@ mod tests {
                 "  prompt     13,400 tokens, 11,900 of them unique; 12,000 computed, 1,400 cached, 200 tokens/s",
                 "  cached     1,400 tokens: 328 system, 1,072 user; 0 entries evicted; 210 MiB at its peak",
                 "  generated  7,000 tokens, 100 tokens/s",
-                "  memory     1.0 GiB at its peak",
+                "  memory     1.0 GiB at its peak: 600 MiB weights, 424 MiB KV, working memory and the rest; within 2.0 \
+                 GiB (--max-memory)",
                 "  results    out.jsonl",
             ]
         );

@@ -26,7 +26,7 @@ pub fn grouped(num: u64) -> String {
 }
 
 /// `12.3`, or `1,234` where the fraction says nothing; `–` where something was divided by no time.
-pub(super) fn rate(per_second: f64) -> String {
+pub fn rate(per_second: f64) -> String {
     if !per_second.is_finite() {
         "–".into()
     } else if per_second < 100.0 {
@@ -37,7 +37,7 @@ pub(super) fn rate(per_second: f64) -> String {
 }
 
 /// `0.4s`, `12s`, `3m 05s`, `2h 03m`, `4d 01h`.
-pub(super) fn duration(time: Duration) -> String {
+pub fn duration(time: Duration) -> String {
     let num_seconds = time.as_secs_f64().round() as u64;
     let (num_minutes, num_hours) = (num_seconds / 60, num_seconds / 3600);
     if time < Duration::from_secs(10) {

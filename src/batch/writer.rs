@@ -9,6 +9,7 @@ mod earlier;
 mod file;
 mod manifest;
 mod order_index;
+mod published;
 mod stream;
 
 use std::fs::{self, Metadata};
@@ -20,14 +21,16 @@ pub(super) use self::earlier::place_of;
 pub use self::earlier::{Kept, Resume};
 use self::file::FileOutput;
 pub(super) use self::file::{folder_of, new_file_in};
-pub use self::file::{manifest_path, partial_path};
+pub use self::file::{manifest_path, partial_path, records_path};
 pub use self::manifest::Manifest;
+use self::published::PublishedForm;
 use self::stream::StreamOutput;
 use super::error::BatchError;
 use super::input_lines::LineSpace;
 use super::paths::{Inputs, OutputPath};
 use super::reader::{ReaderOptions, RequestReader};
 use super::record::Record;
+use super::shape::OutputFormat;
 
 /// Whether anybody still reads what is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +89,18 @@ impl ResultWriter {
             return Err(BatchError::ResumesStream { what: "--output", name: output.name() });
         }
         Ok(Self { kind, warnings: Vec::new() })
+    }
+
+    /// Has results published in this format. Until then they are records of the Batch API in any case.
+    pub fn in_format(mut self, format: OutputFormat) -> Result<Self, BatchError> {
+        match &mut self.kind {
+            Kind::File(file) => file.form = PublishedForm::of(format, file.output())?,
+            Kind::Stream(stream) if format == OutputFormat::Csv => {
+                return Err(BatchError::TableNeedsFile { name: stream.name().to_owned() });
+            }
+            Kind::Stream(stream) => stream.is_simple = format == OutputFormat::Simple,
+        }
+        Ok(self)
     }
 
     /// Notes what the results are made with, for a run that may have to go on from them.

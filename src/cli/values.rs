@@ -72,6 +72,14 @@ pub(super) fn positive_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The same, but not none.
+pub(super) fn some_size(text: &str) -> Result<u64, String> {
+    match size(text)? {
+        0 => Err("give a size above 0, such as 512MB or 4GiB".to_owned()),
+        num_bytes => Ok(num_bytes),
+    }
+}
+
 /// A length of time in seconds or with a unit.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     // Milliseconds first: they end in s as well.
@@ -85,6 +93,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
         .unwrap_or((text, 1000));
     let number: u64 = number.trim().parse().map_err(|_| wrong())?;
     number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// The same, but not none.
+pub(super) fn some_time(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("give a time above 0, such as 30s".to_owned()),
+        time => Ok(time),
+    }
 }
 
 /// `A:B`, either of which may be left out.

@@ -5,14 +5,13 @@
 //! duty. SIGTERM and SIGHUP count as Ctrl-C.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use anyhow::Context;
 
-use crate::{batch::manifest_path, mlx};
+use crate::{batch::manifest_path, mlx, terminal::eprint_text};
 
 /// What shells report for a process that Ctrl-C has ended.
 pub const EXIT_CODE: u8 = 130;
@@ -42,9 +41,9 @@ impl Interrupt {
         let handler = interrupt.clone();
         ctrlc::set_handler(move || match handler.note_signal() {
             Reaction::EndCleanly => {
-                let _ = writeln!(
-                    io::stderr(),
-                    "\nmlxbatch: stopping and keeping what is done; press Ctrl-C again to stop at once"
+                // Behind the ^C that terminals show.
+                eprint_text(
+                    "\nmlxbatch: stopping and keeping what is done; press Ctrl-C again to stop at once\n",
                 );
             }
             Reaction::Abort => {

@@ -4,6 +4,7 @@
 //! Loading weights is the business of those that compute.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -31,6 +32,14 @@ pub(super) struct DescribedFiles {
     pub template: Vec<PathBuf>,
     /// All that belongs to it, whether it was read or not.
     pub all: Vec<PathBuf>,
+}
+
+impl DescribedFiles {
+    /// What the weights take on disk.
+    pub(super) fn weight_bytes(&self) -> u64 {
+        let sizes = self.weights.iter().filter_map(|file| fs::metadata(file).ok());
+        sizes.map(|file| file.len()).sum()
+    }
 }
 
 /// A model's small files.
@@ -130,7 +139,7 @@ const MODEL_FILE_NAMES: [&str; 11] = [
 
 /// The files of a folder that belong to a model, by their names.
 fn model_files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let is_of_model = |path: &PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         name.ends_with(".safetensors") || MODEL_FILE_NAMES.iter().any(|known| name.starts_with(known))

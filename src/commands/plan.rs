@@ -5,26 +5,23 @@
 
 mod report;
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use self::report::{NamedPrefix, Report, ShardPlan};
+use self::report::{Report, ShardPlan};
+use super::memory_needs::{BatchShape, MemoryNeeds};
 use super::model::{Description, asked_dtype};
 use super::run::prepare::{PreparedJob, Preparer};
-use super::text_head::text_head;
+use super::shared_prefixes::SharedPrefixes;
 use super::{Outcome, written};
 use crate::batch::{Inputs, ReaderOptions, RequestParams, RequestReader, Split};
-use crate::cli::{DEFAULT_MAX_TOKENS, PlanArgs};
+use crate::cli::{DEFAULT_MAX_TOKENS, DEFAULT_PREFILL_CHUNK, PlanArgs};
 use crate::commands::identity::ComputedModel;
-use crate::mlx::ComputeDevice;
-use crate::plan::{PlanOptions, PlanPrompt, SharedPrefix, WindowPlan, num_unique_held, window_is_full};
+use crate::mlx::{ComputeDevice, free_memory_bytes};
+use crate::plan::{PlanOptions, PlanPrompt, WindowPlan, num_unique_held, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
 use crate::terminal::{eprint_line, shown_json, shown_lines};
 use crate::text::Tokenizer;
-
-/// Shared prefixes that are named in the report.
-const MAX_NAMED: usize = 10;
 
 /// Plans a file: the report on standard output, problems and warnings on standard error.
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
@@ -36,7 +33,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     for warning in model.text.warnings() {
         say(args, &format!("mlxbatch: warning: {warning}"));
     }
-    let dtype = ComputeDevice::current().compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
+    let device = ComputeDevice::current();
+    let dtype = device.compute_dtype(asked_dtype(args.dtype), model.stored_dtype);
     let snapshot = match &args.persist_cache {
         None => None,
         Some(path) => {
@@ -74,6 +72,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         None => Vec::new(),
     };
 
+    let shape = BatchShape { batch_size: args.batch_size, prefill_chunk: DEFAULT_PREFILL_CHUNK };
     let report = Report {
         input: reader.name(),
         model: model.name.clone(),
@@ -89,8 +88,10 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         longest_prompt_tokens: totals.longest_prompt_tokens,
         num_stored_tokens: snapshot.as_ref().map(|_| totals.num_stored_tokens),
         max_live_tokens: totals.max_live_tokens,
-        largest_shared: totals.into_largest_shared(),
         shards,
+        memory: MemoryNeeds::of(&model, device, dtype, shape),
+        free_bytes: free_memory_bytes(),
+        largest_shared: totals.shared.largest(),
     };
     let text =
         if args.json { shown_json(&format!("{:#}\n", report.json())) } else { shown_lines(&report.text()) };
@@ -223,9 +224,7 @@ struct Totals<'a> {
     num_stored_tokens: u64,
     snapshot: Option<&'a Snapshot>,
     max_live_tokens: u64,
-    /// By the digest of their tokens: the same prefix may be shared in several windows. A few for
-    /// each window, and so for thousands of requests.
-    shared: HashMap<blake3::Hash, NamedPrefix>,
+    shared: SharedPrefixes,
 }
 
 impl<'a> Totals<'a> {
@@ -242,7 +241,7 @@ impl<'a> Totals<'a> {
             num_stored_tokens: 0,
             snapshot,
             max_live_tokens: 0,
-            shared: HashMap::new(),
+            shared: SharedPrefixes::default(),
         }
     }
 
@@ -274,36 +273,7 @@ impl<'a> Totals<'a> {
                 .collect();
             self.num_stored_tokens += num_unique_held(&held) as u64;
         }
-        for prefix in &plan.largest_shared {
-            self.add_shared(prefix, prompts[prefix.example].tokens);
-        }
-    }
-
-    fn add_shared(&mut self, prefix: &SharedPrefix, example: &[u32]) {
-        let tokens = &example[..prefix.num_tokens];
-        let mut hasher = blake3::Hasher::new();
-        for token in tokens {
-            hasher.update(&token.to_le_bytes());
-        }
-        let named = self.shared.entry(hasher.finalize()).or_insert_with(|| NamedPrefix {
-            num_tokens: prefix.num_tokens as u64,
-            num_parent_tokens: prefix.num_parent_tokens as u64,
-            num_users: 0,
-            num_saved_tokens: 0,
-            text: text_head(self.tokenizer, &tokens[prefix.num_parent_tokens..]),
-        });
-        named.num_users += prefix.num_users as u64;
-        named.num_saved_tokens += prefix.num_saved_tokens as u64;
-    }
-
-    fn into_largest_shared(self) -> Vec<NamedPrefix> {
-        let mut shared: Vec<NamedPrefix> = self.shared.into_values().collect();
-        shared.sort_by(|a, b| {
-            let key = |named: &NamedPrefix| (std::cmp::Reverse(named.num_saved_tokens), named.num_tokens);
-            key(a).cmp(&key(b)).then_with(|| a.text.cmp(&b.text))
-        });
-        shared.truncate(MAX_NAMED);
-        shared
+        self.shared.add(&plan.largest_shared, |index| prompts[index].tokens, self.tokenizer);
     }
 }
 
@@ -329,7 +299,7 @@ mod tests {
             totals.add(&window);
         }
         let (num_windows, num_unique) = (totals.num_windows, totals.num_unique_tokens);
-        let shared = totals.into_largest_shared();
+        let shared = totals.shared.largest();
         let shared = shared.iter().map(|named| (named.num_tokens, named.num_users, named.num_saved_tokens));
         (num_windows, num_unique, shared.collect())
     }

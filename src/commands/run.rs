@@ -3,9 +3,11 @@
 //! Reads as a table of contents: what can fail for want of a file fails before the model loads,
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
+mod budget;
 mod intake;
 mod job;
 mod model;
+mod overdue;
 mod persist;
 mod places;
 pub(super) mod prepare;
@@ -13,6 +15,8 @@ mod report;
 mod resume;
 mod session;
 mod shard;
+mod timeline;
+mod times;
 mod window;
 
 use std::sync::Arc;
@@ -23,22 +27,26 @@ use anyhow::Context;
 use self::{
     intake::Intake,
     model::DescribedModel,
+    report::{About, Report},
     session::{Session, Stop},
 };
 use super::{Outcome, interrupt::Interrupt};
 use crate::{
     batch::{
-        BatchError, Ending, Flow, Inputs, Progress, ReaderOptions, RequestReader, ResultWriter, RunStats,
-        Served, count_requests, summary,
+        BatchError, Ending, Flow, Inputs, Progress, ProgressKind, ReaderOptions, RequestReader, ResultWriter,
+        RunStats, Served, count_requests, summary,
     },
-    cli::RunArgs,
+    cli::{ProgressArg, RunArgs},
     mlx,
-    terminal::eprint_line,
+    terminal::{eprint_line, speak_json},
 };
 
 /// Runs a batch.
 pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     mlx::restart_with_better_kernels();
+    if args.progress == ProgressArg::Json {
+        speak_json();
+    }
     let started = Instant::now();
     model::check_address_space(0)?;
     model::check_threads()?;
@@ -51,21 +59,21 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     options.shard = shard::lines_of(args, &inputs, &options)?;
     let reader = RequestReader::open(&inputs, options.clone())?;
     let num_total = count_requests(&inputs, &options)?;
-    if let Some(path) = &args.report {
-        inputs.all().iter().try_for_each(|input| report::check_writable(path, input, &args.output))?;
-    }
+    report::check_all_writable(args, &inputs)?;
     persist::check(args, &inputs)?;
     let mut writer = ResultWriter::create(&args.output, &inputs, args.resume)?;
+    writer = writer.in_format(args.format.into())?;
     let interrupt = Interrupt::install(writer.partial_path())?;
     warn(args, writer.warnings());
 
     let model = DescribedModel::read(args, &interrupt)?;
     places::check_model_is_spared(args, model.files())?;
-    model.check_limits()?;
+    model.check_limits(args)?;
     let served_name = model.name().to_owned();
     let preparer = model.preparer(args);
-    let kept =
-        resume::begin(&mut writer, &model.manifest(&preparer, args, &options)?, args, (&inputs, &options))?;
+    let manifest = model.manifest(&preparer, args, &options)?;
+    let about = About::of(args, &inputs, &model, &preparer, &manifest);
+    let kept = resume::begin(&mut writer, &manifest, args, (&inputs, &options))?;
     let stats = RunStats {
         num_total,
         num_ok: kept.num_ok,
@@ -74,12 +82,15 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         ..RunStats::default()
     };
     if kept.num_kept() > 0 && kept.num_left == 0 {
-        return resume::nothing_left(writer, stats, args, started);
+        let (outcome, stats) = resume::nothing_left(writer, stats, args, started)?;
+        say_all(args, &Report::of_nothing(about, stats))?;
+        return Ok(outcome);
     }
     let mut intake = Intake::new(reader, preparer, Arc::clone(model.text()), kept);
     let model = intake.during(|| model.load(args, is_verbose))?;
     let load_time = started.elapsed();
-    let progress = Progress::new(num_total, args.quiet);
+    let memory = model.memory;
+    let progress = Progress::new(num_total, progress_kind(args));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let is_repeatable = args.deterministic_ids;
     let served = Served { model: served_name, created: if is_repeatable { 0 } else { now }, is_repeatable };
@@ -109,12 +120,14 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     };
     // The results come first: they are safe by now.
     session.save_cache();
-    let counters = report::Counters::of(&session);
+    session.note_moment();
     let mut stats = session.stats.clone();
     stats.cache = session.cache_usage();
     stats.num_unique_tokens = Some(session.num_unique_tokens() as u64);
     stats.wall = started.elapsed();
     stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
+    stats.weight_bytes = memory.needs.weight_bytes;
+    stats.max_memory_bytes = args.compute.max_memory;
     let reader = session.intake.reader();
     warn(args, &reader.warnings().texts());
     let saver = session.saver.as_ref();
@@ -123,24 +136,45 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     if stats.num_done() == 0 && stop == Stop::InputUsedUp && args.shard.is_none() {
         warn(args, &[format!("{} holds no requests", reader.name())]);
     }
-    if !args.quiet {
+    {
         let is_nothing_there = stats.num_done() == 0 && matches!(ending, Ending::Interrupted { .. });
         let place = if is_nothing_there { args.output.name() } else { published.place };
         let mut lines = summary(&stats, ending, &place);
         lines.extend(saver.and_then(|saver| saver.summary(session.engine())));
-        lines.iter().for_each(|line| eprint_line(line));
+        session.progress.end(&stats, &lines);
     }
+    let outcome = outcome(&stats, args);
     // Last, since the results are safe by now and a report is not worth losing the summary.
-    if let Some(path) = &args.report {
-        report::write(path, &stats, &counters, load_time)
-            .with_context(|| format!("cannot write the report to {}", path.display()))?;
-    }
+    say_all(args, &Report::of(&session, about, stats, stop, (load_time, memory)))?;
     Ok(match (stop, published.flow) {
         (Stop::Interrupted, _) => Outcome::Interrupted,
         (Stop::TimeUp, _) => Outcome::TimeUp,
         (Stop::OutputClosed, _) | (_, Flow::Closed) => Outcome::OutputClosed,
-        _ => outcome(&stats, args),
+        _ => outcome,
     })
+}
+
+/// Writes the reports that are asked for.
+fn say_all(args: &RunArgs, report: &Report) -> anyhow::Result<()> {
+    if let Some(path) = &args.report {
+        report.write(path).with_context(|| format!("cannot write the report to {}", path.display()))?;
+    }
+    if let Some(path) = &args.report_html {
+        report.write_page(path).with_context(|| format!("cannot write the page to {}", path.display()))?;
+    }
+    warn(args, report.append_to_job().as_slice());
+    Ok(())
+}
+
+/// How a run is shown.
+fn progress_kind(args: &RunArgs) -> ProgressKind {
+    match args.progress {
+        _ if args.quiet => ProgressKind::Quiet,
+        ProgressArg::Auto => ProgressKind::Auto,
+        ProgressArg::Plain => ProgressKind::Plain,
+        ProgressArg::Json => ProgressKind::Json,
+        ProgressArg::None => ProgressKind::None,
+    }
 }
 
 /// Of a run that has come to the end of its input.

@@ -42,6 +42,8 @@ pub struct Engine<R: Runner> {
     /// What the next step returns.
     events: Vec<Event>,
     failure: Option<Failure>,
+    /// Requests that entered the running batch in the last step.
+    admitted: Vec<RequestId>,
     num_submitted: u64,
     last_collected: Option<Instant>,
     stats: Stats,
@@ -66,6 +68,7 @@ impl<R: Runner> Engine<R> {
             passes: VecDeque::new(),
             events: Vec::new(),
             failure: None,
+            admitted: Vec::new(),
             num_submitted: 0,
             last_collected: None,
             stats: Stats::default(),
@@ -158,6 +161,11 @@ impl<R: Runner> Engine<R> {
             && self.failure.is_none()
     }
 
+    /// Requests that entered the running batch in the last step.
+    pub fn admitted(&self) -> &[RequestId] {
+        &self.admitted
+    }
+
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
@@ -245,6 +253,7 @@ impl<R: Runner> Engine<R> {
     /// error tells that they finished with [`FinishReason::Error`]. The others are unharmed, and a
     /// caller who has told the user may go on stepping: no pass is tried twice.
     pub fn step(&mut self) -> Result<Vec<Event>, RunnerError> {
+        self.admitted.clear();
         if self.failure.is_none() {
             self.run_pass();
         }

@@ -54,5 +54,5 @@ pub use device::{
 };
 pub use error::MlxError;
 pub use facts::version_facts;
-pub use model::{LoadedModel, WeightSource};
+pub use model::{LoadedModel, WeightSource, matrix_bytes};
 pub use runner::MlxRunner;

@@ -66,10 +66,17 @@ impl LoadedModel {
     }
 }
 
-/// Whether all matrices in `dtype` leave at least a quarter of the free memory for KV; those of experts stay as they
-/// are stored, a byte or less a number where they are quantised.
+/// Whether all matrices in `dtype` leave at least a quarter of the free memory for KV.
 fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
-    let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(2);
+    let needed = matrix_bytes(spec, dtype);
+    available_bytes().is_none_or(|available| needed <= available / 4 * 3)
+}
+
+/// What all matrices take in `dtype`; those of experts stay as they are stored, a byte or less a number where they
+/// are quantised.
+pub fn matrix_bytes(spec: &ModelSpec, dtype: ComputeDtype) -> u64 {
+    let num_tables = if spec.tied_head == Some(true) { 1 } else { 2 };
+    let embeddings = spec.vocab_size.saturating_mul(spec.hidden_size).saturating_mul(num_tables);
     let layers = spec.layers.iter().fold(0usize, |sum, layer| {
         let heads = |attention: &AttentionSpec| {
             let gates = if attention.output_gate { attention.num_heads } else { 0 };
@@ -92,6 +99,5 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
     let experts = mlps.fold(0usize, |sum, mlp| sum.saturating_add(mlp.num_expert_elements(spec.hidden_size)));
     let expert_bytes = if spec.quantization.is_some() { 1 } else { dtype.num_bytes() };
     let widened = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes());
-    let needed = widened.saturating_add(experts.saturating_mul(expert_bytes)) as u64;
-    available_bytes().is_none_or(|available| needed <= available / 4 * 3)
+    widened.saturating_add(experts.saturating_mul(expert_bytes)) as u64
 }

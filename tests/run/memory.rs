@@ -2,8 +2,6 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
-
 use crate::support::Desk;
 
 /// Allocators, page caches of small maps and the digests of ids differ by less.
@@ -18,7 +16,7 @@ fn peak_bytes(input: &str, exit_code: i32) -> u64 {
     // What the prompt cache keeps of answered requests has a limit of its own; a small one here.
     let flags = ["-q", "--report", "report.json", "--batch-size", "8", "--cache-bytes", "256KB"];
     desk.run().args(flags).assert().code(exit_code);
-    let report: Value = serde_json::from_str(&desk.read("report.json")).expect("the report is JSON");
+    let report = desk.report();
     assert_eq!(report["num_requests"].as_u64(), Some(input.lines().count() as u64));
     let peak_bytes = report["peak_memory_bytes"].as_u64().expect("the report has the peak");
     assert!(peak_bytes < 200 << 20, "{peak_bytes} bytes for a model of 100 KB");
@@ -72,4 +70,67 @@ fn answered_requests_are_not_kept() {
     // input has 120 MB.
     let (short, long) = (peak_bytes(&input(1_500), 0), peak_bytes(&input(6_000), 0));
     assert!(long <= short + SLACK_BYTES, "{short} bytes at 1,500 lines, {long} at 6,000");
+}
+
+/// Forty requests that write tens of thousands of tokens beside each other would take more than the limit; they wait.
+/// One that never fits is an error line.
+#[test]
+fn a_limit_on_memory_is_kept_and_what_never_fits_is_an_error() {
+    let line = |number: usize, max_tokens: u32| {
+        format!("{{\"id\": \"r{number}\", \"prompt\": \"Once {number}\", \"max_tokens\": {max_tokens}}}\n")
+    };
+    let mut input: String = (0..40).map(|number| line(number, 20_000)).collect();
+    input += &line(40, 900_000);
+    let desk = Desk::with_input(input);
+    let model = desk.copy_model("tiny-llama");
+    desk.set_field("model/config.json", "max_position_embeddings", 1_000_000.into());
+    // Under a limit on the address space, too, which would end the process where it takes more than there is.
+    let run = |limit: &str| {
+        let mut command = desk.limited("ulimit -v 6000000");
+        command.args(["run", "in.jsonl", "-o", "out.jsonl", "--model"]).arg(&model);
+        command.args([
+            "-v",
+            "--report",
+            "report.json",
+            "--batch-size",
+            "32",
+            "--prefill-chunk",
+            "64",
+            "--temperature",
+            "1",
+        ]);
+        command
+            .args([
+                "--stop",
+                " ",
+                "--stop",
+                "e",
+                "--stop",
+                "a",
+                "--max-memory",
+                limit,
+                "--cache-bytes",
+                "1GB",
+            ])
+            .assert()
+    };
+    let assert = run("96MiB").code(3);
+    let told = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    for part in ["--cache-bytes is cut to ", "memory: weights ", "; within 96 MiB (--max-memory)"] {
+        assert!(told.contains(part), "no {part:?} in {told}");
+    }
+    let output = desk.output();
+    let failed: Vec<&str> = output.iter().map(crate::support::code_of).filter(|code| *code != "ok").collect();
+    assert_eq!(failed, ["memory_limit_exceeded"]);
+    let report = desk.report();
+    let peak_bytes = report["peak_memory_bytes"].as_u64().expect("it is known");
+    assert!(peak_bytes <= 96 << 20, "{peak_bytes}");
+    assert!(
+        report["peak_rows"].as_u64().is_some_and(|peak| (1..32).contains(&peak)),
+        "{}",
+        report["peak_rows"]
+    );
+    let assert = run("20MiB").code(1);
+    let told = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
+    assert!(told.contains("--max-memory 20 MiB is too little: weights and program take "), "{told}");
 }

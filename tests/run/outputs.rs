@@ -71,7 +71,7 @@ fn the_report_is_a_file_of_its_own() {
         );
     }
     desk.run().args(["--report", "report.json", "-q"]).assert().code(0).stderr(is_empty());
-    let report: serde_json::Value = serde_json::from_str(&desk.read("report.json")).expect("it is JSON");
+    let report = desk.report();
     assert_eq!((&report["num_requests"], &report["num_failed"]), (&2.into(), &0.into()));
     assert_eq!(report["num_generated_tokens"], 2);
     let count = |name: &str| report[name].as_u64().expect("it is a count");

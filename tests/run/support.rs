@@ -92,6 +92,15 @@ impl Desk {
         Command::from_std(self.std_command())
     }
 
+    /// The binary alone, under limits that a shell sets.
+    pub fn limited(&self, limits: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{limits}; exec \"$@\""), "sh"]);
+        command.arg(assert_cmd::cargo::cargo_bin("mlxbatch"));
+        command.current_dir(self.path("")).env("OPENBLAS_NUM_THREADS", "1");
+        command
+    }
+
     /// Runs `mlxbatch run in.jsonl -o out.jsonl` with a model, under limits that a shell sets.
     pub fn run_under(&self, limits: &str, model: &Path) -> std::process::Output {
         let mut command = std::process::Command::new("sh");
@@ -122,6 +131,7 @@ impl Desk {
             "CI",
             "RANK",
             "CI_NODE_INDEX",
+            "GITHUB_STEP_SUMMARY",
         ] {
             command.env_remove(name);
         }
@@ -130,9 +140,11 @@ impl Desk {
         command
     }
 
-    /// What `--report report.json` wrote.
+    /// What `--report report.json` wrote, as its schema has it.
     pub fn report(&self) -> Value {
-        serde_json::from_str(&self.read("report.json")).expect("the report is JSON")
+        let report = serde_json::from_str(&self.read("report.json")).expect("the report is JSON");
+        check_schema(&REPORT, &report);
+        report
     }
 
     /// The lines of `out.jsonl`, each of which its schema allows, where those of the input are no requests.
@@ -164,6 +176,8 @@ impl Desk {
 
 static INPUT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::input_schema()));
 static OUTPUT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::output_schema()));
+
+static REPORT: LazyLock<Validator> = LazyLock::new(|| validator(&mlxbatch::batch::report_schema()));
 
 fn validator(schema: &Value) -> Validator {
     jsonschema::draft202012::new(schema).expect("it is a schema")

@@ -21,6 +21,7 @@ use super::super::reader::RequestReader;
 use super::earlier::{Earlier, Kept, Resume};
 use super::manifest::Manifest;
 use super::order_index::{Extent, OrderIndex};
+use super::published::PublishedForm;
 use super::{Flow, Published, input_that_is, is_same_file};
 
 /// How many results of earlier, killed runs are kept beside the output.
@@ -38,6 +39,8 @@ pub(super) struct FileOutput {
     next_in_order: Option<u64>,
     /// What is to become of the partial file is done.
     is_settled: bool,
+    /// What the records become at last.
+    pub form: PublishedForm,
 }
 
 impl FileOutput {
@@ -54,7 +57,8 @@ impl FileOutput {
         }
         let partial_path = partial_path(&output);
         let is_input = |path: &Path| input_that_is(inputs, || fs::metadata(path));
-        if let Some(input) = is_input(&output).or_else(|| is_input(&partial_path)) {
+        let ours = [output.clone(), partial_path.clone(), records_path(&output)];
+        if let Some(input) = ours.iter().find_map(|path| is_input(path)) {
             return Err(BatchError::OutputIsInput { output, input });
         }
         let mut warnings = Vec::new();
@@ -80,6 +84,7 @@ impl FileOutput {
             num_results: 0,
             next_in_order: Some(0),
             is_settled: false,
+            form: PublishedForm::default(),
         };
         Ok((file, warnings))
     }
@@ -91,7 +96,8 @@ impl FileOutput {
         written.map_err(|source| BatchError::CreateOutput { path, source })
     }
 
-    /// Takes over what an earlier run has left: in the partial file, else, where that run has ended, in OUTPUT.
+    /// Takes over what an earlier run has left: in the partial file, else, where that run has ended, in OUTPUT
+    /// or, if that has other than records, in OUTPUT.records.
     /// `reader` reads the inputs from their start.
     pub fn resume(
         &mut self,
@@ -102,8 +108,15 @@ impl FileOutput {
     ) -> Result<Kept, BatchError> {
         // One without results tells of a run that has begun all the same: what is in OUTPUT is older.
         let is_partial = has_content(&self.partial) || manifest_path(&self.partial_path).exists();
-        let left = if is_partial { self.partial_path.clone() } else { self.output.clone() };
-        if fs::metadata(&left).is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0) {
+        let published = self.published_records();
+        let left = if is_partial { self.partial_path.clone() } else { published };
+        if left != self.output && !left.exists() && has_results(&self.output) && !resume.is_forced {
+            // Its records are gone, and what it has cannot be held to the lines that it answers.
+            let manifest = manifest_path(&left);
+            let source = io::ErrorKind::NotFound.into();
+            return Err(BatchError::NoManifest { manifest, results: self.output.clone(), source });
+        }
+        if has_results(&left) {
             self.check_manifest(manifest, &left, resume)?;
             if !is_partial {
                 let copied = File::open(&left).and_then(|mut from| io::copy(&mut from, &mut &self.partial));
@@ -112,7 +125,7 @@ impl FileOutput {
         }
         let kept = self.keep(&left, resume, reader, space);
         if kept.is_err() && !is_partial {
-            // OUTPUT still has it all.
+            // It is still where it was.
             self.partial.set_len(0).map_err(|source| self.not_written(source))?;
         }
         let (kept, end) = kept?;
@@ -186,17 +199,29 @@ impl FileOutput {
 
     /// Makes the results OUTPUT, in order.
     pub fn publish(mut self, keeps_manifest: bool) -> Result<Published, BatchError> {
-        self.move_to_output().map_err(|source| BatchError::Publish {
+        let is_partial_left = self.move_to_output().map_err(|source| BatchError::Publish {
             output: self.output.clone(),
             partial: self.partial_path.clone(),
             num_kept: self.num_results,
             source,
         })?;
         self.is_settled = true;
-        // The results are safe: what becomes of the manifest is not worth an error.
-        let (from, to) = (manifest_path(&self.partial_path), manifest_path(&self.output));
+        // The results are safe: what becomes of records and manifest is not worth an error.
+        let records = self.published_records();
+        let (from, to) = (manifest_path(&self.partial_path), manifest_path(&records));
         let _ = if keeps_manifest { fs::rename(&from, &to) } else { fs::remove_file(&to) };
         let _ = fs::remove_file(&from);
+        if !self.form.is_plain() && !keeps_manifest {
+            let _ = fs::remove_file(&records);
+        }
+        if is_partial_left {
+            let is_kept = keeps_manifest && !self.form.is_plain();
+            let _ = if is_kept {
+                fs::rename(&self.partial_path, &records)
+            } else {
+                fs::remove_file(&self.partial_path)
+            };
+        }
         Ok(self.published_at(&self.output))
     }
 
@@ -207,38 +232,51 @@ impl FileOutput {
         Ok(self.published_at(&self.partial_path))
     }
 
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// Where records are kept beside or as OUTPUT.
+    fn published_records(&self) -> PathBuf {
+        if self.form.is_plain() { self.output.clone() } else { records_path(&self.output) }
+    }
+
     fn published_at(&self, path: &Path) -> Published {
         Published { place: path.display().to_string(), num_results: self.num_results, flow: Flow::Open }
     }
 
-    fn move_to_output(&mut self) -> io::Result<()> {
+    /// Returns whether the partial file is still there.
+    fn move_to_output(&mut self) -> io::Result<bool> {
         let folder = folder_of(&self.output).to_path_buf();
-        if self.next_in_order.is_some() {
+        let is_output = self.next_in_order.is_some() && self.form.is_plain();
+        if is_output {
             self.partial.sync_all()?;
             fs::rename(&self.partial_path, &self.output)?;
         } else {
             self.write_in_order(&folder)?;
-            // The results are published: a partial file that cannot be removed is a nuisance only.
-            let _ = fs::remove_file(&self.partial_path);
         }
         // Makes the rename itself durable; some file systems cannot, and then it is done already.
         let _ = File::open(&folder).and_then(|folder| folder.sync_all());
-        Ok(())
+        Ok(!is_output)
     }
 
     fn write_in_order(&mut self, folder: &Path) -> io::Result<()> {
         let ordered = new_file_in(folder)?;
         let mut writer = BufWriter::with_capacity(1 << 16, ordered.as_file());
+        let (partial, index, num_results) = (&self.partial, &mut self.index, self.num_results);
         let mut buffer = Vec::new();
-        let mut num_copied = 0;
-        let partial = &self.partial;
-        self.index.for_each(|extent| {
-            num_copied += 1;
-            copy_extent(partial, extent, &mut buffer, &mut writer)
-        })?;
+        let for_each = |take: &mut dyn FnMut(&[u8]) -> io::Result<()>| {
+            let mut num_copied = 0;
+            index.for_each(|extent| {
+                num_copied += 1;
+                take(read_extent(partial, extent, &mut buffer)?)
+            })?;
+            assert_eq!(num_copied, num_results, "each index is written once");
+            Ok(())
+        };
+        self.form.write(for_each, &mut writer)?;
         writer.flush()?;
         drop(writer);
-        assert_eq!(num_copied, self.num_results, "each index is written once");
         ordered.as_file().sync_all()?;
         ordered.persist(&self.output).map_err(|error| error.error)?;
         Ok(())
@@ -255,11 +293,11 @@ impl Drop for FileOutput {
     }
 }
 
-fn copy_extent(from: &File, extent: Extent, buffer: &mut Vec<u8>, to: &mut impl Write) -> io::Result<()> {
+fn read_extent<'b>(from: &File, extent: Extent, buffer: &'b mut Vec<u8>) -> io::Result<&'b [u8]> {
     let num_bytes = usize::try_from(extent.num_bytes).map_err(io::Error::other)?;
     buffer.resize(num_bytes, 0);
     from.read_exact_at(buffer, extent.offset)?;
-    to.write_all(buffer)
+    Ok(buffer)
 }
 
 fn open_partial(path: &Path) -> Result<File, BatchError> {
@@ -291,6 +329,10 @@ fn open_partial(path: &Path) -> Result<File, BatchError> {
 
 fn has_content(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() > 0)
+}
+
+fn has_results(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() > 0)
 }
 
 fn move_aside(partial: &Path) -> Result<PathBuf, BatchError> {
@@ -334,6 +376,11 @@ pub(in crate::batch) fn folder_of(path: &Path) -> &Path {
 /// Where the results of a run lie until they are published as its output.
 pub fn partial_path(output: &Path) -> PathBuf {
     with_suffix(output, ".partial")
+}
+
+/// Where the records of a run are kept whose output has another form.
+pub fn records_path(output: &Path) -> PathBuf {
+    with_suffix(output, ".records")
 }
 
 /// Where it is noted what results were made with.

@@ -63,6 +63,14 @@ impl Manifest {
         self
     }
 
+    /// What is noted by its digest, and that.
+    pub fn digests(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().filter_map(|(name, fact)| match fact {
+            Fact::Digest(digest) => Some((name.as_str(), digest.as_str())),
+            _ => None,
+        })
+    }
+
     /// What is no longer as `earlier` has it, each in a few words.
     pub(in crate::batch) fn differences(&self, earlier: &Self) -> Vec<String> {
         let mut names: Vec<&String> = self.0.keys().chain(earlier.0.keys()).collect();

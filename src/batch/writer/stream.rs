@@ -15,9 +15,12 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use super::super::error::BatchError;
 use super::super::paths::Inputs;
 use super::order_index::{Extent, OrderIndex};
+use super::published::simple_line;
 use super::{Flow, Published, input_that_is};
 
 pub(super) struct StreamOutput {
+    /// Whether records become flat objects.
+    pub is_simple: bool,
     out: File,
     name: String,
     /// Index of the result whose turn it is.
@@ -63,11 +66,18 @@ impl StreamOutput {
     }
 
     fn new(out: File, name: String) -> Self {
-        Self { out, name, next: 0, held: None, num_results: 0, flow: Flow::Open }
+        Self { is_simple: false, out, name, next: 0, held: None, num_results: 0, flow: Flow::Open }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     pub fn write(&mut self, index: u64, line: &str) -> Result<Flow, BatchError> {
-        let bytes = [line.as_bytes(), b"\n"].concat();
+        let bytes = match self.is_simple {
+            true => simple_line(line.as_bytes()).map_err(hold_error)?,
+            false => [line.as_bytes(), b"\n"].concat(),
+        };
         if self.flow == Flow::Closed {
             return Ok(Flow::Closed);
         }

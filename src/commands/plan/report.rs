@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 
 use crate::batch::{count_text, number_text, size_text};
+use crate::commands::{memory_needs::MemoryNeeds, shared_prefixes::NamedPrefix};
 use crate::plan::MAX_WINDOW_REQUESTS;
 
 /// People are shown what saves one token in so many; a common first word does not.
@@ -32,6 +33,10 @@ pub(super) struct Report {
     pub longest_prompt_tokens: u64,
     /// Held at once in a run, answers at full length included.
     pub max_live_tokens: u64,
+    /// Beside KV.
+    pub memory: MemoryNeeds,
+    /// Memory that a run may take now, for people: it differs from moment to moment. `None` where that is not known.
+    pub free_bytes: Option<u64>,
     /// Those that save most first.
     pub largest_shared: Vec<NamedPrefix>,
     /// In the order of their numbers, where they are asked for.
@@ -58,18 +63,6 @@ const MAX_SHOWN_SHARDS: usize = 64;
 
 /// A split that computes so much more is worth a word about it.
 const MIN_TOLD_RATIO: f64 = 1.1;
-
-/// A shared prefix and how its own part begins.
-#[derive(Debug, Clone)]
-pub(super) struct NamedPrefix {
-    pub num_tokens: u64,
-    /// Its first tokens that belong to a shorter shared prefix.
-    pub num_parent_tokens: u64,
-    pub num_users: u64,
-    pub num_saved_tokens: u64,
-    /// The text after those first tokens.
-    pub text: String,
-}
 
 impl Report {
     fn share_reusable(&self) -> f64 {
@@ -122,6 +115,32 @@ impl Report {
                      shards read it with --cache-mode ro.\n";
         }
         text
+    }
+
+    /// All that a run takes at its batch size, answers at full length included.
+    fn run_bytes(&self) -> u64 {
+        let kv_bytes = self.kv_bytes(self.max_live_tokens);
+        self.memory.weight_bytes.saturating_add(self.memory.beside()).saturating_add(kv_bytes)
+    }
+
+    fn memory_text(&self) -> String {
+        let fits = match self.free_bytes {
+            None => String::new(),
+            Some(free) if self.run_bytes() <= free => {
+                format!("; fits in the {} that are free", size_text(free))
+            }
+            Some(free) => format!(
+                "; more than the {} that are free: requests would wait for each other",
+                size_text(free)
+            ),
+        };
+        format!(
+            "about {}: weights {}, KV up to {}, working memory {}{fits}",
+            size_text(self.run_bytes()),
+            size_text(self.memory.weight_bytes),
+            size_text(self.kv_bytes(self.max_live_tokens)),
+            size_text(self.memory.beside())
+        )
     }
 
     /// For people.
@@ -182,6 +201,7 @@ impl Report {
                 self.batch_size
             ),
         );
+        line("memory, a run", self.memory_text());
         if self.num_windows > 1 {
             line(
                 "windows",
@@ -260,6 +280,9 @@ impl Report {
             "kv_all_prompts_bytes": self.kv_bytes(self.num_prompt_tokens),
             "kv_shared_once_bytes": self.kv_bytes(self.num_unique_tokens),
             "kv_peak_bytes": self.kv_bytes(self.max_live_tokens),
+            "weight_bytes": self.memory.weight_bytes,
+            "working_bytes": self.memory.beside(),
+            "run_bytes": self.run_bytes(),
             "largest_shared": shared,
         });
         if !shards.is_empty() {
@@ -284,6 +307,7 @@ mod tests {
             num_users: 100,
             num_saved_tokens: 99 * (num_tokens - num_parent_tokens),
             text: text.to_owned(),
+            parent: None,
         };
         Report {
             input: "in.jsonl".to_owned(),
@@ -300,6 +324,8 @@ mod tests {
             num_unique_tokens: 12_000,
             longest_prompt_tokens: 1_300,
             max_live_tokens: 40_000,
+            memory: MemoryNeeds { weight_bytes: 500 << 20, state_bytes: 0, working_bytes: 70 << 20 },
+            free_bytes: Some(14 << 30),
             largest_shared: vec![
                 prefix(1_000, 0, "system You are"),
                 prefix(1_010, 1_000, ""),
@@ -320,6 +346,7 @@ in.jsonl: 102 requests, 2 of them cannot be run
   reusable        90.0%
   KV, all prompts 5.1 GiB; 527 MiB with shared prefixes held once (f32, 46,080 bytes a token)
   KV, running     up to 1.7 GiB at --batch-size 32 with answers at full length
+  memory, a run   about 2.3 GiB: weights 500 MiB, KV up to 1.7 GiB, working memory 70 MiB; fits in the 14.0 GiB that are free
 
 largest shared prefixes
       tokens   requests      saved  text
@@ -361,6 +388,13 @@ largest shared prefixes
             Report { num_requests: 0, num_failed: 0, num_prompt_tokens: 0, num_unique_tokens: 0, ..report };
         assert_eq!(empty.text(), "in.jsonl: 0 requests\n");
         assert_eq!(empty.json()["share_reusable"], 0.0);
+    }
+
+    #[test]
+    fn a_run_that_does_not_fit_is_said_to() {
+        let report = Report { free_bytes: Some(1 << 30), ..report() };
+        assert!(report.text().contains("; more than the 1.0 GiB that are free: requests would wait"));
+        assert!(!Report { free_bytes: None, ..report }.text().contains("free"));
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 use std::ops::AddAssign;
 
-use super::prepare::{AnswerFormat, Dialogue, PreparedRequest, PromptShown};
+use super::{
+    prepare::{AnswerFormat, Dialogue, PreparedRequest, PromptShown},
+    times::Moments,
+};
 use crate::{
     batch::{
         Choice, Completion, FinishReason, RequestError, RequestHead, Scored, StopReason, Token, TokenCounts,
@@ -18,6 +21,7 @@ use crate::{
 /// A line that is being answered.
 pub(super) struct Job {
     pub head: RequestHead,
+    pub moments: Moments,
     format: AnswerFormat,
     /// The conversation, where it has turns behind the first.
     dialogue: Option<Box<Dialogue>>,
@@ -90,7 +94,7 @@ impl Job {
         num_choices: usize,
     ) -> Self {
         let choices = (0..num_choices).map(|_| ChoiceState::default()).collect();
-        Self { head, format, dialogue, choices, num_unfinished: num_choices }
+        Self { head, moments: Moments::begin(), format, dialogue, choices, num_unfinished: num_choices }
     }
 
     /// Notes that the next turn of a choice runs as this request.
@@ -114,6 +118,17 @@ impl Job {
     /// The requests that run.
     pub(super) fn running(&self) -> impl Iterator<Item = RequestId> {
         self.choices.iter().filter_map(|choice| Some(choice.running.as_ref()?.id))
+    }
+
+    /// A choice whose answer is not there yet.
+    pub(super) fn unfinished(&self) -> usize {
+        self.choices.iter().position(|choice| choice.running.is_some()).unwrap_or(0)
+    }
+
+    /// Tokens of the answers that are being generated.
+    pub(super) fn num_running_tokens(&self) -> usize {
+        let running = self.choices.iter().filter_map(|choice| choice.running.as_ref());
+        running.map(|running| running.answer.num_tokens()).sum()
     }
 
     /// The conversation whose turns follow each other, if it has several.

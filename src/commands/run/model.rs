@@ -3,29 +3,32 @@
 //! Owns the order of the steps and what is said about them with `-v`. Finding and describing a
 //! model is `commands/model`'s business, each step `mlx/`'s.
 
-use std::{fs, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
+use serde_json::{Map, Value, json};
 
-use super::{persist, prepare::Preparer};
+use super::{
+    budget::{Budget, Memory},
+    persist,
+    prepare::Preparer,
+};
 use crate::{
     batch::{Manifest, ReaderOptions, size_text},
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::{
         identity::ComputedModel,
         interrupt::Interrupt,
+        memory_needs::{BatchShape, MemoryNeeds},
         model::{Description, asked_dtype},
     },
     machine_memory,
-    mlx::{Blas, ComputeDevice, ComputeDtype, LoadedModel, MlxRunner},
+    mlx::{self, Blas, ComputeDevice, ComputeDtype, LoadedModel, MlxRunner},
     snapshot::Snapshot,
     terminal::eprint_line,
     text::TextModel,
     threads,
 };
-
-/// Limit of the prompt cache on machines that do not tell their memory.
-const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
 
 /// What a run takes of it, beside the weights, and what each core adds: threads with deep stacks, their heaps, and
 /// buffers of the BLAS.
@@ -77,14 +80,20 @@ pub(super) struct OpenModel {
     pub runner: MlxRunner,
     /// What it computes on.
     pub device: ComputeDevice,
-    /// Tokens whose KV fits into memory beside the weights; `None` where that is not known.
-    pub max_kv_tokens: Option<usize>,
     /// KV of one token, all layers.
     pub kv_bytes_per_token: u64,
-    /// Limit of the prompt cache where no flag says otherwise.
-    pub default_cache_bytes: u64,
+    /// What it takes, and what may come to it.
+    pub memory: RunMemory,
     /// The cache file, if one is in use.
     pub snapshot: Option<Snapshot>,
+}
+
+/// What a run takes of memory, and what it may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RunMemory {
+    /// Weights as they are loaded, and estimates of the rest.
+    pub needs: MemoryNeeds,
+    pub budget: Budget,
 }
 
 impl DescribedModel {
@@ -114,10 +123,24 @@ impl DescribedModel {
         &self.description.files.all
     }
 
-    /// Checks that there is address space for the weights, too.
-    pub(super) fn check_limits(&self) -> anyhow::Result<()> {
-        let sizes = self.description.files.weights.iter().filter_map(|file| fs::metadata(file).ok());
-        check_address_space(sizes.map(|file| file.len()).sum())
+    /// Checks that there is room for the weights, too, and has them take no more than they may.
+    pub(super) fn check_limits(&self, args: &RunArgs) -> anyhow::Result<()> {
+        check_address_space(self.description.files.weight_bytes())?;
+        if let Some(max_bytes) = args.compute.max_memory {
+            machine_memory::limit_process(max_bytes);
+        }
+        let needed = MemoryNeeds::of(&self.description, self.device, self.dtype, shape_of(args)).weight_bytes;
+        // As stored they may be smaller, but no less is read.
+        let needed = needed.min(self.description.files.weight_bytes());
+        match args.compute.max_memory {
+            Some(max_bytes) if max_bytes < needed => bail!(
+                "--max-memory {} is too little: the weights of {} take {} already",
+                size_text(max_bytes),
+                self.description.name,
+                size_text(needed)
+            ),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn text(&self) -> &Arc<TextModel> {
@@ -136,6 +159,22 @@ impl DescribedModel {
             has_checkpoints: spec.recurrent_layers().next().is_some(),
             reply: args.reply.settings(),
         }
+    }
+
+    /// What a report tells of it.
+    pub(super) fn facts(&self) -> Map<String, Value> {
+        let Description { name, spec, files, .. } = &self.description;
+        let facts = json!({
+            "name": name,
+            "model_type": spec.model_type,
+            "dtype": self.dtype.name(),
+            "num_layers": spec.layers.len(),
+            "vocab_size": spec.vocab_size,
+            "max_context": spec.max_context,
+            "kv_bytes_per_token": spec.kv_bytes_per_token(self.dtype.num_bytes()),
+            "weight_file_bytes": files.weight_bytes(),
+        });
+        facts.as_object().cloned().unwrap_or_default()
     }
 
     /// What answers depend on beside their requests.
@@ -187,23 +226,45 @@ impl DescribedModel {
                 Blas::current(),
             ));
         }
-        let kv_bytes_per_token = spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1);
-        // The states of a whole batch: its rows side by side, and once more while rows come and go.
-        let state_bytes =
-            2 * u64::from(args.compute.batch_size) * spec.state_bytes(loaded.dtype().num_bytes()) as u64;
-        // Most of what is left is for sequences that run. Stored prefixes that the run still needs
-        // stay beyond their limit; it is what nobody may ask for again that it bounds.
-        let free_bytes = crate::mlx::free_memory_bytes().map(|free| free.saturating_sub(state_bytes));
-        let max_kv_tokens =
-            free_bytes.map(|free| usize::try_from(free / 10 * 7).unwrap_or(usize::MAX) / kv_bytes_per_token);
+        let kv_bytes_per_token = spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1) as u64;
+        let needs = MemoryNeeds {
+            weight_bytes: mlx::active_memory_bytes().unwrap_or(0),
+            ..MemoryNeeds::beside_weights(&spec, loaded.dtype(), shape_of(args))
+        };
+        let memory = Memory {
+            free_bytes: mlx::free_memory_bytes(),
+            taken_bytes: machine_memory::resident_bytes().unwrap_or(0).max(needs.weight_bytes),
+            max_bytes: args.compute.max_memory,
+        };
+        let budget = Budget::of(memory, &needs, kv_bytes_per_token, args.compute.cache_bytes)?;
+        if args.compute.cache_bytes.is_some_and(|asked| asked > budget.max_cache_bytes) {
+            let told = size_text(budget.max_cache_bytes);
+            super::warn(
+                args,
+                &[format!("--cache-bytes is cut to {told}: --max-memory leaves no more for it")],
+            );
+        }
+        if is_verbose {
+            let kv_bytes = budget.max_kv_tokens.map(|max| size_text(max as u64 * kv_bytes_per_token));
+            eprint_line(&format!(
+                "memory: weights {}, working memory {} at --batch-size {}, KV up to {}, prompt cache up to {}",
+                size_text(needs.weight_bytes),
+                size_text(needs.beside()),
+                args.compute.batch_size,
+                kv_bytes.as_deref().unwrap_or("what there is"),
+                size_text(budget.max_cache_bytes)
+            ));
+        }
         Ok(OpenModel {
             device: self.device,
-            // Beside what sequences run on; rows that find no room are decoded one by one.
-            runner: MlxRunner::new(loaded, free_bytes.map_or(u64::MAX, |free| free / 10)),
-            max_kv_tokens,
-            kv_bytes_per_token: kv_bytes_per_token as u64,
+            runner: MlxRunner::new(loaded, budget.max_copied_bytes),
+            kv_bytes_per_token,
+            memory: RunMemory { needs, budget },
             snapshot: self.snapshot,
-            default_cache_bytes: free_bytes.map_or(DEFAULT_CACHE_BYTES, |free| free / 32),
         })
     }
+}
+
+fn shape_of(args: &RunArgs) -> BatchShape {
+    BatchShape { batch_size: args.compute.batch_size, prefill_chunk: args.compute.prefill_chunk }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 
 use super::places::is_same_file;
 use crate::{
-    batch::{Inputs, OutputPath, number_text, partial_path, size_text},
+    batch::{Inputs, OutputPath, number_text, partial_path, records_path, size_text},
     cli::{CacheModeArg, PersistArgs, RunArgs},
     commands::{identity::ComputedModel, interrupt::Interrupt},
     engine::{Engine, Runner},
@@ -30,11 +30,13 @@ pub(super) fn check(args: &RunArgs, inputs: &Inputs) -> anyhow::Result<()> {
         OutputPath::File(output) => Some(output.as_path()),
         OutputPath::Stdout => None,
     };
-    let growing = output.map(partial_path);
+    let (growing, records) = (output.map(partial_path), output.map(records_path));
     let others = [
         (output, "the output"),
         (growing.as_deref(), "where the output grows"),
         (args.report.as_deref(), "the report"),
+        (args.report_html.as_deref(), "the report's page"),
+        (records.as_deref(), "where records are kept"),
     ];
     let inputs = inputs.paths().map(|input| (Some(input), "the input"));
     for (other, what) in inputs.chain(others) {

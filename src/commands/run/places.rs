@@ -11,7 +11,7 @@ use std::{
 use anyhow::bail;
 
 use crate::{
-    batch::{OutputPath, manifest_path, partial_path},
+    batch::{OutputPath, manifest_path, partial_path, records_path},
     cli::RunArgs,
 };
 
@@ -35,9 +35,10 @@ pub(super) fn check_model_is_spared(args: &RunArgs, model_files: &[PathBuf]) -> 
     if let OutputPath::File(output) = &args.output {
         let partial = partial_path(output);
         written.extend([("--output", manifest_path(output)), ("--output", manifest_path(&partial))]);
-        written.extend([("--output", partial), ("--output", output.clone())]);
+        written.extend([partial, output.clone(), records_path(output)].map(|path| ("--output", path)));
     }
     written.extend(args.report.clone().map(|report| ("--report", report)));
+    written.extend(args.report_html.clone().map(|page| ("--report-html", page)));
     for (flag, path) in written {
         if let Some(file) = model_files.iter().find(|file| is_same_file(&path, file)) {
             bail!("{flag} {} would overwrite the model's {}; choose another", path.display(), file.display());

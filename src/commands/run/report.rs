@@ -1,41 +1,75 @@
-//! `--report FILE`: the run's counters as JSON, for benchmarks and CI.
+//! `--report FILE`, `--report-html FILE` and the summary of a CI job: what a run has to say of itself.
 //!
-//! Owns the names of its fields; the counting is the session's.
+//! Owns the names of the JSON report's fields, which `mlxbatch schema report` describes, and that no report takes
+//! another file's place; the page and the summary are in the modules below. The counting is the session's.
+
+mod about;
+mod chart;
+mod markdown;
+mod page;
 
 use std::{fs, io, path::Path, time::Duration};
 
 use serde_json::{Map, Value, json};
 
-use super::{places::is_same_file, session::Session};
+pub(super) use self::about::About;
+use super::{
+    model::RunMemory,
+    places::is_same_file,
+    session::{Session, Stop},
+    timeline::Moment,
+    times::{Percentiles, Timed, Timings},
+};
 use crate::{
-    batch::{InputPath, OutputPath, RunStats, partial_path},
+    batch::{Inputs, OutputPath, RunStats, count_text, number_text, partial_path, records_path},
     cache::CacheUsage,
+    cli::RunArgs,
+    commands::shared_prefixes::NamedPrefix,
     engine::{self, Runner},
     snapshot::Opening,
 };
 
-/// Finds out early whether the report can be written at all, and to a file of its own.
-pub(super) fn check_writable(path: &Path, input: &InputPath, output: &OutputPath) -> anyhow::Result<()> {
+/// Of the report's fields: a higher number has other meanings, not only more fields.
+const VERSION: u32 = 1;
+
+/// Finds out early whether the reports can be written at all, and to files of their own.
+pub(super) fn check_all_writable(args: &RunArgs, inputs: &Inputs) -> anyhow::Result<()> {
+    let reports = [("--report", &args.report), ("--report-html", &args.report_html)];
+    for (flag, path) in reports {
+        if let Some(path) = path {
+            check_writable(flag, path, inputs, &args.output)?;
+        }
+    }
+    if let (Some(report), Some(page)) = (&args.report, &args.report_html)
+        && is_same_file(report, page)
+        && !is_device(report)
+    {
+        anyhow::bail!("--report and --report-html are both {}; give each a file of its own", page.display());
+    }
+    Ok(())
+}
+
+/// Finds out early whether the report of this flag can be written at all, and to a file of its own.
+fn check_writable(flag: &str, path: &Path, inputs: &Inputs, output: &OutputPath) -> anyhow::Result<()> {
     let other = |name: &str, file: &Path| {
         if is_same_file(path, file) && !is_device(path) {
-            anyhow::bail!("--report {} is the {name}; give it a file of its own", path.display());
+            anyhow::bail!("{flag} {} is the {name}; give it a file of its own", path.display());
         }
         Ok(())
     };
-    if let Some(input) = input.path() {
-        other("input", input)?;
-    }
+    inputs.paths().try_for_each(|input| other("input", input))?;
     if let OutputPath::File(output) = output {
         other("output", output)?;
         other("file in which the output grows", &partial_path(output))?;
+        other("file in which its records are kept", &records_path(output))?;
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     if path.is_dir() {
-        anyhow::bail!("--report {} is a directory; name a file in it", path.display());
+        anyhow::bail!("{flag} {} is a directory; name a file in it", path.display());
     }
     match folder {
         Some(folder) if !folder.is_dir() => {
-            anyhow::bail!("the folder {} of --report does not exist; create it first", folder.display())
+            anyhow::bail!("the folder {} of {flag} does not exist; create it first", folder.display())
         }
         _ => Ok(()),
     }
@@ -46,52 +80,211 @@ fn is_device(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
 }
 
-/// What the report says beside the run's own counters.
-pub(super) struct Counters {
+/// All that is told of a run.
+pub(super) struct Report {
+    about: About,
+    /// How it ended.
+    ending: &'static str,
+    stats: RunStats,
     engine: engine::Stats,
-    cache: Option<CacheUsage>,
-    persist: Value,
+    /// What became of the cache file.
+    cache_file: Value,
     num_unique_tokens: usize,
+    /// Before the first forward pass.
+    load_time: Duration,
+    /// None where no model was loaded.
+    memory: Option<RunMemory>,
     first_token_after: Option<Duration>,
+    times: [Percentiles; 3],
+    slowest: Vec<Timed>,
+    moments: Vec<Moment>,
+    shared: Vec<NamedPrefix>,
 }
 
-impl Counters {
-    pub(super) fn of<R: Runner>(session: &Session<R>) -> Self {
+impl Report {
+    /// Of a run that had nothing to do.
+    pub(super) fn of_nothing(about: About, stats: RunStats) -> Self {
         Self {
-            engine: *session.engine_stats(),
-            cache: session.cache_usage(),
-            persist: persist(session),
-            num_unique_tokens: session.num_unique_tokens(),
-            first_token_after: session.first_token_after,
+            about,
+            ending: ending(Stop::InputUsedUp),
+            load_time: stats.wall,
+            stats,
+            engine: engine::Stats::default(),
+            cache_file: Value::Null,
+            num_unique_tokens: 0,
+            memory: None,
+            first_token_after: None,
+            times: Timings::default().percentiles(),
+            slowest: Vec::new(),
+            moments: Vec::new(),
+            shared: Vec::new(),
         }
     }
 
-    fn cache(&self) -> Value {
-        let Some(usage) = &self.cache else { return Value::Null };
-        let tiers: Map<String, Value> = usage
-            .tiers
-            .iter()
-            .map(|(tier, usage)| {
-                let usage = json!({
-                    "num_cached_tokens": usage.num_cached_tokens,
-                    "num_evictions": usage.num_evictions,
-                    "num_entries": usage.num_entries,
-                    "num_bytes": usage.num_bytes,
-                });
-                (tier.name().to_owned(), usage)
-            })
-            .collect();
+    /// Of a run that has ended.
+    pub(super) fn of<R: Runner>(
+        session: &Session<R>,
+        about: About,
+        stats: RunStats,
+        stop: Stop,
+        (load_time, memory): (Duration, RunMemory),
+    ) -> Self {
+        Self {
+            about,
+            ending: ending(stop),
+            stats,
+            engine: *session.engine_stats(),
+            cache_file: cache_file(session),
+            num_unique_tokens: session.num_unique_tokens(),
+            load_time,
+            memory: Some(memory),
+            first_token_after: session.first_token_after,
+            times: session.timings.percentiles(),
+            slowest: session.timings.slowest().to_vec(),
+            moments: session.timeline.moments().to_vec(),
+            shared: session.largest_shared(),
+        }
+    }
+
+    /// Writes it to a file as JSON.
+    pub(super) fn write(&self, path: &Path) -> io::Result<()> {
+        fs::write(path, format!("{:#}\n", self.json()))
+    }
+
+    /// Writes it to a file as a page.
+    pub(super) fn write_page(&self, path: &Path) -> anyhow::Result<()> {
+        Ok(fs::write(path, page::render(self)?)?)
+    }
+
+    /// Adds it to the summary of the CI job that this run is a part of, if it is; returns what went wrong.
+    pub(super) fn append_to_job(&self) -> Option<String> {
+        markdown::append(self)
+    }
+
+    fn json(&self) -> Value {
+        let Self { about, stats, engine, .. } = self;
+        let run_time = stats.wall.saturating_sub(self.load_time);
         json!({
-            "num_bytes": usage.num_bytes,
-            "peak_bytes": usage.peak_bytes,
-            "num_over_limit": usage.num_over_limit,
-            "tiers": tiers,
+            "report_version": VERSION,
+            "input": about.input,
+            "output": about.output,
+            "ending": self.ending,
+            "environment": about.environment,
+            "model": about.model,
+            "parameters": about.parameters,
+            "num_total": stats.num_total,
+            "num_requests": stats.num_done(),
+            "num_failed": stats.num_failed,
+            "num_kept": stats.num_kept,
+            "failures": stats.failures.to_json(),
+            "num_prompt_tokens": stats.num_prompt_tokens,
+            "num_unique_tokens": self.num_unique_tokens,
+            "num_prefilled_tokens": engine.num_prefilled_tokens(),
+            "num_last_tokens": engine.num_last_tokens(),
+            "num_cached_tokens": stats.num_cached_tokens,
+            "num_generated_tokens": stats.num_generated_tokens,
+            "num_guided_tokens": engine.num_guided_tokens,
+            "guide_seconds": engine.guide_time.as_secs_f64(),
+            "num_passes": engine.num_passes(),
+            "num_wasted_rows": engine.num_wasted_rows(),
+            "peak_rows": engine.peak_rows,
+            "cache": stats.cache.as_ref().map_or(Value::Null, cache),
+            "cache_file": self.cache_file,
+            "prefill_seconds": engine.prefill.time.as_secs_f64(),
+            "decode_seconds": engine.decode.time.as_secs_f64(),
+            "first_token_seconds": self.first_token_after.map(|time| time.as_secs_f64()),
+            "load_seconds": self.load_time.as_secs_f64(),
+            "run_seconds": run_time.as_secs_f64(),
+            "wall_seconds": stats.wall.as_secs_f64(),
+            "peak_memory_bytes": stats.peak_memory_bytes,
+            "memory": self.memory.map(|memory| memory_json(&memory, about)),
+            "prefill_tokens_per_second": engine.prefill_tokens_per_second(),
+            "decode_tokens_per_second": engine.decode_tokens_per_second(),
+            "request_seconds": Map::from_iter(
+                self.times.iter().map(|times| (times.name.to_owned(), times.to_json()))
+            ),
+            "slowest": self.slowest.iter().map(Timed::to_json).collect::<Vec<_>>(),
+            "shared_prefixes": self.shared.iter().map(shared_prefix).collect::<Vec<_>>(),
+            "timeline": self.moments.iter().map(|moment| moment.to_json()).collect::<Vec<_>>(),
         })
     }
 }
 
+/// What memory was divided into.
+fn memory_json(memory: &RunMemory, about: &About) -> Value {
+    let RunMemory { needs, budget } = memory;
+    let kv_bytes_per_token = about.model.get("kv_bytes_per_token").and_then(Value::as_u64).unwrap_or(0);
+    let max_kv_bytes = budget.max_kv_tokens.map(|max| (max as u64).saturating_mul(kv_bytes_per_token));
+    json!({
+        "weight_bytes": needs.weight_bytes,
+        "working_bytes": needs.beside(),
+        "max_kv_bytes": max_kv_bytes,
+        "max_cache_bytes": budget.max_cache_bytes,
+    })
+}
+
+fn ending(stop: Stop) -> &'static str {
+    match stop {
+        Stop::InputUsedUp => "complete",
+        Stop::Interrupted => "interrupted",
+        Stop::TimeUp => "time_up",
+        Stop::OutputClosed => "output_closed",
+    }
+}
+
+/// How a run ended, in a few words.
+fn outcome(report: &Report) -> String {
+    let stats = &report.stats;
+    let all = match stats.num_total.filter(|_| report.ending != "complete") {
+        Some(num_total) => {
+            format!("{} of {}", number_text(stats.num_done()), count_text(num_total, "request"))
+        }
+        None => count_text(stats.num_done(), "request"),
+    };
+    let how = match (report.ending, stats.num_failed) {
+        ("complete", 0) => "all ok".to_owned(),
+        (_, num_failed) => format!("{} ok, {} failed", number_text(stats.num_ok), number_text(num_failed)),
+    };
+    let why = match report.ending {
+        "interrupted" => ", interrupted",
+        "time_up" => ", the time was up",
+        "output_closed" => ", nobody read on",
+        _ => "",
+    };
+    format!("{all}: {how}{why}")
+}
+
+fn shared_prefix(prefix: &NamedPrefix) -> Value {
+    json!({
+        "num_tokens": prefix.num_tokens,
+        "num_users": prefix.num_users,
+        "num_saved_tokens": prefix.num_saved_tokens,
+        "text_from_token": prefix.num_parent_tokens,
+        "text": prefix.text,
+        "parent": prefix.parent,
+    })
+}
+
+fn cache(usage: &CacheUsage) -> Value {
+    let tiers = usage.tiers.iter().map(|(tier, usage)| {
+        let usage = json!({
+            "num_cached_tokens": usage.num_cached_tokens,
+            "num_evictions": usage.num_evictions,
+            "num_entries": usage.num_entries,
+            "num_bytes": usage.num_bytes,
+        });
+        (tier.name().to_owned(), usage)
+    });
+    json!({
+        "num_bytes": usage.num_bytes,
+        "peak_bytes": usage.peak_bytes,
+        "num_over_limit": usage.num_over_limit,
+        "tiers": tiers.collect::<Map<_, _>>(),
+    })
+}
+
 /// What became of the cache file.
-fn persist<R: Runner>(session: &Session<R>) -> Value {
+fn cache_file<R: Runner>(session: &Session<R>) -> Value {
     let Some((saver, snapshot)) = session.saver.as_ref().zip(session.engine().snapshot()) else {
         return Value::Null;
     };
@@ -119,43 +312,4 @@ fn persist<R: Runner>(session: &Session<R>) -> Value {
         "save_seconds": saved.seconds,
         "file_bytes": saved.file_bytes,
     })
-}
-
-/// Writes the counters of a run that took `load_time` before its first forward pass.
-pub(super) fn write(
-    path: &Path,
-    stats: &RunStats,
-    counters: &Counters,
-    load_time: Duration,
-) -> io::Result<()> {
-    let engine = &counters.engine;
-    let run_time = stats.wall.saturating_sub(load_time);
-    let report = json!({
-        "num_requests": stats.num_done(),
-        "num_failed": stats.num_failed,
-        "failures": stats.failures.to_json(),
-        "num_prompt_tokens": stats.num_prompt_tokens,
-        "num_unique_tokens": counters.num_unique_tokens,
-        "num_prefilled_tokens": engine.num_prefilled_tokens(),
-        "num_last_tokens": engine.num_last_tokens(),
-        "num_cached_tokens": stats.num_cached_tokens,
-        "num_generated_tokens": stats.num_generated_tokens,
-        "num_guided_tokens": engine.num_guided_tokens,
-        "guide_seconds": engine.guide_time.as_secs_f64(),
-        "num_passes": engine.num_passes(),
-        "num_wasted_rows": engine.num_wasted_rows(),
-        "peak_rows": engine.peak_rows,
-        "cache": counters.cache(),
-        "cache_file": counters.persist,
-        "prefill_seconds": engine.prefill.time.as_secs_f64(),
-        "decode_seconds": engine.decode.time.as_secs_f64(),
-        "first_token_seconds": counters.first_token_after.map(|time| time.as_secs_f64()),
-        "load_seconds": load_time.as_secs_f64(),
-        "run_seconds": run_time.as_secs_f64(),
-        "wall_seconds": stats.wall.as_secs_f64(),
-        "peak_memory_bytes": stats.peak_memory_bytes,
-        "prefill_tokens_per_second": engine.prefill_tokens_per_second(),
-        "decode_tokens_per_second": engine.decode_tokens_per_second(),
-    });
-    fs::write(path, format!("{report:#}\n"))
 }

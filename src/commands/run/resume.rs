@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use super::Outcome;
 use crate::{
-    batch::{Ending, Inputs, Kept, Manifest, ReaderOptions, ResultWriter, Resume, RunStats, summary},
+    batch::{
+        Ending, Inputs, Kept, Manifest, Progress, ReaderOptions, ResultWriter, Resume, RunStats, summary,
+    },
     cli::RunArgs,
-    terminal::eprint_line,
 };
 
 /// Notes what the results are made with, and finds what an earlier run has left of them if that is asked for.
@@ -33,18 +34,18 @@ pub(super) fn keeps_manifest(stats: &RunStats, args: &RunArgs) -> bool {
     stats.num_failed > 0 || args.resume || args.shard.is_some()
 }
 
-/// Ends a run all of whose lines had their results: without loading the model.
+/// Ends a run all of whose lines had their results, without loading the model; returns its counters, too.
 pub(super) fn nothing_left(
     writer: ResultWriter,
     mut stats: RunStats,
     args: &RunArgs,
     started: Instant,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<(Outcome, RunStats)> {
     let published = writer.finish(keeps_manifest(&stats, args))?;
     stats.wall = started.elapsed();
-    if !args.quiet {
-        eprint_line("mlxbatch: nothing is left to do: every line has its result");
-        summary(&stats, Ending::Complete, &published.place).iter().for_each(|line| eprint_line(line));
-    }
-    Ok(super::outcome(&stats, args))
+    let progress = Progress::new(stats.num_total, super::progress_kind(args));
+    progress.tell("mlxbatch: nothing is left to do: every line has its result");
+    progress.finish();
+    progress.end(&stats, &summary(&stats, Ending::Complete, &published.place));
+    Ok((super::outcome(&stats, args), stats))
 }

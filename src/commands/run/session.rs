@@ -9,21 +9,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
 use super::{
     intake::{Intake, Next, PAUSE},
     job::{Counts, End, Ended, Job},
     model::OpenModel,
+    overdue::Overdue,
     persist::Saver,
     prepare::{PreparedJob, PreparedRequest},
+    timeline::Timeline,
+    times::Timings,
     window::{Ready, Seat, Windows},
 };
 use crate::{
     batch::{FinishReason, Flow, Progress, Record, RequestError, ResultWriter, RunStats, Served},
     cache::{CacheLimits, CacheUsage},
     cli::RunArgs,
-    commands::interrupt::Interrupt,
+    commands::{interrupt::Interrupt, shared_prefixes::NamedPrefix},
     engine::{self, Engine, Event, GenerationRequest, Limits, RequestId, Runner, RunnerError, SubmitError},
     mlx::{ComputeDevice, MlxRunner},
 };
@@ -67,14 +70,20 @@ pub(super) struct Session<R: Runner> {
     /// The requests in the engine.
     seats: HashMap<RequestId, Seat>,
     output_is_closed: bool,
+    /// Whether a line that cannot be served ends the run.
+    is_strict: bool,
     failures: Failures,
     /// Saves the cache file, if one is in use.
     pub saver: Option<Saver>,
     started: Instant,
     /// When it ends, done or not.
     pub deadline: Option<Instant>,
+    /// When lines that have entered the batch are given up.
+    overdue: Overdue,
     /// From when the model was ready.
     pub first_token_after: Option<Duration>,
+    pub timings: Timings,
+    pub timeline: Timeline,
 }
 
 /// Forward passes that failed.
@@ -99,12 +108,12 @@ impl Session<MlxRunner> {
         let limits = Limits {
             max_batch_size: positive(args.compute.batch_size),
             prefill_chunk: positive(args.compute.prefill_chunk),
-            max_batch_tokens: model.max_kv_tokens,
+            max_batch_tokens: model.memory.budget.max_kv_tokens,
             kv_bytes_per_token: model.kv_bytes_per_token,
             lookahead: LOOKAHEAD_ON_CPU || model.device == ComputeDevice::Gpu,
             max_restored_bytes: MAX_RESTORED_BYTES,
         };
-        let max_cache_bytes = args.compute.cache_bytes.unwrap_or(model.default_cache_bytes);
+        let max_cache_bytes = model.memory.budget.max_cache_bytes;
         let cache = (max_cache_bytes > 0).then_some(CacheLimits {
             max_bytes: max_cache_bytes,
             max_entries: args.compute.cache_entries.map(|entries| entries as usize),
@@ -124,11 +133,15 @@ impl Session<MlxRunner> {
             jobs: HashMap::new(),
             seats: HashMap::new(),
             output_is_closed: false,
+            is_strict: args.strict,
             failures: Failures::default(),
             saver,
             started: Instant::now(),
             deadline: None,
+            overdue: Overdue::new(args.timeout),
             first_token_after: None,
+            timings: Timings::default(),
+            timeline: Timeline::default(),
         }
     }
 }
@@ -160,7 +173,10 @@ impl<R: Runner> Session<R> {
                 self.show();
                 continue;
             }
-            let mut events = match self.engine.step() {
+            let step_began = Instant::now();
+            let stepped = self.engine.step();
+            self.note_entries(step_began);
+            let mut events = match stepped {
                 Ok(events) => events,
                 Err(error) => {
                     self.note_failure(error)?;
@@ -176,6 +192,7 @@ impl<R: Runner> Session<R> {
                 }
                 events = self.engine.take_events();
             }
+            self.end_overdue(writer)?;
             if self.output_is_closed {
                 return Ok(Stop::OutputClosed);
             }
@@ -210,6 +227,9 @@ impl<R: Runner> Session<R> {
             match self.intake.next(patience)? {
                 Next::Ready(job) => self.gather(*job),
                 Next::Failed(record) => {
+                    if let Some(failure) = record.failure().filter(|_| self.is_strict) {
+                        bail!("{} (--strict)", failure.message);
+                    }
                     self.stats.num_failed += 1;
                     self.write(writer, &record)?;
                     self.show();
@@ -229,7 +249,7 @@ impl<R: Runner> Session<R> {
 
     /// Plans the window that has been read, and has what earlier ones stored kept for those who use it.
     fn plan(&mut self, has_more: bool) {
-        self.windows.plan(!has_more && self.saver.is_none());
+        self.windows.plan(!has_more && self.saver.is_none(), self.intake.text().tokenizer());
         for request in self.windows.planned() {
             self.engine.expect(request);
         }
@@ -317,6 +337,7 @@ impl<R: Runner> Session<R> {
                 self.failures.num_in_a_row = 0;
                 self.first_token_after.get_or_insert_with(|| self.started.elapsed());
                 let Some((seat, job)) = self.seated(id) else { return Ok(None) };
+                job.moments.first_token.get_or_insert_with(Instant::now);
                 match job.push(seat.choice, token, report.map(|report| *report)) {
                     Ok(false) => Ok(None),
                     Ok(true) => {
@@ -366,8 +387,9 @@ impl<R: Runner> Session<R> {
                     Ok(Ended::Turn) => self.next_turn(seat),
                     Ok(Ended::Whole(completion)) => {
                         self.stats.num_ok += 1;
-                        let job = self.jobs.remove(&seat.job);
-                        Ok(job.map(|job| Record::success(&job.head, &completion, &self.served)))
+                        let Some(job) = self.jobs.remove(&seat.job) else { return Ok(None) };
+                        self.timings.add(&job.head, &job.moments, Some(completion.usage));
+                        Ok(Some(Record::success(&job.head, &completion, &self.served)))
                     }
                     Err(error) => Ok(self.fail(seat, error)),
                 }
@@ -389,22 +411,10 @@ impl<R: Runner> Session<R> {
             self.engine.abort(id);
         }
         self.stats.num_failed += 1;
+        self.timings.add(&job.head, &job.moments, None);
         let (error, before) = job.failed(seat.choice, error);
         let error = error.at(&job.head.file.name, job.head.line);
         Some(Record::turn_error(&job.head, &error, &before, &self.served))
-    }
-
-    /// Brings the counters up to date and shows them.
-    fn show(&mut self) {
-        let stats = self.engine.stats();
-        let num_computed = stats.num_prefilled_tokens() + stats.num_last_tokens();
-        self.stats.num_prompt_tokens = (num_computed + stats.num_cached_tokens) as u64;
-        self.stats.num_cached_tokens = stats.num_cached_tokens as u64;
-        self.stats.num_generated_tokens = stats.num_generated_tokens as u64;
-        self.stats.prefill_tokens_per_second = stats.prefill_tokens_per_second();
-        self.stats.decode_tokens_per_second = stats.decode_tokens_per_second();
-        self.stats.wall = self.started.elapsed();
-        self.progress.update(&self.stats);
     }
 
     /// Counters of the prompt cache, if there is one.
@@ -417,6 +427,11 @@ impl<R: Runner> Session<R> {
         self.windows.num_unique_tokens
     }
 
+    /// The prefixes whose sharing saves most.
+    pub(super) fn largest_shared(&self) -> Vec<NamedPrefix> {
+        self.windows.shared.largest()
+    }
+
     /// What requests run on.
     pub(super) fn engine(&self) -> &Engine<R> {
         &self.engine
@@ -427,6 +442,8 @@ impl<R: Runner> Session<R> {
         self.engine.stats()
     }
 }
+
+mod course;
 
 /// Whether the CPU gets a pass before the tokens of the last one are read.
 const LOOKAHEAD_ON_CPU: bool = false;

@@ -8,9 +8,10 @@ use std::collections::VecDeque;
 use super::prepare::{PreparedJob, PreparedRequest};
 use crate::{
     cache::{Tier, common_prefix},
+    commands::shared_prefixes::SharedPrefixes,
     engine::{Cut, GenerationRequest, PromptPlan, RequestId, TokenId},
     plan::{self, PlanOptions, PlanPrompt, WindowPlan},
-    text::Span,
+    text::{Span, Tokenizer},
 };
 
 /// Metadata that a window's requests hold together, beyond which it is run before more is read: 256 bytes
@@ -78,6 +79,8 @@ pub(super) struct Windows {
     is_last: bool,
     /// Distinct prompt tokens of the windows planned so far, and of the turns that followed.
     pub num_unique_tokens: usize,
+    /// What they shared.
+    pub shared: SharedPrefixes,
 }
 
 impl Windows {
@@ -117,9 +120,9 @@ impl Windows {
         !self.planned.is_empty()
     }
 
-    /// Plans what has been gathered; nothing may be planned still. `is_last` says that no more will be
+    /// Plans what has been gathered; nothing may be planned still. Shared prefixes are named by `tokenizer`. `is_last` says that no more will be
     /// gathered, and that nothing stored outlives the run.
-    pub(super) fn plan(&mut self, is_last: bool) {
+    pub(super) fn plan(&mut self, is_last: bool, tokenizer: &Tokenizer) {
         let gathered = std::mem::take(&mut self.gathering);
         self.gathered = WindowSize::default();
         let first_order = self.num_planned;
@@ -128,6 +131,7 @@ impl Windows {
         let prompts: Vec<PlanPrompt> = gathered.iter().map(|ready| plan_prompt(&ready.request)).collect();
         let plan = WindowPlan::new(&prompts, &PlanOptions { first_order, ..PlanOptions::default() });
         self.num_unique_tokens += plan.num_unique_tokens;
+        self.shared.add(&plan.largest_shared, |index| prompts[index].tokens, tokenizer);
         let mut gathered: Vec<Option<Ready>> = gathered.into_iter().map(Some).collect();
         for (place, &index) in plan.order.iter().enumerate() {
             let Some(mut ready) = gathered.get_mut(index).and_then(Option::take) else { continue };

@@ -108,6 +108,7 @@ impl<R: Runner> Engine<R> {
                 break;
             }
             self.stats.num_admitted += 1;
+            self.admitted.push(sequence.request_id());
             self.stats.num_prompt_tokens += sequence.request.prompt.len();
             self.stats.num_cached_tokens += sequence.num_cached_tokens;
             composer.add(sequence.counts());

@@ -65,7 +65,7 @@ fn session_cached<R: Runner>(
     let reader = reader.expect("it was just written");
     Session {
         stats: RunStats::default(),
-        progress: Progress::new(None, true),
+        progress: Progress::new(None, crate::batch::ProgressKind::Quiet),
         engine: Engine::new(make(limits.clone()), limits, cache),
         intake: Intake::new(reader, preparer, Arc::new(text), Kept::default()),
         served: Served { model: "fake".into(), created: 0, is_repeatable: false },
@@ -73,11 +73,15 @@ fn session_cached<R: Runner>(
         jobs: HashMap::new(),
         seats: HashMap::new(),
         output_is_closed: false,
+        is_strict: false,
         failures: Failures::default(),
         saver: None,
         started: Instant::now(),
         deadline: None,
+        overdue: Overdue::new(None),
         first_token_after: None,
+        timings: Timings::default(),
+        timeline: Timeline::default(),
     }
 }
 
