@@ -19,6 +19,8 @@ mkdir -p "$parts"
 run="$(printf '%q ' "$mlxbatch" run "$input" "$@") -o $(printf '%q' "$parts")/out.\$SLURM_ARRAY_TASK_ID.jsonl"
 run+=" --shard auto/$num_shards --resume --fail-on-errors 100%"
 merge=$(printf '%q ' "$mlxbatch" merge "$parts/out.*.jsonl" -o "$output")
+# With 3 all is there, some lines being errors.
+merge+=' || [ $? -eq 3 ]'
 
 # shellcheck disable=SC2086 # flags are words
 array=$(sbatch --parsable --array="1-$num_shards" --requeue --output="$parts/%a.log" ${SBATCH_FLAGS:-} --wrap "$run")
