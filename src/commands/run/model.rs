@@ -3,7 +3,10 @@
 //! Owns the order of the steps and what is said about them with `-v`. Finding and describing a
 //! model is `commands/model`'s business, each step `mlx/`'s.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
 use anyhow::{Context, bail};
 use serde_json::{Map, Value, json};
@@ -50,10 +53,11 @@ pub(super) fn check_threads() -> anyhow::Result<()> {
     })
 }
 
-/// Checks that this process may take the address space that a run needs at least, beside the weights. Libraries that
-/// get none try again for ever.
+/// Checks that this process might take the address space that a run needs at least, beside the weights, when it was
+/// first asked: since then the run has begun to take it. Libraries that get none try again for ever.
 pub(super) fn check_address_space(weight_bytes: u64) -> anyhow::Result<()> {
-    let Some(left) = machine_memory::address_space_left() else { return Ok(()) };
+    static AT_FIRST: OnceLock<Option<u64>> = OnceLock::new();
+    let Some(left) = *AT_FIRST.get_or_init(machine_memory::address_space_left) else { return Ok(()) };
     let of_cores = ADDRESS_SPACE_PER_CORE * threads::num_cores() as u64;
     let needed = (MIN_ADDRESS_SPACE + of_cores).saturating_add(weight_bytes);
     if left < needed {
