@@ -18,9 +18,15 @@ pub(super) fn is_short(num_tokens: usize) -> bool {
     num_tokens < MIN_LONG_TOKENS
 }
 
-/// Joins short pieces at the end of `pieces` with each other, for a chunk that is to see them.
+/// Joins short pieces at the end of `pieces`, one behind the other, for a chunk that is to see them.
 pub(super) fn join_short_end(mut pieces: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
-    let num_short = pieces.iter().rev().take_while(|kv| is_short(kv.num_tokens())).count();
+    let mut next_first = None;
+    let is_joined = |kv: &&LayerKv| {
+        // What lies between two may be attended to elsewhere.
+        let is_neighbour = next_first.replace(kv.first).is_none_or(|first| kv.end() == first);
+        is_neighbour && is_short(kv.num_tokens())
+    };
+    let num_short = pieces.iter().rev().take_while(is_joined).count();
     if num_short > 1 {
         let short = pieces.split_off(pieces.len() - num_short);
         pieces.push(LayerKv::joined(short.iter())?);
@@ -96,5 +102,30 @@ impl LayerKv {
     /// Bytes of all planes.
     pub(super) fn num_bytes(&self) -> u64 {
         self.planes.arrays().map(|plane| plane.nbytes() as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::ops;
+
+    use super::*;
+
+    /// Short pieces on both sides of one that is attended to elsewhere were joined, and their tokens were taken to
+    /// follow each other: windows hid the wrong ones.
+    #[test]
+    fn only_neighbours_at_the_end_are_joined() {
+        let kv = |first: usize, num_tokens: usize| {
+            let array = || ops::zeros::<f32>(&[1, 1, num_tokens as i32, 2]).unwrap();
+            LayerKv { first, planes: Planes::new(array(), array()) }
+        };
+        let joined = |pieces: &[(usize, usize)]| -> Vec<(usize, usize)> {
+            let pieces = pieces.iter().map(|&(first, num_tokens)| kv(first, num_tokens)).collect();
+            join_short_end(pieces).unwrap().iter().map(|kv| (kv.first, kv.num_tokens())).collect()
+        };
+        assert_eq!(joined(&[(0, 5), (5, 100), (105, 7), (112, 3)]), [(0, 5), (5, 100), (105, 10)]);
+        assert_eq!(joined(&[(0, 5), (105, 7), (112, 3)]), [(0, 5), (105, 10)]);
+        assert_eq!(joined(&[(0, 5), (105, 7)]), [(0, 5), (105, 7)]);
+        assert_eq!(joined(&[(0, 5), (5, 100)]), [(0, 5), (5, 100)]);
     }
 }
