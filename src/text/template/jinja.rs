@@ -309,7 +309,7 @@ fn is_format_too_wide(format: &str) -> bool {
 
 /// Python's methods: those of minijinja-contrib and a few that it lacks.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    if method == "format" && value.as_str().is_some_and(|format| is_format_too_wide(format)) {
+    if method == "format" && value.as_str().is_some_and(is_format_too_wide) {
         let problem = format!("format: a width is more than {MAX_FORMAT_WIDTH}");
         return Err(Error::new(ErrorKind::InvalidOperation, problem));
     }
