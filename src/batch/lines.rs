@@ -155,19 +155,11 @@ fn is_blank(bytes: &[u8]) -> bool {
 }
 
 /// Counts the lines that are not blank.
-pub(super) fn count_lines(mut source: impl BufRead) -> io::Result<u64> {
+pub(super) fn count_lines(source: impl BufRead) -> io::Result<u64> {
     let mut num_lines = 0;
     let mut line = LineSketch::default();
-    loop {
-        let available = match source.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        if available.is_empty() {
-            return Ok(num_lines + u64::from(line.has_text()));
-        }
-        for &byte in available {
+    for_each_part(source, |part| {
+        for &byte in part {
             if byte == b'\n' {
                 num_lines += u64::from(line.has_text() || line.has_filler);
                 line = LineSketch::default();
@@ -175,25 +167,30 @@ pub(super) fn count_lines(mut source: impl BufRead) -> io::Result<u64> {
                 line.add(byte);
             }
         }
-        let num_bytes = available.len();
-        source.consume(num_bytes);
-    }
+    })?;
+    Ok(num_lines + u64::from(line.has_text()))
 }
 
 /// Counts the ends of lines, whatever is in them.
-pub(super) fn count_line_ends(mut source: impl BufRead) -> io::Result<u64> {
+pub(super) fn count_line_ends(source: impl BufRead) -> io::Result<u64> {
     let mut num_ends = 0;
+    for_each_part(source, |part| num_ends += part.iter().filter(|&&byte| byte == b'\n').count() as u64)?;
+    Ok(num_ends)
+}
+
+/// Goes through all bytes of a source, as many at a time as it has ready.
+fn for_each_part(mut source: impl BufRead, mut take: impl FnMut(&[u8])) -> io::Result<()> {
     loop {
-        let available = match source.fill_buf() {
-            Ok(available) => available,
+        let part = match source.fill_buf() {
+            Ok(part) => part,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         };
-        if available.is_empty() {
-            return Ok(num_ends);
+        if part.is_empty() {
+            return Ok(());
         }
-        num_ends += available.iter().filter(|&&byte| byte == b'\n').count() as u64;
-        let num_bytes = available.len();
+        take(part);
+        let num_bytes = part.len();
         source.consume(num_bytes);
     }
 }

@@ -4,6 +4,8 @@
 
 use std::{cmp::Reverse, collections::HashMap};
 
+use serde_json::{Value, json};
+
 use super::text_head::text_head;
 use crate::{plan::SharedPrefix, text::Tokenizer};
 
@@ -22,6 +24,19 @@ pub(super) struct NamedPrefix {
     pub text: String,
     /// The longest other prefix among those named that it begins with, by its place among them.
     pub parent: Option<usize>,
+}
+
+impl NamedPrefix {
+    /// For programs.
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "num_tokens": self.num_tokens,
+            "num_users": self.num_users,
+            "num_saved_tokens": self.num_saved_tokens,
+            "text_from_token": self.num_parent_tokens,
+            "text": self.text,
+        })
+    }
 }
 
 /// Those of all windows.

@@ -23,6 +23,11 @@ pub(super) fn overlap(left: &Range<usize>, right: &Range<usize>) -> Range<usize>
     left.start.max(right.start)..left.end.min(right.end)
 }
 
+/// Where rows are among `all`, of which they are some.
+pub(super) fn within(rows: &Range<usize>, all: &Range<usize>) -> Range<usize> {
+    rows.start - all.start..rows.end - all.start
+}
+
 /// Where rows are that come in parts of so many consecutive ones: the part, and those of its rows.
 pub(super) fn rows_in_parts(part_rows: &[usize], rows: &Range<usize>) -> Vec<(usize, Range<usize>)> {
     let mut found = Vec::new();

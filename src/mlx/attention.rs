@@ -21,7 +21,7 @@ use std::{cell::RefCell, collections::HashMap, ops::Range};
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    arrays::{concatenated, overlap, rows_of},
+    arrays::{concatenated, overlap, rows_of, within},
     costs::Costs,
     device::ComputeDevice,
     error::Result,
@@ -114,9 +114,7 @@ impl Attention<'_> {
             return self.rows_on_slices(queries, rows, kv);
         }
         let mut attended = Vec::with_capacity(1 + kv.runs.len());
-        let queries_of = |part: &Range<usize>| {
-            rows_of(queries, &(part.start - rows.start..part.end - rows.start), rows.len())
-        };
+        let queries_of = |part: &Range<usize>| rows_of(queries, &within(part, rows), rows.len());
         if let Some(decode) = kv.decode.as_ref().filter(|_| rows.start == 0) {
             attended.push(self.decode(&queries_of(&(0..decode.positions.len()))?, decode)?);
         }

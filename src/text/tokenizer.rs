@@ -78,7 +78,7 @@ impl Tokenizer {
         let mut tokenizer = load(&json, &path)?;
         contained(|| Ok(config.apply(&mut tokenizer))).map_err(|e| TextError::tokenizer(&path, e))??;
         let bos = config.special_tokens().get("bos_token").and_then(Value::as_str).map(str::to_owned);
-        Ok(Tokenizer::new(tokenizer, bos.as_deref(), config.into_warnings()))
+        Tokenizer::new(tokenizer, &path, bos.as_deref(), config.into_warnings())
     }
 
     /// Rebuilds the tokenizer that a GGUF file's metadata describe.
@@ -86,23 +86,32 @@ impl Tokenizer {
         let json = serde_json::to_vec(&gguf_tokenizer::tokenizer_json(header)?)
             .map_err(|e| TextError::tokenizer(header.path(), e))?;
         let bos = gguf_tokenizer::bos(header);
-        Ok(Tokenizer::new(load(&json, header.path())?, bos, Vec::new()))
+        Tokenizer::new(load(&json, header.path())?, header.path(), bos, Vec::new())
     }
 
     /// Loads the text of a `tokenizer.json`; `path` is for error messages.
     #[cfg(test)]
     pub(super) fn from_json(json: &[u8], path: &Path) -> Result<Tokenizer, TextError> {
-        Ok(Tokenizer::new(load(json, path)?, None, Vec::new()))
+        Tokenizer::new(load(json, path)?, path, None, Vec::new())
     }
 
-    fn new(tokenizer: tokenizers::Tokenizer, bos: Option<&str>, warnings: Vec<String>) -> Tokenizer {
+    fn new(
+        tokenizer: tokenizers::Tokenizer,
+        path: &Path,
+        bos: Option<&str>,
+        warnings: Vec<String>,
+    ) -> Result<Tokenizer, TextError> {
         let special_ids = tokenizer
             .get_added_tokens_decoder()
             .iter()
             .filter(|(_, token)| tokenizer.get_added_vocabulary().is_special_token(&token.content))
             .map(|(id, _)| *id)
             .collect();
-        let num_vocab = num_ids(&tokenizer);
+        let num_vocab = tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1);
+        if num_vocab > MAX_TOKEN_IDS {
+            let problem = format!("a token has id {}; ids are below {MAX_TOKEN_IDS}", num_vocab - 1);
+            return Err(TextError::tokenizer(path, problem));
+        }
         let is_byte_level = match tokenizer.get_decoder() {
             Some(DecoderWrapper::ByteLevel(_)) => true,
             Some(DecoderWrapper::Sequence(steps)) => {
@@ -113,7 +122,7 @@ impl Tokenizer {
         let bos = bos.and_then(|text| Some((text.to_owned(), tokenizer.token_to_id(text)?)));
         let bound = Bound::of(&tokenizer);
         let anchor = ["a", "▁a", "the", "▁the"].iter().find_map(|token| tokenizer.token_to_id(token));
-        Tokenizer(Arc::new(Inner {
+        Ok(Tokenizer(Arc::new(Inner {
             tokenizer,
             special_ids,
             num_vocab,
@@ -122,7 +131,7 @@ impl Tokenizer {
             bound,
             bos,
             warnings,
-        }))
+        })))
     }
 
     /// Turns text into token ids.
@@ -325,11 +334,6 @@ fn load(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
     tokenizer_limits::check(json).map_err(|problem| TextError::tokenizer(path, problem))?;
     let mut tokenizer = contained(|| tokenizers::Tokenizer::from_bytes(json))
         .map_err(|message| TextError::tokenizer(path, message))?;
-    let num_ids = num_ids(&tokenizer);
-    if num_ids > MAX_TOKEN_IDS {
-        let problem = format!("a token has id {}; ids are below {MAX_TOKEN_IDS}", num_ids - 1);
-        return Err(TextError::tokenizer(path, problem));
-    }
     // Prompts are neither cut nor padded.
     tokenizer.with_truncation(None).map_err(|e| TextError::tokenizer(path, e))?;
     tokenizer.with_padding(None);
@@ -342,11 +346,6 @@ fn load(json: &[u8], path: &Path) -> Result<tokenizers::Tokenizer, TextError> {
         tokenizer.with_model(bpe);
     }
     Ok(tokenizer)
-}
-
-/// One more than the largest token id.
-fn num_ids(tokenizer: &tokenizers::Tokenizer) -> usize {
-    tokenizer.get_vocab(true).values().max().map_or(0, |id| *id as usize + 1)
 }
 
 /// Runs code of the tokenizers crate, which panics on some damaged files, and where a splitting

@@ -237,19 +237,7 @@ impl Report {
 
     /// For programs.
     pub(super) fn json(&self) -> Value {
-        let shared: Vec<Value> = self
-            .largest_shared
-            .iter()
-            .map(|prefix| {
-                json!({
-                    "num_tokens": prefix.num_tokens,
-                    "num_users": prefix.num_users,
-                    "num_saved_tokens": prefix.num_saved_tokens,
-                    "text_from_token": prefix.num_parent_tokens,
-                    "text": prefix.text,
-                })
-            })
-            .collect();
+        let shared: Vec<Value> = self.largest_shared.iter().map(NamedPrefix::json).collect();
         let shards: Vec<Value> = self
             .shards
             .iter()

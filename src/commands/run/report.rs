@@ -255,14 +255,9 @@ fn outcome(report: &Report) -> String {
 }
 
 fn shared_prefix(prefix: &NamedPrefix) -> Value {
-    json!({
-        "num_tokens": prefix.num_tokens,
-        "num_users": prefix.num_users,
-        "num_saved_tokens": prefix.num_saved_tokens,
-        "text_from_token": prefix.num_parent_tokens,
-        "text": prefix.text,
-        "parent": prefix.parent,
-    })
+    let mut shared = prefix.json();
+    shared["parent"] = json!(prefix.parent);
+    shared
 }
 
 fn cache(usage: &CacheUsage) -> Value {

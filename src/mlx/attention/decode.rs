@@ -14,7 +14,7 @@ use super::{
     strip_rows::{SeenByRow, SeenStrip, StripRows},
 };
 use crate::mlx::{
-    arrays::{concatenated, rows_of},
+    arrays::{concatenated, rows_of, within},
     ops::total,
     planes::Planes,
     slab::SlabRows,
@@ -132,8 +132,7 @@ impl Attention<'_> {
             let mut scores = Vec::with_capacity(seen.len() + 1);
             for &piece in seen {
                 let of = &kv.pieces[piece].rows;
-                let within = group.start - of.start..group.end - of.start;
-                scores.push(rows_of(&pieces[piece], &within, of.len())?);
+                scores.push(rows_of(&pieces[piece], &within(group, of), of.len())?);
             }
             scores.push(rows_of(&slab_scores, group, num_rows)?);
             let num_slab_tokens = slab_scores.dim(3) as usize;
@@ -165,7 +164,7 @@ impl Attention<'_> {
                 .map(|(group, seen)| {
                     let parts = seen.iter().map(|&piece| {
                         let of = &kv.pieces[piece].rows;
-                        rows_of(&weighed[piece], &(group.start - of.start..group.end - of.start), of.len())
+                        rows_of(&weighed[piece], &within(group, of), of.len())
                     });
                     let parts = parts.collect::<Result<Vec<_>>>()?;
                     if parts.is_empty() { self.nothing_weighed(group.len()) } else { Ok(total(&parts)?) }

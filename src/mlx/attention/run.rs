@@ -15,6 +15,7 @@ use super::{
     partial::Partial,
     rows_of,
     strip_rows::{SeenByRow, SeenStrip, StripRows},
+    within,
 };
 
 /// KV of one layer as consecutive chunks see it.
@@ -109,11 +110,6 @@ impl Attention<'_> {
         }
         Ok(Partial::merged(&partials, self.ops)?.reshape(&[rows.len() as i32, self.width()])?)
     }
-}
-
-/// Where rows are among `all`, of which they are some.
-fn within(rows: &Range<usize>, all: &Range<usize>) -> Range<usize> {
-    rows.start - all.start..rows.end - all.start
 }
 
 fn positions(parts: &[(&ChunkKv, Range<usize>)]) -> Vec<usize> {
