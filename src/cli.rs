@@ -21,7 +21,7 @@ pub use self::input::InputArgs;
 pub use self::merge::MergeResultsArgs;
 use self::output::PROGRESS_HELP;
 pub use self::output::{FormatArg, ProgressArg};
-pub use self::values::Tolerance;
+pub use self::values::{MAX_BATCH_SIZE, Tolerance};
 use crate::batch::{InputPath, MAX_SHARDS, OutputPath, RequestParams, Shard};
 
 pub use persist::{
@@ -290,6 +290,7 @@ pub struct RunArgs {
     ///
     /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
     /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    /// What is at an https:// or http:// URL, such as a presigned one, is fetched first.
     #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
     pub input: Vec<InputPath>,
 
@@ -300,6 +301,13 @@ pub struct RunArgs {
     /// killed run has left is gone on with by --resume, else kept as FILE.partial.1.
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: OutputPath,
+
+    /// Send the output to this URL by PUT when it is complete, such as to a presigned one
+    ///
+    /// It is FILE as it is published. A server that is busy is tried five times; where it refuses, the run ends with
+    /// an error, FILE is there all the same, and the same command with --resume sends it again.
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url, value_parser = values::url)]
+    pub upload: Option<String>,
 
     /// How results are written
     ///
@@ -579,6 +587,7 @@ pub struct ValidateArgs {
     ///
     /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
     /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    /// What is at an https:// or http:// URL, such as a presigned one, is fetched first.
     #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
     pub input: Vec<InputPath>,
 
@@ -655,6 +664,7 @@ pub struct PlanArgs {
     ///
     /// In quotes, a pattern such as 'parts/*.jsonl' stands for its files in the order of their names, and ** for
     /// folders below. Lines are named by their own file, and ids are unique among all of them.
+    /// What is at an https:// or http:// URL, such as a presigned one, is fetched first.
     #[arg(value_name = "INPUT", value_hint = ValueHint::FilePath, required = true)]
     pub input: Vec<InputPath>,
 

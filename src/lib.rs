@@ -19,6 +19,7 @@
 //! | `json`       | JSON text with every digit                                                  |
 //! | `small_file` | files of a few mebibytes that strangers wrote, and nothing else in their place  |
 //! | `threads`    | work that several threads share                                             |
+//! | `web`        | HTTP as hub downloads, inputs and outputs speak it                          |
 //! | `machine_memory`, `terminal` | what the system tells: memory left, whether bars can be drawn |
 //!
 //! A line of the input is a job of one or more requests, whose record is one line (`commands::run`); the
@@ -50,3 +51,4 @@ pub mod snapshot;
 pub mod terminal;
 pub mod text;
 mod threads;
+mod web;

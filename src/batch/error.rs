@@ -21,6 +21,10 @@ const FORCE_OR_ANEW: &str = "--force goes on all the same; without --resume the 
 pub enum BatchError {
     #[error("cannot open the input {name}")]
     OpenInput { name: String, source: io::Error },
+    #[error("cannot fetch the input {name}: {reason}")]
+    Fetch { name: String, reason: String },
+    #[error("cannot send {} to {name}: {reason}", path.display())]
+    Upload { path: PathBuf, name: String, reason: String },
     #[error("no file matches {pattern}")]
     NoMatch { pattern: String },
     #[error("the pattern {pattern} cannot be looked up: {reason}")]

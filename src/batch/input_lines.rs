@@ -81,9 +81,14 @@ fn open_file(path: &Path, format: InputFormat) -> Result<Box<dyn BufRead + Send>
 
 fn opened(input: &InputPath, format: InputFormat, max_line_bytes: usize) -> Result<LineSource, BatchError> {
     let failed = |source| BatchError::OpenInput { name: input.name(), source };
-    let InputPath::File(path) = input else {
-        let source = lines_of_stream(BufReader::new(io::stdin()), format, None);
-        return LineSource::threaded(source, max_line_bytes).map_err(failed);
+    let path = match input {
+        InputPath::Stdin => {
+            let source = lines_of_stream(BufReader::new(io::stdin()), format, None);
+            return LineSource::threaded(source, max_line_bytes).map_err(failed);
+        }
+        InputPath::Url(_) => return Err(failed(io::Error::other("it has not been fetched"))),
+        InputPath::File(path) => path,
+        InputPath::Fetched(fetched) => fetched.path(),
     };
     let metadata = fs::metadata(path).map_err(failed)?;
     if metadata.is_dir() {

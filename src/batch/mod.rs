@@ -20,6 +20,7 @@ mod progress;
 mod rates;
 mod reader;
 mod record;
+mod remote;
 mod request;
 mod rows;
 mod schemas;
@@ -39,11 +40,14 @@ pub use merging::{MergeError, MergeOptions, Merged, merge};
 pub use opened::InputFormat;
 pub use paths::{InputFile, InputPath, Inputs, OutputPath, find_files};
 pub use progress::{Progress, ProgressKind};
+pub use rates::Outlook;
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader, count_requests};
 pub use record::{
     Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
     Turn,
 };
+pub(crate) use remote::is_url;
+pub use remote::{shown_url, upload};
 pub use request::{
     AnswerConstraint, AnswerOptions, Conversation, Form, LaterTurn, MAX_CHOICES, PENALTY_RANGE, Prompt,
     PromptEnding, REPETITION_PENALTY_RANGE, Request, RequestHead, RequestParams, SERVED, ServedField,

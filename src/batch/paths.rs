@@ -8,12 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::BatchError;
+use super::remote::{Fetched, is_url, shown_url};
 
 /// One input: a file, or standard input for `-`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum InputPath {
     Stdin,
     File(PathBuf),
+    /// Not fetched yet.
+    Url(String),
+    /// A file by now.
+    Fetched(Fetched),
 }
 
 impl InputPath {
@@ -22,21 +27,28 @@ impl InputPath {
         match self {
             Self::Stdin => "<stdin>".into(),
             Self::File(path) => path.display().to_string(),
+            Self::Url(url) => shown_url(url),
+            Self::Fetched(fetched) => fetched.name().to_owned(),
         }
     }
 
     /// The file's path, if it is a file.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Stdin => None,
+            Self::Stdin | Self::Url(_) => None,
             Self::File(path) => Some(path),
+            Self::Fetched(fetched) => Some(fetched.path()),
         }
     }
 }
 
 impl From<OsString> for InputPath {
     fn from(typed: OsString) -> Self {
-        if typed == "-" { Self::Stdin } else { Self::File(typed.into()) }
+        match typed.to_str() {
+            Some("-") => Self::Stdin,
+            Some(url) if is_url(url) => Self::Url(url.to_owned()),
+            _ => Self::File(typed.into()),
+        }
     }
 }
 
@@ -45,14 +57,18 @@ impl From<OsString> for InputPath {
 pub struct Inputs(Vec<InputPath>);
 
 impl Inputs {
-    /// Looks patterns such as `parts/*.jsonl` up, whose files come in the order of their names. What is the name of
-    /// a file is no pattern.
+    /// Looks patterns such as `parts/*.jsonl` up, whose files come in the order of their names, and fetches what is
+    /// on web servers. What is the name of a file is no pattern.
     pub fn find(typed: &[InputPath]) -> Result<Self, BatchError> {
         let mut found: Vec<InputPath> = Vec::new();
         for input in typed {
-            match input.path().and_then(pattern_of) {
-                None => found.push(input.clone()),
-                Some(pattern) => found.extend(files_of(pattern)?.into_iter().map(InputPath::File)),
+            match input {
+                InputPath::Url(url) => found.push(InputPath::Fetched(Fetched::from_url(url)?)),
+                InputPath::File(path) => match pattern_of(path) {
+                    None => found.push(input.clone()),
+                    Some(pattern) => found.extend(files_of(pattern)?.into_iter().map(InputPath::File)),
+                },
+                InputPath::Stdin | InputPath::Fetched(_) => found.push(input.clone()),
             }
         }
         // The files themselves: one may have several names.

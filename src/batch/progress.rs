@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use super::rates::{Rates, time_left};
+use super::rates::{Rates, TimeLeft, time_left};
 use super::summary::RunStats;
 use super::units::{counted, duration, grouped};
 use crate::terminal::{can_redraw, eprint_event, eprint_line};
@@ -163,8 +163,11 @@ fn details(now: Duration, stats: &RunStats, rates: &Rates) -> String {
     if stats.num_failed > 0 {
         text += &format!("  {} failed", grouped(stats.num_failed));
     }
-    if let Some(left) = time_left(now, stats) {
-        text += &format!("  {} left", duration(left));
+    match time_left(now, stats) {
+        Some(TimeLeft::About(left)) => text += &format!("  {} left", duration(left)),
+        Some(TimeLeft::AtMost(left)) => text += &format!("  at most {} left", duration(left)),
+        Some(TimeLeft::OfPrompts(left)) => text += &format!("  prompts take {} more", duration(left)),
+        None => {}
     }
     if let Some(speed) = rates.speed() {
         text += &format!("  {:.0} prompt + {:.1} generated tok/s", speed.prompt, speed.generated);
@@ -198,7 +201,7 @@ fn counters(event: &str, now: Duration, stats: &RunStats, rates: &Rates) -> Valu
         "num_generated_tokens": stats.num_generated_tokens,
         "prompt_tokens_per_second": speed.map(|speed| speed.prompt),
         "generated_tokens_per_second": speed.map(|speed| speed.generated),
-        "seconds_left": time_left(now, stats).map(|left| left.as_secs_f64()),
+        "seconds_left": time_left(now, stats).and_then(TimeLeft::of_run).map(|left| left.as_secs_f64()),
     })
 }
 

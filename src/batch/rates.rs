@@ -27,6 +27,14 @@ pub(super) struct Rates {
     samples: VecDeque<Sample>,
 }
 
+/// What is planned of an input, once all of it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outlook {
+    pub num_prompt_tokens: u64,
+    /// Of all answers at full length.
+    pub max_new_tokens: u64,
+}
+
 /// Tokens per second; nothing before there is anything to compare.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Speed {
@@ -64,16 +72,45 @@ impl Rates {
     }
 }
 
-/// The time left if the remaining requests take as long as the finished ones did.
-pub(super) fn time_left(now: Duration, stats: &RunStats) -> Option<Duration> {
-    let num_left = stats.num_total?.saturating_sub(stats.num_done());
-    // What an earlier run has left took none of this one's time.
-    match stats.num_done().saturating_sub(stats.num_kept) {
-        0 => None,
-        num_done => {
-            let num_seconds = now.as_secs_f64() * num_left as f64 / num_done as f64;
-            Duration::try_from_secs_f64(num_seconds).ok()
+/// How long a run will still take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum TimeLeft {
+    /// If the remaining requests take as long as the finished ones did.
+    About(Duration),
+    /// If all answers become as long as they may, as long as none has ended.
+    AtMost(Duration),
+    /// Until the prompts are computed; how fast answers come is not known before.
+    OfPrompts(Duration),
+}
+
+impl TimeLeft {
+    /// Until the end of the run, where that is known.
+    pub fn of_run(self) -> Option<Duration> {
+        match self {
+            Self::About(left) | Self::AtMost(left) => Some(left),
+            Self::OfPrompts(_) => None,
         }
+    }
+}
+
+/// The time left of a run that has come so far at `now`.
+pub(super) fn time_left(now: Duration, stats: &RunStats) -> Option<TimeLeft> {
+    let num_left = stats.num_total?.saturating_sub(stats.num_done());
+    let duration = |num_seconds: f64| Duration::try_from_secs_f64(num_seconds).ok();
+    // What an earlier run has left took none of this one's time.
+    let num_done = stats.num_done().saturating_sub(stats.num_kept);
+    if num_done > 0 {
+        return duration(now.as_secs_f64() * num_left as f64 / num_done as f64).map(TimeLeft::About);
+    }
+    let outlook = stats.outlook?;
+    // What is still to come is taken to be in the cache as often as what came.
+    let num_prompt_left = outlook.num_prompt_tokens.saturating_sub(stats.num_prompt_tokens) as f64;
+    let share_computed = stats.num_prefilled_tokens() as f64 / stats.num_prompt_tokens.max(1) as f64;
+    let of_prompts = num_prompt_left * share_computed / stats.prefill_tokens_per_second?;
+    let num_new_left = outlook.max_new_tokens.saturating_sub(stats.num_generated_tokens) as f64;
+    match stats.decode_tokens_per_second {
+        Some(speed) => duration(of_prompts + num_new_left / speed).map(TimeLeft::AtMost),
+        None => duration(of_prompts).map(TimeLeft::OfPrompts),
     }
 }
 
@@ -112,7 +149,28 @@ mod tests {
         let run = |num_total, num_ok| RunStats { num_total, num_ok, ..RunStats::default() };
         assert_eq!(time_left(now, &run(Some(10), 0)), None);
         assert_eq!(time_left(now, &run(None, 5)), None);
-        assert_eq!(time_left(now, &run(Some(10), 6)), Some(Duration::from_secs(20)));
-        assert_eq!(time_left(now, &run(Some(10), 12)), Some(Duration::ZERO));
+        assert_eq!(time_left(now, &run(Some(10), 6)), Some(TimeLeft::About(Duration::from_secs(20))));
+        assert_eq!(time_left(now, &run(Some(10), 12)), Some(TimeLeft::About(Duration::ZERO)));
+    }
+
+    /// Long prompts were computed for minutes without a word of how long.
+    #[test]
+    fn before_anything_is_done_the_plan_says_how_long_it_takes_at_most() {
+        let now = Duration::from_secs(10);
+        let mut run = RunStats {
+            num_total: Some(10),
+            outlook: Some(Outlook { num_prompt_tokens: 9_000, max_new_tokens: 640 }),
+            num_prompt_tokens: 3_000,
+            num_cached_tokens: 1_000,
+            prefill_tokens_per_second: Some(200.0),
+            ..RunStats::default()
+        };
+        assert_eq!(time_left(now, &run), Some(TimeLeft::OfPrompts(Duration::from_secs(20))));
+        run.decode_tokens_per_second = Some(10.0);
+        run.num_generated_tokens = 40;
+        assert_eq!(time_left(now, &run), Some(TimeLeft::AtMost(Duration::from_secs(80))));
+        assert_eq!(time_left(now, &RunStats { outlook: None, ..run.clone() }), None);
+        run.num_prompt_tokens = 20_000;
+        assert_eq!(time_left(now, &run), Some(TimeLeft::AtMost(Duration::from_secs(60))));
     }
 }

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::failures::Failures;
+use super::rates::Outlook;
 use super::units::{counted, duration, grouped, rate, size};
 use crate::cache::{CacheUsage, TierUsage};
 
@@ -29,6 +30,8 @@ pub struct RunStats {
     /// before; known at the end.
     pub num_unique_tokens: Option<u64>,
     pub num_generated_tokens: u64,
+    /// Of the whole input, once it is known.
+    pub outlook: Option<Outlook>,
     /// What the prompt cache has done, if there is one; known at the end.
     pub cache: Option<CacheUsage>,
     /// Speed of the forward passes that prefill.
@@ -221,6 +224,7 @@ mod tests {
             cache: Some(usage),
             prefill_tokens_per_second: Some(200.0),
             decode_tokens_per_second: Some(100.0),
+            outlook: None,
             wall: Duration::from_secs(135),
             peak_memory_bytes: Some(1 << 30),
             weight_bytes: 600 << 20,

@@ -5,10 +5,10 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::batch::{PENALTY_RANGE, REPETITION_PENALTY_RANGE};
+use crate::batch::{PENALTY_RANGE, REPETITION_PENALTY_RANGE, is_url};
 
 /// Far beyond what any machine decodes together; catches a slipped zero before memory does.
-const MAX_BATCH_SIZE: u32 = 4096;
+pub const MAX_BATCH_SIZE: u32 = 4096;
 
 const MAX_PREFILL_CHUNK: u32 = 1 << 20;
 
@@ -77,6 +77,14 @@ pub(super) fn some_size(text: &str) -> Result<u64, String> {
     match size(text)? {
         0 => Err("give a size above 0, such as 512MB or 4GiB".to_owned()),
         num_bytes => Ok(num_bytes),
+    }
+}
+
+/// Where something is sent.
+pub(super) fn url(text: &str) -> Result<String, String> {
+    match is_url(text) {
+        true => Ok(text.to_owned()),
+        false => Err("give a URL that begins with https:// or http://".to_owned()),
     }
 }
 

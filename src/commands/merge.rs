@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use super::Outcome;
-use crate::batch::{self, Inputs, MergeOptions, OutputPath, count_text, find_files, number_text, size_text};
+use super::{Outcome, find_inputs};
+use crate::batch::{self, MergeOptions, OutputPath, count_text, find_files, number_text, size_text};
 use crate::cli::MergeResultsArgs;
 use crate::snapshot;
 use crate::terminal::eprint_line;
@@ -20,7 +20,7 @@ pub fn merge(args: &MergeResultsArgs) -> anyhow::Result<Outcome> {
     if results.is_empty() {
         bail!("only manifests are named: name the results beside them");
     }
-    let inputs = (!args.input.is_empty()).then(|| Inputs::find(&args.input)).transpose()?;
+    let inputs = (!args.input.is_empty()).then(|| find_inputs(&args.input, args.quiet)).transpose()?;
     let merged = batch::merge(&results, &args.output, &MergeOptions { inputs, is_forced: args.force })?;
     let say = |text: &str| {
         if !args.quiet {

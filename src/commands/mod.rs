@@ -23,8 +23,9 @@ pub mod version;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use crate::batch::{BatchError, InputPath, Inputs};
 use crate::cli::{Cli, Command};
-use crate::{machine_memory, mlx};
+use crate::{machine_memory, mlx, terminal::eprint_line};
 
 /// How a command ended, if it did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,14 @@ pub fn end(code: u8) -> ExitCode {
         mlx::exit_at_once(code);
     }
     ExitCode::from(code)
+}
+
+/// Finds the inputs of a command; says what is fetched, which may take its time.
+fn find_inputs(typed: &[InputPath], is_quiet: bool) -> Result<Inputs, BatchError> {
+    for url in typed.iter().filter(|input| matches!(input, InputPath::Url(_)) && !is_quiet) {
+        eprint_line(&format!("mlxbatch: fetching {}", url.name()));
+    }
+    Inputs::find(typed)
 }
 
 /// Turns the result of writing to standard output into an outcome: a closed pipe is none's fault.

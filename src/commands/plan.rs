@@ -8,17 +8,19 @@ mod report;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use self::report::{Report, ShardPlan};
+use self::report::{NamedParting, Report, ShardPlan};
 use super::memory_needs::{BatchShape, MemoryNeeds};
 use super::model::{Description, asked_dtype};
+use super::run::intake::{Intake, Next, PAUSE};
 use super::run::prepare::{PreparedJob, Preparer};
 use super::shared_prefixes::SharedPrefixes;
-use super::{Outcome, written};
-use crate::batch::{Inputs, ReaderOptions, RequestParams, RequestReader, Split};
+use super::text_head::text_head;
+use super::{Outcome, find_inputs, written};
+use crate::batch::{Inputs, Kept, ReaderOptions, RequestParams, RequestReader, Split};
 use crate::cli::{DEFAULT_MAX_TOKENS, DEFAULT_PREFILL_CHUNK, PlanArgs};
 use crate::commands::identity::ComputedModel;
 use crate::mlx::{ComputeDevice, free_memory_bytes};
-use crate::plan::{PlanOptions, PlanPrompt, WindowPlan, num_unique_held, window_is_full};
+use crate::plan::{Parting, PlanOptions, PlanPrompt, WindowPlan, num_unique_held, repeats, window_is_full};
 use crate::snapshot::{CacheMode, Snapshot, SnapshotOptions};
 use crate::terminal::{eprint_line, shown_json, shown_lines};
 use crate::text::Tokenizer;
@@ -27,8 +29,8 @@ use crate::text::Tokenizer;
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let served_model = Some(args.model.model.clone());
     let options = ReaderOptions { served_model, ..args.rows.options()? };
-    let inputs = Inputs::find(&args.input)?;
-    let mut reader = RequestReader::open(&inputs, options.clone())?;
+    let inputs = find_inputs(&args.input, args.quiet)?;
+    let reader = RequestReader::open(&inputs, options.clone())?;
     let model = Description::read(&args.model, args.quiet)?;
     for warning in model.text.warnings() {
         say(args, &format!("mlxbatch: warning: {warning}"));
@@ -50,7 +52,7 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     };
 
     let flags = RequestParams { max_tokens: args.max_tokens, ..RequestParams::default() };
-    let preparer = Preparer {
+    let preparer = Arc::new(Preparer {
         end_ids: Arc::from(model.text.end_ids()),
         fallback: flags.or(&model.defaults),
         default_max_tokens: DEFAULT_MAX_TOKENS,
@@ -58,9 +60,9 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         vocab_size: model.spec.vocab_size,
         has_checkpoints: false,
         reply: Default::default(),
-    };
-    let planner = Planner { args, model: &model, preparer: &preparer, snapshot: snapshot.as_ref() };
-    let totals = planner.read_through(&mut reader, |problem| say(args, problem))?;
+    });
+    let planner = Planner { args, model: &model, preparer, snapshot: snapshot.as_ref() };
+    let (reader, totals) = planner.read_through(reader, |problem| say(args, problem))?;
     for warning in reader.warnings().texts() {
         say(args, &format!("mlxbatch: warning: {warning}"));
     }
@@ -85,6 +87,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         num_windows: totals.num_windows,
         num_prompt_tokens: totals.num_prompt_tokens,
         num_unique_tokens: totals.num_unique_tokens,
+        num_repeated_tokens: totals.num_repeated_tokens,
+        parting: totals.parting.map(|(_, parting)| parting),
         longest_prompt_tokens: totals.longest_prompt_tokens,
         num_stored_tokens: snapshot.as_ref().map(|_| totals.num_stored_tokens),
         max_live_tokens: totals.max_live_tokens,
@@ -110,42 +114,41 @@ fn say(args: &PlanArgs, text: &str) {
 struct Planner<'a> {
     args: &'a PlanArgs,
     model: &'a Description,
-    preparer: &'a Preparer,
+    preparer: Arc<Preparer>,
     snapshot: Option<&'a Snapshot>,
 }
 
 impl Planner<'_> {
     /// Plans all that a reader has, window by window.
-    fn read_through(&self, reader: &mut RequestReader, say: impl Fn(&str)) -> anyhow::Result<Totals<'_>> {
+    fn read_through(
+        &self,
+        reader: RequestReader,
+        say: impl Fn(&str),
+    ) -> anyhow::Result<(RequestReader, Totals<'_>)> {
         let batch_size = self.args.batch_size as usize;
         let mut totals = Totals::new(self.model.text.tokenizer(), batch_size, self.snapshot);
         let mut window = Window::default();
-        while let Some(item) = reader.next_request()? {
-            let prepared = item.map_err(|failed| failed.error.message().to_owned()).and_then(|request| {
-                let (file, line) = (request.head.file.clone(), request.head.line);
-                let prepared = self.preparer.prepare(&self.model.text, request);
-                let job = prepared.map_err(|error| error.at(&file.name, line).message)?;
-                for notice in &job.notices {
-                    reader.warn(&job.head, &notice.key, &notice.text);
-                }
-                Ok(job)
-            });
-            match prepared {
-                Ok(job) => {
+        let (preparer, text) = (Arc::clone(&self.preparer), Arc::clone(&self.model.text));
+        let mut intake = Intake::new(reader, preparer, text, Kept::default());
+        loop {
+            match intake.next(PAUSE)? {
+                Next::Ready(job) => {
                     totals.num_later_turns += num_later_turns(&job);
-                    window.add(job);
+                    window.add(*job);
                 }
-                Err(problem) => {
+                Next::Failed(record) => {
                     totals.num_failed += 1;
-                    say(&problem);
+                    record.failure().into_iter().for_each(|failure| say(&failure.message));
                 }
+                Next::Pending => {}
+                Next::End => break,
             }
             if window_is_full(window.prompts.len(), window.num_tokens) {
                 totals.add(&std::mem::take(&mut window));
             }
         }
         totals.add(&window);
-        Ok(totals)
+        Ok((intake.into_reader(), totals))
     }
 
     /// What each of so many shards would compute, as the runs of them would split the input.
@@ -156,8 +159,7 @@ impl Planner<'_> {
         for number in 1..=count {
             let lines = split.shard(number);
             let options = ReaderOptions { shard: Some(Arc::new(lines)), ..options.clone() };
-            let mut reader = RequestReader::open(inputs, options)?;
-            let totals = self.read_through(&mut reader, |_| {})?;
+            let (reader, totals) = self.read_through(RequestReader::open(inputs, options)?, |_| {})?;
             plans.push(ShardPlan {
                 num_requests: reader.num_requests(),
                 num_prompt_tokens: totals.num_prompt_tokens,
@@ -219,6 +221,10 @@ struct Totals<'a> {
     num_windows: u64,
     num_prompt_tokens: u64,
     num_unique_tokens: u64,
+    /// Those of them that come again behind different beginnings.
+    num_repeated_tokens: u64,
+    /// Where prompts part that have most of these, and how many their window has.
+    parting: Option<(usize, NamedParting)>,
     longest_prompt_tokens: u64,
     /// Those of the unique tokens that the cache file has.
     num_stored_tokens: u64,
@@ -237,6 +243,8 @@ impl<'a> Totals<'a> {
             num_windows: 0,
             num_prompt_tokens: 0,
             num_unique_tokens: 0,
+            num_repeated_tokens: 0,
+            parting: None,
             longest_prompt_tokens: 0,
             num_stored_tokens: 0,
             snapshot,
@@ -272,6 +280,14 @@ impl<'a> Totals<'a> {
                 .map(|prompt| (prompt.tokens, snapshot.num_resumable(&prompt.tokens[..prompt.num_reusable])))
                 .collect();
             self.num_stored_tokens += num_unique_held(&held) as u64;
+        }
+        let repeats = repeats(&prompts, &plan.order);
+        self.num_repeated_tokens += repeats.num_tokens as u64;
+        if let Some(Parting { prompt, position }) = repeats.example
+            && self.parting.as_ref().is_none_or(|(most, _)| repeats.num_tokens > *most)
+        {
+            let text = text_head(self.tokenizer, &prompts[prompt].tokens[position..]);
+            self.parting = Some((repeats.num_tokens, NamedParting { position: position as u64, text }));
         }
         self.shared.add(&plan.largest_shared, |index| prompts[index].tokens, self.tokenizer);
     }

@@ -3,8 +3,9 @@
 //! Reads as a table of contents: what can fail for want of a file fails before the model loads,
 //! then the model, then the loop, then what is said about it. Each stage is in a module below.
 
+mod advice;
 mod budget;
-mod intake;
+pub(super) mod intake;
 mod job;
 mod model;
 mod overdue;
@@ -25,18 +26,19 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 
 use self::{
+    advice::{BatchLimits, larger_batch},
     intake::Intake,
     model::DescribedModel,
     report::{About, Report},
     session::{Session, Stop},
 };
-use super::{Outcome, interrupt::Interrupt};
+use super::{Outcome, find_inputs, interrupt::Interrupt};
 use crate::{
     batch::{
-        BatchError, Ending, Flow, Inputs, Progress, ProgressKind, ReaderOptions, RequestReader, ResultWriter,
-        RunStats, Served, count_requests, summary,
+        BatchError, Ending, Flow, OutputPath, Progress, ProgressKind, ReaderOptions, RequestReader,
+        ResultWriter, RunStats, Served, count_requests, shown_url, summary, upload,
     },
-    cli::{ProgressArg, RunArgs},
+    cli::{MAX_BATCH_SIZE, ProgressArg, RunArgs},
     mlx,
     terminal::{eprint_line, speak_json},
 };
@@ -50,7 +52,10 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     model::check_address_space(0)?;
     model::check_threads()?;
-    let inputs = Inputs::find(&args.input)?;
+    if args.upload.is_some() && !matches!(args.output, OutputPath::File(_)) {
+        anyhow::bail!("--upload sends a file; name one with --output, which is {}", args.output.name());
+    }
+    let inputs = find_inputs(&args.input, args.quiet)?;
     let mut options = ReaderOptions {
         served_model: Some(args.model.model.clone()),
         keeps_input: args.keep_input,
@@ -84,12 +89,13 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     if kept.num_kept() > 0 && kept.num_left == 0 {
         let (outcome, stats) = resume::nothing_left(writer, stats, args, started)?;
         say_all(args, &Report::of_nothing(about, stats))?;
+        send(args)?;
         return Ok(outcome);
     }
-    let mut intake = Intake::new(reader, preparer, Arc::clone(model.text()), kept);
+    let mut intake = Intake::new(reader, Arc::new(preparer), Arc::clone(model.text()), kept);
     let model = intake.during(|| model.load(args, is_verbose))?;
     let load_time = started.elapsed();
-    let memory = model.memory;
+    let (memory, kv_bytes_per_token) = (model.memory, model.kv_bytes_per_token as usize);
     let progress = Progress::new(num_total, progress_kind(args));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let is_repeatable = args.deterministic_ids;
@@ -141,17 +147,42 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
         let place = if is_nothing_there { args.output.name() } else { published.place };
         let mut lines = summary(&stats, ending, &place);
         lines.extend(saver.and_then(|saver| saver.summary(session.engine())));
+        let limits = BatchLimits {
+            batch_size: args.compute.batch_size as usize,
+            max_batch_size: MAX_BATCH_SIZE as usize,
+            kv_bytes_per_token,
+            max_kv_tokens: memory.budget.max_kv_tokens,
+        };
+        let advice = larger_batch(session.engine_stats(), limits);
+        lines.extend(advice.map(|advice| format!("  advice     {advice}")));
         session.progress.end(&stats, &lines);
     }
     let outcome = outcome(&stats, args);
     // Last, since the results are safe by now and a report is not worth losing the summary.
     say_all(args, &Report::of(&session, about, stats, stop, (load_time, memory)))?;
+    if stop == Stop::InputUsedUp {
+        send(args)?;
+    }
     Ok(match (stop, published.flow) {
         (Stop::Interrupted, _) => Outcome::Interrupted,
         (Stop::TimeUp, _) => Outcome::TimeUp,
         (Stop::OutputClosed, _) | (_, Flow::Closed) => Outcome::OutputClosed,
         _ => outcome,
     })
+}
+
+/// Sends the results where they are asked for.
+fn send(args: &RunArgs) -> anyhow::Result<()> {
+    match (&args.upload, &args.output) {
+        (Some(url), OutputPath::File(path)) => {
+            upload(path, url)?;
+            if !args.quiet {
+                eprint_line(&format!("mlxbatch: {} has been sent to {}", path.display(), shown_url(url)));
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes the reports that are asked for.

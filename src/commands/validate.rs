@@ -8,17 +8,15 @@ use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 
-use super::{Outcome, written};
-use crate::batch::{
-    AnswerConstraint, InputPath, Inputs, Prompt, Request, RequestError, RequestReader, count_text,
-};
+use super::{Outcome, find_inputs, written};
+use crate::batch::{AnswerConstraint, InputPath, Prompt, Request, RequestError, RequestReader, count_text};
 use crate::cli::ValidateArgs;
 use crate::guide::{Compiler, Constraint, GuideError, Vocabulary};
 use crate::terminal::{self, eprint_line};
 
 /// Checks a file: problems and counts on standard output, warnings on standard error.
 pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
-    let inputs = Inputs::find(&args.input)?;
+    let inputs = find_inputs(&args.input, args.quiet)?;
     let mut reader = RequestReader::open(&inputs, args.rows.options()?)?;
     let mut report = Report::default();
     let mut stdout = BufWriter::new(io::stdout().lock());

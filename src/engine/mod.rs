@@ -88,6 +88,6 @@ pub use runner::{
 };
 pub use sampling::{sampling_key, uniform};
 pub use scheduler::Limits;
-pub use stats::{PassTotals, Stats};
+pub use stats::{PassFit, PassTotals, Stats};
 pub use step::Engine;
 pub use want::{MAX_TOP, Processors, Report, Score, TokenReport};

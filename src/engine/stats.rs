@@ -54,6 +54,53 @@ pub struct Stats {
     pub prefill: PassTotals,
     /// Passes of decoding rows alone.
     pub decode: PassTotals,
+    /// How long these take.
+    pub decode_fit: PassFit,
+}
+
+/// How the time of passes depends on their rows: a line through those that were measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PassFit {
+    num_passes: u64,
+    rows: u64,
+    rows_squared: u64,
+    nanos: u128,
+    rows_by_nanos: u128,
+}
+
+/// Fewer say nothing.
+const MIN_FITTED_PASSES: u64 = 16;
+
+/// Nor do those whose rows differ from each other, by the standard deviation, by less of their mean.
+const MIN_SPREAD: f64 = 0.2;
+
+impl PassFit {
+    fn add(&mut self, num_rows: usize, time: Duration) {
+        let (rows, nanos) = (num_rows as u64, time.as_nanos());
+        self.num_passes += 1;
+        self.rows += rows;
+        self.rows_squared += rows * rows;
+        self.nanos += nanos;
+        self.rows_by_nanos += u128::from(rows) * nanos;
+    }
+
+    /// Seconds that a pass of so many rows takes, by least squares; nothing where too little was measured.
+    pub fn seconds_of(&self, num_rows: usize) -> Option<f64> {
+        if self.num_passes < MIN_FITTED_PASSES {
+            return None;
+        }
+        let num = self.num_passes as f64;
+        let (mean_rows, mean_nanos) = (self.rows as f64 / num, self.nanos as f64 / num);
+        let variance = self.rows_squared as f64 / num - mean_rows * mean_rows;
+        if variance < (MIN_SPREAD * mean_rows).powi(2) {
+            return None;
+        }
+        let covariance = self.rows_by_nanos as f64 / num - mean_rows * mean_nanos;
+        // Neither a row nor a pass takes less than no time.
+        let a_row = (covariance / variance).clamp(0.0, mean_nanos / mean_rows);
+        let nanos = mean_nanos + a_row * (num_rows as f64 - mean_rows);
+        (nanos > 0.0).then_some(nanos / 1e9)
+    }
 }
 
 impl Stats {
@@ -94,10 +141,13 @@ impl Stats {
     }
 
     /// Counts one collected pass.
-    pub(super) fn add_pass(&mut self, pass: &PassTotals) {
+    pub(crate) fn add_pass(&mut self, pass: &PassTotals) {
         let is_prefill = pass.num_prompt_tokens > 0;
         let totals = if is_prefill { &mut self.prefill } else { &mut self.decode };
         totals.add(pass);
+        if !is_prefill {
+            self.decode_fit.add(pass.num_decode_rows, pass.time);
+        }
     }
 }
 
@@ -129,6 +179,21 @@ mod tests {
         assert_eq!(stats.num_passes(), 3);
         assert_eq!(stats.num_prefilled_tokens(), 96);
         assert_eq!(stats.num_wasted_rows(), 4);
+    }
+
+    #[test]
+    fn the_time_of_a_pass_is_a_line_through_those_that_were_measured() {
+        let mut fit = PassFit::default();
+        for pass in 0..32u64 {
+            let rows = 4 + pass % 8;
+            fit.add(rows as usize, Duration::from_micros(500 + 20 * rows));
+        }
+        let seconds = fit.seconds_of(20).expect("enough was measured");
+        assert!((seconds - 900e-6).abs() < 1e-9, "{seconds}");
+        let mut alike = PassFit::default();
+        (0..100).for_each(|_| alike.add(8, Duration::from_micros(500)));
+        assert_eq!(alike.seconds_of(16), None);
+        assert_eq!(PassFit::default().seconds_of(1), None);
     }
 
     fn totals() -> PassTotals {

@@ -20,6 +20,7 @@
 mod cuts;
 mod forecast;
 mod held;
+mod repeats;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ mod tree;
 
 pub use forecast::SharedPrefix;
 pub use held::num_unique_held;
+pub use repeats::{Parting, Repeats, repeats};
 pub use split::{Sketch, Sketcher, split};
 
 use forecast::Forecast;

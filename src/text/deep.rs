@@ -2,10 +2,14 @@
 //!
 //! Owns running what recurses over a stranger's data, or computes on it for longer than anybody knows: on a stack
 //! that is deep enough, and for as long as its caller waits. What has not ended by then is left to itself, and only
-//! so many of these may be at it. What is run is the callers' business.
+//! so many of these may be at it. Lines that are many go to them together, which is `crew`'s. What is run is the
+//! callers' business.
+
+mod crew;
 
 use std::{
     cell::Cell,
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -15,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) use self::crew::for_each_line;
 use crate::{machine_memory, mlx, panics, terminal::eprint_line};
 
 /// Stack of the threads that are kept. Only what is used of it takes memory; address space it takes whole.
@@ -51,6 +56,8 @@ pub(super) enum NotDone {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+const KEPT_THREADS_LISTEN: &str = "a kept thread ends when nobody can send it anything";
+
 /// Threads that have nothing to do, by what they take jobs from.
 #[derive(Default)]
 struct Pool {
@@ -78,6 +85,13 @@ thread_local! {
     static LINE: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
 }
 
+/// What tells one thing to be run from others: where its caller has waited for it in vain, the same is not run again.
+pub(super) fn fingerprint(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Does all that is to be done for one line: so much patience there is for all of it, in however many parts it comes
 /// here.
 pub(crate) fn for_one_line<T>(work: impl FnOnce() -> T) -> T {
@@ -100,14 +114,18 @@ fn left_of_line(patience: Duration) -> Result<Duration, NotDone> {
     }
 }
 
-/// Runs something on a stack of at least this size, and waits so long for it.
+/// Runs something on a stack of at least this size, and waits so long for it; `fingerprint` is its own.
 pub(super) fn on_deep_stack<T: Send + 'static>(
     stack_bytes: usize,
     patience: Duration,
+    fingerprint: u64,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, NotDone> {
     if STACK_BYTES.get() >= stack_bytes {
-        return Ok(work());
+        return crew::in_place(patience, fingerprint, work);
+    }
+    if let Some(patience) = crew::waited_in_vain(fingerprint) {
+        return Err(NotDone::TooLong(patience));
     }
     let patience = POOL.wait_for_those_left_alone(left_of_line(patience)?)?;
     let (sender, receiver) = mpsc::channel();
@@ -122,12 +140,13 @@ pub(super) fn on_deep_stack<T: Send + 'static>(
         let _ = sender.send(outcome);
     });
     let thread = match stack_bytes <= KEPT_STACK_BYTES {
-        true => Some(POOL.start_kept(job)?),
-        false => {
-            start(stack_bytes, job)?;
-            None
-        }
+        true => Some(POOL.kept_thread()?),
+        false => None,
     };
+    match &thread {
+        Some(thread) => thread.send(job).expect(KEPT_THREADS_LISTEN),
+        None => start(stack_bytes, job)?,
+    }
     match wait(&receiver, patience) {
         Ok(outcome) => {
             thread.into_iter().for_each(|thread| POOL.give_back(thread));
@@ -135,7 +154,10 @@ pub(super) fn on_deep_stack<T: Send + 'static>(
         }
         // Its thread ends with it, since nobody has what it takes jobs from.
         Err(_) => {
-            POOL.leave_alone(thread.is_some(), &is_left_alone);
+            POOL.forget(thread);
+            if !is_left_alone.swap(true, Ordering::AcqRel) {
+                POOL.leave_alone();
+            }
             Err(NotDone::TooLong(patience))
         }
     }
@@ -181,33 +203,31 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a kept thread do it: one that is idle, else a new one, else the next that has nothing to do.
-    fn start_kept(&self, job: Job) -> Result<Sender<Job>, NotDone> {
+    /// A kept thread that has nothing to do: one that is idle, else a new one, else the next that is given back.
+    fn kept_thread(&self) -> Result<Sender<Job>, NotDone> {
         let mut state = self.lock();
-        let thread = match state.idle.pop() {
-            Some(thread) => thread,
-            None => {
-                let (sender, receiver) = mpsc::channel::<Job>();
-                match start(KEPT_STACK_BYTES, Box::new(move || receiver.into_iter().for_each(|job| job()))) {
-                    Ok(()) => {
-                        state.num_kept += 1;
-                        sender
-                    }
-                    Err(error) => loop {
-                        if state.num_kept == 0 {
-                            return Err(error);
-                        }
-                        state = self.is_changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                        if let Some(thread) = state.idle.pop() {
-                            break thread;
-                        }
-                    },
-                }
+        loop {
+            match Self::idle_or_new(&mut state) {
+                Err(error) if state.num_kept == 0 => return Err(error),
+                Err(_) => state = self.is_changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Ok(thread) => return Ok(thread),
             }
-        };
-        drop(state);
-        thread.send(job).expect("a kept thread ends when nobody can send it anything");
-        Ok(thread)
+        }
+    }
+
+    /// The same where there is one at once.
+    fn kept_thread_at_once(&self) -> Result<Sender<Job>, NotDone> {
+        Self::idle_or_new(&mut self.lock())
+    }
+
+    fn idle_or_new(state: &mut State) -> Result<Sender<Job>, NotDone> {
+        if let Some(thread) = state.idle.pop() {
+            return Ok(thread);
+        }
+        let (sender, receiver) = mpsc::channel::<Job>();
+        start(KEPT_STACK_BYTES, Box::new(move || receiver.into_iter().for_each(|job| job())))?;
+        state.num_kept += 1;
+        Ok(sender)
     }
 
     fn give_back(&self, thread: Sender<Job>) {
@@ -215,19 +235,20 @@ impl Pool {
         self.is_changed.notify_all();
     }
 
-    /// Notes that nobody waits for a job, unless it has ended just now.
-    fn leave_alone(&self, is_kept: bool, is_left_alone: &AtomicBool) {
-        let mut state = self.lock();
-        state.num_kept -= usize::from(is_kept);
-        if !is_left_alone.swap(true, Ordering::AcqRel) {
-            state.num_left_alone += 1;
-            if state.num_left_alone == 1 {
-                // It is as well if there is none: it only says what would come without a word.
-                let _ =
-                    thread::Builder::new().name("watch".to_owned()).spawn(|| POOL.watch_those_left_alone());
-            }
-        }
+    /// A thread is kept no longer: it ends with what it is at.
+    fn forget(&self, thread: Option<Sender<Job>>) {
+        self.lock().num_kept -= usize::from(thread.is_some());
         self.is_changed.notify_all();
+    }
+
+    /// Notes that nobody waits any more for something that goes on.
+    fn leave_alone(&self) {
+        let mut state = self.lock();
+        state.num_left_alone += 1;
+        if state.num_left_alone == 1 {
+            // It is as well if there is none: it only says what would come without a word.
+            let _ = thread::Builder::new().name("watch".to_owned()).spawn(|| POOL.watch_those_left_alone());
+        }
     }
 
     /// Watches what nobody waits for, which may go on taking memory.
@@ -277,8 +298,8 @@ mod tests {
         let id = || thread::current().id();
         let ids: Vec<ThreadId> = (0..20)
             .map(|_| {
-                let nested = on_deep_stack(1 << 20, PATIENCE, move || {
-                    (id(), on_deep_stack(KEPT_STACK_BYTES, PATIENCE, id))
+                let nested = on_deep_stack(1 << 20, PATIENCE, 0, move || {
+                    (id(), on_deep_stack(KEPT_STACK_BYTES, PATIENCE, 0, id))
                 });
                 let (outer, inner) = nested.expect("a thread can be started");
                 assert_eq!(inner.as_ref(), Ok(&outer));
@@ -292,27 +313,27 @@ mod tests {
 
     #[test]
     fn a_stack_is_as_deep_as_was_asked_for() {
-        assert_eq!(on_deep_stack(KEPT_STACK_BYTES, PATIENCE, || depth(500_000)), Ok(500_000));
-        assert_eq!(on_deep_stack(2 * KEPT_STACK_BYTES, PATIENCE, || depth(1_000_000)), Ok(1_000_000));
+        assert_eq!(on_deep_stack(KEPT_STACK_BYTES, PATIENCE, 0, || depth(500_000)), Ok(500_000));
+        assert_eq!(on_deep_stack(2 * KEPT_STACK_BYTES, PATIENCE, 0, || depth(1_000_000)), Ok(1_000_000));
     }
 
     #[test]
     fn what_takes_too_long_is_left_alone_and_a_panic_is_told() {
         let (sender, receiver) = mpsc::channel::<()>();
         let patience = Duration::from_millis(1);
-        let waiting = on_deep_stack(1 << 20, patience, move || receiver.recv().is_ok());
+        let waiting = on_deep_stack(1 << 20, patience, 0, move || receiver.recv().is_ok());
         assert!(matches!(waiting, Err(NotDone::TooLong(_))), "{waiting:?}");
         drop(sender);
         let begun = Instant::now();
-        let slow = || on_deep_stack(1 << 20, PATIENCE, || thread::sleep(Duration::from_millis(5)));
+        let slow = || on_deep_stack(1 << 20, PATIENCE, 0, || thread::sleep(Duration::from_millis(5)));
         LINE.set(Some((begun - LINE_PATIENCE, Duration::ZERO)));
         assert_eq!(slow(), Err(NotDone::TooLong(LINE_PATIENCE)));
         assert_eq!(for_one_line(slow), Ok(()));
         assert!(slow().is_err());
         LINE.set(None);
         assert_eq!(slow(), Ok(()));
-        let panicked = on_deep_stack(1 << 20, PATIENCE, || std::panic::resume_unwind(Box::new("quietly")));
+        let panicked = on_deep_stack(1 << 20, PATIENCE, 0, || std::panic::resume_unwind(Box::new("quietly")));
         assert_eq!(panicked.map(|()| 0), Err(NotDone::Panicked));
-        assert_eq!(on_deep_stack(1 << 20, PATIENCE, || 1), Ok(1), "others go on");
+        assert_eq!(on_deep_stack(1 << 20, PATIENCE, 0, || 1), Ok(1), "others go on");
     }
 }

@@ -25,7 +25,7 @@ mod tokenizer_config;
 mod tokenizer_limits;
 
 pub use answer::{Answer, AnswerText};
-pub(crate) use deep::for_one_line;
+pub(crate) use deep::{for_each_line, for_one_line};
 pub use error::TextError;
 pub use reply::{
     Asked, CallSyntax, ExpectedCalls, Occasion, PromptThinking, Reply, ReplyReader, ReplySettings,

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
 use super::bytes::{byte_fallback, push_token_bytes};
-use super::deep::{NotDone, PATIENCE, on_deep_stack};
+use super::deep::{NotDone, PATIENCE, fingerprint, on_deep_stack};
 use super::files::MAX_TOKENIZER_BYTES;
 use super::tokenizer_config::TokenizerConfig;
 use super::tokenizer_limits::{self, MAX_TOKEN_IDS};
@@ -179,7 +179,7 @@ impl Tokenizer {
     ) -> Result<tokenizers::Encoding, TextError> {
         check_whitespace(text)?;
         let (tokenizer, text) = (Arc::clone(&self.0), text.to_owned());
-        let encoded = on_deep_stack(STACK_BYTES, patience, move || {
+        let encoded = on_deep_stack(STACK_BYTES, patience, fingerprint(&text), move || {
             tokenizer.encoding(&text, add_special_tokens, with_ranges)
         });
         encoded.unwrap_or_else(|why| {

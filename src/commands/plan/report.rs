@@ -28,6 +28,10 @@ pub(super) struct Report {
     pub num_windows: u64,
     pub num_prompt_tokens: u64,
     pub num_unique_tokens: u64,
+    /// Those of them that come again behind different beginnings.
+    pub num_repeated_tokens: u64,
+    /// Where such prompts part.
+    pub parting: Option<NamedParting>,
     /// Those of them that the cache file has, if one is named.
     pub num_stored_tokens: Option<u64>,
     pub longest_prompt_tokens: u64,
@@ -42,6 +46,16 @@ pub(super) struct Report {
     /// In the order of their numbers, where they are asked for.
     pub shards: Vec<ShardPlan>,
 }
+
+/// Where a prompt parts from others, and the text from there on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NamedParting {
+    pub position: u64,
+    pub text: String,
+}
+
+/// What comes again is worth a word where it is one unique token in so many, and so many together.
+const MIN_TOLD_REPEATS: (u64, u64) = (5, 256);
 
 /// What one shard of the input comes to.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +129,22 @@ impl Report {
                      shards read it with --cache-mode ro.\n";
         }
         text
+    }
+
+    /// How the prompts could share more, if much of them comes again.
+    fn advice_text(&self) -> Option<String> {
+        let (one_in, at_least) = MIN_TOLD_REPEATS;
+        let (num_unique, num_repeated) = (self.num_unique_tokens, self.num_repeated_tokens);
+        let parting = self.parting.as_ref().filter(|_| num_repeated >= at_least.max(num_unique / one_in))?;
+        let from = if parting.text.is_empty() { String::new() } else { format!(" ('{}')", parting.text) };
+        Some(format!(
+            "\n{} of the unique tokens come again behind different beginnings: such prompts part at token {}{from}.\n  \
+             Put what varies last, and they are computed once: {} tokens instead of {}.\n",
+            number_text(num_repeated),
+            number_text(parting.position),
+            number_text(num_unique.saturating_sub(num_repeated)),
+            number_text(num_unique),
+        ))
     }
 
     /// All that a run takes at its batch size, answers at full length included.
@@ -229,6 +259,7 @@ impl Report {
                 number_text(prefix.num_saved_tokens)
             );
         }
+        text += &self.advice_text().unwrap_or_default();
         if !self.shards.is_empty() {
             text += &self.shards_text();
         }
@@ -259,6 +290,7 @@ impl Report {
             "num_windows": self.num_windows,
             "num_prompt_tokens": self.num_prompt_tokens,
             "num_unique_tokens": self.num_unique_tokens,
+            "num_repeated_tokens": self.num_repeated_tokens,
             "num_stored_tokens": self.num_stored_tokens,
             "share_reusable": self.share_reusable(),
             "longest_prompt_tokens": self.longest_prompt_tokens,
@@ -310,6 +342,8 @@ mod tests {
             num_prompt_tokens: 120_000,
             num_stored_tokens: None,
             num_unique_tokens: 12_000,
+            num_repeated_tokens: 2_000,
+            parting: Some(NamedParting { position: 4, text: "Question 17".to_owned() }),
             longest_prompt_tokens: 1_300,
             max_live_tokens: 40_000,
             memory: MemoryNeeds { weight_bytes: 500 << 20, state_bytes: 0, working_bytes: 70 << 20 },
@@ -376,6 +410,18 @@ largest shared prefixes
             Report { num_requests: 0, num_failed: 0, num_prompt_tokens: 0, num_unique_tokens: 0, ..report };
         assert_eq!(empty.text(), "in.jsonl: 0 requests\n");
         assert_eq!(empty.json()["share_reusable"], 0.0);
+    }
+
+    #[test]
+    fn what_comes_again_is_told_where_it_is_much() {
+        assert!(!report().text().contains("come again"));
+        let report = Report { num_repeated_tokens: 9_000, ..report() };
+        let expected = "
+9,000 of the unique tokens come again behind different beginnings: such prompts part at token 4 ('Question 17').
+  Put what varies last, and they are computed once: 3,000 tokens instead of 12,000.
+";
+        assert!(report.text().contains(expected), "{}", report.text());
+        assert_eq!(report.json()["num_repeated_tokens"], 9_000);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -22,8 +22,7 @@ use crate::{
     batch::{
         BatchError, Choice, Kept, NextRequest, Record, Request, RequestError, RequestHead, RequestReader,
     },
-    text::TextModel,
-    threads::on_threads,
+    text::{TextModel, for_each_line},
 };
 
 /// Requests that are prepared together: several for each core, and few enough not to hold up the
@@ -38,10 +37,10 @@ const MAX_EARLY_BYTES: u64 = 64 << 20;
 
 /// How long a line may take to follow the one before it. A pipe that is slower is silent; one that is
 /// not should not have its requests torn apart.
-pub(super) const PAUSE: Duration = Duration::from_millis(10);
+pub(in crate::commands) const PAUSE: Duration = Duration::from_millis(10);
 
 /// What the input has at the moment.
-pub(super) enum Next {
+pub(in crate::commands) enum Next {
     Ready(Box<PreparedJob>),
     /// A line that cannot be served.
     Failed(Box<Record>),
@@ -54,9 +53,9 @@ pub(super) enum Next {
 type Made<T> = Result<Box<T>, Box<Record>>;
 
 /// Requests on their way from the input to a window.
-pub(super) struct Intake {
+pub(in crate::commands) struct Intake {
     reader: RequestReader,
-    preparer: Preparer,
+    preparer: Arc<Preparer>,
     text: Arc<TextModel>,
     /// In the order of the input.
     prepared: VecDeque<Made<PreparedJob>>,
@@ -67,12 +66,21 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(reader: RequestReader, preparer: Preparer, text: Arc<TextModel>, kept: Kept) -> Self {
+    pub(in crate::commands) fn new(
+        reader: RequestReader,
+        preparer: Arc<Preparer>,
+        text: Arc<TextModel>,
+        kept: Kept,
+    ) -> Self {
         Self { reader, preparer, text, prepared: VecDeque::new(), kept, failure: None }
     }
 
     pub(super) fn reader(&self) -> &RequestReader {
         &self.reader
+    }
+
+    pub(in crate::commands) fn into_reader(self) -> RequestReader {
+        self.reader
     }
 
     pub(super) fn text(&self) -> &Arc<TextModel> {
@@ -95,7 +103,7 @@ impl Intake {
     }
 
     /// Takes the next line of the input; waits at most `patience` for it.
-    pub(super) fn next(&mut self, patience: Duration) -> Result<Next, BatchError> {
+    pub(in crate::commands) fn next(&mut self, patience: Duration) -> Result<Next, BatchError> {
         let idle = if self.prepared.is_empty() { self.read_round(patience)? } else { Next::Pending };
         Ok(match self.prepared.pop_front() {
             Some(Ok(ready)) => Next::Ready(ready),
@@ -165,8 +173,7 @@ impl Intake {
                 }
             }
         }
-        let maker = Maker { preparer: &self.preparer, text: &self.text };
-        let mut made = maker.make_all(lines);
+        let mut made = self.make_all(lines);
         for ready in made.iter_mut().flatten() {
             for notice in ready.notices.drain(..) {
                 self.reader.warn(&ready.head, &notice.key, &notice.text);
@@ -175,38 +182,19 @@ impl Intake {
         self.prepared.extend(made);
         Ok(idle)
     }
-}
 
-/// What preparing needs; all of it can be shared between threads.
-#[derive(Clone, Copy)]
-struct Maker<'a> {
-    preparer: &'a Preparer,
-    text: &'a Arc<TextModel>,
-}
-
-impl Maker<'_> {
     /// Prepares requests on all cores; keeps their order.
-    fn make_all(self, lines: Vec<Made<Request>>) -> Vec<Made<PreparedJob>> {
-        let num_lines = lines.len();
-        let queue = Mutex::new(lines.into_iter().enumerate());
-        let made = on_threads(num_lines, || {
-            let mut made = Vec::new();
-            loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((index, line)) = next else { return made };
-                made.push((index, line.and_then(|request| self.make(*request))));
-            }
-        });
-        let mut made: Vec<_> = made.into_iter().flatten().collect();
-        made.sort_unstable_by_key(|(index, _)| *index);
-        made.into_iter().map(|(_, made)| made).collect()
-    }
-
-    fn make(self, request: Request) -> Made<PreparedJob> {
-        let head = request.head.clone();
-        let failed =
-            |error: RequestError| Record::request_error(&head, &error.at(&head.file.name, head.line));
-        self.preparer.prepare(self.text, request).map(Box::new).map_err(|error| Box::new(failed(error)))
+    fn make_all(&self, lines: Vec<Made<Request>>) -> Vec<Made<PreparedJob>> {
+        let (preparer, text) = (Arc::clone(&self.preparer), Arc::clone(&self.text));
+        for_each_line(lines, move |line| {
+            line.and_then(|request| {
+                let head = request.head.clone();
+                let prepared = preparer.prepare(&text, *request);
+                prepared.map(Box::new).map_err(|error| {
+                    Box::new(Record::request_error(&head, &error.at(&head.file.name, head.line)))
+                })
+            })
+        })
     }
 }
 
@@ -249,7 +237,7 @@ mod tests {
             has_checkpoints: false,
             reply: Default::default(),
         };
-        Intake::new(reader.expect("it was just written"), preparer, Arc::new(text), Kept::default())
+        Intake::new(reader.expect("it was just written"), Arc::new(preparer), Arc::new(text), Kept::default())
     }
 
     fn take_all(mut intake: Intake) {

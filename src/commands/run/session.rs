@@ -250,6 +250,7 @@ impl<R: Runner> Session<R> {
     /// Plans the window that has been read, and has what earlier ones stored kept for those who use it.
     fn plan(&mut self, has_more: bool) {
         self.windows.plan(!has_more && self.saver.is_none(), self.intake.text().tokenizer());
+        self.stats.outlook = (!has_more).then(|| self.windows.outlook());
         for request in self.windows.planned() {
             self.engine.expect(request);
         }

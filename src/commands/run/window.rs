@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use super::prepare::{PreparedJob, PreparedRequest};
 use crate::{
+    batch::Outlook,
     cache::{Tier, common_prefix},
     commands::shared_prefixes::SharedPrefixes,
     engine::{Cut, GenerationRequest, PromptPlan, RequestId, TokenId},
@@ -77,6 +78,9 @@ pub(super) struct Windows {
     num_gathered: u64,
     /// The last window is planned, and nothing stored outlives the run.
     is_last: bool,
+    /// Prompt tokens of the windows planned so far, and new tokens at most.
+    num_prompt_tokens: u64,
+    max_new_tokens: u64,
     /// Distinct prompt tokens of the windows planned so far, and of the turns that followed.
     pub num_unique_tokens: usize,
     /// What they shared.
@@ -120,6 +124,11 @@ impl Windows {
         !self.planned.is_empty()
     }
 
+    /// What all windows planned so far come to.
+    pub(super) fn outlook(&self) -> Outlook {
+        Outlook { num_prompt_tokens: self.num_prompt_tokens, max_new_tokens: self.max_new_tokens }
+    }
+
     /// Plans what has been gathered; nothing may be planned still. Shared prefixes are named by `tokenizer`. `is_last` says that no more will be
     /// gathered, and that nothing stored outlives the run.
     pub(super) fn plan(&mut self, is_last: bool, tokenizer: &Tokenizer) {
@@ -130,6 +139,8 @@ impl Windows {
         self.is_last = is_last;
         let prompts: Vec<PlanPrompt> = gathered.iter().map(|ready| plan_prompt(&ready.request)).collect();
         let plan = WindowPlan::new(&prompts, &PlanOptions { first_order, ..PlanOptions::default() });
+        self.num_prompt_tokens += plan.num_prompt_tokens as u64;
+        self.max_new_tokens += prompts.iter().map(|prompt| prompt.max_new_tokens as u64).sum::<u64>();
         self.num_unique_tokens += plan.num_unique_tokens;
         self.shared.add(&plan.largest_shared, |index| prompts[index].tokens, tokenizer);
         let mut gathered: Vec<Option<Ready>> = gathered.into_iter().map(Some).collect();

@@ -12,11 +12,8 @@ use ureq::{Agent, Body, BodyReader};
 
 use super::listing::{Content, RepoListing, is_plain_hash, parse_listing};
 use super::{AccessToken, HubError, HubOptions};
+use crate::web::{self, is_transient_status};
 
-/// Reaching the hub takes at most this long, so that a run without network soon uses the cache.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection that brings nothing for this long is taken for broken.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_LISTING_BYTES: u64 = 64 << 20;
 const MAX_LISTING_ATTEMPTS: u32 = 3;
 const MAX_REDIRECTS: u32 = 10;
@@ -42,20 +39,8 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(repo: Repo, options: &HubOptions) -> Self {
-        let user_agent = concat!("mlxbatch/", env!("CARGO_PKG_VERSION"));
-        let agent = Agent::config_builder()
-            .user_agent(user_agent)
-            // A compressed answer has no length to check and no ranges to resume at.
-            .accept_encoding("identity")
-            .http_status_as_error(false)
-            // Followed by hand: where they lead to is told the token only if it is the hub itself.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_per_read(Some(STALL_TIMEOUT))
-            .build()
-            .new_agent();
+        // Redirects are followed by hand: where they lead to is told the token only if it is the hub itself.
+        let agent = web::agent(0);
         let (endpoint, token) = (options.endpoint.clone(), options.token.clone());
         Self { repo, agent, endpoint, token, retry_delay: options.first_retry_delay }
     }
@@ -282,10 +267,6 @@ fn encode_name(name: &str) -> String {
     name.bytes()
         .map(|byte| if keep(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
         .collect()
-}
-
-fn is_transient_status(status: u16) -> bool {
-    matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
 fn transient(error: ureq::Error) -> Failure {

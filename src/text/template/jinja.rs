@@ -19,7 +19,7 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior,
 
 use super::{json, namespaces, numbers};
 use crate::text::TextError;
-use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, on_deep_stack};
+use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
 
 /// The largest template in use has some 20,000 bytes.
 pub(super) const MAX_TEMPLATE_BYTES: usize = 128 << 10;
@@ -50,6 +50,7 @@ pub(super) type Clock = Arc<dyn Fn() -> NaiveDateTime + Send + Sync>;
 pub(super) struct Program {
     environment: Environment<'static>,
     origin: Arc<str>,
+    fingerprint: u64,
     /// It was waited for once in vain, and is not run again.
     is_endless: AtomicBool,
 }
@@ -83,10 +84,11 @@ impl Program {
             )));
         }
         let stack_bytes = BASE_STACK_BYTES + source.len() * STACK_BYTES_PER_TEMPLATE_BYTE;
-        let (source, shown) = (source.to_owned(), Arc::clone(&origin));
-        let compiled = on_deep_stack(stack_bytes, PATIENCE, move || environment(&shown, &source, clock));
+        let (source, shown, fingerprint) = (source.to_owned(), Arc::clone(&origin), fingerprint(&source));
+        let compile = move || environment(&shown, &source, clock);
+        let compiled = on_deep_stack(stack_bytes, PATIENCE, fingerprint, compile);
         let environment = compiled.map_err(|why| not_done(why, failed))??;
-        Ok(Program { environment, origin, is_endless: AtomicBool::new(false) })
+        Ok(Program { environment, origin, fingerprint, is_endless: AtomicBool::new(false) })
     }
 
     /// Renders with a JSON object's members as variables.
@@ -120,7 +122,8 @@ impl Program {
         environment.set_fuel(Some(fuel));
         let stack_bytes = BASE_STACK_BYTES.saturating_add((fuel * STACK_BYTES_PER_FUEL) as usize);
         let (variables, origin) = (Arc::clone(variables), Arc::clone(&self.origin));
-        let rendered = on_deep_stack(stack_bytes, patience, move || {
+        let fingerprint = fingerprint(&(self.fingerprint, &*variables));
+        let rendered = on_deep_stack(stack_bytes, patience, fingerprint, move || {
             let rendered = environment
                 .get_template(NAME)
                 .and_then(|template| template.render(template_value(&variables)));

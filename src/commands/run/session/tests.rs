@@ -67,7 +67,7 @@ fn session_cached<R: Runner>(
         stats: RunStats::default(),
         progress: Progress::new(None, crate::batch::ProgressKind::Quiet),
         engine: Engine::new(make(limits.clone()), limits, cache),
-        intake: Intake::new(reader, preparer, Arc::new(text), Kept::default()),
+        intake: Intake::new(reader, preparer.into(), Arc::new(text), Kept::default()),
         served: Served { model: "fake".into(), created: 0, is_repeatable: false },
         windows: Windows::default(),
         jobs: HashMap::new(),
