@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use mlx_rs::{Array, Dtype, error::Exception, ops};
 
-use super::{error::Result, sys};
+use super::{device::ComputeDevice, error::Result, sys};
 
 /// Several arrays along one axis as one; a single one is not copied. There must be one at least.
 pub(super) fn concatenated(mut arrays: Vec<Array>, axis: i32) -> Result<Array> {
@@ -65,6 +65,38 @@ pub(super) fn compact(array: &Array) -> Result<Array> {
     Ok(ops::concatenate(&[first, rest], axis as i32)?)
 }
 
+/// How a part of an array becomes an array of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Copying {
+    /// By this thread, at once: where the device is the processor itself, its operations cost more than small copies.
+    ByHost,
+    /// By the device, when it comes to it.
+    ByDevice,
+}
+
+impl Copying {
+    pub(super) fn of(device: ComputeDevice) -> Self {
+        match device {
+            ComputeDevice::Cpu => Self::ByHost,
+            ComputeDevice::Gpu => Self::ByDevice,
+        }
+    }
+
+    /// Some tokens of one sequence, `(1, H, L, D)`, of planes `(S, H, C, D)`, as a copy that owns just its elements.
+    pub(super) fn tokens_of(self, planes: &Array, slot: usize, tokens: Range<usize>) -> Result<Array> {
+        match (self, planes.shape()) {
+            (Self::ByHost, &[_, num_heads, _, width]) => Ok(sys::copied_part(
+                planes,
+                &[slot..slot + 1, 0..num_heads as usize, tokens, 0..width as usize],
+            )?),
+            _ => {
+                let of_slot = sys::slice_axis(planes, 0, slot, slot + 1)?;
+                compact(&sys::slice_axis(&of_slot, 2, tokens.start, tokens.end)?)
+            }
+        }
+    }
+}
+
 /// Whether all elements are numbers, none of them infinite.
 pub(super) fn all_finite(arrays: &[Array]) -> Result<bool> {
     // Zero times what is no finite number is no number, and nor is any sum of it.
@@ -98,6 +130,30 @@ mod tests {
         }
         assert!(all_finite(&[Array::from_slice::<f32>(&[], &[1, 0])]).unwrap());
         assert!(all_finite(&[]).unwrap());
+    }
+
+    #[test]
+    fn tokens_are_the_same_whoever_copies_them_and_whatever_their_order_in_memory() {
+        let numbers: Vec<f32> = (0..3 * 2 * 7 * 5).map(|number| number as f32).collect();
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            let whole = Array::from_slice(&numbers, &[3, 2, 7, 5]).as_dtype(dtype).unwrap();
+            let turned = whole.transpose_axes(&[0, 2, 1, 3]).unwrap();
+            let by_columns = whole.transpose_axes(&[0, 1, 3, 2]).unwrap();
+            let within = sys::slice_axis(&sys::slice_axis(&whole, 2, 1, 6).unwrap(), 3, 1, 4).unwrap();
+            for planes in [&whole, &turned, &by_columns, &within] {
+                let num_tokens = planes.dim(2) as usize;
+                for (slot, tokens) in [(0, 0..num_tokens), (2, 1..2), (1, 1..num_tokens - 1), (1, 0..0)] {
+                    let copy = |copying: Copying| copying.tokens_of(planes, slot, tokens.clone()).unwrap();
+                    let (by_host, by_device) = (copy(Copying::ByHost), copy(Copying::ByDevice));
+                    assert_eq!((by_host.shape(), by_host.dtype()), (by_device.shape(), dtype));
+                    assert!(by_host.eq(&by_device).unwrap().all(None).unwrap().item_exact::<bool>());
+                }
+            }
+        }
+        let array = Array::from_slice(&numbers, &[3, 2, 7, 5]);
+        for part in [vec![0..3, 0..2, 0..8, 0..5], vec![0..3], vec![0..3, 0..2, 5..4, 0..5]] {
+            assert!(sys::copied_part(&array, &part).is_err());
+        }
     }
 
     /// What was cut from a single head, or a single token, was a view: the rest stayed in memory when

@@ -8,7 +8,12 @@ use std::ops::Range;
 
 use mlx_rs::{Dtype, ops};
 
-use super::{arrays::compact, error::Result, planes::Planes, sys};
+use super::{
+    arrays::{Copying, compact},
+    error::Result,
+    planes::Planes,
+    sys,
+};
 
 /// Tokens from which on a segment is attended to once for all chunks that run on it.
 const MIN_LONG_TOKENS: usize = 64;
@@ -86,6 +91,13 @@ impl LayerKv {
         }
         let (start, stop) = (positions.start - self.first, positions.end - self.first);
         let planes = self.planes.map(|plane| Ok(sys::slice_axis(plane, 2, start, stop)?))?;
+        Ok(Self { first: positions.start, planes })
+    }
+
+    /// A copy of some tokens, by their positions, that holds no more memory than these.
+    pub(super) fn copied(&self, positions: Range<usize>, copying: Copying) -> Result<Self> {
+        let tokens = positions.start - self.first..positions.end - self.first;
+        let planes = self.planes.map(|plane| copying.tokens_of(plane, 0, tokens.clone()))?;
         Ok(Self { first: positions.start, planes })
     }
 

@@ -17,7 +17,7 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::Array;
 
 use super::{
-    arrays::{overlap, rows_in_parts, rows_of},
+    arrays::{Copying, overlap, rows_in_parts, rows_of},
     attention::{ChunkKv, DecodeKv, PassKv, PieceKv, RunKv, SlabKv},
     cohort::{Cohorts, Piece, Row},
     costs::Costs,
@@ -71,6 +71,8 @@ impl Sequence {
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
     slab: Slab,
+    /// Of what is stored.
+    copying: Copying,
     /// The decode rows; they follow from what these run on.
     cohorts: Cohorts,
     /// Whether they are in the next pass: a pass of chunks alone leaves them as they are.
@@ -89,6 +91,7 @@ impl LiveKv {
         Self {
             sequences: HashMap::new(),
             slab: Slab::default(),
+            copying: Copying::of(device),
             cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
             are_decoding: false,
             states: LiveStates::new(initial_states),
@@ -182,13 +185,13 @@ impl LiveKv {
             // A prefill stores all it has: the arrays themselves.
             std::mem::take(&mut state.own)
         } else if num_tokens <= state.num_own_tokens {
-            let stored = |kv: &LayerKv| kv.slice(first..first + num_tokens)?.compact();
+            let stored = |kv: &LayerKv| kv.copied(first..first + num_tokens, self.copying);
             state.own.iter().map(stored).collect::<Result<Vec<_>>>()?
         } else {
             let in_slab = self.slab.num_tokens(sequence).unwrap_or(0);
             let start = state.own_end();
             let skip = in_slab - (state.num_tokens - start);
-            let rest = self.slab.copy_out(sequence, skip, first + num_tokens - start, start)?;
+            let rest = self.slab.copy_out(sequence, skip, first + num_tokens - start, start, self.copying)?;
             after(&state.own, rest)?
         };
         mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| kv.planes.arrays()))?;
@@ -319,7 +322,8 @@ impl LiveKv {
             let start = state.own_end();
             let num_tokens = state.num_tokens - start;
             if num_tokens > 0 {
-                let rest = self.slab.copy_out(sequence, in_slab - num_tokens, num_tokens, start)?;
+                let rest =
+                    self.slab.copy_out(sequence, in_slab - num_tokens, num_tokens, start, self.copying)?;
                 mlx_rs::transforms::async_eval(rest.iter().flat_map(|kv| kv.planes.arrays()))?;
                 state.own = after(&state.own, rest)?;
                 state.num_own_tokens += num_tokens;

@@ -16,7 +16,7 @@ use std::cell::RefCell;
 use mlx_rs::{Array, Dtype, ops};
 
 use super::{
-    arrays::{compact, padded_around},
+    arrays::{Copying, padded_around},
     error::Result,
     kv::LayerKv,
     planes::Planes,
@@ -199,18 +199,12 @@ impl Slab {
         skip: usize,
         num_tokens: usize,
         first: usize,
+        copying: Copying,
     ) -> Result<Vec<LayerKv>> {
         let Some(slot) = self.slot_of(sequence) else { return Ok(Vec::new()) };
         let held = self.slots[slot].map_or(0, |slot| slot.num_tokens);
         let start = self.end - held + skip;
-        let pick = |plane: &Array| -> Result<Array> {
-            compact(&sys::slice_axis(
-                &sys::slice_axis(plane, 0, slot, slot + 1)?,
-                2,
-                start,
-                start + num_tokens,
-            )?)
-        };
+        let pick = |plane: &Array| copying.tokens_of(plane, slot, start..start + num_tokens);
         let layer = |planes: &Planes| -> Result<LayerKv> { Ok(LayerKv { first, planes: planes.map(pick)? }) };
         self.layers.iter().map(layer).collect()
     }

@@ -5,6 +5,8 @@
 
 mod quantized;
 
+use std::ops::Range;
+
 use mlx_rs::{Array, Dtype, Stream, error::Exception};
 
 pub(super) use quantized::{
@@ -246,6 +248,55 @@ pub(super) fn strided_numbers(array: &Array) -> Result<(&[f32], Vec<usize>), Exc
         std::slice::from_raw_parts(data, last + 1)
     };
     Ok((numbers, strides))
+}
+
+/// A copy of a part of an array, made by this thread at once; the part is given as a range along each axis. The array
+/// is computed first.
+pub(super) fn copied_part(array: &Array, part: &[Range<usize>]) -> Result<Array, Exception> {
+    array.eval()?;
+    let (shape, strides) = (array.shape(), array.strides());
+    let is_within =
+        |(range, &size): (&Range<usize>, &i32)| range.start <= range.end && range.end <= size as usize;
+    if part.len() != shape.len() || !part.iter().zip(shape).all(is_within) {
+        return Err(Exception::custom(format!("no part {part:?} in an array of shape {shape:?}")));
+    }
+    let part_shape: Vec<i32> = part.iter().map(|range| range.len() as i32).collect();
+    let width = element_bytes(array.dtype());
+    let num_elements: usize = part.iter().map(Range::len).product();
+    let mut bytes = Vec::with_capacity(num_elements * width);
+    // The last axes whose elements lie one behind the other are copied together.
+    let mut run = 1;
+    let mut num_outer = part.len();
+    while num_outer > 0 && strides[num_outer - 1] == run {
+        let axis = num_outer - 1;
+        num_outer = axis;
+        run *= part[axis].len();
+        if part[axis].len() != shape[axis] as usize {
+            break;
+        }
+    }
+    let inner_start: usize = (num_outer..part.len()).map(|axis| part[axis].start * strides[axis]).sum();
+    let mut place: Vec<usize> = part[..num_outer].iter().map(|range| range.start).collect();
+    // SAFETY: the array is evaluated, so its elements lie at its strides from where the pointer points, and are
+    // alive as long as it is; all that is read is within its shape, as was checked.
+    let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
+    if data.is_null() && num_elements > 0 {
+        return Err(Exception::custom("an array without data".to_owned()));
+    }
+    while bytes.len() < num_elements * width {
+        let offset = place.iter().zip(strides).map(|(index, stride)| index.wrapping_mul(*stride));
+        let offset = offset.fold(inner_start, usize::wrapping_add) as isize * width as isize;
+        // SAFETY: as above.
+        bytes.extend_from_slice(unsafe { std::slice::from_raw_parts(data.offset(offset), run * width) });
+        for axis in (0..num_outer).rev() {
+            place[axis] += 1;
+            if place[axis] < part[axis].end {
+                break;
+            }
+            place[axis] = part[axis].start;
+        }
+    }
+    array_of_bytes(&bytes, &part_shape, array.dtype())
 }
 
 /// Does little work in instructions as wide as this machine has; where there is more to it than a loop or two,

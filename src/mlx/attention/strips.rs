@@ -19,6 +19,9 @@ const BLOCK_TOKENS: usize = 64;
 /// Numbers that are worked on side by side.
 const NUM_LANES: usize = 16;
 
+/// The same of what does not fill these.
+const NUM_NARROW_LANES: usize = 8;
+
 /// Bytes of keys and values that another thread is started for.
 const MIN_THREAD_BYTES: usize = 1 << 20;
 
@@ -230,46 +233,63 @@ impl Head {
 
 #[inline(always)]
 fn dot(left: &[f32], right: &[f32]) -> f32 {
-    let (left, left_rest) = left.as_chunks::<NUM_LANES>();
-    let (right, right_rest) = right.as_chunks::<NUM_LANES>();
-    let mut lanes = [0.0; NUM_LANES];
+    let (wide, left, right) = dot_in_lanes::<NUM_LANES>(left, right);
+    // What is left over of narrow heads; numbers one by one would wait for each other.
+    let (narrow, left, right) = dot_in_lanes::<NUM_NARROW_LANES>(left, right);
+    let rest: f32 = left.iter().zip(right).map(|(left, right)| left * right).sum();
+    wide + narrow + rest
+}
+
+/// The product of as much as fills so many lanes, and the rest.
+#[inline(always)]
+fn dot_in_lanes<'a, const N: usize>(left: &'a [f32], right: &'a [f32]) -> (f32, &'a [f32], &'a [f32]) {
+    let (left, left_rest) = left.as_chunks::<N>();
+    let (right, right_rest) = right.as_chunks::<N>();
+    let mut lanes = [0.0; N];
     for (left, right) in left.iter().zip(right) {
         for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
             *lane += left * right;
         }
     }
-    let rest: f32 = left_rest.iter().zip(right_rest).map(|(left, right)| left * right).sum();
     // In halves, as vectors are added up; one after the other they would wait for each other.
-    let mut width = NUM_LANES / 2;
+    let mut width = N / 2;
     while width > 0 {
         for lane in 0..width {
             lanes[lane] += lanes[lane + width];
         }
         width /= 2;
     }
-    lanes[0] + rest
+    (lanes[0], left_rest, right_rest)
 }
 
 /// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `step` numbers after the last one's.
 #[inline(always)]
 fn add_weighed(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
-    let (chunks, rest) = weighed.as_chunks_mut::<NUM_LANES>();
-    let num_whole = chunks.len() * NUM_LANES;
-    for (index, chunk) in chunks.iter_mut().enumerate() {
-        let mut lanes = *chunk;
+    let num_wide = add_in_lanes::<NUM_LANES>(weights, values, step, weighed, 0);
+    let num_whole = add_in_lanes::<NUM_NARROW_LANES>(weights, values, step, weighed, num_wide);
+    add_in_lanes::<1>(weights, values, step, weighed, num_whole);
+}
+
+/// Adds as much of them as fills so many lanes, from a place on; returns the place it has come to.
+#[inline(always)]
+fn add_in_lanes<const N: usize>(
+    weights: &[f32],
+    values: &[f32],
+    step: usize,
+    weighed: &mut [f32],
+    mut place: usize,
+) -> usize {
+    for lanes in weighed[place..].as_chunks_mut::<N>().0 {
+        let mut sums = *lanes;
         for (weight, value) in weights.iter().zip(values.chunks(step)) {
-            let value = &value[index * NUM_LANES..][..NUM_LANES];
-            for (lane, value) in lanes.iter_mut().zip(value) {
-                *lane += weight * value;
+            for (sum, value) in sums.iter_mut().zip(&value[place..][..N]) {
+                *sum += weight * value;
             }
         }
-        *chunk = lanes;
+        *lanes = sums;
+        place += N;
     }
-    for (index, sum) in rest.iter_mut().enumerate() {
-        for (weight, value) in weights.iter().zip(values.chunks(step)) {
-            *sum += weight * value[num_whole + index];
-        }
-    }
+    place
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::mlx::arrays::compact;
 
 fn plane(numbers: &[f32]) -> Array {
     Array::from_slice(numbers, &[1, 1, numbers.len() as i32, 1])
@@ -101,7 +102,8 @@ fn rows_hold_what_they_were_given_whoever_comes_and_goes() {
                 continue;
             }
             let skip = next(tokens.len());
-            let copy = slab.copy_out(SequenceId(id), skip, tokens.len() - skip, 5).unwrap();
+            let copy =
+                slab.copy_out(SequenceId(id), skip, tokens.len() - skip, 5, Copying::ByDevice).unwrap();
             assert_eq!(
                 (copy[0].first, numbers_of(copy[0].planes.keys())),
                 (5, tokens[skip..].to_vec()),
