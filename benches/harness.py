@@ -2,7 +2,7 @@
 """lm-evaluation-harness over mlxbatch against mlx_lm.evaluate, on tasks made of the fixtures' data.
 
 Owns the rounds, the bars and the table: the same answers, and the wall time of a multiple-choice task with five
-examples. Leaves the tasks to harness_tasks.py, running them to harness_run.py. Needs a Python that has lm-eval
+examples. Leaves the tasks to harness_tasks.py, running them to harness_run.py and harness_judge.py. Needs a Python that has lm-eval
 0.4.13 beside mlx-lm: .mlx/reference/bin/python -m pip install lm-eval==0.4.13
 """
 # Sums over many tokens miss the bar of a thousandth: MLX's log-softmax on the CPU is off by 2e-4 at each token of
@@ -31,6 +31,7 @@ def arguments():
     add("--batch-size", type=int, default=32, help="sequences at a time (default 32)")
     add("--limit", type=int, help="only the first so many questions of each task")
     add("--double", action="store_true", help="mlx-lm's log-softmax in float64; its time tells nothing then")
+    add("--judge", action="store_true", help="the log-likelihoods in float64, too, by transformers; slow, so set --limit")
     add("--check", action="store_true", help="exit with 1 when a bar is missed")
     return sides.parse(parser, ("batch_size",), [])
 
@@ -96,6 +97,11 @@ def main():
                 figures[task] = found
                 line, is_met = compare(task, found[both[0]], found[both[-1]])
                 print(line, *(f"  {side} {found[side]['seconds']:.1f} s" for side in both), flush=True)
+                if options.judge:
+                    judged = run("judge", options, folder, [task])
+                    for side in both:
+                        line, _ = compare(task, found[side], judged)
+                        print(line, f"  {side} against float64", flush=True)
                 if not is_met:
                     misses.append(f"{task}: the answers differ")
                 if task == TIMED and len(both) == 2 and not options.double:

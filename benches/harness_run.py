@@ -32,6 +32,10 @@ def model_of(side, settings):
         if settings["double"]:
             softmax_in_double()
         return MLXLM(settings["model"], batch_size=settings["batch_size"], use_chat_template=False)
+    if side == "judge":
+        from harness_judge import Judge
+
+        return Judge(settings["model"])
     import lm_eval_mlxbatch
 
     names = ["model", "binary", "batch_size", "tokenizer"]
