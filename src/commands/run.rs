@@ -106,10 +106,26 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let looped = session.run(&mut writer, &interrupt);
 
     session.progress.finish();
+    let told = |session: &mut Session<mlx::MlxRunner>| {
+        session.note_moment();
+        let mut stats = session.stats.clone();
+        stats.cache = session.cache_usage();
+        stats.num_unique_tokens = Some(session.num_unique_tokens() as u64);
+        stats.wall = started.elapsed();
+        stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
+        stats.weight_bytes = memory.needs.weight_bytes;
+        stats.max_memory_bytes = args.compute.max_memory;
+        stats
+    };
     let stop = match looped {
         Ok(stop) => stop,
         Err(error) => {
             session.save_cache();
+            let stats = told(&mut session);
+            // What went wrong with the run is told, whatever becomes of this.
+            let reported =
+                say_all(args, &Report::of(&session, about, stats, Err(&error), (load_time, memory)));
+            warn(args, reported.err().map(|error| format!("{error:#}")).as_slice());
             return Err(keep_finished(error, writer));
         }
     };
@@ -126,14 +142,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     };
     // The results come first: they are safe by now.
     session.save_cache();
-    session.note_moment();
-    let mut stats = session.stats.clone();
-    stats.cache = session.cache_usage();
-    stats.num_unique_tokens = Some(session.num_unique_tokens() as u64);
-    stats.wall = started.elapsed();
-    stats.peak_memory_bytes = Some(mlx::peak_memory_bytes());
-    stats.weight_bytes = memory.needs.weight_bytes;
-    stats.max_memory_bytes = args.compute.max_memory;
+    let stats = told(&mut session);
     let reader = session.intake.reader();
     warn(args, &reader.warnings().texts());
     let saver = session.saver.as_ref();
@@ -159,7 +168,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     }
     let outcome = outcome(&stats, args);
     // Last, since the results are safe by now and a report is not worth losing the summary.
-    say_all(args, &Report::of(&session, about, stats, stop, (load_time, memory)))?;
+    say_all(args, &Report::of(&session, about, stats, Ok(stop), (load_time, memory)))?;
     if stop == Stop::InputUsedUp {
         send(args)?;
     }

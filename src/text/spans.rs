@@ -143,6 +143,15 @@ pub(super) fn answer_recurs(template: &ChatTemplate, extra: &Map<String, Value>,
     continued.strip_prefix(prompt.as_str()).is_some_and(|rest| rest.starts_with(answer.trim_end()))
 }
 
+/// What a template may see of an answer that has words and common punctuation alone: which space is around it. Nothing
+/// of others, in which templates look for marks of thinking and of calls.
+pub(super) fn plain_shape(answer: &str) -> Option<(&str, &str)> {
+    let is_plain = |c: char| c.is_alphanumeric() || c.is_whitespace() || ".,;:!?'\"()-".contains(c);
+    let start = answer.len() - answer.trim_start().len();
+    let end = answer.trim_end().len();
+    (end > start && answer.chars().all(is_plain)).then(|| (&answer[..start], &answer[end..]))
+}
+
 fn role(message: &Value) -> &str {
     message.get("role").and_then(Value::as_str).unwrap_or_default()
 }

@@ -3,11 +3,13 @@
 //! Owns loading the three together and turning a request into token ids. Each part's own rules
 //! are in its module.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 
+use super::deep::{fingerprint, for_each_line};
 use super::spans::{self, Span};
 use super::template::special_tokens;
 use super::templates::Templates;
@@ -26,9 +28,14 @@ pub struct TextModel {
     end_ids: Vec<u32>,
     /// What constraints are compiled with, once one is asked for.
     compiler: OnceLock<Result<Compiler, GuideError>>,
+    /// Whether plain answers come back in later prompts, by template, variables and shape.
+    plain_recurs: Mutex<HashMap<u64, bool>>,
     /// What was found out of syntaxes' marks; a run has few syntaxes.
     control_marks: Mutex<Vec<(ReplySyntax, bool)>>,
 }
+
+/// Shapes of answers that are remembered.
+const MAX_PLAIN_RECURS: usize = 1024;
 
 /// How a conversation becomes a prompt, beside what its template sees.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,6 +70,7 @@ impl TextModel {
             templates,
             end_ids,
             compiler: OnceLock::new(),
+            plain_recurs: Mutex::default(),
             control_marks: Mutex::default(),
         }
     }
@@ -121,12 +129,34 @@ impl TextModel {
     ///
     /// A short conversation stands for its own: what templates do to an answer depends on what it says
     /// and on the variables `extra`, not on what was said before. `template` is the request's own.
-    pub fn answer_recurs(&self, template: Option<&str>, extra: &Map<String, Value>, answer: &[u32]) -> bool {
-        let (Ok(templated), Ok(answer)) = (self.templates.get(template), self.tokenizer.decode(answer))
-        else {
-            return false;
-        };
-        spans::answer_recurs(&templated.template, extra, &answer)
+    pub fn answer_recurs(
+        self: &Arc<Self>,
+        template: Option<&str>,
+        extra: &Map<String, Value>,
+        answer: &[u32],
+    ) -> bool {
+        let Ok(answer) = self.tokenizer.decode(answer) else { return false };
+        let shape = spans::plain_shape(&answer).map(|shape| fingerprint(&(template, extra, shape)));
+        let known = || self.plain_recurs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recurs) = shape.and_then(|shape| known().get(&shape).copied()) {
+            return recurs;
+        }
+        // All that is rendered for it goes to another thread at once.
+        let (text, template, extra) = (Arc::clone(self), template.map(str::to_owned), extra.clone());
+        let recurs = for_each_line(vec![answer], move |answer| {
+            let templated = text.templates.get(template.as_deref());
+            templated.is_ok_and(|templated| spans::answer_recurs(&templated.template, &extra, &answer))
+        });
+        let recurs = recurs.contains(&true);
+        if let Some(shape) = shape {
+            let mut known = known();
+            // As many as this come of templates that requests bring.
+            if known.len() >= MAX_PLAIN_RECURS {
+                known.clear();
+            }
+            known.insert(shape, recurs);
+        }
+        recurs
     }
 
     #[cfg(test)]

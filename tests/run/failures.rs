@@ -85,7 +85,10 @@ fn a_request_that_takes_too_long_is_an_error_and_the_others_go_on() {
 fn a_strict_run_ends_at_the_first_line_that_cannot_be_served() {
     let line = |number: u32| format!("{{\"id\": \"r{number}\", \"prompt\": \"x\", \"max_tokens\": 2}}\n");
     let desk = Desk::with_input(line(1) + "{\"prompt\": \"x\", \"temperature\": 9}\n{\n" + &line(2));
-    let assert = desk.run().arg("--strict").assert().code(1);
+    let assert = desk.run().args(["--strict", "--report", "report.json"]).assert().code(1);
+    let report = desk.report();
+    assert_eq!(report["ending"], "failed");
+    assert!(report["error"].as_str().expect("it is told").contains("not 9 (--strict)"), "{report}");
     let told = String::from_utf8_lossy(&assert.get_output().stderr).into_owned();
     assert!(told.contains("error: in.jsonl:2: temperature: must be from 0 to 2, not 9 (--strict)"), "{told}");
     assert!(!desk.path("out.jsonl").exists());

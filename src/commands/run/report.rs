@@ -85,6 +85,8 @@ pub(super) struct Report {
     about: About,
     /// How it ended.
     ending: &'static str,
+    /// Why it failed, if it did.
+    error: Option<String>,
     stats: RunStats,
     engine: engine::Stats,
     /// What became of the cache file.
@@ -107,6 +109,7 @@ impl Report {
         Self {
             about,
             ending: ending(Stop::InputUsedUp),
+            error: None,
             load_time: stats.wall,
             stats,
             engine: engine::Stats::default(),
@@ -126,12 +129,13 @@ impl Report {
         session: &Session<R>,
         about: About,
         stats: RunStats,
-        stop: Stop,
+        ended: Result<Stop, &anyhow::Error>,
         (load_time, memory): (Duration, RunMemory),
     ) -> Self {
         Self {
             about,
-            ending: ending(stop),
+            ending: ended.map_or(FAILED, ending),
+            error: ended.err().map(|error| format!("{error:#}")),
             stats,
             engine: *session.engine_stats(),
             cache_file: cache_file(session),
@@ -169,6 +173,7 @@ impl Report {
             "input": about.input,
             "output": about.output,
             "ending": self.ending,
+            "error": self.error,
             "environment": about.environment,
             "model": about.model,
             "parameters": about.parameters,
@@ -223,6 +228,8 @@ fn memory_json(memory: &RunMemory, about: &About) -> Value {
     })
 }
 
+const FAILED: &str = "failed";
+
 fn ending(stop: Stop) -> &'static str {
     match stop {
         Stop::InputUsedUp => "complete",
@@ -249,6 +256,7 @@ fn outcome(report: &Report) -> String {
         "interrupted" => ", interrupted",
         "time_up" => ", the time was up",
         "output_closed" => ", nobody read on",
+        FAILED => ", then the run failed",
         _ => "",
     };
     format!("{all}: {how}{why}")

@@ -12,7 +12,6 @@ use crate::{
     engine::{AnswerRecurs, TokenId},
     text::{
         ChatOptions, ChatPrompt, PromptThinking, RenderRequest, Span, TextError, TextModel, ThinkingSyntax,
-        for_each_line,
     },
 };
 
@@ -25,16 +24,8 @@ pub(super) fn recurs(text: &Arc<TextModel>, prompt: &Prompt) -> AnswerRecurs {
     let Prompt::Chat(Conversation { template, template_kwargs, .. }) = prompt else {
         return AnswerRecurs::default();
     };
-    let asked = Arc::new((Arc::clone(text), template.clone(), template_kwargs.clone()));
-    AnswerRecurs::asking(move |tokens: &[TokenId]| {
-        let asked = Arc::clone(&asked);
-        let recurs = move |tokens: Vec<TokenId>| {
-            let (text, template, kwargs) = &*asked;
-            text.answer_recurs(template.as_deref(), kwargs, &tokens)
-        };
-        // All that is rendered for it goes to another thread at once.
-        for_each_line(vec![tokens.to_vec()], recurs).contains(&true)
-    })
+    let (text, template, kwargs) = (Arc::clone(text), template.clone(), template_kwargs.clone());
+    AnswerRecurs::asking(move |tokens: &[TokenId]| text.answer_recurs(template.as_deref(), &kwargs, tokens))
 }
 
 /// Tokens that a long prompt has at least, known before it is tokenised; 0 for one that is soon counted.
