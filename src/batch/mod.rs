@@ -32,6 +32,7 @@ mod summary;
 mod units;
 mod warnings;
 mod writer;
+mod zstd;
 
 pub use error::BatchError;
 pub use failures::{Failure, Failures};

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::zstd::{self, Frames};
+
 /// What an input holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InputFormat {
@@ -23,7 +25,6 @@ pub enum InputFormat {
 }
 
 const GZIP: &[u8] = b"\x1f\x8b";
-const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 
 impl InputFormat {
     /// The byte between columns; none where the input is no table.
@@ -114,11 +115,8 @@ fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn Buf
     if start.starts_with(GZIP) {
         // Several members, as bgzip and pigz write.
         Ok(Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(source))))
-    } else if start.starts_with(ZSTD) {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(source);
-        Ok(Box::new(BufReader::new(
-            decoder.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?,
-        )))
+    } else if start.starts_with(zstd::MAGIC) {
+        Ok(Box::new(BufReader::new(Frames::new(source))))
     } else {
         Ok(Box::new(source))
     }

@@ -53,7 +53,7 @@ pub fn validate(args: &ValidateArgs) -> anyhow::Result<Outcome> {
         if report.num_requests == 0 {
             eprint_line(&format!("mlxbatch: warning: {} holds no requests", reader.name()));
         }
-        let shown = writeln!(stdout, "{}: {}", reader.name(), report.text());
+        let shown = writeln!(stdout, "{}: {}", terminal::shown(&reader.name()), report.text());
         if shown.is_err() {
             return written(shown, report.outcome());
         }

@@ -31,8 +31,13 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// What one line may take in all, beside what long texts may.
 const LINE_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Jobs that nobody waits for any more and that may still run; with more, others would have no core.
-const MAX_LEFT_ALONE: usize = 8;
+/// Jobs that nobody waits for any more and that may still run. With so many, others wait a while for one to end, as
+/// these have no core to themselves; with so many more, others are not begun.
+const MANY_LEFT_ALONE: usize = 8;
+const MAX_LEFT_ALONE: usize = 64;
+
+/// How long they wait.
+const CROWD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// With less than this, and something at it for so long, that is what takes it.
 const MIN_MEMORY_LEFT: u64 = 256 << 20;
@@ -46,6 +51,10 @@ const WAIT_SLICE: Duration = Duration::from_millis(100);
 pub(super) enum NotDone {
     /// It has not ended within this time.
     TooLong(Duration),
+    /// It was not begun: all that is done for its line took this time.
+    NoTimeLeft(Duration),
+    /// It was not begun: so much else has no end.
+    Crowded,
     Panicked,
     /// The system starts no thread with so much stack.
     NoThread {
@@ -53,6 +62,9 @@ pub(super) enum NotDone {
         reason: String,
     },
 }
+
+/// What is said then.
+pub(super) const CROWDED: &str = "it was not begun: too many templates or texts of other lines have no end and take all processors; leave those out";
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -109,7 +121,7 @@ fn left_of_line(patience: Duration) -> Result<Duration, NotDone> {
     LINE.set(Some((begun, beyond)));
     let in_all = LINE_PATIENCE + beyond;
     match in_all.saturating_sub(begun.elapsed()) {
-        Duration::ZERO => Err(NotDone::TooLong(in_all)),
+        Duration::ZERO => Err(NotDone::NoTimeLeft(in_all)),
         left => Ok(patience.min(left)),
     }
 }
@@ -127,7 +139,8 @@ pub(super) fn on_deep_stack<T: Send + 'static>(
     if let Some(patience) = crew::waited_in_vain(fingerprint) {
         return Err(NotDone::TooLong(patience));
     }
-    let patience = POOL.wait_for_those_left_alone(left_of_line(patience)?)?;
+    let patience = left_of_line(patience)?;
+    POOL.wait_for_those_left_alone()?;
     let (sender, receiver) = mpsc::channel();
     let is_left_alone = Arc::new(AtomicBool::new(false));
     let is_watched = Arc::clone(&is_left_alone);
@@ -264,19 +277,16 @@ impl Pool {
         self.is_changed.notify_all();
     }
 
-    /// Waits until not too many are at it that nobody waits for; returns what is left of the patience.
-    fn wait_for_those_left_alone(&self, patience: Duration) -> Result<Duration, NotDone> {
-        let mut left = patience;
+    /// Waits for one of many to end that nobody waits for; with too many, nothing is begun any more.
+    fn wait_for_those_left_alone(&self) -> Result<(), NotDone> {
+        let mut left = CROWD_PATIENCE;
         let mut state = self.lock();
-        while state.num_left_alone >= MAX_LEFT_ALONE {
-            if left.is_zero() {
-                return Err(NotDone::TooLong(patience));
-            }
+        while state.num_left_alone >= MANY_LEFT_ALONE && !left.is_zero() {
             let (slice, started) = (left.min(WAIT_SLICE), Instant::now());
             state = self.is_changed.wait_timeout(state, slice).unwrap_or_else(PoisonError::into_inner).0;
             left -= started.elapsed().min(slice);
         }
-        Ok(left.max(WAIT_SLICE))
+        if state.num_left_alone >= MAX_LEFT_ALONE { Err(NotDone::Crowded) } else { Ok(()) }
     }
 }
 
@@ -327,7 +337,7 @@ mod tests {
         let begun = Instant::now();
         let slow = || on_deep_stack(1 << 20, PATIENCE, 0, || thread::sleep(Duration::from_millis(5)));
         LINE.set(Some((begun - LINE_PATIENCE, Duration::ZERO)));
-        assert_eq!(slow(), Err(NotDone::TooLong(LINE_PATIENCE)));
+        assert_eq!(slow(), Err(NotDone::NoTimeLeft(LINE_PATIENCE)));
         assert_eq!(for_one_line(slow), Ok(()));
         assert!(slow().is_err());
         LINE.set(None);

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
 use super::bytes::{byte_fallback, push_token_bytes};
-use super::deep::{NotDone, PATIENCE, fingerprint, on_deep_stack};
+use super::deep::{CROWDED, NotDone, PATIENCE, fingerprint, on_deep_stack};
 use super::files::MAX_TOKENIZER_BYTES;
 use super::tokenizer_config::TokenizerConfig;
 use super::tokenizer_limits::{self, MAX_TOKEN_IDS};
@@ -189,6 +189,11 @@ impl Tokenizer {
                      splits texts by, take no end on this one; shorten it, or its runs of one character",
                     patience.as_secs_f32()
                 )),
+                NotDone::NoTimeLeft(patience) => TextError::Encode(format!(
+                    "all that is rendered and tokenised for this line has taken {:.0} seconds",
+                    patience.as_secs_f32()
+                )),
+                NotDone::Crowded => TextError::Encode(CROWDED.to_owned()),
                 NotDone::Panicked => TextError::Encode("the tokenizer gave up".to_owned()),
                 NotDone::NoThread { stack_bytes, reason } => TextError::NoThread { stack_bytes, reason },
             })

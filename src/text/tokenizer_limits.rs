@@ -17,6 +17,10 @@ const MAX_ALL_ADDED_BYTES: usize = 2 << 20;
 /// Of a text that a step puts in place of another.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 
+/// How many times as long all steps of one part may make a text, and the texts that they add to it.
+const MAX_GROWTH: usize = 64;
+const MAX_PART_TEXT_BYTES: usize = 256 << 10;
+
 /// Of the values, and of the steps among them, in one part.
 const MAX_VALUES: usize = 20_000;
 const MAX_STEPS: usize = 100;
@@ -66,7 +70,7 @@ fn check_added(added: &Value) -> Result<(), String> {
 }
 
 fn check_part(part: &Value) -> Result<(), String> {
-    let (mut num_values, mut num_steps) = (0, 0);
+    let (mut num_values, mut num_steps, mut num_text_bytes, mut growth) = (0, 0, 0_usize, 1_usize);
     let mut values = vec![("", part)];
     while let Some((key, value)) = values.pop() {
         num_values += 1;
@@ -75,9 +79,11 @@ fn check_part(part: &Value) -> Result<(), String> {
             Value::String(text) if text.len() > MAX_TEXT_BYTES => {
                 return Err(format!("has a text of {} bytes; at most {MAX_TEXT_BYTES} are read", text.len()));
             }
+            Value::String(text) if ["prepend", "content"].contains(&key) => num_text_bytes += text.len(),
             Value::Array(items) => values.extend(items.iter().map(|item| ("", item))),
             Value::Object(members) => {
                 num_steps += usize::from(members.contains_key("type"));
+                growth = growth.saturating_mul(growth_by(value));
                 values.extend(members.iter().map(|(key, value)| (key.as_str(), value)));
             }
             _ => {}
@@ -85,8 +91,26 @@ fn check_part(part: &Value) -> Result<(), String> {
         if num_values > MAX_VALUES || num_steps > MAX_STEPS {
             return Err(format!("has more than {MAX_STEPS} steps or {MAX_VALUES} values"));
         }
+        if growth > MAX_GROWTH || num_text_bytes > MAX_PART_TEXT_BYTES {
+            return Err(format!(
+                "may make a text more than {MAX_GROWTH} times as long, or adds more than {MAX_PART_TEXT_BYTES} bytes"
+            ));
+        }
     }
     Ok(())
+}
+
+/// How many times as long a step that replaces something makes a text at most; other steps count as none.
+fn growth_by(step: &Value) -> usize {
+    if step["type"] != "Replace" {
+        return 1;
+    }
+    let num_bytes = step["content"].as_str().map_or(0, str::len);
+    match step["pattern"]["String"].as_str() {
+        Some(pattern) if !pattern.is_empty() => num_bytes.div_ceil(pattern.len()).max(1),
+        // Found at each letter, and in front of it.
+        _ => 1 + num_bytes,
+    }
 }
 
 /// A map begins with the size of its table, which is believed where it is read.
@@ -112,6 +136,12 @@ mod tests {
         let charsmap =
             |map: &str| json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": map}});
         let long = "x".repeat(MAX_TEXT_BYTES + 1);
+        let replace = |pattern: Value, num_bytes: usize, num_steps: usize| {
+            let step = json!({"type": "Replace", "pattern": pattern, "content": "z".repeat(num_bytes)});
+            json!({"type": "Sequence", "normalizers": vec![step; num_steps]})
+        };
+        let (each, nothing) = (json!({"Regex": "."}), json!({"String": ""}));
+        let prepend = json!({"type": "Prepend", "prepend": "x".repeat(60 << 10)});
         let step = json!({"type": "Whitespace"});
         let tokens = vec![json!({"id": 1, "content": "y".repeat(4000)}); 600];
         for (json, problem) in [
@@ -119,6 +149,10 @@ mod tests {
             (charsmap("?"), "its normalizer has a precompiled_charsmap:"),
             (json!({"normalizer": {"type": "Prepend", "prepend": long}}), "its normalizer has a text of"),
             (json!({"decoder": {"type": "Replace", "content": long}}), "its decoder has a text of"),
+            (json!({"normalizer": replace(each.clone(), 10, 2)}), "its normalizer may make a text more than"),
+            (json!({"normalizer": replace(nothing, 60_000, 1)}), "its normalizer may make a text more than"),
+            (json!({"decoder": replace(json!({"String": "▁"}), 300, 1)}), "its decoder may make a text more"),
+            (json!({"normalizer": {"normalizers": vec![prepend; 5]}}), "its normalizer may make a text more"),
             (json!({"pre_tokenizer": {"pretokenizers": vec![step; 101]}}), "its pre_tokenizer has more than"),
             (json!({"post_processor": {"ids": vec![1; 30_000]}}), "its post_processor has more than"),
             (json!({"added_tokens": [{"id": 1, "content": "y".repeat(5000)}]}), "its added_tokens have more"),
@@ -126,6 +160,9 @@ mod tests {
         ] {
             let found = check(json.to_string().as_bytes()).expect_err(problem);
             assert!(found.starts_with(problem), "{found}");
+        }
+        for usual in [replace(json!({"String": " "}), 3, 1), replace(each, 3, 3)] {
+            assert_eq!(check(json!({"normalizer": usual}).to_string().as_bytes()), Ok(()));
         }
         assert_eq!(check(charsmap("").to_string().as_bytes()), Ok(()));
         assert_eq!(check(charsmap("BAAAAAAAAAA=").to_string().as_bytes()), Ok(()));

@@ -87,7 +87,8 @@ pub(super) fn in_place<T>(
     let post = POST.with_borrow(Option::clone);
     // A part of a part is waited for with it.
     let Some(post) = post.filter(|post| matches!(*post.lock(), At::Between)) else { return Ok(work()) };
-    let patience = POOL.wait_for_those_left_alone(left_of_line(patience)?)?;
+    let patience = left_of_line(patience)?;
+    POOL.wait_for_those_left_alone()?;
     *post.lock() = At::Part { fingerprint, patience, waited: Duration::ZERO, num_looks: 0 };
     let outcome = panics::contained(work);
     let mut at = post.lock();

@@ -19,7 +19,7 @@ use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior,
 
 use super::{json, namespaces, numbers};
 use crate::text::TextError;
-use crate::text::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
+use crate::text::deep::{CROWDED, KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
 
 /// The largest template in use has some 20,000 bytes.
 pub(super) const MAX_TEMPLATE_BYTES: usize = 128 << 10;
@@ -184,6 +184,11 @@ fn not_done(why: NotDone, failed: impl FnOnce(String) -> TextError) -> TextError
         NotDone::TooLong(patience) => {
             failed(format!("it has not ended within {:.0} seconds", patience.as_secs_f32()))
         }
+        NotDone::NoTimeLeft(patience) => failed(format!(
+            "all that is rendered and tokenised for this line has taken {:.0} seconds",
+            patience.as_secs_f32()
+        )),
+        NotDone::Crowded => failed(CROWDED.to_owned()),
         NotDone::Panicked => failed("the template engine panicked".to_owned()),
         NotDone::NoThread { stack_bytes, reason } => TextError::NoThread { stack_bytes, reason },
     }
@@ -305,9 +310,31 @@ const MAX_FORMAT_WIDTH: usize = 10_000;
 
 /// Whether a field of a format names a width or a precision that makes far more text than there was.
 fn is_format_too_wide(format: &str) -> bool {
-    let specs = format.split('{').skip(1).filter_map(|field| field.split('}').next()?.split_once(':'));
-    let mut numbers = specs.flat_map(|(_, spec)| spec.split(|c: char| !c.is_ascii_digit()));
-    numbers.any(|number| !number.is_empty() && number.parse().map_or(true, |n: usize| n > MAX_FORMAT_WIDTH))
+    let (mut is_field, mut is_key, mut is_spec) = (false, false, false);
+    let mut number: usize = 0;
+    let mut before = ' ';
+    for c in format.chars() {
+        match c {
+            // A key in brackets may have any of these signs.
+            _ if is_key => is_key = c != ']',
+            '[' if is_field && !is_spec => is_key = true,
+            // Two of them stand for one.
+            '{' if is_field && !is_spec && before == '{' => is_field = false,
+            '{' => (is_field, is_spec) = (true, false),
+            '}' => (is_field, is_spec) = (false, false),
+            ':' if is_field => is_spec = true,
+            _ => {}
+        }
+        number = match c.to_digit(10) {
+            Some(digit) if is_spec => number.saturating_mul(10).saturating_add(digit as usize),
+            _ => 0,
+        };
+        if number > MAX_FORMAT_WIDTH {
+            return true;
+        }
+        before = c;
+    }
+    false
 }
 
 /// Python's methods: those of minijinja-contrib and a few that it lacks.
@@ -352,4 +379,27 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
 
 fn list(texts: &[&str]) -> Value {
     texts.iter().map(|text| Value::from(*text)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Some of them asked for gigabytes at once, which ended the process.
+    #[test]
+    fn widths_are_found_wherever_a_format_may_have_them() {
+        for wide in [
+            "{:>10000000000}",
+            "{a[}]:>100000000000}",
+            "{{[{:>20000}",
+            "{{{:.20000f}",
+            "{a[{]!r:>99999999999999999999999}",
+            "{:{}>20000}",
+        ] {
+            assert!(is_format_too_wide(wide), "{wide}");
+        }
+        for narrow in ["{}: 1000000", "{{:>1000000}} {}", "{:>10}{:5.2f}", "{a[1000000]}", "{1000000}"] {
+            assert!(!is_format_too_wide(narrow), "{narrow}");
+        }
+    }
 }

@@ -16,9 +16,10 @@ const MAX_VALUES: usize = 1_000_000;
 /// Makes the function known that [`checked`] has the template call.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(CHECK, without_namespaces);
+    environment.add_filter(CHECK, without_namespaces);
 }
 
-/// A template whose assignments to attributes, `{% set a.b = … %}`, are checked.
+/// A template whose assignments to attributes, `{% set a.b = … %}` and `{% set a.b|filter %}…{% endset %}`, are checked.
 pub(super) fn checked(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -46,7 +47,10 @@ pub(super) fn checked(source: &str) -> String {
             Some((target, value, close)) => {
                 out.extend([target, " ", CHECK, "((", value, "))", close]);
             }
-            None => out.push_str(whole),
+            None => match filters(whole) {
+                Some((filters, close)) => out.extend([filters, "|", CHECK, close]),
+                None => out.push_str(whole),
+            },
         }
         rest = behind;
     }
@@ -94,12 +98,27 @@ fn assignment(tag: &str) -> Option<(&str, &str, &str)> {
     if !tag.starts_with("{%") || name_of(tag) != "set" {
         return None;
     }
-    let is_target = |c: char| c.is_alphanumeric() || c.is_whitespace() || "_.,()+-%{".contains(c);
     let equals = tag.find(|c| !is_target(c)).filter(|&at| tag[at..].starts_with('='))?;
     let (target, rest) = tag.split_at(equals + 1);
     let value = rest.strip_suffix("%}")?;
     let value = value.strip_suffix(['-', '+']).unwrap_or(value);
     target.contains('.').then_some((target, value, &rest[value.len()..]))
+}
+
+/// What comes before the end of a tag that has filters make the value of an attribute of what follows, and that end.
+fn filters(tag: &str) -> Option<(&str, &str)> {
+    if !tag.starts_with("{%") || name_of(tag) != "set" {
+        return None;
+    }
+    let filter = tag.find(|c| !is_target(c)).filter(|&at| tag[at..].starts_with('|'))?;
+    let filters = tag.strip_suffix("%}")?;
+    let filters = filters.strip_suffix(['-', '+']).unwrap_or(filters);
+    tag[..filter].contains('.').then_some((filters, &tag[filters.len()..]))
+}
+
+/// What the target of an assignment may be made of.
+fn is_target(c: char) -> bool {
+    c.is_alphanumeric() || c.is_whitespace() || "_.,()+-%{".contains(c)
 }
 
 /// The value itself, unless there is a namespace in it. What is computed as it is gone through is computed here.
@@ -156,6 +175,8 @@ mod tests {
             "{% set n = namespace() %}{% set m = namespace(n=n) %}{% set n.m = m %}{{ m == n }}",
             "{% set n = namespace() %}{% set m = n %}{% set (n.a, b) = m, 1 %}{{ n }}",
             "{% set n = namespace() %}{% set\nn . a\n=\n[n]|batch(1) +%}{{ n }}",
+            "{% set n = namespace() %}{% set n.a|default(n,true) %}{% endset %}{{ n }}",
+            "{% set n = namespace() %}{%- set n.a | trim | default([n], true) -%}{% endset %}{{ n }}",
             "{{ '{% set' }}{% set n = namespace() %}{% set n.a = '%}' if false else n %}{{ n }}",
             "{# {{ #}{% raw %}{% set n.a = n %}{% endraw %}{% set n = namespace() %}{% set n.a = n %}{{ n }}",
         ] {
@@ -173,6 +194,7 @@ mod tests {
             ("{% set n = namespace() %}{% set n.a = 1 == 1 %}{{ n.a }}", "True"),
             ("{% set n = namespace() %}{% set n.a = 'x=%}\\'' %}{{ n.a }}", "x=%}'"),
             ("{% set n = namespace() %}{% set n.a %}b.c = d{% endset %}{{ n.a }}", "b.c = d"),
+            ("{% set n = namespace() %}{% set n.a|upper|trim %} b {% endset %}{{ n.a }}", "B"),
             ("{% raw %}{% set n.a = n %}{% endraw %}", "{% set n.a = n %}"),
             ("{{ '{% set n.a = n %}' }}{# {% set n.a = n %} #}", "{% set n.a = n %}"),
             ("{% set n = namespace() %}{% set n.a = range(3) %}{{ n.a | length }}", "3"),
