@@ -16,6 +16,7 @@
 //! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes          |
 //! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
+//! | `deep`       | threads with deep stacks, and how long what strangers wrote is waited for   |
 //! | `json`       | JSON text with every digit                                                  |
 //! | `small_file` | files of a few mebibytes that strangers wrote, and nothing else in their place  |
 //! | `threads`    | work that several threads share                                             |
@@ -37,6 +38,7 @@ pub mod batch;
 pub mod cache;
 pub mod cli;
 pub mod commands;
+mod deep;
 pub mod engine;
 pub mod guide;
 mod json;

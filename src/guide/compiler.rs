@@ -7,14 +7,16 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use llguidance::{Matcher, ParserFactory, toktrie::InferenceCapabilities};
 
 use super::preamble::Progress;
 use super::{Constraint, Guide, GuideError, Preamble, Vocabulary, reason};
-use crate::panics;
+use crate::{
+    deep::{self, NotDone, PATIENCE, on_deep_stack},
+    panics,
+};
 
 /// Compiled constraints that are kept.
 const MAX_KEPT: usize = 16;
@@ -113,13 +115,23 @@ impl Compiler {
             return Err(GuideError::NotServed(reason));
         }
         let grammar = constraint.grammar(self.0.drops_first_space)?;
-        let compile = || Matcher::new(self.0.factory.create_parser(grammar));
-        let matcher = thread::scope(|scope| {
-            let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, compile);
-            let joined = thread.map_err(|error| error.to_string())?.join();
-            joined.map_err(|_| "llguidance gave up".to_owned())
+        let inner = Arc::clone(&self.0);
+        let fingerprint = deep::fingerprint(constraint.key().as_bytes());
+        let matcher = on_deep_stack(STACK_BYTES, PATIENCE, fingerprint, move || {
+            Matcher::new(inner.factory.create_parser(grammar))
         });
-        let matcher = matcher.map_err(GuideError::NotServed)?;
+        let matcher = matcher.map_err(|why| {
+            GuideError::NotServed(match why {
+                NotDone::TooLong(patience) => format!(
+                    "it has not been compiled within {:.0} seconds: parts that all have to hold multiply with each \
+                     other; leave some out",
+                    patience.as_secs_f32()
+                ),
+                NotDone::NoTimeLeft(_) | NotDone::Crowded => deep::CROWDED.to_owned(),
+                NotDone::Panicked => "llguidance gave up".to_owned(),
+                NotDone::NoThread { reason, .. } => reason,
+            })
+        })?;
         match matcher.get_error() {
             Some(error) => Err(GuideError::NotServed(reason(error))),
             None => Ok(Arc::new(matcher)),

@@ -6,7 +6,6 @@
 mod answer;
 mod bounds;
 mod bytes;
-mod deep;
 mod ends;
 mod error;
 mod files;
@@ -25,7 +24,6 @@ mod tokenizer_config;
 mod tokenizer_limits;
 
 pub use answer::{Answer, AnswerText};
-pub(crate) use deep::{for_each_line, for_one_line};
 pub use error::TextError;
 pub use reply::{
     Asked, CallSyntax, ExpectedCalls, Occasion, PromptThinking, Reply, ReplyReader, ReplySettings,

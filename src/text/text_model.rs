@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Map, Value};
 
-use super::deep::{fingerprint, for_each_line};
 use super::spans::{self, Span};
 use super::template::special_tokens;
 use super::templates::Templates;
@@ -17,6 +16,7 @@ use super::{
     ChatTemplate, Notice, PromptThinking, RenderRequest, Rendered, ReplySyntax, TextError, ThinkingSyntax,
     Tokenizer, ends,
 };
+use crate::deep::{fingerprint, for_each_line};
 use crate::guide::{Compiler, Constraint, GuideError, Pattern, Preamble};
 use crate::models::GgufHeader;
 

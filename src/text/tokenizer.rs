@@ -13,11 +13,11 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper};
 
 use super::bytes::{byte_fallback, push_token_bytes};
-use super::deep::{CROWDED, NotDone, PATIENCE, fingerprint, on_deep_stack};
 use super::files::MAX_TOKENIZER_BYTES;
 use super::tokenizer_config::TokenizerConfig;
 use super::tokenizer_limits::{self, MAX_TOKEN_IDS};
 use super::{TextError, bounds::Bound, gguf_tokenizer};
+use crate::deep::{CROWDED, NotDone, PATIENCE, fingerprint, on_deep_stack};
 use crate::guide::Vocabulary;
 use crate::models::GgufHeader;
 use crate::panics;

@@ -22,7 +22,8 @@ use crate::{
     batch::{
         BatchError, Choice, Kept, NextRequest, Record, Request, RequestError, RequestHead, RequestReader,
     },
-    text::{TextModel, for_each_line},
+    deep::for_each_line,
+    text::TextModel,
 };
 
 /// Requests that are prepared together: several for each core, and few enough not to hold up the

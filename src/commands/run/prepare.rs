@@ -18,10 +18,11 @@ use self::replies::{pattern, preamble};
 
 use crate::{
     batch::{AnswerOptions, Conversation, Prompt, Request, RequestError, RequestHead, RequestParams},
+    deep::for_one_line,
     engine::{GenerationRequest, Processors, PromptPlan, Report, RequestId, SamplingParams, Score, TokenId},
     text::{
         AnswerText, ChatPrompt, Notice, PromptThinking, ReplyReader, ReplySettings, Span, TextModel,
-        ThinkingSyntax, Tokenizer, for_one_line, system_end,
+        ThinkingSyntax, Tokenizer, system_end,
     },
 };
 

@@ -18,8 +18,8 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
 use super::{json, namespaces, numbers};
+use crate::deep::{CROWDED, KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
 use crate::text::TextError;
-use crate::text::deep::{CROWDED, KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
 
 /// The largest template in use has some 20,000 bytes.
 pub(super) const MAX_TEMPLATE_BYTES: usize = 128 << 10;

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use super::{ChoiceKeys, PreparedRequest, Preparer, Wanted, text_bytes};
 use crate::{
     batch::{Choice, Conversation, Prompt, RequestError, RequestHead},
-    text::{Notice, TextModel, for_one_line},
+    deep::for_one_line,
+    text::{Notice, TextModel},
 };
 
 /// A conversation with several turns to be generated, each of which is prepared when the answer before it is there.

@@ -23,10 +23,10 @@ pub(crate) use self::crew::for_each_line;
 use crate::{machine_memory, mlx, panics, terminal::eprint_line};
 
 /// Stack of the threads that are kept. Only what is used of it takes memory; address space it takes whole.
-pub(super) const KEPT_STACK_BYTES: usize = 128 << 20;
+pub(crate) const KEPT_STACK_BYTES: usize = 128 << 20;
 
 /// What callers wait at least, which is a thousand times what anything sensible takes.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What one line may take in all, beside what long texts may.
 const LINE_PATIENCE: Duration = Duration::from_secs(20);
@@ -48,7 +48,7 @@ const WAIT_SLICE: Duration = Duration::from_millis(100);
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum NotDone {
+pub(crate) enum NotDone {
     /// It has not ended within this time.
     TooLong(Duration),
     /// It was not begun: all that is done for its line took this time.
@@ -64,7 +64,7 @@ pub(super) enum NotDone {
 }
 
 /// What is said then.
-pub(super) const CROWDED: &str = "it was not begun: too many templates or texts of other lines have no end and take all processors; leave those out";
+pub(crate) const CROWDED: &str = "it was not begun: too many templates or texts of other lines have no end and take all processors; leave those out";
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -98,7 +98,7 @@ thread_local! {
 }
 
 /// What tells one thing to be run from others: where its caller has waited for it in vain, the same is not run again.
-pub(super) fn fingerprint(what: &impl Hash) -> u64 {
+pub(crate) fn fingerprint(what: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     what.hash(&mut hasher);
     hasher.finish()
@@ -127,7 +127,7 @@ fn left_of_line(patience: Duration) -> Result<Duration, NotDone> {
 }
 
 /// Runs something on a stack of at least this size, and waits so long for it; `fingerprint` is its own.
-pub(super) fn on_deep_stack<T: Send + 'static>(
+pub(crate) fn on_deep_stack<T: Send + 'static>(
     stack_bytes: usize,
     patience: Duration,
     fingerprint: u64,
