@@ -191,15 +191,17 @@ impl<'a> Blocks<'a> {
         let mut biases = Vec::with_capacity(num_rows * num_groups);
         for (row, words) in words.chunks_mut(num_groups * affine.bits).enumerate() {
             let blocks = self.row(row).chunks_exact(self.block_bytes);
-            for (block, words) in blocks.zip(words.chunks_mut(affine.bits)) {
-                let (scale, bias) = Affine::unpack(affine, block, words);
-                scales.push(scale);
-                biases.push(bias);
+            for (block, words) in blocks.zip(words.chunks_mut(affine.groups_per_block * affine.bits)) {
+                for (group, words) in words.chunks_mut(affine.bits).enumerate() {
+                    let (scale, bias) = affine.unpack(block, group, words);
+                    scales.push(scale);
+                    biases.push(bias);
+                }
             }
         }
         let largest_f16 = 65504.0;
         if dtype == ComputeDtype::Float16
-            && biases.iter().any(|bias| bias.is_finite() && bias.abs() > largest_f16)
+            && scales.iter().chain(&biases).any(|number| number.is_finite() && number.abs() > largest_f16)
         {
             return Ok(None);
         }

@@ -163,8 +163,8 @@ fn types_that_are_affine_groups_stay_packed_and_lose_nothing() {
         let (file, spec) = written(&model_of(kind));
         let mut weights = load(file.path(), &spec, PACKED).unwrap();
         let bits = match kind.name() {
-            "Q4_0" | "Q4_1" => 4,
-            "Q5_0" | "Q5_1" => 5,
+            "Q4_0" | "Q4_1" | "Q4_K" => 4,
+            "Q5_0" | "Q5_1" | "Q5_K" => 5,
             "Q8_0" => 8,
             "MXFP4" => {
                 assert!(weights.contains("model.embed_tokens.scales"));

@@ -233,6 +233,20 @@ const GEMMA3: Architecture = Architecture {
     ..QWEN2
 };
 
+const KV_SHARED_LAYERS: Key = count("num_kv_shared_layers", "attention.shared_kv_layers");
+const PER_LAYER_INPUTS: Key = count("hidden_size_per_layer_input", "embedding_length_per_layer_input");
+
+const GEMMA4: Architecture = Architecture {
+    name: "gemma4",
+    model_type: "gemma4_text",
+    about: "Gemma 4, dense",
+    heads: Heads::TwoSizes,
+    windows: Some(WindowKeys { period: 6, default: None, base: None }),
+    rope: RopeKeys { factors: FactorTensors::OneOrRest, ..PLAIN_ROPE },
+    keys: &[KV_SHARED_LAYERS, PER_LAYER_INPUTS],
+    ..QWEN2
+};
+
 const OLMO2: Architecture = Architecture {
     name: "olmo2",
     model_type: "olmo2",
@@ -345,22 +359,19 @@ pub const ARCHITECTURES: &[Architecture] = &[
     },
     GEMMA3,
     Architecture {
-        name: "gemma4",
-        model_type: "gemma4_text",
-        about: "Gemma 4, all sizes",
-        heads: Heads::TwoSizes,
-        windows: Some(WindowKeys { period: 6, default: None, base: None }),
-        rope: RopeKeys { factors: FactorTensors::OneOrRest, ..PLAIN_ROPE },
+        when: When::NotZero("expert_count"),
+        about: "Gemma 4 26B-A4B",
         keys: &[
-            count("num_kv_shared_layers", "attention.shared_kv_layers"),
-            count("hidden_size_per_layer_input", "embedding_length_per_layer_input"),
+            KV_SHARED_LAYERS,
+            PER_LAYER_INPUTS,
             NUM_EXPERTS,
             count("top_k_experts", "expert_used_count"),
             EXPERT_WIDTH,
         ],
-        by_tensor: &[("enable_moe_block", "blk.0.ffn_gate_inp.weight")],
-        ..QWEN2
+        fixed: &[("enable_moe_block", Fixed::Flag(true))],
+        ..GEMMA4
     },
+    GEMMA4,
     Architecture {
         name: "phi3",
         model_type: "phi3",
