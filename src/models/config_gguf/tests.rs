@@ -298,7 +298,7 @@ fn frequency_factors_scale_llamas_positions() {
 fn probe(key: &str, usual: Option<&Value>) -> Value {
     match key {
         "embedding_length" => json!(128),
-        "rope.scaling.type" => json!(if usual == Some(&json!("longrope")) { "yarn" } else { "none" }),
+        "rope.scaling.type" => json!(if usual == Some(&json!("yarn")) { "none" } else { "yarn" }),
         "attention.layer_norm_rms_epsilon"
         | "rope.scaling.attn_factor"
         | "rope.scaling.yarn_attn_factor"
