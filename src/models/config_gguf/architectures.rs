@@ -287,7 +287,7 @@ const DEEPSEEK2: Architecture = Architecture {
     name: "deepseek2",
     when: When::Is("expert_gating_func", 2),
     model_type: "deepseek_v3",
-    about: "DeepSeek-V3, R1, Kimi K2, GLM-4.7-Flash",
+    about: "DeepSeek-V3, R1, GLM-4.7-Flash",
     heads: Heads::Latent,
     rope: RopeKeys { log_multiplier: Some(LogMultiplier { unit: 0.1, is_both: true }), ..PLAIN_ROPE },
     has_extra_blocks: true,
@@ -375,7 +375,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "phi3",
         model_type: "phi3",
-        about: "Phi-3, 3.5 and 4 mini, Phi-4",
+        about: "Phi-3, 3.5 and 4 mini, Phi-4 (up to their first context where they have LongRoPE)",
         heads: Heads::Partial,
         windows: windows(0),
         rope: RopeKeys { factors: FactorTensors::ShortAndLong, ..PLAIN_ROPE },

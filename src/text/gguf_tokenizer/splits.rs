@@ -40,6 +40,16 @@ const DEEPSEEK_V3: &[&str] = &[
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 ];
 
+/// DeepSeek-V2; letters and marks are listed one by one.
+const DEEPSEEK_V2: &[&str] = &[
+    r"[\r\n]",
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    r"[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}+",
+];
+
 const PLAIN: Split =
     Split { names: &[], cut: Cut::Words, composes: false, ignores_merges: false, adds_bos: false };
 
@@ -72,6 +82,7 @@ const SPLITS: &[Split] = &[
     Split { names: &["tekken"], cut: Cut::By(&[TEKKEN]), ignores_merges: true, adds_bos: true, ..PLAIN },
     // Seed-OSS.
     Split { names: &["seed-coder"], cut: Cut::By(&[SEED]), ..PLAIN },
+    Split { names: &["deepseek-llm"], cut: Cut::By(DEEPSEEK_V2), ..PLAIN },
     Split { names: &["deepseek-v3"], cut: Cut::By(DEEPSEEK_V3), ..PLAIN },
 ];
 

@@ -138,6 +138,7 @@ fn tokenizers_cut_digits_and_words_each_in_their_way() {
         ("dbrx", vec!["12", "the"]),
         ("seed-coder", vec!["1", "2", "the"]),
         ("deepseek-v3", vec!["12", "the"]),
+        ("deepseek-llm", vec!["12", "the"]),
         ("olmo", vec!["12", "the"]),
     ] {
         let tokenizer = Tokenizer::from_gguf(&byte_level_file(pre).header()).expect("rebuilt");
