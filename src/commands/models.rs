@@ -5,11 +5,11 @@
 use std::io::{self, Write};
 
 use super::{Outcome, written};
-use crate::models::model_types;
+use crate::models::{gguf_architectures, model_types};
 
 const REST: &str = "
 The type is the 'model_type' in a model's config.json; what sees or hears is left out, and requests with
-pictures or sound are refused. GGUF files: architectures llama, qwen2 and gemma3, of all block types.
+pictures or sound are refused. GGUF files are served in all block types.
 
 Weights: float32, float16 and bfloat16; MLX's quantisation in all modes (affine of 2, 3, 4, 5, 6 and 8 bits,
 mxfp4, nvfp4, mxfp8), matrix by matrix; gpt-oss's mxfp4, fp8 with factors by block, row or matrix, AWQ's 4 bits
@@ -26,14 +26,21 @@ pub fn print() -> anyhow::Result<Outcome> {
 }
 
 fn render() -> String {
+    let types = table("TYPE", model_types());
+    let files = table("GGUF", gguf_architectures());
+    format!("{types}\n{files}{REST}")
+}
+
+/// A line for each name.
+fn table(title: &str, rows: impl Iterator<Item = (&'static str, &'static str)>) -> String {
     let width = model_types().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let mut text = format!("{:width$}  MODELS\n", "TYPE");
-    let mut types: Vec<_> = model_types().collect();
-    types.sort_unstable();
-    for (name, about) in types {
+    let mut text = format!("{title:width$}  MODELS\n");
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort_unstable();
+    for (name, about) in rows {
         text += &format!("{name:width$}  {about}\n");
     }
-    text + REST
+    text
 }
 
 #[cfg(test)]
@@ -41,11 +48,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_type_has_a_line_with_models_of_it() {
+    fn each_type_and_architecture_has_a_line_with_models_of_it() {
         let text = render();
-        for (name, about) in model_types() {
-            let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
-            assert!(line.is_some_and(|line| line.ends_with(about) && line.len() <= 110), "{name}: {line:?}");
+        for (name, about) in model_types().chain(gguf_architectures()) {
+            let mut lines = text.lines().filter(|line| line.split_whitespace().next() == Some(name));
+            assert!(lines.any(|line| line.ends_with(about) && line.len() <= 110), "{name}: {about}");
         }
     }
 }

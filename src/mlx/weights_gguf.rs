@@ -1,7 +1,7 @@
 //! GGUF tensors → named arrays.
 //!
-//! Owns bringing blocks to the device, as numbers or packed where MLX has the same form, and undoing
-//! llama.cpp's row permutation. What a block means, and the header, are `models::gguf`'s.
+//! Owns bringing blocks to the device, as numbers or packed where MLX has the same form, and undoing what
+//! llama.cpp's converter does to rows and shapes. What a block means, and the header, are `models::gguf`'s.
 
 use std::{collections::HashMap, path::Path, sync::Mutex};
 
@@ -16,9 +16,8 @@ use super::{
 };
 use crate::{
     models::{
-        GgufHeader, GgufWeight, ModelSpec,
+        GgufHeader, GgufNames, GgufWeight, ModelSpec, StoredForm,
         gguf::{Affine, Decode, GROUP_SIZE, GgufTensor, affine, decoder},
-        gguf_weight,
     },
     threads::on_threads,
 };
@@ -32,21 +31,12 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
     let maps = (header.files().iter())
         .map(|file| sys::map_file(file).map_err(|error| unreadable(file, format!("cannot be read: {error}"))))
         .collect::<Result<Vec<_>>>()?;
-    let architecture = match spec.model_type.as_str() {
-        "gemma3_text" => "gemma3",
-        other => other,
-    };
+    let names = GgufNames::of(&header, spec).map_err(MlxError::Unsupported)?;
     let mut arrays = HashMap::new();
     for tensor in header.tensors() {
         let file = &header.files()[tensor.file];
-        let (name, num_heads) = match gguf_weight(architecture, &tensor.name) {
-            Some(GgufWeight::Named(name)) => (name, None),
-            Some(GgufWeight::Interleaved { name, is_query }) => {
-                let heads = spec.kv_layers().next().map_or(1, |attention| {
-                    if is_query { attention.num_heads } else { attention.num_kv_heads }
-                });
-                (name, Some(heads))
-            }
+        let (name, form) = match names.weight(&tensor.name) {
+            Some(GgufWeight::Named { name, form }) => (name, form),
             Some(GgufWeight::Ignored) => continue,
             None => {
                 return Err(MlxError::Weights(format!(
@@ -56,8 +46,11 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
                 )));
             }
         };
+        if arrays.contains_key(&name) {
+            return Err(MlxError::Weights(format!("'{name}' is in {} under two names", file.display())));
+        }
         let in_tensor = |reason: String| unreadable(file, format!("tensor '{}': {reason}", tensor.name));
-        let blocks = Blocks::of(tensor, &maps[tensor.file], num_heads).map_err(in_tensor)?;
+        let blocks = Blocks::of(tensor, &maps[tensor.file], form).map_err(in_tensor)?;
         let packed = match name.strip_suffix(".weight") {
             Some(path) if !precision.widen_quantized => {
                 blocks.packed(precision.dtype)?.map(|packed| (path, packed))
@@ -65,10 +58,12 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
             _ => None,
         };
         match packed {
-            Some((path, [weight, scales, biases])) => {
+            Some((path, Packed { words, scales, biases })) => {
                 arrays.insert(format!("{path}.scales"), scales);
-                arrays.insert(format!("{path}.biases"), biases);
-                arrays.insert(name, weight);
+                if let Some(biases) = biases {
+                    arrays.insert(format!("{path}.biases"), biases);
+                }
+                arrays.insert(name, words);
             }
             None => {
                 let decode = decoder(tensor.ggml_type.code()).ok_or_else(|| {
@@ -79,6 +74,14 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
         }
     }
     Ok(Weights::from_arrays(arrays))
+}
+
+/// A matrix, or several on top of each other, as MLX packs them.
+struct Packed {
+    words: Array,
+    scales: Array,
+    /// Of affine groups.
+    biases: Option<Array>,
 }
 
 /// A tensor's blocks, row by row.
@@ -94,17 +97,17 @@ struct Blocks<'a> {
 }
 
 impl<'a> Blocks<'a> {
-    fn of(
-        tensor: &GgufTensor,
-        file: &'a [u8],
-        num_heads: Option<usize>,
-    ) -> std::result::Result<Self, String> {
+    fn of(tensor: &GgufTensor, file: &'a [u8], form: StoredForm) -> std::result::Result<Self, String> {
+        let num_heads = match form {
+            StoredForm::Interleaved { num_heads } => Some(num_heads),
+            StoredForm::AsItIs | StoredForm::OneRow | StoredForm::Kernels => None,
+        };
         let bytes = usize::try_from(tensor.offset_bytes)
             .ok()
             .zip(usize::try_from(tensor.num_bytes).ok())
             .and_then(|(start, len)| file.get(start..start.checked_add(len)?))
             .ok_or("the file has become shorter")?;
-        let shape = (tensor.shape.iter())
+        let mut shape = (tensor.shape.iter())
             .map(|&size| i32::try_from(size).map_err(|_| format!("a dimension of {size} is too large")))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let num_elements =
@@ -124,6 +127,11 @@ impl<'a> Blocks<'a> {
         }
         let order = num_heads.map(|num_heads| halves_of_pairs(num_rows, num_heads)).transpose()?;
         let row_bytes = row_size / block_size * block_bytes;
+        match form {
+            StoredForm::OneRow if shape.len() == 1 => shape.insert(0, 1),
+            StoredForm::Kernels => shape.push(1),
+            StoredForm::OneRow | StoredForm::AsItIs | StoredForm::Interleaved { .. } => {}
+        }
         Ok(Self { shape, type_code: tensor.ggml_type.code(), block_bytes, bytes, row_bytes, row_size, order })
     }
 
@@ -161,37 +169,89 @@ impl<'a> Blocks<'a> {
         Ok(numbers)
     }
 
-    /// The matrix as MLX's packed codes, scales and biases, which are float32; `None` where that form cannot
-    /// hold it, or not in the range of `dtype`.
-    fn packed(&self, dtype: ComputeDtype) -> Result<Option<[Array; 3]>> {
-        let (&[rows, columns], Some(affine)) = (self.shape.as_slice(), affine(self.type_code)) else {
+    /// The matrices as MLX packs them; `None` where it has no such form, or not in the range of `dtype`.
+    fn packed(&self, dtype: ComputeDtype) -> Result<Option<Packed>> {
+        let (&[.., columns], 2 | 3) = (self.shape.as_slice(), self.shape.len()) else { return Ok(None) };
+        if columns == 0 || !(columns as usize).is_multiple_of(GROUP_SIZE) {
             return Ok(None);
-        };
-        let num_groups = columns as usize / GROUP_SIZE;
-        let mut words = vec![0_u32; rows as usize * num_groups * affine.bits];
-        let mut scales = Vec::with_capacity(rows as usize * num_groups);
-        let mut biases = Vec::with_capacity(rows as usize * num_groups);
+        }
+        match affine(self.type_code) {
+            Some(affine) => self.packed_affine(affine, dtype),
+            None if self.type_code == MXFP4 => Ok(Some(self.packed_mxfp4())),
+            None => Ok(None),
+        }
+    }
+
+    /// Groups of a scale and a bias each, which are float32.
+    fn packed_affine(&self, affine: Affine, dtype: ComputeDtype) -> Result<Option<Packed>> {
+        let num_groups = self.row_size / GROUP_SIZE;
+        let num_rows = self.num_rows();
+        let mut words = vec![0_u32; num_rows * num_groups * affine.bits];
+        let mut scales = Vec::with_capacity(num_rows * num_groups);
+        let mut biases = Vec::with_capacity(num_rows * num_groups);
         for (row, words) in words.chunks_mut(num_groups * affine.bits).enumerate() {
             let blocks = self.row(row).chunks_exact(self.block_bytes);
-            for (block, words) in blocks.zip(words.chunks_mut(affine.bits)) {
-                let (scale, bias) = Affine::unpack(affine, block, words);
-                scales.push(scale);
-                biases.push(bias);
+            for (block, words) in blocks.zip(words.chunks_mut(affine.groups_per_block * affine.bits)) {
+                for (group, words) in words.chunks_mut(affine.bits).enumerate() {
+                    let (scale, bias) = affine.unpack(block, group, words);
+                    scales.push(scale);
+                    biases.push(bias);
+                }
             }
         }
         let largest_f16 = 65504.0;
         if dtype == ComputeDtype::Float16
-            && biases.iter().any(|bias| bias.is_finite() && bias.abs() > largest_f16)
+            && scales.iter().chain(&biases).any(|number| number.is_finite() && number.abs() > largest_f16)
         {
             return Ok(None);
         }
-        let groups = [rows, num_groups as i32];
-        Ok(Some([
-            Array::from_slice(&words, &[rows, (num_groups * affine.bits) as i32]),
-            Array::from_slice(&scales, &groups),
-            Array::from_slice(&biases, &groups),
-        ]))
+        let groups = self.shape_of_rows(num_groups);
+        Ok(Some(Packed {
+            words: Array::from_slice(&words, &self.shape_of_rows(num_groups * affine.bits)),
+            scales: Array::from_slice(&scales, &groups),
+            biases: Some(Array::from_slice(&biases, &groups)),
+        }))
     }
+
+    /// Groups of a power of two and codes of four bits, which MLX has in the order of the numbers.
+    fn packed_mxfp4(&self) -> Packed {
+        let num_groups = self.row_size / GROUP_SIZE;
+        let num_rows = self.num_rows();
+        let mut words = Vec::with_capacity(num_rows * num_groups * 4);
+        let mut scales = Vec::with_capacity(num_rows * num_groups);
+        for row in 0..num_rows {
+            for block in self.row(row).chunks_exact(self.block_bytes) {
+                scales.push(block[0]);
+                words.extend(mxfp4_words(&block[1..]));
+            }
+        }
+        Packed {
+            words: Array::from_slice(&words, &self.shape_of_rows(num_groups * 4)),
+            scales: Array::from_slice(&scales, &self.shape_of_rows(num_groups)),
+            biases: None,
+        }
+    }
+
+    fn num_rows(&self) -> usize {
+        let (_, slower) = self.shape.split_last().expect("a tensor that is packed has columns");
+        slower.iter().map(|&size| size as usize).product()
+    }
+
+    /// The shape with rows of another length.
+    fn shape_of_rows(&self, row_size: usize) -> Vec<i32> {
+        let mut shape = self.shape.clone();
+        *shape.last_mut().expect("a tensor that is packed has columns") = row_size as i32;
+        shape
+    }
+}
+
+/// llama.cpp's number of the type.
+const MXFP4: u32 = 39;
+
+/// Sixteen bytes of codes, of which the low halves come first, as four words.
+fn mxfp4_words(bytes: &[u8]) -> [u32; 4] {
+    let code = |at: usize| u32::from(if at < 16 { bytes[at] & 15 } else { bytes[at - 16] >> 4 });
+    std::array::from_fn(|word| (0..8).map(|at| code(8 * word + at) << (4 * at)).sum())
 }
 
 /// The stored rows in the order of each head's two halves; they are stored by pairs.

@@ -28,7 +28,7 @@ use thiserror::Error;
 
 use self::families::{MODEL_TYPES, ModelType, Reader};
 pub(super) use self::fields::Fields;
-use super::spec::ModelSpec;
+use super::{known_keys::Unread, spec::ModelSpec};
 use crate::small_file;
 
 /// More than the largest configuration in use by a factor of ten.
@@ -84,11 +84,22 @@ pub fn read_config(path: &Path) -> Result<ModelSpec, ConfigError> {
     read_model_config(path).map(|config| config.spec)
 }
 
+#[cfg(test)]
 pub(super) fn parse_config(value: &Value, path: &str) -> Result<ModelSpec, ConfigError> {
     parse_model_config(value, path).map(|config| config.spec)
 }
 
 fn parse_model_config(value: &Value, path: &str) -> Result<ModelConfig, ConfigError> {
+    let (spec, stored_dtype, unread) = parse_fields(value, path)?;
+    Ok(ModelConfig { spec, stored_dtype, warnings: unread.warnings(path) })
+}
+
+/// What a configuration says, with the name of the element type that weights are stored in, and the fields that
+/// nobody has asked for.
+pub(super) fn parse_fields(
+    value: &Value,
+    path: &str,
+) -> Result<(ModelSpec, Option<String>, Unread), ConfigError> {
     let invalid = |reason: String| ConfigError::Invalid { path: path.to_owned(), reason };
     let map = value.as_object().ok_or_else(|| invalid("is not a JSON object".to_owned()))?;
     let unread = RefCell::default();
@@ -103,7 +114,7 @@ fn parse_model_config(value: &Value, path: &str) -> Result<ModelConfig, ConfigEr
     })?;
     let spec = known.read(&root).map_err(invalid)?;
     let stored_dtype = stored_dtype(&root).map_err(invalid)?;
-    Ok(ModelConfig { spec, stored_dtype, warnings: unread.into_inner().warnings(path) })
+    Ok((spec, stored_dtype, unread.into_inner()))
 }
 
 impl ModelType {

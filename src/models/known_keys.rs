@@ -109,6 +109,11 @@ impl Unread {
         Ok(())
     }
 
+    /// The first key that no table knows.
+    pub fn unknown(&self) -> Option<&str> {
+        self.unknown.first().map(String::as_str)
+    }
+
     /// The warnings about the file at `path`: at most one of either kind.
     pub fn warnings(&self, path: &str) -> Vec<String> {
         let mut warnings = Vec::new();

@@ -24,10 +24,13 @@ pub use block_names::{
     SingleExperts,
 };
 pub use config::{ConfigError, ModelConfig, model_types, read_config, read_model_config};
-pub use config_gguf::read_gguf_config;
+pub use config_gguf::{
+    architectures::{gguf_architecture_names, gguf_architectures},
+    read_gguf_config,
+};
 pub use generation::{GenerationConfig, GenerationDefaults, read_generation_config, read_gguf_generation};
 pub use gguf::{GgufError, GgufHeader};
-pub use gguf_names::{GgufWeight, gguf_weight};
+pub use gguf_names::{GgufNames, GgufWeight, StoredForm};
 pub use mlp_spec::{
     Activation, DenseSpec, ExpertGroups, GroupScore, MlpSpec, MoeSpec, RouterScore, RoutingSpec,
     SharedExpertSpec,

@@ -1,22 +1,21 @@
 //! A GGUF file's tokenizer metadata, rebuilt as the `tokenizer.json` the model once had.
 //!
-//! Owns the two families in use: byte-level BPE (`gpt2`) with the splitting rules known by name,
-//! and SentencePiece BPE with byte fallback (`llama`). Loading the result is `tokenizer`'s
-//! business.
+//! Owns the two families in use: byte-level BPE (`gpt2`) with the splitting rules that `splits` knows by
+//! name, and SentencePiece BPE with byte fallback, its merges in scores (`llama`) or listed (`gemma4`).
+//! Loading the result is `tokenizer`'s business.
 
 mod merges;
 mod metadata;
+mod splits;
 
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use self::merges::{Piece, spm_merges};
 use self::metadata::{Kind, Metadata};
+use self::splits::{Split, byte_level_step};
 use super::TextError;
 use crate::models::GgufHeader;
-
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Qwen's added tokens that show in text, although its GGUF files mark all of them as control.
 const QWEN2_PLAIN: &[&str] = &[
@@ -79,9 +78,10 @@ pub(super) fn tokenizer_json(header: &GgufHeader) -> Result<TokenizerJson, TextE
     let metadata = Metadata::read(header)?;
     match header.str("tokenizer.ggml.model") {
         Some("gpt2") => byte_level(&metadata),
-        Some("llama") => sentence_piece(&metadata),
+        Some("llama") => sentence_piece(&metadata, false),
+        Some("gemma4") => sentence_piece(&metadata, true),
         Some(other) => Err(metadata.unusable(format!(
-            "tokenizer.ggml.model is {other:?}; gpt2 and llama are known: use the model's folder form"
+            "tokenizer.ggml.model is {other:?}; gpt2, llama and gemma4 are known: use the model's folder form"
         ))),
         None => Err(metadata.unusable("the file has no tokenizer (no tokenizer.ggml.model)")),
     }
@@ -93,82 +93,15 @@ pub(super) fn bos(header: &GgufHeader) -> Option<&str> {
     header.strings("tokenizer.ggml.tokens")?.get(id).map(|text| &**text)
 }
 
-/// How a named byte-level tokenizer cuts text before merging.
-struct Split {
-    normalizer: Value,
-    pre_tokenizer: Value,
-    decoder: Value,
-    post_processor: Option<Value>,
-    ignore_merges: bool,
-    add_bos: bool,
-}
-
-fn byte_level_step(add_prefix_space: bool, trim_offsets: bool, use_regex: bool) -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": add_prefix_space, "trim_offsets": trim_offsets,
-           "use_regex": use_regex})
-}
-
-fn split_by(regex: &str) -> Value {
-    json!({"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
-        byte_level_step(false, false, false)]})
-}
-
-fn named_split(name: &str) -> Option<Split> {
-    Some(match name {
-        "smollm" => Split {
-            normalizer: Value::Null,
-            pre_tokenizer: json!({"type": "Sequence", "pretokenizers": [
-                {"type": "Digits", "individual_digits": true}, byte_level_step(false, true, true)]}),
-            decoder: byte_level_step(true, true, true),
-            post_processor: None,
-            ignore_merges: false,
-            add_bos: false,
-        },
-        "qwen2" | "deepseek-r1-qwen" => Split {
-            normalizer: json!({"type": "NFC"}),
-            pre_tokenizer: split_by(QWEN2_SPLIT),
-            decoder: byte_level_step(false, false, false),
-            post_processor: Some(byte_level_step(false, false, false)),
-            ignore_merges: false,
-            add_bos: false,
-        },
-        "llama-bpe" | "llama3" | "llama-v3" => Split {
-            normalizer: Value::Null,
-            pre_tokenizer: split_by(LLAMA3_SPLIT),
-            decoder: byte_level_step(true, true, true),
-            post_processor: Some(byte_level_step(true, false, true)),
-            ignore_merges: true,
-            add_bos: true,
-        },
-        "gpt-2" => Split {
-            normalizer: Value::Null,
-            pre_tokenizer: byte_level_step(false, true, true),
-            decoder: byte_level_step(true, true, true),
-            post_processor: Some(byte_level_step(true, false, true)),
-            ignore_merges: false,
-            add_bos: false,
-        },
-        _ => return None,
-    })
-}
-
 fn byte_level(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
     let name = metadata.header.str("tokenizer.ggml.pre").unwrap_or_default();
-    let split = named_split(name).ok_or_else(|| {
+    let split = Split::of(name).ok_or_else(|| {
         metadata.unusable(format!(
-            "tokenizer.ggml.pre is {name:?}; known are smollm, qwen2, deepseek-r1-qwen, llama-bpe and gpt-2: use \
-             the model's folder form"
+            "tokenizer.ggml.pre is {name:?}; known are {}: use the model's folder form",
+            Split::known_names()
         ))
     })?;
-    let merges = metadata
-        .header
-        .strings("tokenizer.ggml.merges")
-        .ok_or_else(|| metadata.unusable("tokenizer.ggml.merges is missing or no list of strings"))?
-        .iter()
-        .map(|merge| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
-        .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| metadata.unusable("an entry of tokenizer.ggml.merges is not two tokens"))?;
+    let merges = listed_merges(metadata)?;
 
     let is_qwen = name.contains("qwen");
     let mut vocab = Vec::new();
@@ -185,23 +118,35 @@ fn byte_level(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
             added.push(added_token(id, token, kind == Kind::Control && !is_plain));
         }
     }
-    let around = metadata.put_around(split.add_bos)?;
-    let post_processor = match (split.post_processor, around) {
-        (Some(step), Some(around)) => Some(json!({"type": "Sequence", "processors": [step, around]})),
-        (step, around) => step.or(around),
+    let step = byte_level_step(true, false, true);
+    let post_processor = match metadata.put_around(split.adds_bos)? {
+        Some(around) => json!({"type": "Sequence", "processors": [step, around]}),
+        None => step,
     };
     Ok(TokenizerJson {
         version: "1.0",
         added_tokens: added,
-        normalizer: split.normalizer,
-        pre_tokenizer: split.pre_tokenizer,
-        post_processor,
-        decoder: split.decoder,
-        model: Bpe { r#type: "BPE", ignore_merges: split.ignore_merges, vocab, merges, ..Bpe::default() },
+        normalizer: split.normalizer(),
+        pre_tokenizer: split.pre_tokenizer(),
+        post_processor: Some(post_processor),
+        decoder: byte_level_step(true, true, true),
+        model: Bpe { r#type: "BPE", ignore_merges: split.ignores_merges, vocab, merges, ..Bpe::default() },
     })
 }
 
-fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
+/// The pairs of tokens that are merged, the first ones first.
+fn listed_merges(metadata: &Metadata) -> Result<Vec<(String, String)>, TextError> {
+    metadata
+        .header
+        .strings("tokenizer.ggml.merges")
+        .ok_or_else(|| metadata.unusable("tokenizer.ggml.merges is missing or no list of strings"))?
+        .iter()
+        .map(|merge| merge.split_once(' ').map(|(left, right)| (left.to_owned(), right.to_owned())))
+        .collect::<Option<Vec<_>>>()
+        .ok_or_else(|| metadata.unusable("an entry of tokenizer.ggml.merges is not two tokens"))
+}
+
+fn sentence_piece(metadata: &Metadata, lists_merges: bool) -> Result<TokenizerJson, TextError> {
     let scores = metadata
         .header
         .f32s("tokenizer.ggml.scores")
@@ -224,7 +169,8 @@ fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
         };
         vocab.push((text.clone(), id));
         if matches!(kind, Kind::Control | Kind::User | Kind::Unknown) {
-            let special = match metadata.is_gemma() {
+            // Files of Gemma 4 mark what shows in text.
+            let special = match metadata.is_gemma() && !lists_merges {
                 true => GEMMA_SPECIAL.contains(&text.as_str()),
                 false => kind != Kind::User,
             };
@@ -232,8 +178,12 @@ fn sentence_piece(metadata: &Metadata) -> Result<TokenizerJson, TextError> {
         }
         pieces.push(Piece { text, score, merges: matches!(kind, Kind::Normal | Kind::User) });
     }
-    let merges =
-        spm_merges(&pieces).into_iter().map(|(left, right)| (left.to_owned(), right.to_owned())).collect();
+    let merges = match lists_merges {
+        true => listed_merges(metadata)?,
+        false => {
+            spm_merges(&pieces).into_iter().map(|(left, right)| (left.to_owned(), right.to_owned())).collect()
+        }
+    };
 
     let unknown_id = metadata.header.u64("tokenizer.ggml.unknown_token_id").unwrap_or(0);
     let unknown = usize::try_from(unknown_id).ok().and_then(|id| pieces.get(id)).ok_or_else(|| {

@@ -25,7 +25,7 @@ const F64: u32 = 12;
 const ALIGNMENT: usize = 32;
 
 #[derive(Default)]
-struct GgufWriter {
+pub struct GgufWriter {
     keys: Vec<u8>,
     num_keys: u64,
     infos: Vec<u8>,
@@ -39,22 +39,22 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
 }
 
 impl GgufWriter {
-    fn key(&mut self, name: &str, kind: u32, value: &[u8]) {
+    pub fn key(&mut self, name: &str, kind: u32, value: &[u8]) {
         put_text(&mut self.keys, name);
         self.keys.extend(kind.to_le_bytes());
         self.keys.extend(value);
         self.num_keys += 1;
     }
 
-    fn number(&mut self, name: &str, value: u32) {
+    pub fn number(&mut self, name: &str, value: u32) {
         self.key(name, 4, &value.to_le_bytes());
     }
 
-    fn float(&mut self, name: &str, value: f32) {
+    pub fn float(&mut self, name: &str, value: f32) {
         self.key(name, 6, &value.to_le_bytes());
     }
 
-    fn text(&mut self, name: &str, value: &str) {
+    pub fn text(&mut self, name: &str, value: &str) {
         let mut bytes = Vec::new();
         put_text(&mut bytes, value);
         self.key(name, 8, &bytes);
@@ -74,7 +74,7 @@ impl GgufWriter {
         self.key(name, 9, &bytes);
     }
 
-    fn tensor(&mut self, name: &str, kind: u32, shape: &[usize], data: &[u8]) {
+    pub fn tensor(&mut self, name: &str, kind: u32, shape: &[usize], data: &[u8]) {
         self.data.resize(self.data.len().next_multiple_of(ALIGNMENT), 0);
         put_text(&mut self.infos, name);
         self.infos.extend((shape.len() as u32).to_le_bytes());
@@ -85,7 +85,7 @@ impl GgufWriter {
         self.num_tensors += 1;
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub fn finish(self) -> Vec<u8> {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend(self.num_tensors.to_le_bytes());
@@ -105,7 +105,7 @@ fn json_of(name: &str) -> Value {
 
 /// The metadata of the tiny model, as llama.cpp's converter writes them.
 fn metadata(writer: &mut GgufWriter, architecture: &str) {
-    let (config, tokenizer) = (json_of("config.json"), json_of("tokenizer.json"));
+    let config = json_of("config.json");
     let number = |name: &str| config[name].as_u64().and_then(|n| u32::try_from(n).ok()).expect("a count");
     writer.text("general.architecture", architecture);
     for (key, field) in [
@@ -120,7 +120,13 @@ fn metadata(writer: &mut GgufWriter, architecture: &str) {
     }
     writer.float(&format!("{architecture}.attention.layer_norm_rms_epsilon"), 1e-6);
     writer.float(&format!("{architecture}.rope.freq_base"), 10_000.0);
+    tokenizer_metadata(writer);
+}
 
+/// The tokenizer of all tiny models.
+pub fn tokenizer_metadata(writer: &mut GgufWriter) {
+    let (config, tokenizer) = (json_of("config.json"), json_of("tokenizer.json"));
+    let number = |name: &str| config[name].as_u64().and_then(|n| u32::try_from(n).ok()).expect("a count");
     let mut tokens = vec![(String::new(), 1); number("vocab_size") as usize];
     for (token, id) in tokenizer["model"]["vocab"].as_object().expect("a vocabulary") {
         tokens[id.as_u64().expect("an id") as usize] = (token.clone(), 1);
@@ -480,7 +486,7 @@ fn a_gguf_file_that_cannot_be_used_is_named_with_the_way_out() {
     refused(&desk, &with_type.finish(), &["'token_embd.weight'", "Q8_1", "use another quantisation"]);
     let mut other = GgufWriter::default();
     metadata(&mut other, "mamba");
-    refused(&desk, &other.finish(), &["architecture 'mamba' are not supported", "llama, qwen2 and gemma3"]);
+    refused(&desk, &other.finish(), &["architecture 'mamba' are not supported", "qwen3moe"]);
     let mut without_weights = GgufWriter::default();
     metadata(&mut without_weights, "llama");
     without_weights.tensor("token_embd.weight", F32, &[304, 32], &[0; 304 * 32 * 4]);

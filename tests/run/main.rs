@@ -14,6 +14,7 @@ mod failures;
 mod formats;
 mod forms;
 mod gguf;
+mod gguf_architectures;
 mod hostile_configs;
 mod hostile_files;
 mod jobs;

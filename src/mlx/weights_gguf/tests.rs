@@ -122,10 +122,17 @@ fn readable_types() -> impl Iterator<Item = GgmlType> {
     (0..100).filter(|code| decoder(*code).is_some()).filter_map(GgmlType::from_code)
 }
 
-fn name_of(number: usize) -> String {
-    match gguf_weight("llama", matrices()[number].0) {
-        Some(GgufWeight::Named(name) | GgufWeight::Interleaved { name, .. }) => name,
-        _ => unreachable!("all matrices have a name"),
+fn name_of(number: usize) -> &'static str {
+    match matrices()[number].0 {
+        "token_embd.weight" => "model.embed_tokens.weight",
+        "blk.0.attn_q.weight" => "model.layers.0.self_attn.q_proj.weight",
+        "blk.0.attn_k.weight" => "model.layers.0.self_attn.k_proj.weight",
+        "blk.0.attn_v.weight" => "model.layers.0.self_attn.v_proj.weight",
+        "blk.0.attn_output.weight" => "model.layers.0.self_attn.o_proj.weight",
+        "blk.0.ffn_gate.weight" => "model.layers.0.mlp.gate_proj.weight",
+        "blk.0.ffn_up.weight" => "model.layers.0.mlp.up_proj.weight",
+        "blk.0.ffn_down.weight" => "model.layers.0.mlp.down_proj.weight",
+        other => panic!("{other} is no matrix of the file"),
     }
 }
 
@@ -135,7 +142,7 @@ fn every_type_becomes_the_numbers_of_its_blocks_and_a_model() {
         let (file, spec) = written(&model_of(kind));
         let mut weights = load(file.path(), &spec, WIDENED).unwrap();
         for number in 0..matrices().len() {
-            let array = weights.take_any_shape(&name_of(number)).unwrap();
+            let array = weights.take_any_shape(name_of(number)).unwrap();
             let numbers = numbers_of(&array);
             assert!(numbers.iter().all(|number| number.is_finite()), "{}", kind.name());
             assert_eq!(numbers, expected(kind, number), "{} {}", kind.name(), name_of(number));
@@ -156,9 +163,14 @@ fn types_that_are_affine_groups_stay_packed_and_lose_nothing() {
         let (file, spec) = written(&model_of(kind));
         let mut weights = load(file.path(), &spec, PACKED).unwrap();
         let bits = match kind.name() {
-            "Q4_0" | "Q4_1" => 4,
-            "Q5_0" | "Q5_1" => 5,
+            "Q4_0" | "Q4_1" | "Q4_K" => 4,
+            "Q5_0" | "Q5_1" | "Q5_K" => 5,
             "Q8_0" => 8,
+            "MXFP4" => {
+                assert!(weights.contains("model.embed_tokens.scales"));
+                assert!(!weights.contains("model.embed_tokens.biases"));
+                continue;
+            }
             _ => {
                 assert!(!weights.contains("model.embed_tokens.scales"), "{}", kind.name());
                 continue;
@@ -176,6 +188,48 @@ fn types_that_are_affine_groups_stay_packed_and_lose_nothing() {
     }
 }
 
+const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// gpt-oss's experts would else be eight times as large.
+#[test]
+fn floats_of_four_bits_are_the_same_codes_in_the_order_of_the_numbers() {
+    let kind = GgmlType::from_code(MXFP4).unwrap();
+    let (file, spec) = written(&model_of(kind));
+    let mut weights = load(file.path(), &spec, PACKED).unwrap();
+    let number = 6;
+    let path = name_of(number).strip_suffix(".weight").unwrap().to_owned();
+    let words = weights.take_any_shape(&format!("{path}.weight")).unwrap();
+    let scales = weights.take_any_shape(&format!("{path}.scales")).unwrap();
+    assert_eq!((words.shape(), scales.shape()), (&[512, 32][..], &[512, 8][..]));
+    let words = words.try_as_slice::<u32>().unwrap();
+    let scales = scales.try_as_slice::<u8>().unwrap();
+    let numbers: Vec<f32> = (0..8 * words.len())
+        .map(|at| {
+            let code = words[at / 8] >> (4 * (at % 8)) & 15;
+            let sign = if code < 8 { 1.0 } else { -1.0 };
+            sign * E2M1[code as usize % 8] * (f32::from(scales[at / 32]) - 127.0).exp2()
+        })
+        .collect();
+    assert_eq!(numbers, expected(kind, number));
+}
+
+/// As all experts of a layer are.
+#[test]
+fn matrices_on_top_of_each_other_stay_packed() {
+    let kind = GgmlType::from_code(2).unwrap();
+    let data = blocks(kind, 2 * 3 * 64, 7);
+    let file = GgufFile::default().tensor("blk.0.ffn_up_exps.weight", 2, &[64, 3, 2], &data);
+    let tensor = GgufTensor { offset_bytes: 0, ..file.header().tensors()[0].clone() };
+    let blocks = Blocks::of(&tensor, &data, StoredForm::AsItIs).unwrap();
+    let Packed { words, scales, biases } = blocks.packed(ComputeDtype::Float32).unwrap().unwrap();
+    assert_eq!((words.shape(), scales.shape()), (&[2, 3, 8][..], &[2, 3, 2][..]));
+    let unpacked = mlx_rs::ops::dequantize(&words, &scales, &biases.unwrap(), 32, 4).unwrap();
+    assert_eq!(
+        numbers_of(&unpacked),
+        numbers_of(&blocks.numbers(decoder(2).unwrap(), ComputeDtype::Float32).unwrap())
+    );
+}
+
 /// A bias is 128 scales: in float16 it would have been infinite, and all numbers of the group with it.
 #[test]
 fn a_bias_beyond_float16_is_not_packed_for_it() {
@@ -186,7 +240,7 @@ fn a_bias_beyond_float16_is_not_packed_for_it() {
     let tensor =
         file.header().tensors().iter().find(|tensor| tensor.name == "blk.0.attn_q.bias").unwrap().clone();
     let tensor = GgufTensor { shape: vec![1, 32], offset_bytes: 0, ..tensor };
-    let blocks = Blocks::of(&tensor, &data, None).unwrap();
+    let blocks = Blocks::of(&tensor, &data, StoredForm::AsItIs).unwrap();
     assert!(blocks.packed(ComputeDtype::Float16).unwrap().is_none());
     assert!(blocks.packed(ComputeDtype::Bfloat16).unwrap().is_some());
     let numbers = blocks.numbers(decoder(8).unwrap(), ComputeDtype::Float32).unwrap();

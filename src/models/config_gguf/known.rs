@@ -15,6 +15,25 @@ const MULTIPLIER: Effect =
     ErrorUnless(&[Number(0.0), Number(1.0)], "it multiplies what the layers compute, which is not supported");
 const EMBEDDING_MODEL: Effect = Nothing("it is for models that embed texts");
 
+const SHAPES: Effect = ErrorUnless(&[Number(0.0)], "layers have another shape then, which is not supported");
+
+/// Of architectures whose experts' scores are each a sigmoid.
+pub(super) const SIGMOID: KeyRule = rule(
+    "expert_gating_func",
+    ErrorUnless(&[Number(0.0), Number(2.0)], "experts' scores are sigmoids in this architecture"),
+);
+/// Of architectures whose experts' scores are a softmax.
+pub(super) const SOFTMAX: KeyRule = rule(
+    "expert_gating_func",
+    ErrorUnless(&[Number(0.0), Number(1.0)], "experts' scores are a softmax in this architecture"),
+);
+/// Of architectures that rotate nothing where this is false.
+pub(super) const FINETUNED: KeyRule =
+    rule("rope.scaling.finetuned", ErrorUnless(&[Bool(true)], "layers without positions are not supported"));
+/// Of architectures whose weights are stored otherwise where positions have sections.
+pub(super) const NO_SECTIONS: KeyRule =
+    rule("rope.dimension_sections", ErrorUnless(&[Empty], "models with pictures are not supported"));
+
 /// Keys under the architecture's name.
 pub(super) const ARCHITECTURE: &[KeyRule] = &[
     rule("vocab_size", Nothing("the embedding's rows are counted")),
@@ -39,12 +58,43 @@ pub(super) const ARCHITECTURE: &[KeyRule] = &[
     rule("expert_used_count", EXPERTS),
     rule("expert_shared_count", EXPERTS),
     rule("expert_feed_forward_length", EXPERTS),
+    rule("expert_shared_feed_forward_length", EXPERTS),
+    rule("leading_dense_block_count", EXPERTS),
+    rule(
+        "expert_group_count",
+        ErrorUnless(&[Number(0.0), Number(1.0)], "experts in groups are not supported"),
+    ),
+    rule(
+        "expert_group_used_count",
+        ErrorUnless(&[Number(0.0), Number(1.0)], "experts in groups are not supported"),
+    ),
+    rule("expert_weights_scale", MULTIPLIER),
+    rule("expert_weights_norm", Nothing("the architecture says whether weights are made to add up to 1")),
+    SOFTMAX,
+    rule("attention.key_length_mla", SHAPES),
+    rule("attention.value_length_mla", SHAPES),
+    rule("attention.key_length_swa", SHAPES),
+    rule("attention.value_length_swa", SHAPES),
+    rule("attention.kv_lora_rank", SHAPES),
+    rule("attention.q_lora_rank", SHAPES),
+    rule("attention.shared_kv_layers", SHAPES),
+    rule("attention.sliding_window_pattern", Nothing("it counts with a window only")),
+    rule(
+        "attention.temperature_scale",
+        ErrorUnless(&[Number(0.0)], "queries that grow with their position are not supported"),
+    ),
+    rule("shortconv.l_cache", SHAPES),
+    rule("rope.dimension_count_swa", SHAPES),
     rule("pooling_type", EMBEDDING_MODEL),
     rule("classifier.output_labels", EMBEDDING_MODEL),
     rule(
         "nextn_predict_layers",
         ErrorUnless(&[Number(0.0)], "layers that guess several tokens are not known here"),
     ),
+    rule("rope.scaling.type", ErrorUnless(&[Text("none")], "waves of another length are not supported")),
+    rule("rope.scaling.factor", SCALING),
+    rule("rope.scale_linear", SCALING),
+    rule("rope.scaling.attn_factor", ErrorUnless(&[Number(1.0)], "it scales queries and keys")),
     rule("rope.scaling.finetuned", Nothing("it tells how the model was trained")),
     rule("rope.scaling.original_context_length", YARN_ONLY),
     rule("rope.scaling.yarn_beta_fast", YARN_ONLY),
@@ -59,6 +109,7 @@ pub(super) const ARCHITECTURE: &[KeyRule] = &[
     rule("rope.dimension_sections", Nothing("a text's positions are the same in all sections")),
 ];
 
+const SCALING: Effect = ErrorUnless(&[Number(0.0), Number(1.0)], "waves of another length are not supported");
 const YARN_ONLY: Effect = Nothing("it counts with yarn only");
 const TOKENIZER: Effect = ReadBy("text::gguf_tokenizer");
 const ENDS: Effect = ReadBy("text::ends");

@@ -8,10 +8,54 @@ use super::*;
 use crate::models::{
     gguf::testing::{GgufFile, write},
     known_keys::{Effect, KeyRule, Plain},
-    spec::{AttentionSpec, HeadNorms},
+    spec::{AttentionSpec, HeadNorms, ModelSpec},
 };
 
 type Keys = BTreeMap<String, Value>;
+
+/// What llama.cpp's converter made of the tiny fixtures.
+fn cases() -> Vec<Value> {
+    let cases = std::fs::read_to_string("fixtures/gguf_cases.json").expect("the fixture is there");
+    serde_json::from_str(&cases).expect("the fixture is JSON")
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().expect("a text")
+}
+
+/// A case's metadata.
+fn keys_of(case: &Value) -> Keys {
+    let rows = case["metadata"].as_array().expect("a list");
+    rows.iter().map(|row| (text(&row[0]).to_owned(), row[2].clone())).collect()
+}
+
+/// A file with these metadata and a case's tensors, which hold numbers where these say how layers are.
+fn file_of(case: &Value, keys: &Keys) -> GgufFile {
+    let mut file = keys.iter().fold(GgufFile::default(), |file, (key, value)| put(file, key, value));
+    for tensor in case["tensors"].as_array().expect("a list") {
+        let shape: Vec<u64> =
+            tensor[1].as_array().expect("a list").iter().rev().filter_map(Value::as_u64).collect();
+        let numbers: Vec<f32> = match tensor[2][0].as_f64() {
+            Some(_) => tensor[2]
+                .as_array()
+                .expect("a list")
+                .iter()
+                .filter_map(Value::as_f64)
+                .map(|x| x as f32)
+                .collect(),
+            None => vec![0.0; shape.iter().product::<u64>() as usize],
+        };
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        file = file.tensor(text(&tensor[0]), 0, &shape, &bytes);
+    }
+    file
+}
+
+fn read_file(file: &GgufFile) -> Result<ModelConfig, String> {
+    let file = write(&file.bytes());
+    let header = GgufHeader::read(file.path()).map_err(|error| error.to_string())?;
+    read_gguf_config(&header).map_err(|error| error.to_string())
+}
 
 /// Metadata of a small model; `{}` in a name stands for the architecture.
 fn keys(architecture: &str, more: Value) -> Keys {
@@ -37,6 +81,10 @@ fn put(file: GgufFile, key: &str, value: &Value) -> GgufFile {
         Value::Array(list) if list.iter().all(Value::is_u64) => {
             file.i32s(key, &list.iter().map(|number| number.as_u64().unwrap_or(0) as i32).collect::<Vec<_>>())
         }
+        Value::Array(list) if list.iter().all(|entry| entry.is_f64()) => file.f32s(
+            key,
+            &list.iter().filter_map(Value::as_f64).map(|number| number as f32).collect::<Vec<_>>(),
+        ),
         Value::Array(flags) if flags.iter().all(Value::is_boolean) => {
             let mut bytes = 7u32.to_le_bytes().to_vec();
             bytes.extend((flags.len() as u64).to_le_bytes());
@@ -210,7 +258,7 @@ fn rotary_scaling_is_that_of_a_configuration() {
         "num_attention_heads": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-5, "vocab_size": 32,
         "max_position_embeddings": 512, "rope_theta": 10000.0,
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}});
-    let expected = parse_config(&config, "config.json").expect("it is sound");
+    let (expected, _, _) = parse_fields(&config, "config.json").expect("it is sound");
     let yarn = json!({"{}.rope.scaling.type": "yarn", "{}.rope.scaling.factor": 4.0,
         "{}.rope.scaling.original_context_length": 128});
     assert_eq!(rope(yarn.clone()), attention(&expected, 0).rope);
@@ -247,78 +295,154 @@ fn frequency_factors_scale_llamas_positions() {
 }
 
 /// What a key that is asked for can be set to so that it is not what it was.
-fn probe(key: &str) -> Value {
+fn probe(key: &str, usual: Option<&Value>) -> Value {
     match key {
         "embedding_length" => json!(128),
-        "rope.scaling.type" => json!("none"),
-        "attention.layer_norm_rms_epsilon" | "rope.scaling.attn_factor" => json!(0.5),
+        "rope.scaling.type" => json!(if usual == Some(&json!("yarn")) { "none" } else { "yarn" }),
+        "attention.layer_norm_rms_epsilon"
+        | "rope.scaling.attn_factor"
+        | "rope.scaling.yarn_attn_factor"
+        | "rope.scaling.yarn_log_multiplier"
+        | "attention.temperature_scale" => json!(0.5),
         "attn_logit_softcapping" | "final_logit_softcapping" | "rope.freq_base" | "rope.freq_base_swa" => {
             json!(77.5)
         }
+        "rope.scaling.yarn_beta_fast" => json!(1.5),
+        "rope.scaling.yarn_beta_slow" => json!(30.5),
         "rope.scaling.factor"
         | "rope.scale_linear"
-        | "rope.scaling.yarn_beta_fast"
-        | "rope.scaling.yarn_beta_slow" => {
-            json!(3.5)
-        }
+        | "attention.scale"
+        | "embedding_scale"
+        | "residual_scale"
+        | "logit_scale"
+        | "expert_weights_scale" => json!(3.5),
+        "expert_weights_norm" => json!(usual != Some(&json!(true))),
+        "attention.head_count_kv" => json!(3),
+        "block_count" | "attention.sliding_window_pattern" | "expert_used_count" => json!(1),
         "feed_forward_length"
-        | "block_count"
         | "context_length"
         | "attention.head_count"
-        | "attention.head_count_kv"
         | "attention.key_length"
-        | "attention.value_length"
-        | "rope.dimension_count"
-        | "rope.scaling.original_context_length"
+        | "attention.key_length_mla"
+        | "attention.key_length_swa"
+        | "attention.kv_lora_rank"
+        | "attention.q_lora_rank"
+        | "attention.shared_kv_layers"
         | "attention.sliding_window"
-        | "attention.sliding_window_pattern" => json!(2),
+        | "attention.value_length"
+        | "attention.value_length_mla"
+        | "attention.value_length_swa"
+        | "embedding_length_per_layer_input"
+        | "expert_count"
+        | "expert_feed_forward_length"
+        | "expert_shared_feed_forward_length"
+        | "rope.dimension_count"
+        | "rope.dimension_count_swa"
+        | "rope.scaling.original_context_length"
+        | "shortconv.l_cache" => json!(2),
+        "expert_group_count"
+        | "expert_group_used_count"
+        | "expert_shared_count"
+        | "leading_dense_block_count"
+        | "nextn_predict_layers" => {
+            json!(usual.and_then(Value::as_u64).unwrap_or(1) + 1)
+        }
         other => panic!("'{other}' is read: say here what a value of it is that changes something"),
     }
 }
 
-fn asked(keys: &Keys) -> BTreeSet<String> {
-    let header = file(keys).header();
-    let name = header.str("general.architecture").expect("it has one");
-    let architecture = Architecture::of(name).expect("it is known");
+fn asked(file: &GgufFile) -> BTreeSet<String> {
+    let file = write(&file.bytes());
+    let header = GgufHeader::read(file.path()).expect("the test file is well-formed");
+    let architecture = Architecture::of(&header).expect("it is known");
     let translator = Translator { header: &header, architecture, asked: RefCell::default() };
     translator.config().expect("it is sound");
     translator.asked.into_inner()
 }
 
+/// Of every architecture, with the metadata that llama.cpp's converter writes, and rotary positions scaled.
 #[test]
 fn each_key_that_is_read_changes_the_computation_or_is_an_error() {
     let mut passed_over = Vec::new();
-    for architecture in ["llama", "qwen2", "gemma3"] {
-        let base = keys(
-            architecture,
-            json!({"{}.rope.scaling.type": "yarn", "{}.rope.scaling.factor": 8.0,
-                "{}.rope.scaling.original_context_length": 256}),
-        );
-        let mut base = base;
-        if architecture == "gemma3" {
-            base.insert("gemma3.attention.sliding_window".to_owned(), json!(9));
+    // Heads of few pairs may have none between yarn's bounds, wherever these are.
+    let is_of_bounds = |key: &str| key.contains(".yarn_beta_") || key.ends_with(".original_context_length");
+    let mut moved_bounds = BTreeSet::new();
+    for case in cases() {
+        let mut base = keys_of(&case);
+        let name = text(&base["general.architecture"]).to_owned();
+        let has_factors = |tensor: &Value| text(&tensor[0]).starts_with("rope_factors");
+        let is_scaled = base.contains_key(&format!("{name}.rope.scaling.type"))
+            || case["tensors"].as_array().expect("a list").iter().any(has_factors);
+        if !is_scaled && name != "gemma4" {
+            for (key, value) in
+                [("type", json!("yarn")), ("factor", json!(8.0)), ("original_context_length", json!(256))]
+            {
+                base.insert(format!("{name}.rope.scaling.{key}"), value);
+            }
         }
-        for key in asked(&base) {
+        for key in asked(&file_of(&case, &base)) {
             let mut usual = base.clone();
             if key.ends_with(".rope.scale_linear") {
-                usual.insert(format!("{architecture}.rope.scaling.factor"), Value::Null);
+                usual.insert(format!("{name}.rope.scaling.factor"), Value::Null);
             }
             let mut changed = usual.clone();
-            changed.insert(key.clone(), probe(&key[architecture.len() + 1..]));
-            let usual = read(&usual).expect("the base is sound").spec;
-            match read(&changed) {
+            changed.insert(key.clone(), probe(&key[name.len() + 1..], usual.get(&key)));
+            let usual = read_file(&file_of(&case, &usual)).unwrap_or_else(|message| panic!("{message}")).spec;
+            match read_file(&file_of(&case, &changed)) {
                 Err(message) => assert!(message.len() > 20, "{message}"),
+                Ok(found) if found.spec != usual && is_of_bounds(&key) => {
+                    moved_bounds.insert(key[name.len() + 1..].to_owned());
+                }
                 Ok(found) if found.spec != usual => {}
-                Ok(_) => passed_over.push(key),
+                Ok(_) if is_of_bounds(&key) => {}
+                Ok(_) => passed_over.push(format!("{}: {key}", case["name"])),
             }
         }
     }
+    assert_eq!(moved_bounds.len(), 3, "{moved_bounds:?}");
     assert_eq!(passed_over, Vec::<String>::new());
+}
+
+/// The layers of a file are those of the configuration that it was made from, but for what is rounded to float32 in
+/// it and what is said by weights alone.
+#[test]
+fn layers_of_a_file_are_those_of_its_models_configuration() {
+    let mut served = BTreeSet::new();
+    for case in cases() {
+        let found = read_file(&file_of(&case, &keys_of(&case))).unwrap_or_else(|message| panic!("{message}"));
+        let (expected, _, _) = parse_fields(&case["config"], "config.json").expect("it is sound");
+        let (found, expected) = (&found.spec, &expected);
+        let name = &case["name"];
+        let sizes =
+            |spec: &ModelSpec| (spec.hidden_size, spec.vocab_size, spec.max_context, spec.layers.len());
+        assert_eq!(sizes(found), sizes(expected), "{name}");
+        assert_eq!(found.score_softcaps(), expected.score_softcaps(), "{name}");
+        for (layer, (found, expected)) in found.layers.iter().zip(&expected.layers).enumerate() {
+            assert_eq!(found.mlp, expected.mlp, "{name}, layer {layer}");
+            let pair = found.attention().zip(expected.attention());
+            assert_eq!(pair.is_some(), expected.attention().is_some(), "{name}, layer {layer}");
+            let Some((found, expected)) = pair else { continue };
+            assert_eq!(found.kv_layout(), expected.kv_layout(), "{name}, layer {layer}");
+            assert_eq!(found.window, expected.window, "{name}, layer {layer}");
+            assert_eq!(found.kv, expected.kv, "{name}, layer {layer}");
+            let rope =
+                |attention: &AttentionSpec| attention.rope.as_ref().map(|rope| (rope.dims, rope.interleaved));
+            assert_eq!(rope(found), rope(expected), "{name}, layer {layer}");
+        }
+        served.insert(text(&keys_of(&case)["general.architecture"]).to_owned());
+    }
+    let all = architectures::gguf_architecture_names();
+    // Its converter wants an image processor's settings, and its layers are those of qwen3moe.
+    let without_case = ["qwen3vlmoe"];
+    assert_eq!(
+        served.iter().map(String::as_str).chain(without_case).collect::<BTreeSet<_>>(),
+        all.into_iter().collect()
+    );
 }
 
 fn check_table(table: &[KeyRule], prefix: &str) {
     let base = keys("llama", json!({}));
-    let asked = asked(&base);
+    let asked = asked(&file(&base));
     let usual = read(&base).expect("the base is sound").spec;
     for rule in table {
         let key = format!("{prefix}{}", rule.key.replace('*', "anything"));

@@ -2,19 +2,15 @@
 //!
 //! Owns taking such a block apart, without rounding. Blocks of any type as numbers are `decode`'s.
 
-use super::decode::f16_at;
+use super::decode::{AffineGroup, f16_at, q4_k_group, q5_k_group};
 
-/// Takes what follows scale and bias apart.
-type Codes = fn(&[u8]) -> [u8; GROUP_SIZE];
-
-/// How a type's blocks of 32 numbers become codes.
+/// How a type's blocks become groups of codes.
 #[derive(Clone, Copy)]
 pub struct Affine {
     /// Bits of a code.
     pub bits: usize,
-    /// Whether a second float16 is the bias; else the codes are centred at 0.
-    has_bias: bool,
-    codes: Codes,
+    pub groups_per_block: usize,
+    group: fn(&[u8], usize) -> AffineGroup,
 }
 
 /// Numbers that share a scale.
@@ -22,28 +18,26 @@ pub const GROUP_SIZE: usize = 32;
 
 /// The affine form of a tensor type, if it has one.
 pub fn affine(type_code: u32) -> Option<Affine> {
-    let (bits, has_bias, codes): (_, _, Codes) = match type_code {
-        2 => (4, false, four_bits),
-        3 => (4, true, four_bits),
-        6 => (5, false, five_bits),
-        7 => (5, true, five_bits),
-        8 => (8, false, |bytes| std::array::from_fn(|at| bytes[at] ^ 0x80)),
+    let (bits, groups_per_block, group): (_, _, fn(&[u8], usize) -> AffineGroup) = match type_code {
+        2 => (4, 1, |block, _| centred(block, 4, four_bits(&block[2..]))),
+        3 => (4, 1, |block, _| with_bias(block, four_bits(&block[4..]))),
+        6 => (5, 1, |block, _| centred(block, 5, five_bits(&block[2..]))),
+        7 => (5, 1, |block, _| with_bias(block, five_bits(&block[4..]))),
+        8 => (8, 1, |block, _| centred(block, 8, std::array::from_fn(|at| block[2 + at] ^ 0x80))),
+        12 => (4, 8, q4_k_group),
+        13 => (5, 8, q5_k_group),
         _ => return None,
     };
-    Some(Affine { bits, has_bias, codes })
+    Some(Affine { bits, groups_per_block, group })
 }
 
 impl Affine {
-    /// Writes a block's codes behind each other, the first in the lowest bits, into as many words as a code
-    /// has bits; returns scale and bias.
-    pub fn unpack(self, block: &[u8], words: &mut [u32]) -> (f32, f32) {
-        let scale = f16_at(block, 0);
-        let (bias, codes) = match self.has_bias {
-            true => (f16_at(block, 2), &block[4..]),
-            false => (-scale * (1_u32 << (self.bits - 1)) as f32, &block[2..]),
-        };
+    /// Writes the codes of one of a block's groups behind each other, the first in the lowest bits, into as many
+    /// words as a code has bits; returns scale and bias.
+    pub fn unpack(self, block: &[u8], group: usize, words: &mut [u32]) -> (f32, f32) {
+        let AffineGroup { scale, bias, codes } = (self.group)(block, group);
         words.fill(0);
-        for (number, code) in (self.codes)(codes).into_iter().enumerate() {
+        for (number, code) in codes.into_iter().enumerate() {
             let at = number * self.bits;
             let bits = u64::from(code) << (at % 32);
             words[at / 32] |= bits as u32;
@@ -53,6 +47,17 @@ impl Affine {
         }
         (scale, bias)
     }
+}
+
+/// A block that begins with its scale; codes of so many bits count from their middle.
+fn centred(block: &[u8], bits: usize, codes: [u8; GROUP_SIZE]) -> AffineGroup {
+    let scale = f16_at(block, 0);
+    AffineGroup { scale, bias: -scale * (1_u32 << (bits - 1)) as f32, codes }
+}
+
+/// A block that begins with its scale and bias.
+fn with_bias(block: &[u8], codes: [u8; GROUP_SIZE]) -> AffineGroup {
+    AffineGroup { scale: f16_at(block, 0), bias: f16_at(block, 2), codes }
 }
 
 /// Sixteen bytes: the low halves come first.

@@ -12,6 +12,8 @@ mod k;
 #[cfg(test)]
 mod tests;
 
+pub(super) use self::k::{AffineGroup, q4_k_group, q5_k_group};
+
 /// Decodes whole blocks of one type: `bytes` are n blocks, `values` n × block size numbers.
 ///
 /// Panics when the two do not belong together; every content of the bytes is fine.

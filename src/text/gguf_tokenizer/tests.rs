@@ -53,6 +53,10 @@ fn llama3_keeps_short_numbers_and_adds_bos() {
 
 /// SentencePiece metadata: "▁the" by way of "▁t" and "he", a user-defined run of spaces.
 fn sentence_piece_file() -> GgufFile {
+    sentence_piece_file_of("llama")
+}
+
+fn sentence_piece_file_of(model: &str) -> GgufFile {
     let mut tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_owned).to_vec();
     let mut types = vec![2, 3, 3];
     let mut scores = vec![0.0; 3];
@@ -72,7 +76,7 @@ fn sentence_piece_file() -> GgufFile {
     types.push(4);
     scores.push(-1000.0);
     GgufFile::default()
-        .str("tokenizer.ggml.model", "llama")
+        .str("tokenizer.ggml.model", model)
         .strings("tokenizer.ggml.tokens", &tokens)
         .i32s("tokenizer.ggml.token_type", &types)
         .f32s("tokenizer.ggml.scores", &scores)
@@ -109,6 +113,37 @@ fn gemma_adds_no_space_and_shows_its_user_tokens() {
     assert_eq!(pieces(&tokenizer, "the  the"), ["t", "he", "▁▁", "t", "he"]);
     let ids = tokenizer.encode("the  the", true).expect("encodes");
     assert_eq!(tokenizer.decode(&ids).expect("decodes"), "the  the");
+}
+
+/// Gemma 4's files list merges, as theirs is no longer the order of the scores.
+#[test]
+fn listed_merges_come_before_scores_and_control_tokens_do_not_show() {
+    let file = sentence_piece_file_of("gemma4")
+        .str("general.architecture", "gemma4")
+        .strings("tokenizer.ggml.merges", &["h e", "▁ t", "▁t he"])
+        .bool("tokenizer.ggml.add_space_prefix", false);
+    let tokenizer = Tokenizer::from_gguf(&file.header()).expect("rebuilt");
+    assert_eq!(pieces(&tokenizer, " the"), ["<s>", "▁the"]);
+    let unlisted = sentence_piece_file_of("gemma4");
+    let error = Tokenizer::from_gguf(&unlisted.header()).expect_err("no merges").to_string();
+    assert!(error.contains("tokenizer.ggml.merges"), "{error}");
+}
+
+#[test]
+fn tokenizers_cut_digits_and_words_each_in_their_way() {
+    for (pre, expected) in [
+        ("refact", vec!["1", "2", "the"]),
+        ("gpt-4o", vec!["12", "the"]),
+        ("tekken", vec!["1", "2", "the"]),
+        ("dbrx", vec!["12", "the"]),
+        ("seed-coder", vec!["1", "2", "the"]),
+        ("deepseek-v3", vec!["12", "the"]),
+        ("deepseek-llm", vec!["12", "the"]),
+        ("olmo", vec!["12", "the"]),
+    ] {
+        let tokenizer = Tokenizer::from_gguf(&byte_level_file(pre).header()).expect("rebuilt");
+        assert_eq!(pieces(&tokenizer, "12the"), expected, "{pre}");
+    }
 }
 
 #[test]

@@ -36,25 +36,49 @@ pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 
 /// Scale of the scales, scale of the minima; 8 scales and minima of 6 bits; 4 bits each.
 pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
-    let bytes = &block[16..];
-    for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (part_scale, part_minimum) = scale_and_minimum(&block[..16], part);
-        for (value, code) in values.iter_mut().zip(codes::<4, 32>(bytes, part * 32)) {
-            *value = part_scale * f32::from(code) - part_minimum;
-        }
-    }
+    numbers_of_groups(block, out, q4_k_group);
 }
 
 /// As `q4_k`; the fifth bits lie before the other four.
 pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
-    let (fifth, lower) = (&block[16..48], &block[48..]);
+    numbers_of_groups(block, out, q5_k_group);
+}
+
+/// 32 numbers, each scale · code + bias.
+pub struct AffineGroup {
+    pub scale: f32,
+    pub bias: f32,
+    pub codes: [u8; 32],
+}
+
+fn numbers_of_groups(block: &[u8], out: &mut [f32; 256], group: fn(&[u8], usize) -> AffineGroup) {
     for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (part_scale, part_minimum) = scale_and_minimum(&block[..16], part);
-        let codes = codes::<4, 32>(lower, part * 32).zip(codes::<1, 32>(fifth, part * 32));
-        for (value, (low, high)) in values.iter_mut().zip(codes) {
-            *value = part_scale * f32::from(low | high << 4) - part_minimum;
+        let AffineGroup { scale, bias, codes } = group(block, part);
+        for (value, code) in values.iter_mut().zip(codes) {
+            *value = scale * f32::from(code) + bias;
         }
     }
+}
+
+/// One of a block's eight groups.
+pub(in crate::models::gguf) fn q4_k_group(block: &[u8], part: usize) -> AffineGroup {
+    let (scale, minimum) = scale_and_minimum(&block[..16], part);
+    let mut group = AffineGroup { scale, bias: -minimum, codes: [0; 32] };
+    for (code, found) in group.codes.iter_mut().zip(codes::<4, 32>(&block[16..], part * 32)) {
+        *code = found;
+    }
+    group
+}
+
+/// One of a block's eight groups.
+pub(in crate::models::gguf) fn q5_k_group(block: &[u8], part: usize) -> AffineGroup {
+    let (scale, minimum) = scale_and_minimum(&block[..16], part);
+    let mut group = AffineGroup { scale, bias: -minimum, codes: [0; 32] };
+    let codes = codes::<4, 32>(&block[48..], part * 32).zip(codes::<1, 32>(&block[16..48], part * 32));
+    for (code, (low, high)) in group.codes.iter_mut().zip(codes) {
+        *code = low | high << 4;
+    }
+    group
 }
 
 /// The lower 4 bits; the upper 2 bits; 16 signed scales of 8 bits; scale of the scales. Less 32.
