@@ -26,6 +26,9 @@ pub(super) const GELU_SCALE: f32 = 1.595_769;
 /// Numbers that are worked on side by side.
 const NUM_LANES: usize = 16;
 
+/// So many of them are added up in float32.
+const SUMMED_CHUNKS: usize = 16;
+
 /// 2^x for x from -126 to 126, operation by operation as `Ops::exp2_in_range`.
 #[inline(always)]
 pub(super) fn exp2_in_range(x: f32) -> f32 {
@@ -96,17 +99,23 @@ pub(super) fn weight_of(score: f32, max: f32) -> f32 {
     exp2_in_range(larger(MIN_EXPONENT, (score - max) * std::f32::consts::LOG2_E))
 }
 
-/// Sum of e^(score - max) over all scores.
+/// Sum of e^(score - max) over all scores, of which most may be tiny beside the largest: what is added up in float32
+/// is so little that none of them is lost.
 #[inline(always)]
-pub(super) fn sum_of_weights(scores: &[f32], max: f32) -> f32 {
-    let (chunks, rest) = scores.as_chunks::<NUM_LANES>();
-    let mut lanes = [0.0; NUM_LANES];
-    for chunk in chunks {
-        for (lane, score) in lanes.iter_mut().zip(chunk) {
-            *lane += weight_of(*score, max);
+pub(super) fn sum_of_weights(scores: &[f32], max: f32) -> f64 {
+    let mut sum = 0.0;
+    for block in scores.chunks(SUMMED_CHUNKS * NUM_LANES) {
+        let (chunks, rest) = block.as_chunks::<NUM_LANES>();
+        let mut lanes = [0.0_f32; NUM_LANES];
+        for chunk in chunks {
+            for (lane, score) in lanes.iter_mut().zip(chunk) {
+                *lane += weight_of(*score, max);
+            }
         }
+        sum += lanes.iter().map(|lane| f64::from(*lane)).sum::<f64>();
+        sum += rest.iter().map(|score| f64::from(weight_of(*score, max))).sum::<f64>();
     }
-    lanes.iter().sum::<f32>() + rest.iter().map(|score| weight_of(*score, max)).sum::<f32>()
+    sum
 }
 
 /// Puts e^(score - max) in place of each score and returns their sum.

@@ -148,7 +148,7 @@ mod tests {
             (charsmap("/////w=="), "its normalizer has a precompiled_charsmap that ends"),
             (charsmap("?"), "its normalizer has a precompiled_charsmap:"),
             (json!({"normalizer": {"type": "Prepend", "prepend": long}}), "its normalizer has a text of"),
-            (json!({"decoder": {"type": "Replace", "content": long}}), "its decoder has a text of"),
+            (json!({"decoder": {"type": "Replace", "content": long}}), "its decoder may make a text more"),
             (json!({"normalizer": replace(each.clone(), 10, 2)}), "its normalizer may make a text more than"),
             (json!({"normalizer": replace(nothing, 60_000, 1)}), "its normalizer may make a text more than"),
             (json!({"decoder": replace(json!({"String": "▁"}), 300, 1)}), "its decoder may make a text more"),

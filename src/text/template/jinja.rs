@@ -310,7 +310,7 @@ const MAX_FORMAT_WIDTH: usize = 10_000;
 
 /// Whether a field of a format names a width or a precision that makes far more text than there was.
 fn is_format_too_wide(format: &str) -> bool {
-    let (mut is_field, mut is_key, mut is_spec) = (false, false, false);
+    let (mut is_field, mut is_key, mut is_spec, mut is_within_spec) = (false, false, false, false);
     let mut number: usize = 0;
     let mut before = ' ';
     for c in format.chars() {
@@ -320,6 +320,8 @@ fn is_format_too_wide(format: &str) -> bool {
             '[' if is_field && !is_spec => is_key = true,
             // Two of them stand for one.
             '{' if is_field && !is_spec && before == '{' => is_field = false,
+            '{' if is_spec => is_within_spec = true,
+            '}' if is_within_spec => is_within_spec = false,
             '{' => (is_field, is_spec) = (true, false),
             '}' => (is_field, is_spec) = (false, false),
             ':' if is_field => is_spec = true,
@@ -393,8 +395,8 @@ mod tests {
             "{a[}]:>100000000000}",
             "{{[{:>20000}",
             "{{{:.20000f}",
-            "{a[{]!r:>99999999999999999999999}",
             "{:{}>20000}",
+            "{a[{]!r:>99999999999999999999999}",
         ] {
             assert!(is_format_too_wide(wide), "{wide}");
         }
