@@ -30,16 +30,18 @@ fn numbers<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
 /// The prompts of a model and what its reference made of them, as far as prompt and answer fit into the contexts
 /// that are served.
 pub fn golden(model: &str) -> Vec<Golden> {
-    let config = Path::new("fixtures").join(model).join("config.json");
-    golden_in(model, read_config(&config).unwrap().max_context)
+    golden_in(model, model)
 }
 
 /// The same of an adapter's folder below `fixtures/adapters`.
 pub fn golden_of_adapter(adapter: &str) -> Vec<Golden> {
-    golden_in(&format!("adapters/{adapter}"), usize::MAX)
+    let folder = format!("adapters/{adapter}");
+    golden_in(&folder, golden_file(&folder)["base"].as_str().unwrap())
 }
 
-fn golden_in(folder: &str, max_context: usize) -> Vec<Golden> {
+fn golden_in(folder: &str, model: &str) -> Vec<Golden> {
+    let config = Path::new("fixtures").join(model).join("config.json");
+    let max_context = read_config(&config).unwrap().max_context;
     let value = golden_file(folder);
     let token = |value: &Value| value.as_u64().map(|token| token as u32);
     value["prompts"]

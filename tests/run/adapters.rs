@@ -136,7 +136,7 @@ fn a_plan_counts_the_bytes_of_an_adapter() {
             .args(more);
         let output = command.assert().code(0).get_output().stdout.clone();
         let plan: Value = serde_json::from_slice(&output).expect("a plan is JSON");
-        plan["memory"]["weight_bytes"].as_u64().expect("a plan tells of memory")
+        plan["weight_bytes"].as_u64().expect("a plan tells of memory")
     };
     // Of three layers' queries and values, of rank 4.
     let added = 4 * 3 * 4 * (32 + 32 + 32 + 16);
@@ -154,7 +154,7 @@ fn an_adapter_that_is_not_for_the_model_is_an_error_that_says_so() {
         command.assert().code(1).stderr(contains(expected).and(contains("panicked").not()));
     };
     // Of other sizes.
-    let update = "its update of 'model.layers.0.mlp.down_proj' has shapes";
+    let update = "its update of 'model.layers.0.self_attn.q_proj' has shapes";
     run("tiny-qwen2", &adapter("llama-4bit-all"), update);
     // Of matrices that it does not have.
     run(
