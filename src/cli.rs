@@ -60,7 +60,7 @@ Exit codes:
 /// What is trusted and what is not, as the manual says it; a paragraph each.
 pub const SECURITY: &[&str] = &[
     "Trusted are the command line, the environment, the folders that they name, and every process of the same user. \
-     Not trusted is what others wrote: all files of a model, lines of the input, what a hub answers, and cache files \
+     Not trusted is what others wrote: all files of a model or an adapter, lines of the input, what a hub answers, and cache files \
      that others could write to.",
     "A model is data. Nothing in it is run as code: weights are safetensors or GGUF, never pickles, and no Python is \
      looked at. Chat templates run without files and network, on a stack and with fuel, time and memory that are \

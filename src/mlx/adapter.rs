@@ -55,11 +55,11 @@ pub(super) fn add(weights: &mut Weights, spec: &mut ModelSpec, adapter: &Adapter
             Ok(if is_transposed { array.swap_axes(-1, -2)? } else { array })
         };
         let up = numbers(up)?.multiply(Array::from_f32(update.scale))?;
-        weights.insert(format!("{}.{UPDATE_DOWN}", update.path), numbers(down)?);
-        weights.insert(format!("{}.{UPDATE_UP}", update.path), up);
+        weights.insert(format!("{}.{UPDATE_DOWN}", update.path), numbers(down)?)?;
+        weights.insert(format!("{}.{UPDATE_UP}", update.path), up)?;
         if let Some(name) = &update.magnitude {
             let magnitude = take(name)?.as_dtype(Dtype::Float32)?;
-            weights.insert(format!("{}.{UPDATE_MAGNITUDE}", update.path), magnitude);
+            weights.insert(format!("{}.{UPDATE_MAGNITUDE}", update.path), magnitude)?;
         }
     }
     // What peft trained is for the publisher's weights, whichever these are.

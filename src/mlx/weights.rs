@@ -156,8 +156,11 @@ impl Weights {
     }
 
     /// Puts an array under a name that is not taken.
-    pub(super) fn insert(&mut self, name: String, array: Array) {
-        self.arrays.insert(name, array);
+    pub(super) fn insert(&mut self, name: String, array: Array) -> Result<()> {
+        match self.arrays.insert(name.clone(), array) {
+            None => Ok(()),
+            Some(_) => Err(MlxError::Adapter(format!("'{name}' is there twice"))),
+        }
     }
 
     /// Puts a weight in the place of the one called `name`, which must be there and have its shape, where that is not

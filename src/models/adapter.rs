@@ -236,15 +236,18 @@ impl Adapter {
         for stored in tensors.keys() {
             let name = stored.strip_prefix(layout.prefix).unwrap_or(stored);
             let path_before = |endings: &[&str]| endings.iter().find_map(|ending| name.strip_suffix(ending));
-            let stored_name = Some(stored.clone());
-            if let Some(path) = path_before(layout.down) {
-                parts.entry(path).or_default().down = stored_name;
+            let part = if let Some(path) = path_before(layout.down) {
+                &mut parts.entry(path).or_default().down
             } else if let Some(path) = path_before(layout.up) {
-                parts.entry(path).or_default().up = stored_name;
+                &mut parts.entry(path).or_default().up
             } else if let Some(path) = path_before(layout.magnitude) {
-                parts.entry(path).or_default().magnitude = stored_name;
+                &mut parts.entry(path).or_default().magnitude
             } else {
                 rest.push((name, stored));
+                continue;
+            };
+            if part.replace(stored.clone()).is_some() {
+                return Err(format!("'{stored}' is there under another name too"));
             }
         }
         let mut not_run = Vec::new();
@@ -347,11 +350,9 @@ fn in_layer(path: &str) -> Option<(usize, &str)> {
 
 /// A scale that can be multiplied with.
 fn checked_scale(scale: f64, named: &str) -> Result<f32, String> {
-    let narrow = scale as f32;
-    if narrow.is_finite() {
-        Ok(narrow)
-    } else {
-        Err(format!("{named} must be a number in the range of float32, got {scale}"))
+    match scale as f32 {
+        narrow if narrow.is_finite() => Ok(narrow),
+        _ => Err(format!("{named} must be a number in the range of float32, got {scale:e}")),
     }
 }
 

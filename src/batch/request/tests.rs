@@ -630,7 +630,6 @@ fn another_adapter_than_the_runs_is_refused_and_its_own_is_not_worth_a_word() {
         (Some("sea"), json!("tiny:sea"), json!("land"), "adapter"),
         (None, json!("tiny:sea"), json!(null), "model"),
         (None, json!(null), json!("sea"), "adapter"),
-        (None, json!(null), json!(7), "adapter"),
     ] {
         let found = refused(with_adapter(ours).parse(line(model, adapter)));
         assert_eq!((found.0, found.1.as_str()), ("invalid_value", field), "{ours:?}");

@@ -47,7 +47,6 @@ pub(super) const MLX_LM: &[KeyRule] = &[
     rule("wandb", TRAINING),
     rule("project_name", TRAINING),
     rule("trust_remote_code", Nothing("no code is read")),
-    rule("lora_layers", Nothing("'num_layers' is its newer name")),
     rule("prompt_feature", TRAINING),
     rule("text_feature", TRAINING),
     rule("completion_feature", TRAINING),

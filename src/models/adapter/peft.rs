@@ -45,12 +45,14 @@ pub(super) fn read(fields: &Fields) -> Result<PeftSettings, String> {
     let settings = PeftSettings {
         kind: if fields.own_flag("use_dora")? == Some(true) { AdapterKind::Dora } else { AdapterKind::Lora },
         rank: fields.integer("r", None, 1, MAX_RANK)?,
-        alpha: fields.number("lora_alpha", None)?,
+        alpha: f64::from(checked_scale(fields.number("lora_alpha", None)?, "'lora_alpha'")?),
         is_stabilised: fields.own_flag("use_rslora")?.unwrap_or(false),
         ranks: patterns(fields, "rank_pattern", |value| {
             value.as_u64().filter(|rank| (1..=MAX_RANK).contains(rank)).map(|rank| rank as usize)
         })?,
-        alphas: patterns(fields, "alpha_pattern", serde_json::Value::as_f64)?,
+        alphas: patterns(fields, "alpha_pattern", |value| {
+            checked_scale(value.as_f64()?, "").ok().map(f64::from)
+        })?,
         targets: match fields.get("target_modules") {
             // Expressions and "all-linear" chose among modules of the model that was trained.
             None | Some(serde_json::Value::String(_)) => None,
@@ -108,7 +110,7 @@ fn patterns<T>(
         let expression = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$"))
             .map_err(|_| format!("'{name}.{pattern}' is no expression that can be matched"))?;
         let value = read(value)
-            .ok_or_else(|| format!("'{name}.{pattern}' must be a positive number, got {value}"))?;
+            .ok_or_else(|| format!("'{name}.{pattern}' must be a number in range, got {value}"))?;
         Ok((expression, value))
     };
     object.iter().map(entry).collect()
@@ -136,7 +138,7 @@ impl Settings for PeftSettings {
         let alpha = self.alphas.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, alpha)| *alpha);
         let alpha = alpha.unwrap_or(self.alpha);
         let divisor = if self.is_stabilised { (rank as f64).sqrt() } else { rank as f64 };
-        Ok((rank, checked_scale(alpha / divisor, "'lora_alpha' or 'alpha_pattern'")?))
+        Ok((rank, (alpha / divisor) as f32))
     }
 
     fn unties(&self, name: &str) -> Result<bool, String> {
