@@ -5,6 +5,7 @@
 
 mod input;
 mod merge;
+mod model;
 mod output;
 mod persist;
 mod reply;
@@ -19,6 +20,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 
 pub use self::input::InputArgs;
 pub use self::merge::MergeResultsArgs;
+pub use self::model::ModelArgs;
 use self::output::PROGRESS_HELP;
 pub use self::output::{FormatArg, ProgressArg};
 pub use self::values::{MAX_BATCH_SIZE, Tolerance};
@@ -58,7 +60,7 @@ Exit codes:
 /// What is trusted and what is not, as the manual says it; a paragraph each.
 pub const SECURITY: &[&str] = &[
     "Trusted are the command line, the environment, the folders that they name, and every process of the same user. \
-     Not trusted is what others wrote: all files of a model, lines of the input, what a hub answers, and cache files \
+     Not trusted is what others wrote: all files of a model or an adapter, lines of the input, what a hub answers, and cache files \
      that others could write to.",
     "A model is data. Nothing in it is run as code: weights are safetensors or GGUF, never pickles, and no Python is \
      looked at. Chat templates run without files and network, on a stack and with fuel, time and memory that are \
@@ -419,27 +421,6 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub persist: PersistArgs,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Model")]
-pub struct ModelArgs {
-    /// Folder in the Hugging Face or MLX layout, .gguf file, or hub repository
-    ///
-    /// A repository is downloaded once and kept in HF_HOME or HF_HUB_CACHE; HF_TOKEN opens private ones,
-    /// HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE set to 1 keeps off the network. Without this flag MLXBATCH_MODEL names the model.
-    #[arg(short, long, env = MODEL_VARIABLE, hide_env_values = true, value_name = "MODEL")]
-    #[arg(default_value = DEFAULT_MODEL, value_hint = ValueHint::AnyPath)]
-    #[arg(value_parser = values::model)]
-    pub model: String,
-
-    /// Branch, tag or commit of the hub repository
-    #[arg(long, value_name = "REVISION", default_value = DEFAULT_REVISION)]
-    pub revision: String,
-
-    /// Use only files that are already on this machine
-    #[arg(long)]
-    pub offline: bool,
 }
 
 #[derive(Debug, Args)]

@@ -14,7 +14,7 @@
 //! | [`guide`]    | what an answer has to be: schemas and grammars → tokens that may come next  |
 //! | [`cache`]    | radix tree of stored prefixes, tiers, limits, eviction; holds no tensors    |
 //! | [`snapshot`] | the cache file: format, reading, saving, sharing between processes          |
-//! | [`models`]   | model folder, hub and GGUF files → a layer description and weight names     |
+//! | [`models`]   | model folder, hub and GGUF files → a layer description, weight names, adapters |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //! | `deep`       | threads with deep stacks, and how long what strangers wrote is waited for   |
 //! | `json`       | JSON text with every digit                                                  |

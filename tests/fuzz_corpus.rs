@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 mod entries;
 
 use entries::{
-    Folder, cache_file, cache_file_of, config, gguf, hub_listing, jsonl_reader, safetensors, template,
-    tokenizer_config,
+    Folder, adapter, cache_file, cache_file_of, config, gguf, hub_listing, jsonl_reader, safetensors,
+    template, tokenizer_config,
 };
 
 /// Buffers of a fixed size that reading and counting lines have.
@@ -183,6 +183,11 @@ fn no_weight_file_makes_a_panic() {
 #[test]
 fn no_configuration_makes_a_panic() {
     try_all("config", 1500, config, |input| FIXED + 100 * input.len());
+}
+
+#[test]
+fn no_adapter_makes_a_panic() {
+    try_all("adapter", 150, adapter, |input| FIXED + 100 * input.len());
 }
 
 #[test]

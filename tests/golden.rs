@@ -8,13 +8,13 @@ mod common;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
-use common::{Golden, golden, load, on_both_kinds};
+use common::{Golden, golden, golden_of_adapter, load, load_adapted, on_both_kinds};
 use mlxbatch::{
     engine::{
         AnswerRecurs, Engine, Event, GenerationRequest, Limits, Processors, PromptPlan, RequestId,
         SamplingParams,
     },
-    mlx::ComputeDevice,
+    mlx::MlxRunner,
 };
 
 const MODELS: &[&str] = &[
@@ -82,7 +82,6 @@ const MODELS: &[&str] = &[
 
 #[derive(Debug, Clone, Copy)]
 struct Setting {
-    device: ComputeDevice,
     batch_size: usize,
     prefill_chunk: usize,
     lookahead: bool,
@@ -91,7 +90,7 @@ struct Setting {
 }
 
 /// Greedy answers of all prompts, 40 tokens each, in the prompts' order.
-fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
+fn answers(runner: MlxRunner, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
     let limits = Limits {
         max_batch_size: NonZeroUsize::new(setting.batch_size).unwrap(),
         prefill_chunk: NonZeroUsize::new(setting.prefill_chunk).unwrap(),
@@ -100,7 +99,7 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
         max_restored_bytes: u64::MAX,
         lookahead: setting.lookahead,
     };
-    let mut engine = Engine::new(load(model, setting.device), limits, None);
+    let mut engine = Engine::new(runner, limits, None);
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     if setting.reversed {
@@ -138,41 +137,87 @@ fn answers(model: &str, prompts: &[Golden], setting: Setting) -> Vec<Vec<u32>> {
     }
 }
 
+/// Folders of `fixtures/adapters`, whose answers are those of the program that wrote them.
+const ADAPTERS: &[&str] = &[
+    "llama-qv",
+    "llama-4bit-all",
+    "llama-4bit-dora",
+    "qwen3_moe-4bit-all",
+    "glm4-all",
+    "llama-full",
+    "phi3-peft",
+    "qwen2-peft-dora",
+    "qwen2-peft-bias",
+];
+
+/// How far the log-probabilities after a prompt are from the reference's at most.
+fn farthest(runner: &mut MlxRunner, golden: &Golden) -> f64 {
+    let ours = runner.next_log_probabilities(&golden.prompt).unwrap();
+    assert_eq!(ours.len(), golden.last_logprobs.len());
+    let distances =
+        ours.iter().zip(&golden.last_logprobs).map(|(&ours, theirs)| (f64::from(ours) - theirs).abs());
+    distances.fold(0.0, f64::max)
+}
+
 #[test]
 fn log_probabilities_of_the_last_position_agree() {
     for (model, device) in on_both_kinds(MODELS.iter().copied()) {
         let mut runner = load(model, device);
         for (index, golden) in golden(model).iter().enumerate() {
-            let ours = runner.next_log_probabilities(&golden.prompt).unwrap();
-            assert_eq!(ours.len(), golden.last_logprobs.len());
-            let worst = ours
-                .iter()
-                .zip(&golden.last_logprobs)
-                .map(|(&ours, theirs)| (f64::from(ours) - theirs).abs())
-                .fold(0.0, f64::max);
+            let worst = farthest(&mut runner, golden);
             assert!(worst < 1e-3, "{model}, {device:?}, prompt {index}: {worst}");
         }
     }
 }
 
 #[test]
+fn log_probabilities_agree_with_an_adapter_beside_the_weights_and_in_them() {
+    for (adapter, device) in on_both_kinds(ADAPTERS.iter().copied()) {
+        for is_fused in [false, true] {
+            let mut runner = load_adapted(adapter, device, is_fused);
+            for (index, golden) in golden_of_adapter(adapter).iter().enumerate() {
+                let worst = farthest(&mut runner, golden);
+                assert!(worst < 1e-3, "{adapter}, {device:?}, fused {is_fused}, prompt {index}: {worst}");
+            }
+        }
+    }
+}
+
+fn settings() -> [Setting; 4] {
+    let base = Setting { batch_size: 1, prefill_chunk: 512, lookahead: false, reversed: false };
+    [
+        base,
+        Setting { batch_size: 8, lookahead: true, ..base },
+        Setting { batch_size: 3, reversed: true, ..base },
+        // Chunks cut within prompts and windows, and the last prompts join a running batch.
+        Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true, ..base },
+    ]
+}
+
+#[test]
 fn greedy_tokens_agree_whatever_the_batch() {
-    let settings = |device: ComputeDevice| {
-        let base = Setting { device, batch_size: 1, prefill_chunk: 512, lookahead: false, reversed: false };
-        [
-            base,
-            Setting { batch_size: 8, lookahead: true, ..base },
-            Setting { batch_size: 3, reversed: true, ..base },
-            // Chunks cut within prompts and windows, and the last prompts join a running batch.
-            Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true, ..base },
-        ]
-    };
     for (model, device) in on_both_kinds(MODELS.iter().copied()) {
         let prompts = golden(model);
-        for setting in settings(device) {
-            for (index, (ours, golden)) in answers(model, &prompts, setting).iter().zip(&prompts).enumerate()
-            {
-                assert_eq!(ours, &golden.greedy, "{model}, prompt {index}, {setting:?}");
+        for setting in settings() {
+            let ours = answers(load(model, device), &prompts, setting);
+            for (index, (ours, golden)) in ours.iter().zip(&prompts).enumerate() {
+                assert_eq!(ours, &golden.greedy, "{model}, {device:?}, prompt {index}, {setting:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_agree_with_an_adapter_whatever_the_batch() {
+    for (adapter, device) in on_both_kinds(ADAPTERS.iter().copied()) {
+        let prompts = golden_of_adapter(adapter);
+        for (setting, is_fused) in settings().into_iter().zip([false, false, true, false]) {
+            let ours = answers(load_adapted(adapter, device, is_fused), &prompts, setting);
+            for (index, (ours, golden)) in ours.iter().zip(&prompts).enumerate() {
+                assert_eq!(
+                    ours, &golden.greedy,
+                    "{adapter}, {device:?}, fused {is_fused}, prompt {index}, {setting:?}"
+                );
             }
         }
     }

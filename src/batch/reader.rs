@@ -33,6 +33,8 @@ pub struct ReaderOptions {
     pub max_line_bytes: usize,
     /// Requests that name another model than this are answered, with a warning.
     pub served_model: Option<String>,
+    /// Requests that name another adapter than this are error lines, where it is known which model is served.
+    pub served_adapter: Option<String>,
     /// Lines that are answered.
     pub selection: Selection,
     /// Of these, the lines that are this process's, where others answer the rest.
@@ -49,6 +51,7 @@ impl Default for ReaderOptions {
         Self {
             max_line_bytes: DEFAULT_MAX_LINE_BYTES,
             served_model: None,
+            served_adapter: None,
             selection: Selection::All,
             shard: None,
             format: InputFormat::Auto,

@@ -151,6 +151,7 @@ pub(super) struct RequestParser {
     /// What lines come from at the moment.
     pub file: InputFile,
     served_model: Option<String>,
+    served_adapter: Option<String>,
     rows: Option<Arc<Rows>>,
     keeps_input: bool,
     ids: Ids,
@@ -159,8 +160,8 @@ pub(super) struct RequestParser {
 
 impl RequestParser {
     pub fn new(file: InputFile, options: ReaderOptions, ids: Ids) -> Self {
-        let ReaderOptions { served_model, rows, keeps_input, .. } = options;
-        Self { file, served_model, rows, keeps_input, ids, warnings: Warnings::default() }
+        let ReaderOptions { served_model, served_adapter, rows, keeps_input, .. } = options;
+        Self { file, served_model, served_adapter, rows, keeps_input, ids, warnings: Warnings::default() }
     }
 
     /// Adds a warning that names file and line.
@@ -411,12 +412,32 @@ impl RequestParser {
         Ok(Asked { prompts, params, options })
     }
 
+    /// Compares the model, or `model:adapter`, and the adapter that a request names with those of the run.
     fn check_model(&mut self, line: u64, fields: &mut Fields) -> Result<(), RequestError> {
-        let Some(wanted) = fields.take_string("model")? else { return Ok(()) };
+        let (wanted, adapter) = (fields.take_string("model")?, fields.take_string("adapter")?);
         let Some(served) = &self.served_model else { return Ok(()) };
-        if wanted != *served {
+        let of_model =
+            wanted.as_ref().and_then(|wanted| wanted.strip_prefix(served.as_str())?.strip_prefix(':'));
+        let adapter = adapter.as_deref().filter(|name| !name.is_empty());
+        for (field, name) in [("model", of_model), ("adapter", adapter)] {
+            if let Some(name) = name
+                && self.served_adapter.as_deref() != Some(name)
+            {
+                let ours = match &self.served_adapter {
+                    Some(ours) => format!("every request of this run is answered with {ours:?}"),
+                    None => "this run has none; give its folder as --adapter".to_owned(),
+                };
+                return Err(RequestError::invalid(field, format!("asks for the adapter {name:?}; {ours}")));
+            }
+        }
+        let Some(wanted) = wanted.as_ref().filter(|_| of_model.is_none()) else { return Ok(()) };
+        let answering = match &self.served_adapter {
+            Some(ours) if adapter.is_none() => format!("{served}:{ours}"),
+            _ => served.clone(),
+        };
+        if *wanted != answering {
             let text =
-                format!("asks for the model {wanted:?}; every request of a run is answered by {served}");
+                format!("asks for the model {wanted:?}; every request of a run is answered by {answering}");
             self.warn(line, &format!("model {wanted}"), || text);
         }
         Ok(())

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::model::DescribedFiles;
+use super::model::{DescribedAdapter, DescribedFiles};
 use crate::{
     mlx::{ComputeDevice, ComputeDtype, version_facts},
     models::ModelSpec,
@@ -33,6 +33,7 @@ pub(super) struct ComputedModel<'a> {
     pub name: &'a str,
     pub spec: &'a ModelSpec,
     pub files: &'a DescribedFiles,
+    pub adapter: Option<&'a DescribedAdapter>,
     pub dtype: ComputeDtype,
 }
 
@@ -44,23 +45,37 @@ impl ComputedModel<'_> {
         for path in &self.files.weights {
             sample(path, &mut weights).with_context(|| format!("cannot read {}", path.display()))?;
         }
-        Ok(vec![
+        let mut parts = vec![
             IdentityPart { name: "weights".to_owned(), digest: *weights.finalize().as_bytes() },
             IdentityPart::new("configuration", &contents(&self.files.configuration)?),
             IdentityPart::new("tokenizer", &contents(&self.files.tokenizer)?),
             IdentityPart::new("chat template", &contents(&self.files.template)?),
-        ])
+        ];
+        if let Some(adapter) = self.adapter {
+            let path = &adapter.adapter.weights_file;
+            let mut weights = blake3::Hasher::new();
+            sample(path, &mut weights).with_context(|| format!("cannot read {}", path.display()))?;
+            parts.push(adapter_part(adapter, weights.finalize().as_bytes())?);
+        }
+        Ok(parts)
     }
 
     /// Digests everything; weight files that `known` has are not read again.
     pub(super) fn identity(&self, known: &[FileStamp]) -> anyhow::Result<Identity> {
-        let stamps = self
-            .files
-            .weights
-            .iter()
-            .map(|path| FileStamp::of(path, known).with_context(|| format!("cannot read {}", path.display())))
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let stamp = |path: &PathBuf| {
+            FileStamp::of(path, known).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let mut stamps = self.files.weights.iter().map(stamp).collect::<anyhow::Result<Vec<_>>>()?;
         let weights: Vec<u8> = stamps.iter().flat_map(|stamp| stamp.content).collect();
+        let adapter = match self.adapter {
+            None => IdentityPart::new("adapter", b"none"),
+            Some(adapter) => {
+                let weights = stamp(&adapter.adapter.weights_file)?;
+                let part = adapter_part(adapter, &weights.content)?;
+                stamps.push(weights);
+                part
+            }
+        };
         // The library's version is part of the device: another one may round otherwise.
         let device: Vec<String> =
             version_facts().into_iter().filter(|(name, _)| name != "blas").map(|(_, fact)| fact).collect();
@@ -73,7 +88,7 @@ impl ComputedModel<'_> {
                 IdentityPart::new("configuration", &contents(&self.files.configuration)?),
                 IdentityPart::new("tokenizer", &contents(&self.files.tokenizer)?),
                 IdentityPart::new("chat template", &contents(&self.files.template)?),
-                IdentityPart::new("adapter", b"none"),
+                adapter,
                 IdentityPart::new("precision", self.dtype.name().as_bytes()),
                 IdentityPart::new("MLX and device", device.as_bytes()),
                 IdentityPart::new("KV revision", KV_REVISION.as_bytes()),
@@ -81,6 +96,12 @@ impl ComputedModel<'_> {
             stamps,
         })
     }
+}
+
+/// What answers depend on of an adapter, whose weights have this digest: what it is, and how it is used.
+fn adapter_part(adapter: &DescribedAdapter, weights: &[u8; 32]) -> anyhow::Result<IdentityPart> {
+    let config = contents(std::slice::from_ref(&adapter.adapter.config_file))?;
+    Ok(IdentityPart::new("adapter", &[config.as_slice(), weights, adapter.place().as_bytes()].concat()))
 }
 
 /// Digests a file's length and pieces spread evenly over it, its ends among them.

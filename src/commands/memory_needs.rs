@@ -45,7 +45,7 @@ impl MemoryNeeds {
         dtype: ComputeDtype,
         shape: BatchShape,
     ) -> Self {
-        let Description { spec, files, stored_dtype, .. } = model;
+        let Description { spec, files, stored_dtype, adapter, .. } = model;
         let in_files = files.weight_bytes();
         let weight_bytes = match (device, stored_dtype) {
             // Quantised ones are widened where they fit.
@@ -55,6 +55,9 @@ impl MemoryNeeds {
             }
             (ComputeDevice::Gpu, _) => in_files,
         };
+        let adapter_bytes =
+            adapter.as_ref().map_or(0, |adapter| adapter.used().added_bytes(spec, device, dtype));
+        let weight_bytes = weight_bytes.saturating_add(adapter_bytes);
         Self { weight_bytes, ..Self::beside_weights(spec, dtype, shape) }
     }
 

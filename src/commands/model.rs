@@ -14,9 +14,9 @@ use anyhow::Context;
 use crate::{
     batch::RequestParams,
     cli::{DEFAULT_REVISION, DtypeArg, ModelArgs},
-    mlx::{ComputeDtype, WeightSource},
+    mlx::{ComputeDtype, UsedAdapter, WeightSource},
     models::{
-        GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions,
+        Adapter, GenerationDefaults, GgufHeader, ModelFiles, ModelSource, ModelSpec, hub::HubOptions,
         read_generation_config, read_gguf_config, read_gguf_generation, read_model_config,
     },
     terminal::eprint_line,
@@ -42,6 +42,26 @@ impl DescribedFiles {
     }
 }
 
+/// What `--adapter` names, and how it is used.
+#[derive(Debug)]
+pub(super) struct DescribedAdapter {
+    pub name: String,
+    pub adapter: Adapter,
+    pub is_fused: bool,
+}
+
+impl DescribedAdapter {
+    /// As it is loaded.
+    pub(super) fn used(&self) -> UsedAdapter<'_> {
+        UsedAdapter { adapter: &self.adapter, is_fused: self.is_fused }
+    }
+
+    /// How it is used, for people and for digests.
+    pub(super) fn place(&self) -> &'static str {
+        if self.is_fused { "in the weights" } else { "beside the weights" }
+    }
+}
+
 /// A model's small files.
 pub(super) struct Description {
     /// What the output's `model` field says.
@@ -55,6 +75,7 @@ pub(super) struct Description {
     pub files: DescribedFiles,
     /// Element type of the weights as they are stored, where that is known.
     pub stored_dtype: Option<ComputeDtype>,
+    pub adapter: Option<DescribedAdapter>,
 }
 
 impl Description {
@@ -67,7 +88,14 @@ impl Description {
         options.offline |= args.offline;
         options.quiet |= is_quiet;
         options.hides_warnings = is_quiet;
-        let (description, warnings) = Self::of(ModelSource::resolve(&args.model, &options)?)?;
+        let (mut description, mut warnings) = Self::of(ModelSource::resolve(&args.model, &options)?)?;
+        if let Some((dir, name)) = args.adapter.as_deref().zip(args.adapter_name()) {
+            let adapter = Adapter::read(dir, &description.spec)?;
+            warnings.extend(adapter.warnings.iter().cloned());
+            description.files.all.extend(adapter.files());
+            description.name = format!("{}:{name}", description.name);
+            description.adapter = Some(DescribedAdapter { name, adapter, is_fused: args.fuse_adapter });
+        }
         if !is_quiet {
             for warning in warnings {
                 eprint_line(&format!("mlxbatch: warning: {warning}"));
@@ -96,6 +124,7 @@ impl Description {
                     defaults: params_of(generation.defaults),
                     stored_dtype: config.stored_dtype.as_deref().and_then(dtype_named),
                     weights: WeightSource::Safetensors(weights),
+                    adapter: None,
                 };
                 (description, [config.warnings, generation.warnings].concat())
             }
@@ -115,6 +144,7 @@ impl Description {
                     defaults: params_of(generation.defaults),
                     stored_dtype: config.stored_dtype.as_deref().and_then(dtype_named),
                     weights: WeightSource::Gguf(path),
+                    adapter: None,
                 };
                 (description, [config.warnings, generation.warnings].concat())
             }

@@ -28,7 +28,8 @@ use crate::text::Tokenizer;
 /// Plans a file: the report on standard output, problems and warnings on standard error.
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let served_model = Some(args.model.model.clone());
-    let options = ReaderOptions { served_model, ..args.rows.options()? };
+    let served_adapter = args.model.adapter_name();
+    let options = ReaderOptions { served_model, served_adapter, ..args.rows.options()? };
     let inputs = find_inputs(&args.input, args.quiet)?;
     let reader = RequestReader::open(&inputs, options.clone())?;
     let model = Description::read(&args.model, args.quiet)?;
@@ -40,7 +41,8 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let snapshot = match &args.persist_cache {
         None => None,
         Some(path) => {
-            let computed = ComputedModel { name: &model.name, spec: &model.spec, files: &model.files, dtype };
+            let Description { name, spec, files, adapter, .. } = &model;
+            let computed = ComputedModel { name, spec, files, adapter: adapter.as_ref(), dtype };
             // It is only looked at.
             let options = SnapshotOptions { mode: CacheMode::Unsafe, max_bytes: None };
             let snapshot = Snapshot::open(path, options, |known| computed.identity(known))?;

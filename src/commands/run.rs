@@ -58,6 +58,7 @@ pub fn run(args: &RunArgs, is_verbose: bool) -> anyhow::Result<Outcome> {
     let inputs = find_inputs(&args.input, args.quiet)?;
     let mut options = ReaderOptions {
         served_model: Some(args.model.model.clone()),
+        served_adapter: args.model.adapter_name(),
         keeps_input: args.keep_input,
         ..args.rows.options()?
     };

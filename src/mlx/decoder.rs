@@ -13,7 +13,7 @@ use super::{
     block_pass::{BlockPass, row_blocks},
     device::ComputeDevice,
     error::{MlxError, Result},
-    linear::{Embedding, Linear, Precision},
+    linear::{Embedding, Linear, MatrixShape, Precision},
     live::{LiveKv, LivePass},
     loader::Loader,
     norm::Norm,
@@ -79,7 +79,8 @@ impl Decoder {
             for part in ["weight", "scales", "biases"] {
                 loader.weights.drop_duplicate(&format!("lm_head.{part}"));
             }
-            embedding.to_head()
+            let shape = MatrixShape { outputs: spec.vocab_size, inputs: spec.hidden_size };
+            embedding.to_head(loader.weights, "lm_head", shape, precision)?
         } else {
             loader.linear("lm_head", spec.vocab_size, spec.hidden_size, false)?
         };
@@ -249,7 +250,8 @@ mod tests {
         let weights =
             Weights::from_safetensors(&[folder.join("model.safetensors")], &spec.names, None).unwrap();
         // Quantised matrices as they are.
-        let precision = Precision { dtype: ComputeDtype::Float32, device, widen_quantized: false };
+        let dtype = ComputeDtype::Float32;
+        let precision = Precision { dtype, device, widen_quantized: false, fuse_updates: false };
         Decoder::load(&spec, weights, precision, device).unwrap()
     }
 

@@ -16,6 +16,8 @@ pub enum MlxError {
     WeightFile { path: String, reason: String },
     #[error("the weights do not fit the configuration: {0}")]
     Weights(String),
+    #[error("the adapter does not fit the model: {0}")]
+    Adapter(String),
     #[error("{0}")]
     Unsupported(String),
 }

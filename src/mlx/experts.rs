@@ -11,6 +11,7 @@ use super::{
     error::{MlxError, Result},
     linear::{MatrixShape, Precision},
     loader::Loader,
+    low_rank::{LowRank, StoredUpdate},
     mlp::halves,
     ops::Ops,
     quantized::{MIN_WIDENED_ROWS, Quantized, multiply_on_host},
@@ -38,6 +39,8 @@ pub(super) struct Experts {
 #[derive(Debug)]
 struct Projections {
     matrices: Matrices,
+    /// What an adapter adds to them.
+    update: Option<LowRank>,
     /// `(E, outputs)`.
     biases: Option<Array>,
     precision: Precision,
@@ -210,13 +213,13 @@ impl Experts {
             Ok(results.map(|results| results.into_iter().map(array).collect()))
         };
         let Some(results) = project(&stacks, rows)? else { return Ok(None) };
-        let mut results = results.into_iter().zip(inner).map(|(rows, from)| from.with_biases(rows, groups));
+        let mut results = results.into_iter().zip(inner).map(|(y, from)| from.completed(rows, y, groups));
         let mut next = || results.next().transpose();
         let gate = if self.gate.is_some() { next()? } else { None };
         let up = next()?.expect("one for each stack");
         let gated = ops.activated(self.activation, gate, up)?;
         let Some(results) = project(&[down], &gated)? else { return Ok(None) };
-        results.into_iter().next().map(|result| self.down.with_biases(result, groups)).transpose()
+        results.into_iter().next().map(|y| self.down.completed(&gated, y, groups)).transpose()
     }
 }
 
@@ -244,6 +247,23 @@ impl Projections {
                 Matrices::Dense { transposed: weight.transpose_axes(&[0, 2, 1])? }
             }
         };
+        let (matrices, update) = match StoredUpdate::take(loader.weights, path, (Some(num_experts), shape))? {
+            None => (matrices, None),
+            Some(update) if precision.fuse_updates => {
+                let numbers = match &matrices {
+                    Matrices::Dense { transposed } => transposed.transpose_axes(&[0, 2, 1])?,
+                    Matrices::Quantized(matrices) => matrices.numbers(precision.dtype.mlx())?,
+                };
+                let weight = update.fused_into(numbers)?.as_dtype(precision.dtype.mlx())?;
+                weight.eval()?;
+                (Matrices::Dense { transposed: weight.transpose_axes(&[0, 2, 1])? }, None)
+            }
+            Some(update) => {
+                let no_norms = || Err(MlxError::Adapter(format!("'{path}' has no DoRA, being experts'")));
+                let beside = update.beside(precision.dtype.mlx(), no_norms)?;
+                (matrices, Some(beside))
+            }
+        };
         let biases = if has_biases {
             let biases = loader.weights.take(&format!("{path}.bias"), &[num_experts, shape.outputs])?;
             let biases = biases.as_dtype(precision.dtype.mlx())?;
@@ -252,7 +272,7 @@ impl Projections {
         } else {
             None
         };
-        Ok(Self { matrices, biases, precision })
+        Ok(Self { matrices, update, biases, precision })
     }
 
     fn quantized(&self) -> Option<&Quantized> {
@@ -268,19 +288,33 @@ impl Projections {
             Matrices::Dense { transposed } => ops::gather_mm(rows, transposed, None, experts, is_sorted)?,
             Matrices::Quantized(matrices) => matrices.multiply_gathered(rows, experts, is_sorted)?,
         };
+        let y = match &self.update {
+            Some(update) => update.added_gathered(rows, y, experts, is_sorted)?,
+            None => y,
+        };
         Ok(match &self.biases {
             Some(biases) => y.add(biases.take_axis(experts, 0)?.expand_dims(1)?)?,
             None => y,
         })
     }
 
-    /// Rows of several experts, one after the other, with the biases of each.
-    fn with_biases(&self, rows: Array, groups: &[(usize, usize)]) -> Result<Array> {
-        let Some(biases) = &self.biases else { return Ok(rows) };
+    /// What matrices made of rows `x` of several experts, one after the other, with the update and the biases of each.
+    fn completed(&self, x: &Array, mut y: Array, groups: &[(usize, usize)]) -> Result<Array> {
+        if let Some(update) = &self.update {
+            let mut first = 0;
+            let of_group = |&(expert, num_rows): &(usize, usize)| {
+                let rows = first..first + num_rows;
+                first += num_rows;
+                let [x, y] = [x, &y].map(|array| sys::slice_axis(array, 0, rows.start, rows.end));
+                update.of_matrix(expert)?.added(&x?, y?)
+            };
+            y = concatenated(groups.iter().map(of_group).collect::<Result<_>>()?, 0)?;
+        }
+        let Some(biases) = &self.biases else { return Ok(y) };
         let experts =
             groups.iter().flat_map(|&(expert, num_rows)| std::iter::repeat_n(expert as u32, num_rows));
         let experts: Vec<u32> = experts.collect();
-        Ok(rows.add(biases.take_axis(Array::from_slice(&experts, &[experts.len() as i32]), 0)?)?)
+        Ok(y.add(biases.take_axis(Array::from_slice(&experts, &[experts.len() as i32]), 0)?)?)
     }
 
     /// `(n, inputs)` → `(n, outputs)` by one expert.
@@ -293,6 +327,10 @@ impl Projections {
             Matrices::Quantized(matrices) => {
                 rows.matmul(matrices.numbers_of_matrix(expert, self.precision.dtype.mlx())?.t())?
             }
+        };
+        let y = match &self.update {
+            Some(update) => update.of_matrix(expert)?.added(rows, y)?,
+            None => y,
         };
         Ok(match &self.biases {
             Some(biases) => y.add(of_expert(biases)?)?,

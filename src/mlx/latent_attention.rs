@@ -16,6 +16,7 @@ use super::{
     error::Result,
     linear::{Linear, MatrixShape},
     loader::Loader,
+    low_rank::StoredUpdate,
     norm::Norm,
     planes::Planes,
     quantized::Quantized,
@@ -174,6 +175,11 @@ fn head_matrices(
             loader.weights.take(&format!("{both}.weight"), &shape)?.as_dtype(dtype)?
         }
     };
+    // Its matrices of heads are numbers, whatever it was.
+    let numbers = match StoredUpdate::take(loader.weights, &both, (None, shape))? {
+        Some(update) => update.fused_into(numbers)?.as_dtype(dtype)?,
+        None => numbers,
+    };
     let by_head = numbers.reshape(&[num_heads as i32, of_head as i32, rank as i32])?;
     let embed_query = sys::slice_axis(&by_head, 1, 0, spec.plain_dim)?.contiguous()?;
     let unembed_output = sys::slice_axis(&by_head, 1, spec.plain_dim, of_head)?.contiguous()?;
@@ -242,7 +248,8 @@ mod tests {
             {
                 let arrays = Array::load_safetensors(path.join("model.safetensors")).unwrap();
                 let mut weights = Weights::from_arrays(arrays.into_iter().collect::<HashMap<_, _>>());
-                let precision = Precision { dtype: ComputeDtype::Float32, device, widen_quantized };
+                let dtype = ComputeDtype::Float32;
+                let precision = Precision { dtype, device, widen_quantized, fuse_updates: false };
                 let mut loader = Loader::new(&spec, &mut weights, precision);
                 let matrices = HeadMatrices::load(&mut loader, name, (2, shape)).unwrap();
                 assert_eq!(matches!(matrices, HeadMatrices::Dense(_)), widen_quantized);

@@ -5,11 +5,12 @@
 
 use std::ops::Range;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{
     device::{ComputeDevice, ComputeDtype},
     error::Result,
+    low_rank::{LowRank, StoredUpdate},
     quantized::Quantized,
     sys,
     weights::Weights,
@@ -23,6 +24,8 @@ pub(super) struct Precision {
     pub device: ComputeDevice,
     /// Expands quantised matrices at load: more memory, but the CPU's fast BLAS can serve them.
     pub widen_quantized: bool,
+    /// Adds an adapter's updates into the numbers of the matrices, which are widened for it.
+    pub fuse_updates: bool,
 }
 
 /// Outputs and inputs of a matrix stored as `(outputs, inputs)`.
@@ -68,6 +71,47 @@ impl Matrix {
         Ok(Self::Dense { transposed: weight.t() })
     }
 
+    /// Loads the matrix with its update, which is returned where it stays beside it.
+    fn load_updated(
+        weights: &mut Weights,
+        path: &str,
+        shape: MatrixShape,
+        settings: (Option<&QuantizationSpec>, Precision),
+    ) -> Result<(Self, Option<LowRank>)> {
+        Self::load(weights, path, shape, settings)?.updated(weights, path, shape, settings.1)
+    }
+
+    /// The matrix with the update that there is for one at `path`.
+    fn updated(
+        self,
+        weights: &mut Weights,
+        path: &str,
+        shape: MatrixShape,
+        precision: Precision,
+    ) -> Result<(Self, Option<LowRank>)> {
+        let dtype = precision.dtype.mlx();
+        match StoredUpdate::take(weights, path, (None, shape))? {
+            None => Ok((self, None)),
+            Some(update) if precision.fuse_updates => {
+                let weight = update.fused_into(self.numbers()?)?.as_dtype(dtype)?;
+                weight.eval()?;
+                Ok((Self::Dense { transposed: weight.t() }, None))
+            }
+            Some(update) => {
+                let beside = update.beside(dtype, || self.numbers())?;
+                Ok((self, Some(beside)))
+            }
+        }
+    }
+
+    /// All of the matrix as numbers, `(outputs, inputs)`.
+    fn numbers(&self) -> Result<Array> {
+        match self {
+            Self::Dense { transposed } => Ok(transposed.t()),
+            Self::Quantized { matrix, .. } => matrix.numbers(Dtype::Float32),
+        }
+    }
+
     /// The chosen rows of the matrix as numbers: `(rows, inputs)`.
     fn rows(&self, indices: &Array) -> Result<Array> {
         match self {
@@ -104,6 +148,8 @@ impl Matrix {
 #[derive(Debug)]
 pub(super) struct Linear {
     matrix: Matrix,
+    /// What an adapter adds to it.
+    update: Option<LowRank>,
     bias: Option<Array>,
 }
 
@@ -116,7 +162,7 @@ impl Linear {
         has_bias: bool,
         (settings, precision): (Option<&QuantizationSpec>, Precision),
     ) -> Result<Self> {
-        let matrix = Matrix::load(weights, path, shape, (settings, precision))?;
+        let (matrix, update) = Matrix::load_updated(weights, path, shape, (settings, precision))?;
         let bias = if has_bias {
             let bias =
                 weights.take(&format!("{path}.bias"), &[shape.outputs])?.as_dtype(precision.dtype.mlx())?;
@@ -125,12 +171,16 @@ impl Linear {
         } else {
             None
         };
-        Ok(Self { matrix, bias })
+        Ok(Self { matrix, update, bias })
     }
 
     /// `(T, inputs)` → `(T, n)`, some of the outputs alone.
     pub(super) fn forward_part(&self, x: &Array, outputs: &Range<usize>) -> Result<Array> {
         let y = self.matrix.part(outputs)?.multiply(x)?;
+        let y = match &self.update {
+            Some(update) => update.part(outputs)?.added(x, y)?,
+            None => y,
+        };
         Ok(match &self.bias {
             Some(bias) => y.add(sys::slice_axis(bias, 0, outputs.start, outputs.end)?)?,
             None => y,
@@ -140,6 +190,10 @@ impl Linear {
     /// `(T, inputs)` → `(T, outputs)`.
     pub(super) fn forward(&self, x: &Array) -> Result<Array> {
         let y = self.matrix.multiply(x)?;
+        let y = match &self.update {
+            Some(update) => update.added(x, y)?,
+            None => y,
+        };
         Ok(match &self.bias {
             Some(bias) => y.add(bias)?,
             None => y,
@@ -168,8 +222,15 @@ impl Embedding {
         self.matrix.rows(tokens)
     }
 
-    /// The head that is the table itself.
-    pub(super) fn to_head(&self) -> Linear {
-        Linear { matrix: self.matrix.clone(), bias: None }
+    /// The head that is the table itself, with the update that there is for one at `path`.
+    pub(super) fn to_head(
+        &self,
+        weights: &mut Weights,
+        path: &str,
+        shape: MatrixShape,
+        precision: Precision,
+    ) -> Result<Linear> {
+        let (matrix, update) = self.matrix.clone().updated(weights, path, shape, precision)?;
+        Ok(Linear { matrix, update, bias: None })
     }
 }

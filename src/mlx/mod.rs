@@ -2,6 +2,7 @@
 //!
 //! Owns devices, weights, layers, attention, live KV and sampling, behind [`MlxRunner`].
 
+mod adapter;
 mod arrays;
 mod asked;
 mod attention;
@@ -23,6 +24,7 @@ mod live;
 mod loader;
 mod logit_edits;
 mod logit_rows;
+mod low_rank;
 mod mlp;
 mod model;
 mod moe;
@@ -47,6 +49,7 @@ mod sys;
 mod weights;
 mod weights_gguf;
 
+pub use adapter::UsedAdapter;
 pub use blas::{Blas, restart_with_better_kernels};
 pub use device::{
     ComputeDevice, ComputeDtype, active_memory_bytes, exit_at_once, free_memory_bytes,

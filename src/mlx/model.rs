@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use super::{
+    adapter::{self, UsedAdapter},
     decoder::Decoder,
     device::{ComputeDevice, ComputeDtype},
     error::Result,
@@ -40,20 +41,37 @@ impl LoadedModel {
         device: ComputeDevice,
         dtype: ComputeDtype,
     ) -> Result<Self> {
+        Self::load_adapted(spec, source, None, device, dtype)
+    }
+
+    /// The same with an adapter.
+    pub fn load_adapted(
+        spec: &ModelSpec,
+        source: &WeightSource,
+        adapter: Option<UsedAdapter<'_>>,
+        device: ComputeDevice,
+        dtype: ComputeDtype,
+    ) -> Result<Self> {
+        let adapter_bytes = adapter.map_or(0, |used| used.added_bytes(spec, device, dtype));
         let precision = Precision {
             dtype,
             device,
-            widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype),
+            widen_quantized: device == ComputeDevice::Cpu && widened_fits(spec, dtype, adapter_bytes),
+            fuse_updates: adapter.is_some_and(|used| used.is_fused),
         };
         device.keep_no_free_buffers();
-        let weights = match source {
+        let mut weights = match source {
             WeightSource::Safetensors(files) => {
                 let format = spec.quantization.as_ref().and_then(|settings| settings.publisher);
                 Weights::from_safetensors(files, &spec.names, format)?
             }
             WeightSource::Gguf(path) => weights_gguf::load(path, spec, precision)?,
         };
-        Ok(Self { decoder: Decoder::load(spec, weights, precision, device)? })
+        let mut spec = spec.clone();
+        if let Some(used) = adapter {
+            adapter::add(&mut weights, &mut spec, used.adapter)?;
+        }
+        Ok(Self { decoder: Decoder::load(&spec, weights, precision, device)? })
     }
 
     /// Element type that the model is computed in.
@@ -67,8 +85,8 @@ impl LoadedModel {
 }
 
 /// Whether all matrices in `dtype` leave at least a quarter of the free memory for KV.
-fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype) -> bool {
-    let needed = matrix_bytes(spec, dtype);
+fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype, adapter_bytes: u64) -> bool {
+    let needed = matrix_bytes(spec, dtype).saturating_add(adapter_bytes);
     available_bytes().is_none_or(|available| needed <= available / 4 * 3)
 }
 

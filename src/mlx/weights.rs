@@ -26,6 +26,19 @@ const SUFFIXES: [(&str, bool); 6] = [
     ("bias", true),
 ];
 
+/// What belongs to a matrix that an adapter updates, `(r, inputs)`, `(outputs, r)` and `(outputs,)`, or with the number
+/// of experts before; the first is the same for all parts of a matrix.
+pub(super) const UPDATE_DOWN: &str = "lora_a";
+pub(super) const UPDATE_UP: &str = "lora_b";
+pub(super) const UPDATE_MAGNITUDE: &str = "lora_m";
+const UPDATE_SUFFIXES: [(&str, bool); 3] =
+    [(UPDATE_DOWN, false), (UPDATE_UP, false), (UPDATE_MAGNITUDE, false)];
+
+/// Everything that belongs to a matrix.
+fn suffixes() -> impl Iterator<Item = (&'static str, bool)> {
+    SUFFIXES.into_iter().chain(UPDATE_SUFFIXES)
+}
+
 /// Named arrays of a model that the decoder has not taken yet.
 #[derive(Debug)]
 pub(super) struct Weights {
@@ -34,9 +47,6 @@ pub(super) struct Weights {
 
 impl Weights {
     /// Opens safetensors files; tensors are read when they are evaluated.
-    ///
-    /// Headers and lengths are checked first, since MLX reads data lazily and on its own threads,
-    /// where a short file could not be reported.
     pub(super) fn from_safetensors(
         files: &[PathBuf],
         names: &WeightNames,
@@ -44,10 +54,7 @@ impl Weights {
     ) -> Result<Self> {
         let mut arrays = HashMap::new();
         for file in files {
-            check_safetensors(file)?;
-            let loaded = Array::load_safetensors(file)
-                .map_err(|error| weight_file_error(file, format!("MLX cannot read it: {error}")))?;
-            for (name, array) in loaded {
+            for (name, array) in load_file(file)? {
                 let name = names.canonical(&name);
                 if arrays.insert(name.clone(), array).is_some() {
                     return Err(weight_file_error(file, format!("'{name}' is in another weight file too")));
@@ -81,17 +88,28 @@ impl Weights {
 
     /// Multiplies the outputs of all matrices whose names end so.
     pub(super) fn fold(&mut self, fold: &Fold) -> Result<()> {
-        let ending = format!("{}.weight", fold.ending);
+        self.multiply_outputs(fold, "weight", |factor| factor)
+    }
+
+    /// The same of what an adapter adds to them.
+    pub(super) fn fold_updates(&mut self, fold: &Fold) -> Result<()> {
+        self.multiply_outputs(fold, UPDATE_UP, |factor| factor)?;
+        // It is a norm.
+        self.multiply_outputs(fold, UPDATE_MAGNITUDE, f32::abs)
+    }
+
+    fn multiply_outputs(&mut self, fold: &Fold, suffix: &str, factor_of: fn(f32) -> f32) -> Result<()> {
+        let ending = format!("{}.{suffix}", fold.ending);
         for (name, array) in self.arrays.iter_mut().filter(|(name, _)| name.ends_with(&ending)) {
             let factors: Vec<f32> = match &fold.factors {
-                FoldFactors::All(factor) => vec![*factor],
+                FoldFactors::All(factor) => vec![factor_of(*factor)],
                 FoldFactors::Runs(runs) => runs
                     .iter()
-                    .flat_map(|(num_rows, factor)| std::iter::repeat_n(*factor, *num_rows))
+                    .flat_map(|(num_rows, factor)| std::iter::repeat_n(factor_of(*factor), *num_rows))
                     .collect(),
             };
             let is_number = matches!(array.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
-            let fits = array.ndim() == 2 && [1, array.dim(0)].contains(&(factors.len() as i32));
+            let fits = [1, 2].contains(&array.ndim()) && [1, array.dim(0)].contains(&(factors.len() as i32));
             if !is_number || !fits {
                 return Err(MlxError::Weights(format!(
                     "'{name}' of shape {:?} cannot be multiplied by the configuration's {} factors",
@@ -99,7 +117,8 @@ impl Weights {
                     factors.len()
                 )));
             }
-            let factors = Array::from_slice(&factors, &[factors.len() as i32, 1]);
+            let shape = [&[factors.len() as i32], &vec![1; array.ndim() - 1][..]].concat();
+            let factors = Array::from_slice(&factors, &shape);
             *array = array.as_dtype(Dtype::Float32)?.multiply(factors)?;
         }
         Ok(())
@@ -136,6 +155,46 @@ impl Weights {
         self.arrays.remove(name).ok_or_else(|| MlxError::Weights(format!("'{name}' is missing")))
     }
 
+    /// Puts an array under a name that is not taken.
+    pub(super) fn insert(&mut self, name: String, array: Array) -> Result<()> {
+        match self.arrays.insert(name.clone(), array) {
+            None => Ok(()),
+            Some(_) => Err(MlxError::Adapter(format!("'{name}' is there twice"))),
+        }
+    }
+
+    /// Puts a weight in the place of the one called `name`, which must be there and have its shape, where that is not
+    /// quantised: all that belongs to it then goes.
+    pub(super) fn replace(&mut self, name: &str, array: Array) -> Result<()> {
+        let Some(before) = self.arrays.remove(name) else {
+            return Err(MlxError::Adapter(format!("'{name}' is not among the model's weights")));
+        };
+        let path = name.strip_suffix(".weight").unwrap_or(name);
+        if self.contains(&format!("{path}.scales")) {
+            for part in ["scales", "biases", "global_scale"] {
+                self.arrays.remove(&format!("{path}.{part}"));
+            }
+        } else if before.shape() != array.shape() {
+            return Err(MlxError::Adapter(format!(
+                "'{name}' has shape {:?}, and the model's has {:?}",
+                array.shape(),
+                before.shape()
+            )));
+        }
+        self.arrays.insert(name.to_owned(), array);
+        Ok(())
+    }
+
+    /// Copies all that belongs to a matrix, as handles, in place of what belongs to another.
+    pub(super) fn copy_matrix(&mut self, path: &str, new_path: &str) {
+        for part in ["weight", "scales", "biases", "global_scale"] {
+            self.arrays.remove(&format!("{new_path}.{part}"));
+            if let Some(array) = self.arrays.get(&format!("{path}.{part}")).cloned() {
+                self.arrays.insert(format!("{new_path}.{part}"), array);
+            }
+        }
+    }
+
     /// Forgets a weight that is known to be a copy of another.
     pub(super) fn drop_duplicate(&mut self, name: &str) {
         self.arrays.remove(name);
@@ -143,14 +202,14 @@ impl Weights {
 
     /// Forgets all that belongs to a matrix that nobody needs.
     pub(super) fn drop_matrix(&mut self, path: &str) {
-        for (suffix, bare) in SUFFIXES {
+        for (suffix, bare) in suffixes() {
             self.take_of(path, suffix, bare);
         }
     }
 
     /// Gives all that belongs to a matrix another path, where it is there.
     pub(super) fn rename(&mut self, path: &str, new_path: &str) {
-        for (suffix, bare) in SUFFIXES {
+        for (suffix, bare) in suffixes() {
             if let Some(array) = self.take_of(path, suffix, bare) {
                 self.arrays.insert(format!("{new_path}.{suffix}"), array);
             }
@@ -161,8 +220,14 @@ impl Weights {
     /// gets the rows that are listed for it, and all that belongs to them.
     pub(super) fn cut(&mut self, path: &str, axis: i32, parts: &[(String, Vec<i32>)]) -> Result<()> {
         let num_rows: usize = parts.iter().map(|(_, rows)| rows.len()).sum();
-        for (suffix, bare) in SUFFIXES {
+        for (suffix, bare) in suffixes() {
             let Some(array) = self.take_of(path, suffix, bare) else { continue };
+            if suffix == UPDATE_DOWN {
+                for (part, _) in parts {
+                    self.arrays.insert(format!("{part}.{suffix}"), array.clone());
+                }
+                continue;
+            }
             if array.ndim() <= axis as usize || array.dim(axis) as usize != num_rows {
                 return Err(MlxError::Weights(format!(
                     "'{}' has shape {:?}, expected {num_rows} on axis {axis}",
@@ -173,7 +238,11 @@ impl Weights {
             for (part, rows) in parts {
                 let rows = Array::from_slice(rows, &[rows.len() as i32]);
                 let part = format!("{part}.{suffix}");
-                self.arrays.insert(part, array.take_axis(rows, axis)?);
+                if self.arrays.insert(part.clone(), array.take_axis(rows, axis)?).is_some() {
+                    return Err(MlxError::Weights(format!(
+                        "'{part}' is there beside '{path}', which holds it"
+                    )));
+                }
             }
         }
         Ok(())
@@ -181,7 +250,7 @@ impl Weights {
 
     /// Puts matrices of the same shape on top of each other, with all that belongs to them, where the first is there.
     pub(super) fn stack(&mut self, path: &str, count: usize, one: impl Fn(usize) -> String) -> Result<()> {
-        for (suffix, bare) in SUFFIXES {
+        for (suffix, bare) in suffixes() {
             let Some(first) = self.take_of(&one(0), suffix, bare) else { continue };
             let mut arrays = vec![first];
             for index in 1..count {
@@ -229,6 +298,17 @@ impl Weights {
     /// Checks that nothing was left over that the decoder does not know.
     pub(super) fn finish(self, names: &WeightNames) -> Result<()> {
         let stray: BTreeSet<&String> = self.arrays.keys().filter(|name| !names.is_ignored(name)).collect();
+        let of_update = |name: &&&String| {
+            UPDATE_SUFFIXES
+                .iter()
+                .any(|(suffix, _)| name.strip_suffix(suffix).is_some_and(|path| path.ends_with('.')))
+        };
+        if let Some(path) = stray.iter().find(of_update).and_then(|name| name.rsplit_once('.')) {
+            return Err(MlxError::Adapter(format!(
+                "it updates '{}', which is no linear layer of this model (updates of embeddings are not served)",
+                path.0
+            )));
+        }
         match stray.first() {
             None => Ok(()),
             Some(first) => Err(MlxError::Weights(format!(
@@ -242,8 +322,18 @@ impl Weights {
     }
 }
 
-fn weight_file_error(path: &Path, reason: String) -> MlxError {
+pub(super) fn weight_file_error(path: &Path, reason: String) -> MlxError {
     MlxError::WeightFile { path: path.display().to_string(), reason }
+}
+
+/// Opens a safetensors file; tensors are read when they are evaluated.
+///
+/// Header and length are checked first, since MLX reads data lazily and on its own threads, where a short file could
+/// not be reported.
+pub(super) fn load_file(path: &Path) -> Result<HashMap<String, Array>> {
+    check_safetensors(path)?;
+    Array::load_safetensors(path)
+        .map_err(|error| weight_file_error(path, format!("MLX cannot read it: {error}")))
 }
 
 /// Checks that a safetensors file has a sound header and all the bytes it speaks of.

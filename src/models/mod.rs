@@ -3,6 +3,7 @@
 //! Owns everything about a model that needs no tensors: where its files are, what its
 //! configuration means, what its weights are called. Loading weights is `mlx/`'s business.
 
+mod adapter;
 mod block_names;
 mod config;
 mod config_gguf;
@@ -19,6 +20,7 @@ mod rope;
 pub mod source;
 mod spec;
 
+pub use adapter::{Adapter, AdapterKind, AdapterWriter, LowRankUpdate, ReplacedWeight, UpdateShape};
 pub use block_names::{
     AttentionNames, BlockNames, ExpertNames, ExpertRows, FusedExperts, LatentNames, MlpNames, MoeNames,
     SingleExperts,

@@ -12,8 +12,8 @@ pub mod wants;
 use std::path::Path;
 
 use mlxbatch::{
-    mlx::{ComputeDevice, ComputeDtype, LoadedModel, MlxRunner, WeightSource},
-    models::read_config,
+    mlx::{ComputeDevice, ComputeDtype, LoadedModel, MlxRunner, UsedAdapter, WeightSource},
+    models::{Adapter, ModelSpec, read_config},
 };
 use serde_json::Value;
 
@@ -30,10 +30,19 @@ fn numbers<T>(value: &Value, convert: impl Fn(&Value) -> Option<T>) -> Vec<T> {
 /// The prompts of a model and what its reference made of them, as far as prompt and answer fit into the contexts
 /// that are served.
 pub fn golden(model: &str) -> Vec<Golden> {
+    golden_in(model, model)
+}
+
+/// The same of an adapter's folder below `fixtures/adapters`.
+pub fn golden_of_adapter(adapter: &str) -> Vec<Golden> {
+    let folder = format!("adapters/{adapter}");
+    golden_in(&folder, golden_file(&folder)["base"].as_str().unwrap())
+}
+
+fn golden_in(folder: &str, model: &str) -> Vec<Golden> {
     let config = Path::new("fixtures").join(model).join("config.json");
     let max_context = read_config(&config).unwrap().max_context;
-    let text = std::fs::read_to_string(format!("fixtures/{model}/golden.json")).unwrap();
-    let value: Value = serde_json::from_str(&text).unwrap();
+    let value = golden_file(folder);
     let token = |value: &Value| value.as_u64().map(|token| token as u32);
     value["prompts"]
         .as_array()
@@ -46,6 +55,11 @@ pub fn golden(model: &str) -> Vec<Golden> {
         })
         .filter(|golden| golden.prompt.len() + golden.greedy.len() <= max_context)
         .collect()
+}
+
+fn golden_file(folder: &str) -> Value {
+    let text = std::fs::read_to_string(format!("fixtures/{folder}/golden.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
 }
 
 /// Each of the models as it is computed on a CPU and as on a GPU.
@@ -62,6 +76,23 @@ pub fn load(model: &str, device: ComputeDevice) -> MlxRunner {
 
 /// Loads a tiny model that may copy so many bytes of KV to decode faster.
 pub fn load_with(model: &str, device: ComputeDevice, max_copied_bytes: u64) -> MlxRunner {
+    let (spec, weights) = described(model);
+    let loaded = LoadedModel::load(&spec, &weights, device, ComputeDtype::Float32).unwrap();
+    MlxRunner::new(loaded, max_copied_bytes)
+}
+
+/// Loads the tiny model of an adapter with it, beside the weights or fused into them.
+pub fn load_adapted(adapter: &str, device: ComputeDevice, is_fused: bool) -> MlxRunner {
+    let folder = format!("adapters/{adapter}");
+    let (spec, weights) = described(golden_file(&folder)["base"].as_str().unwrap());
+    let adapter = Adapter::read(&Path::new("fixtures").join(folder), &spec).unwrap();
+    assert_eq!(adapter.warnings, Vec::<String>::new());
+    let used = UsedAdapter { adapter: &adapter, is_fused };
+    let loaded = LoadedModel::load_adapted(&spec, &weights, Some(used), device, ComputeDtype::Float32);
+    MlxRunner::new(loaded.unwrap(), u64::MAX)
+}
+
+fn described(model: &str) -> (ModelSpec, WeightSource) {
     let folder = Path::new("fixtures").join(model);
     let spec = read_config(&folder.join("config.json")).unwrap();
     let mut files: Vec<_> = std::fs::read_dir(&folder)
@@ -70,8 +101,5 @@ pub fn load_with(model: &str, device: ComputeDevice, max_copied_bytes: u64) -> M
         .filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
         .collect();
     files.sort();
-    MlxRunner::new(
-        LoadedModel::load(&spec, &WeightSource::Safetensors(files), device, ComputeDtype::Float32).unwrap(),
-        max_copied_bytes,
-    )
+    (spec, WeightSource::Safetensors(files))
 }

@@ -9,9 +9,9 @@ use mlxbatch::batch::{
     BatchError, InputPath, Inputs, NextRequest, ReaderOptions, RequestReader, count_requests,
 };
 use mlxbatch::cache::{Place, Tier};
-use mlxbatch::mlx::{ComputeDevice, ComputeDtype, LoadedModel, WeightSource};
+use mlxbatch::mlx::{ComputeDevice, ComputeDtype, LoadedModel, UsedAdapter, WeightSource};
 use mlxbatch::models::{
-    GgufHeader, hub, read_config, read_generation_config, read_gguf_config, read_gguf_generation,
+    Adapter, GgufHeader, hub, read_config, read_generation_config, read_gguf_config, read_gguf_generation,
 };
 use mlxbatch::snapshot::{
     CacheMode, Contents, ReadError, Snapshot, SnapshotError, SnapshotOptions, merge, verify,
@@ -217,6 +217,36 @@ pub fn safetensors(folder: &Folder, input: &[u8]) {
     let path = folder.file("model.safetensors", input);
     let spec = read_config(&fixture("config.json")).expect("the fixture is sound");
     load(&spec, &WeightSource::Safetensors(vec![path]));
+}
+
+/// Reads an adapter of which one file is this, by its first byte, and the other a fixture's; loads the model with it.
+pub fn adapter(folder: &Folder, input: &[u8]) {
+    let Some((kind, bytes)) = input.split_first() else { return };
+    let (base, fixture, file) = match kind {
+        b'm' => ("tiny-llama", "llama-qv", "adapter_config.json"),
+        b'w' => ("tiny-llama", "llama-qv", "adapters.safetensors"),
+        b'f' => ("tiny-llama", "llama-full", "adapters.safetensors"),
+        b'b' => ("tiny-qwen2", "qwen2-peft-bias", "adapter_model.safetensors"),
+        _ => ("tiny-qwen2", "qwen2-peft-dora", "adapter_config.json"),
+    };
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    for entry in fs::read_dir(fixtures.join("adapters").join(fixture)).expect("the fixture is there") {
+        let entry = entry.expect("an entry can be read");
+        fs::copy(entry.path(), folder.0.path().join(entry.file_name())).expect("there is room");
+    }
+    folder.file(file, bytes);
+    let spec = read_config(&fixtures.join(base).join("config.json")).expect("the fixture is sound");
+    match Adapter::read(folder.0.path(), &spec) {
+        Err(error) => assert!(!error.to_string().is_empty()),
+        Ok(adapter) => {
+            let weights = WeightSource::Safetensors(vec![fixtures.join(base).join("model.safetensors")]);
+            let used = UsedAdapter { adapter: &adapter, is_fused: bytes.len() % 2 == 0 };
+            let (device, dtype) = (ComputeDevice::current(), ComputeDtype::Float32);
+            if let Err(error) = LoadedModel::load_adapted(&spec, &weights, Some(used), device, dtype) {
+                assert!(!error.to_string().is_empty());
+            }
+        }
+    }
 }
 
 /// Reads one text as each of the configurations that a model has.

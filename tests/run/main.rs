@@ -3,6 +3,7 @@
 //! Owns the promises about files, exit codes and messages, one topic a file. That the numbers are
 //! right is `golden.rs`'s business; parts have their unit tests beside the code.
 
+mod adapters;
 mod answers;
 mod bad_lines;
 mod cache_command;

@@ -64,20 +64,29 @@ fn num_prompt_tokens(line: &Value) -> u64 {
 
 /// Cold, warm, read only, at another width, and from a merged file, all against a run without one.
 fn warm_answers_are_those_of(model: &Path) {
+    warm_answers_with(model, &[]);
+}
+
+/// The same with more arguments, which all of the runs have.
+pub fn warm_answers_with(model: &Path, arguments: &[&str]) {
     let name = model.display();
     let desk = Desk::with_input(conversations());
-    desk.run_with(model).args(["--report", "report.json", "--cache-bytes", "0"]).assert().code(0);
+    desk.run_with(model)
+        .args(["--report", "report.json", "--cache-bytes", "0"])
+        .args(arguments)
+        .assert()
+        .code(0);
     let expected = texts(&desk);
     assert_eq!(expected.len(), 6);
 
-    assert_eq!(run_on(&desk, model, "cache.bin", &[]), expected, "{name}: cold");
+    assert_eq!(run_on(&desk, model, "cache.bin", arguments), expected, "{name}: cold");
     let cold = desk.report();
     let num_unique = cold["num_prefilled_tokens"].as_u64().expect("a count");
     assert!(num_unique > 50, "{name}: {cold}");
     assert_eq!(cold["cache_file"]["opening"], "new");
     assert_eq!(cold["cache_file"]["num_restored_tokens"], 0);
 
-    assert_eq!(run_on(&desk, model, "cache.bin", &[]), expected, "{name}: warm");
+    assert_eq!(run_on(&desk, model, "cache.bin", arguments), expected, "{name}: warm");
     let warm = desk.report();
     assert_eq!(warm["num_prefilled_tokens"], 0, "{name}: {warm}");
     assert_eq!(warm["cache_file"]["opening"], "restored");
@@ -86,7 +95,7 @@ fn warm_answers_are_those_of(model: &Path) {
     assert_eq!(warm["cache_file"]["num_restored_tokens"], num_unique, "{name}: each once");
 
     let bytes = fs::read(desk.path("cache.bin")).expect("the file is there");
-    let alone = ["--cache-mode", "ro", "--batch-size", "1", "--require-cache"];
+    let alone = [arguments, &["--cache-mode", "ro", "--batch-size", "1", "--require-cache"]].concat();
     assert_eq!(run_on(&desk, model, "cache.bin", &alone), expected, "{name}: one at a time");
     assert_eq!(desk.report()["num_prefilled_tokens"], 0, "{name}");
     assert!(fs::read(desk.path("cache.bin")).expect("it is there") == bytes, "read only leaves it alone");
@@ -96,12 +105,12 @@ fn warm_answers_are_those_of(model: &Path) {
     let lines: Vec<&str> = input.split_inclusive('\n').collect();
     for (file, half) in [("one.bin", &lines[..3]), ("two.bin", &lines[3..])] {
         desk.write("in.jsonl", half.concat());
-        run_on(&desk, model, file, &[]);
+        run_on(&desk, model, file, arguments);
     }
     desk.write("in.jsonl", &input);
     let mut merge = desk.bare();
     merge.args(["cache", "merge", "one.bin", "two.bin", "-o", "both.bin"]).assert().code(0);
-    assert_eq!(run_on(&desk, model, "both.bin", &[]), expected, "{name}: merged");
+    assert_eq!(run_on(&desk, model, "both.bin", arguments), expected, "{name}: merged");
     assert_eq!(desk.report()["num_prefilled_tokens"], 0, "{name}: merged");
 }
 

@@ -55,13 +55,18 @@ impl Desk {
 
     /// Copies a model of `fixtures/` into `model/`.
     pub fn copy_model(&self, fixture: &str) -> PathBuf {
-        let model = self.path("model");
-        fs::create_dir(&model).expect("there is no model yet");
+        self.copy_folder(fixture, "model")
+    }
+
+    /// Copies a fixture's folder here.
+    pub fn copy_folder(&self, fixture: &str, name: &str) -> PathBuf {
+        let folder = self.path(name);
+        fs::create_dir(&folder).expect("there is no such folder yet");
         for entry in fs::read_dir(fixture_path(fixture)).expect("the fixture is there") {
             let entry = entry.expect("an entry can be read");
-            fs::copy(entry.path(), model.join(entry.file_name())).expect("there is room");
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("there is room");
         }
-        model
+        folder
     }
 
     /// Changes one field of a JSON file; null removes it.

@@ -601,6 +601,42 @@ fn defaults_written_out_are_no_problem() {
 }
 
 #[test]
+fn another_adapter_than_the_runs_is_refused_and_its_own_is_not_worth_a_word() {
+    let with_adapter = |adapter: Option<&str>| {
+        let mut lines = Lines::new();
+        lines.parser.served_adapter = adapter.map(str::to_owned);
+        lines
+    };
+    let line =
+        |model: Value, adapter: Value| json!({"prompt": "x", "model": model, "adapter": adapter}).to_string();
+    let mut lines = with_adapter(Some("sea"));
+    for (model, adapter) in [
+        (json!("tiny:sea"), json!(null)),
+        (json!("tiny"), json!("sea")),
+        (json!(null), json!("sea")),
+        (json!("tiny:sea"), json!("sea")),
+        (json!(null), json!("")),
+    ] {
+        lines.parse(line(model, adapter)).expect("it is the run's");
+    }
+    assert_eq!(lines.parser.warnings.texts(), [""; 0]);
+    lines.parse(line(json!("tiny"), json!(null))).expect("answered all the same");
+    let texts = lines.parser.warnings.texts();
+    assert!(texts[0].contains("is answered by tiny:sea"), "{texts:?}");
+
+    for (ours, model, adapter, field) in [
+        (Some("sea"), json!("tiny:land"), json!(null), "model"),
+        (Some("sea"), json!("tiny"), json!("land"), "adapter"),
+        (Some("sea"), json!("tiny:sea"), json!("land"), "adapter"),
+        (None, json!("tiny:sea"), json!(null), "model"),
+        (None, json!(null), json!("sea"), "adapter"),
+    ] {
+        let found = refused(with_adapter(ours).parse(line(model, adapter)));
+        assert_eq!((found.0, found.1.as_str()), ("invalid_value", field), "{ours:?}");
+    }
+}
+
+#[test]
 fn an_unknown_field_is_warned_of_once() {
     let mut lines = Lines::new();
     for _ in 0..3 {

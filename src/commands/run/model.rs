@@ -23,10 +23,11 @@ use crate::{
         identity::ComputedModel,
         interrupt::Interrupt,
         memory_needs::{BatchShape, MemoryNeeds},
-        model::{Description, asked_dtype},
+        model::{DescribedAdapter, Description, asked_dtype},
     },
     machine_memory,
     mlx::{self, Blas, ComputeDevice, ComputeDtype, LoadedModel, MlxRunner},
+    models::Adapter,
     snapshot::Snapshot,
     terminal::eprint_line,
     text::TextModel,
@@ -109,10 +110,11 @@ impl DescribedModel {
         }
         let description = Description::read(&args.model, args.quiet)?;
         super::warn(args, description.text.warnings());
-        let Description { name, spec, files, stored_dtype, .. } = &description;
+        let Description { name, spec, files, stored_dtype, adapter, .. } = &description;
         // Before the weights: where it is an error, it is one soon.
         let dtype = device.compute_dtype(asked_dtype(args.compute.dtype), *stored_dtype);
-        let snapshot = persist::open(&args.persist, &ComputedModel { name, spec, files, dtype }, interrupt)?;
+        let computed = ComputedModel { name, spec, files, adapter: adapter.as_ref(), dtype };
+        let snapshot = persist::open(&args.persist, &computed, interrupt)?;
         super::warn(args, &snapshot.as_ref().map(persist::opening_warnings).unwrap_or_default());
         Ok(Self { description, device, dtype, snapshot })
     }
@@ -167,7 +169,16 @@ impl DescribedModel {
 
     /// What a report tells of it.
     pub(super) fn facts(&self) -> Map<String, Value> {
-        let Description { name, spec, files, .. } = &self.description;
+        let Description { name, spec, files, adapter, .. } = &self.description;
+        let adapter = adapter.as_ref().map(|adapter| {
+            json!({
+                "name": adapter.name,
+                "kind": adapter.adapter.kind.name(),
+                "num_updates": adapter.adapter.updates.len(),
+                "num_replaced": adapter.adapter.replaced.len(),
+                "is_fused": adapter.is_fused,
+            })
+        });
         let facts = json!({
             "name": name,
             "model_type": spec.model_type,
@@ -177,6 +188,7 @@ impl DescribedModel {
             "max_context": spec.max_context,
             "kv_bytes_per_token": spec.kv_bytes_per_token(self.dtype.num_bytes()),
             "weight_file_bytes": files.weight_bytes(),
+            "adapter": adapter,
         });
         facts.as_object().cloned().unwrap_or_default()
     }
@@ -188,11 +200,12 @@ impl DescribedModel {
         args: &RunArgs,
         options: &ReaderOptions,
     ) -> anyhow::Result<Manifest> {
-        let Description { name, spec, files, .. } = &self.description;
+        let Description { name, spec, files, adapter, .. } = &self.description;
         let mut manifest = Manifest::default();
         manifest.say("mlxbatch", env!("CARGO_PKG_VERSION"));
         manifest.say("--model", name);
-        for part in (ComputedModel { name, spec, files, dtype: self.dtype }).answer_parts()? {
+        let computed = ComputedModel { name, spec, files, adapter: adapter.as_ref(), dtype: self.dtype };
+        for part in computed.answer_parts()? {
             manifest.digest(&part.name, blake3::Hash::from(part.digest).to_hex().as_str());
         }
         manifest.say("--dtype", self.dtype.name());
@@ -216,8 +229,9 @@ impl DescribedModel {
 
     /// Loads the weights.
     pub(super) fn load(self, args: &RunArgs, is_verbose: bool) -> anyhow::Result<OpenModel> {
-        let Description { name, spec, weights, .. } = self.description;
-        let loaded = LoadedModel::load(&spec, &weights, self.device, self.dtype)
+        let Description { name, spec, weights, adapter, .. } = self.description;
+        let used = adapter.as_ref().map(DescribedAdapter::used);
+        let loaded = LoadedModel::load_adapted(&spec, &weights, used, self.device, self.dtype)
             .with_context(|| format!("cannot load the model {name}"))?;
         if is_verbose {
             eprint_line(&format!(
@@ -228,6 +242,16 @@ impl DescribedModel {
                 loaded.dtype().name(),
                 self.device.backend(),
                 Blas::current(),
+            ));
+        }
+        if let Some(adapter) = adapter.filter(|_| is_verbose) {
+            let DescribedAdapter { name, adapter: Adapter { kind, updates, replaced, .. }, .. } = &adapter;
+            eprint_line(&format!(
+                "adapter {name}: {}, {} matrices updated {}, {} weights replaced",
+                kind.name(),
+                updates.len(),
+                adapter.place(),
+                replaced.len(),
             ));
         }
         let kv_bytes_per_token = spec.kv_bytes_per_token(loaded.dtype().num_bytes()).max(1) as u64;

@@ -13,10 +13,13 @@ use crate::{
 
 const HIDDEN: u64 = 256;
 const NUM_HEADS: usize = 4;
-const WIDENED: Precision =
-    Precision { dtype: ComputeDtype::Float32, device: ComputeDevice::Cpu, widen_quantized: true };
-const PACKED: Precision =
-    Precision { dtype: ComputeDtype::Float32, device: ComputeDevice::Cpu, widen_quantized: false };
+const WIDENED: Precision = Precision {
+    dtype: ComputeDtype::Float32,
+    device: ComputeDevice::Cpu,
+    widen_quantized: true,
+    fuse_updates: false,
+};
+const PACKED: Precision = Precision { widen_quantized: false, ..WIDENED };
 
 /// Blocks of noise, but for their scales, which are small numbers at the places where types have them.
 fn blocks(kind: GgmlType, num_elements: u64, seed: u64) -> Vec<u8> {

@@ -74,7 +74,7 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    pub(super) fn integer(
+    pub(in crate::models) fn integer(
         &self,
         name: &str,
         default: Option<u64>,
@@ -112,13 +112,13 @@ impl<'a> Fields<'a> {
         Ok(inner)
     }
 
-    pub(super) fn optional_number(&self, name: &str) -> Result<Option<f64>, String> {
+    pub(in crate::models) fn optional_number(&self, name: &str) -> Result<Option<f64>, String> {
         self.get(name)
             .map(|value| value.as_f64().ok_or_else(|| format!("'{name}' must be a number, got {value}")))
             .transpose()
     }
 
-    pub(super) fn number(&self, name: &str, default: Option<f64>) -> Result<f64, String> {
+    pub(in crate::models) fn number(&self, name: &str, default: Option<f64>) -> Result<f64, String> {
         self.optional_number(name)?.or(default).ok_or_else(|| format!("'{name}' is missing"))
     }
 
@@ -146,7 +146,7 @@ impl<'a> Fields<'a> {
         Ok(self.optional_flag(name)?.unwrap_or(default))
     }
 
-    pub(super) fn optional_flag(&self, name: &str) -> Result<Option<bool>, String> {
+    pub(in crate::models) fn optional_flag(&self, name: &str) -> Result<Option<bool>, String> {
         match (self.own_flag(name)?, self.outer) {
             (None, Some(outer)) => outer.own_flag(name),
             (found, _) => Ok(found),
@@ -154,7 +154,7 @@ impl<'a> Fields<'a> {
     }
 
     /// A flag of this object alone.
-    pub(super) fn own_flag(&self, name: &str) -> Result<Option<bool>, String> {
+    pub(in crate::models) fn own_flag(&self, name: &str) -> Result<Option<bool>, String> {
         self.get(name)
             .map(|value| {
                 value.as_bool().ok_or_else(|| format!("'{name}' must be true or false, got {value}"))
@@ -163,7 +163,7 @@ impl<'a> Fields<'a> {
     }
 
     /// An object one level down; `None` where absent.
-    pub(super) fn nested(&self, name: &str) -> Result<Option<Fields<'_>>, String> {
+    pub(in crate::models) fn nested(&self, name: &str) -> Result<Option<Fields<'_>>, String> {
         match self.get(name) {
             None => Ok(None),
             Some(Value::Object(map)) => Ok(Some(self.inside(name, map))),

@@ -51,8 +51,9 @@ pub const SERVED: &[ServedGroup] = &[
             served(
                 "model",
                 "text",
-                "warned of where it is not the model of the run, which answers all the same",
+                "warned of where it is not the model of the run, which answers all the same; model:adapter names its adapter too",
             ),
+            served("adapter", "text", "the name of the run's --adapter, its folder's; another is an error"),
         ],
     },
     ServedGroup {

@@ -15,7 +15,8 @@ const USE_LOGPROBS: &str = "is not read; use `logprobs`, `prompt_logprobs` or `e
 const USE_PENALTY: &str = "is not read; `repetition_penalty`, `presence_penalty` and `frequency_penalty` are";
 const USE_GUIDE: &str = "is not read; `response_format` and `structured_outputs` are";
 const NO_SAMPLER: &str = "this sampler is not served; temperature, top_p, top_k and min_p are. Leave it out";
-const NO_ADAPTER: &str = "one model answers the whole run; name another with --model";
+const NO_ADAPTER: &str =
+    "is not read; one adapter answers the whole run, whose folder is --adapter's. Leave it out";
 const USE_BIAS: &str = "is not read; `logit_bias` and `bad_words` are";
 const USE_MINIMUM: &str = "is not read; use `min_tokens`";
 const NO_CUT: &str = "prompts are never cut; shorten the prompt, or leave it out";
@@ -119,7 +120,6 @@ pub(super) const REQUEST: &[Refused] = &[
     // The model.
     refused("adapters", is_empty, NO_ADAPTER),
     refused("adapter_id", is_empty, NO_ADAPTER),
-    refused("adapter", is_empty, NO_ADAPTER),
     refused("lora", is_empty, NO_ADAPTER),
     refused("lora_request", never, NO_ADAPTER),
     refused("lora_path", is_empty, NO_ADAPTER),
