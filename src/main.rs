@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use mlxbatch::batch::BatchError;
 use mlxbatch::cli::Cli;
 use mlxbatch::commands;
-use mlxbatch::terminal::{eprint_text, shown};
+use mlxbatch::terminal::{eprint_text, shown_in_short};
 
 const FATAL: u8 = 1;
 
@@ -25,16 +25,16 @@ fn main() -> ExitCode {
 /// The error, what caused it and what to do, one line each; a cause that an error's own text
 /// holds already is not repeated.
 fn render(error: &anyhow::Error) -> String {
-    let mut text = format!("mlxbatch: error: {}\n", shown(&error.to_string()));
+    let mut text = format!("mlxbatch: error: {}\n", shown_in_short(&error.to_string()));
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        let cause = shown(&cause);
-        if !text.contains(&*cause) {
+        let cause = shown_in_short(&cause);
+        if !text.contains(&cause) {
             text += &format!("  because: {cause}\n");
         }
     }
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<BatchError>()).and_then(BatchError::hint);
     if let Some(hint) = hint {
-        text += &format!("  hint: {}\n", shown(&hint));
+        text += &format!("  hint: {}\n", shown_in_short(&hint));
     }
     text
 }

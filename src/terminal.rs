@@ -82,6 +82,11 @@ pub fn shown(text: &str) -> Cow<'_, str> {
     escaped.into()
 }
 
+/// The same of a text that may quote what somebody else wrote at any length.
+pub fn shown_in_short(text: &str) -> String {
+    shown(&bounded(text)).into_owned()
+}
+
 /// The same of several lines.
 pub fn shown_lines(text: &str) -> String {
     text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
@@ -121,6 +126,14 @@ fn decide(is_terminal: bool, term: Option<&str>, ci: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A value of three megabytes in a configuration was an error message of as many.
+    #[test]
+    fn what_others_wrote_at_length_is_shown_in_short() {
+        let text = shown_in_short(&format!("in a.json: {}\u{1b}", "x".repeat(3 << 20)));
+        assert!(text.starts_with("in a.json: xxx") && text.ends_with("xxx\\u{1b}"), "{}", text.len());
+        assert!(text.chars().count() < 2 * MAX_SHOWN_CHARS);
+    }
 
     #[test]
     fn what_steers_a_terminal_is_shown_as_an_escape() {

@@ -190,7 +190,7 @@ fn settings() -> [Setting; 4] {
         Setting { batch_size: 8, lookahead: true, ..base },
         Setting { batch_size: 3, reversed: true, ..base },
         // Chunks cut within prompts and windows, and the last prompts join a running batch.
-        Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true, ..base },
+        Setting { batch_size: 2, prefill_chunk: 13, lookahead: true, reversed: true },
     ]
 }
 

@@ -146,6 +146,9 @@ fn settings_that_cannot_be_are_refused_by_file_and_key() {
     }
 }
 
+/// Shapes and bytes by name.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<u8>)>;
+
 #[test]
 fn what_the_settings_do_not_speak_of_is_refused_by_name() {
     let cases = [
@@ -184,7 +187,7 @@ fn what_the_settings_do_not_speak_of_is_refused_by_name() {
 #[test]
 fn tensors_that_are_no_update_are_refused_by_name() {
     let path = "model.layers.1.self_attn.q_proj";
-    let read = |change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<u8>)>)| {
+    let read = |change: &dyn Fn(&mut Tensors)| {
         let copy = Copy::of("llama-qv");
         copy.change_tensors(MLX_LM.weights_file, |tensors| change(tensors));
         copy.error("tiny-llama")
