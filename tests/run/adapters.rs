@@ -158,7 +158,7 @@ fn an_adapter_that_is_not_for_the_model_is_an_error_that_says_so() {
     run("tiny-qwen2", &adapter("llama-4bit-all"), update);
     // Of another family, whose matrices are others.
     run("tiny-llama", &adapter("glm4-all"), "layers.2.self_attn.q_proj' has shapes [3, 32] and [64, 3]");
-    run("tiny-qwen2", &adapter("llama-full"), "of shape");
+    run("tiny-qwen2", &adapter("llama-full"), "has shape [32, 16], and the model's has [32, 64]");
     run("tiny-llama", "no-such-folder", "adapter_config.json is not there");
     let mut command = desk.run_with(fixture_path(MODEL));
     command.arg("--fuse-adapter").assert().code(2).stderr(contains("--adapter"));
