@@ -51,10 +51,8 @@ const WAIT_SLICE: Duration = Duration::from_millis(100);
 pub(crate) enum NotDone {
     /// It has not ended within this time.
     TooLong(Duration),
-    /// It was not begun: all that is done for its line took this time.
-    NoTimeLeft(Duration),
-    /// It was not begun: so much else has no end.
-    Crowded,
+    /// It was not begun, through no fault of its own; the reason.
+    NotBegun(String),
     Panicked,
     /// The system starts no thread with so much stack.
     NoThread {
@@ -63,8 +61,23 @@ pub(crate) enum NotDone {
     },
 }
 
-/// What is said then.
-pub(crate) const CROWDED: &str = "it was not begun: too many templates or texts of other lines have no end and take all processors; leave those out";
+impl NotDone {
+    /// All that is done for its line has taken so long.
+    fn no_time_left(in_all: Duration) -> Self {
+        Self::NotBegun(format!(
+            "all that is rendered and tokenised for this line has taken {:.0} seconds",
+            in_all.as_secs_f32()
+        ))
+    }
+
+    fn crowded() -> Self {
+        Self::NotBegun(
+            "it was not begun: too many templates or texts of other lines have no end and take all processors; \
+             leave those out"
+                .to_owned(),
+        )
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -113,6 +126,16 @@ pub(crate) fn for_one_line<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
+/// Does something for a line that has had all its time.
+#[cfg(test)]
+pub(crate) fn for_an_overdue_line<T>(work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now().checked_sub(LINE_PATIENCE).expect("the clock is past this");
+    let outer = LINE.replace(Some((begun, Duration::ZERO)));
+    let done = work();
+    LINE.set(outer);
+    done
+}
+
 /// The patience for one part of a line, as far as there is any left for the line.
 fn left_of_line(patience: Duration) -> Result<Duration, NotDone> {
     let Some((begun, beyond)) = LINE.get() else { return Ok(patience) };
@@ -121,7 +144,7 @@ fn left_of_line(patience: Duration) -> Result<Duration, NotDone> {
     LINE.set(Some((begun, beyond)));
     let in_all = LINE_PATIENCE + beyond;
     match in_all.saturating_sub(begun.elapsed()) {
-        Duration::ZERO => Err(NotDone::NoTimeLeft(in_all)),
+        Duration::ZERO => Err(NotDone::no_time_left(in_all)),
         left => Ok(patience.min(left)),
     }
 }
@@ -286,7 +309,7 @@ impl Pool {
             state = self.is_changed.wait_timeout(state, slice).unwrap_or_else(PoisonError::into_inner).0;
             left -= started.elapsed().min(slice);
         }
-        if state.num_left_alone >= MAX_LEFT_ALONE { Err(NotDone::Crowded) } else { Ok(()) }
+        if state.num_left_alone >= MAX_LEFT_ALONE { Err(NotDone::crowded()) } else { Ok(()) }
     }
 }
 
@@ -334,13 +357,12 @@ mod tests {
         let waiting = on_deep_stack(1 << 20, patience, 0, move || receiver.recv().is_ok());
         assert!(matches!(waiting, Err(NotDone::TooLong(_))), "{waiting:?}");
         drop(sender);
-        let begun = Instant::now();
         let slow = || on_deep_stack(1 << 20, PATIENCE, 0, || thread::sleep(Duration::from_millis(5)));
-        LINE.set(Some((begun - LINE_PATIENCE, Duration::ZERO)));
-        assert_eq!(slow(), Err(NotDone::NoTimeLeft(LINE_PATIENCE)));
-        assert_eq!(for_one_line(slow), Ok(()));
-        assert!(slow().is_err());
-        LINE.set(None);
+        for_an_overdue_line(|| {
+            assert_eq!(slow(), Err(NotDone::no_time_left(LINE_PATIENCE)));
+            assert_eq!(for_one_line(slow), Ok(()));
+            assert!(slow().is_err());
+        });
         assert_eq!(slow(), Ok(()));
         let panicked = on_deep_stack(1 << 20, PATIENCE, 0, || std::panic::resume_unwind(Box::new("quietly")));
         assert_eq!(panicked.map(|()| 0), Err(NotDone::Panicked));

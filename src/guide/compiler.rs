@@ -90,7 +90,7 @@ impl Compiler {
             return kept;
         }
         // Others may compile the same meanwhile, but nobody waits who does not need it.
-        let compiled = self.compile(constraint);
+        let compiled = self.compile(key, constraint)?;
         let mut kept = self.0.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == MAX_KEPT {
             kept.pop_front();
@@ -108,33 +108,35 @@ impl Compiler {
         Some(compiled)
     }
 
-    fn compile(&self, constraint: &Constraint) -> Compiled {
+    /// What is to be kept of a constraint, or why it was not compiled, through no fault of its own.
+    fn compile(&self, key: blake3::Hash, constraint: &Constraint) -> Result<Compiled, GuideError> {
+        let not_served = |reason: String| Ok(Err(GuideError::NotServed(reason)));
         let num_bytes = constraint.num_bytes();
         if num_bytes > MAX_TEXT_BYTES {
-            let reason = format!("it has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are compiled");
-            return Err(GuideError::NotServed(reason));
+            return not_served(format!("it has {num_bytes} bytes; at most {MAX_TEXT_BYTES} are compiled"));
         }
-        let grammar = constraint.grammar(self.0.drops_first_space)?;
+        let grammar = match constraint.grammar(self.0.drops_first_space) {
+            Ok(grammar) => grammar,
+            Err(error) => return Ok(Err(error)),
+        };
         let inner = Arc::clone(&self.0);
-        let fingerprint = deep::fingerprint(constraint.key().as_bytes());
-        let matcher = on_deep_stack(STACK_BYTES, PATIENCE, fingerprint, move || {
+        let matcher = on_deep_stack(STACK_BYTES, PATIENCE, deep::fingerprint(key.as_bytes()), move || {
             Matcher::new(inner.factory.create_parser(grammar))
         });
-        let matcher = matcher.map_err(|why| {
-            GuideError::NotServed(match why {
-                NotDone::TooLong(patience) => format!(
-                    "it has not been compiled within {:.0} seconds: parts that all have to hold multiply with each \
-                     other; leave some out",
-                    patience.as_secs_f32()
-                ),
-                NotDone::NoTimeLeft(_) | NotDone::Crowded => deep::CROWDED.to_owned(),
-                NotDone::Panicked => "llguidance gave up".to_owned(),
-                NotDone::NoThread { reason, .. } => reason,
-            })
-        })?;
-        match matcher.get_error() {
-            Some(error) => Err(GuideError::NotServed(reason(error))),
-            None => Ok(Arc::new(matcher)),
+        match matcher {
+            Ok(matcher) => match matcher.get_error() {
+                Some(error) => not_served(reason(error)),
+                None => Ok(Ok(Arc::new(matcher))),
+            },
+            Err(NotDone::TooLong(patience)) => not_served(format!(
+                "it has not been compiled within {:.0} seconds: parts that all have to hold multiply with each \
+                 other; leave some out",
+                patience.as_secs_f32()
+            )),
+            Err(NotDone::Panicked) => not_served("llguidance gave up".to_owned()),
+            Err(NotDone::NotBegun(reason) | NotDone::NoThread { reason, .. }) => {
+                Err(GuideError::NotServed(reason))
+            }
         }
     }
 }

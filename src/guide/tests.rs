@@ -56,6 +56,15 @@ fn tokens_allowed(guide: &mut Guide, end_ids: &[u32], is_early: bool) -> Vec<u32
     }
 }
 
+/// It was remembered against the constraint, which other lines may have, too.
+#[test]
+fn what_one_line_has_no_time_for_others_may_have() {
+    let (compiler, constraint) = (compiler(), schema(json!({"type": "boolean"})));
+    let begin = || begin(&compiler, constraint.clone());
+    assert!(crate::deep::for_an_overdue_line(begin).is_err());
+    assert!(begin().is_ok());
+}
+
 #[test]
 fn each_kind_of_constraint_lets_through_what_it_describes() {
     let compiler = compiler();

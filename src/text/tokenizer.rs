@@ -17,7 +17,7 @@ use super::files::MAX_TOKENIZER_BYTES;
 use super::tokenizer_config::TokenizerConfig;
 use super::tokenizer_limits::{self, MAX_TOKEN_IDS};
 use super::{TextError, bounds::Bound, gguf_tokenizer};
-use crate::deep::{CROWDED, NotDone, PATIENCE, fingerprint, on_deep_stack};
+use crate::deep::{NotDone, PATIENCE, fingerprint, on_deep_stack};
 use crate::guide::Vocabulary;
 use crate::models::GgufHeader;
 use crate::panics;
@@ -189,11 +189,7 @@ impl Tokenizer {
                      splits texts by, take no end on this one; shorten it, or its runs of one character",
                     patience.as_secs_f32()
                 )),
-                NotDone::NoTimeLeft(patience) => TextError::Encode(format!(
-                    "all that is rendered and tokenised for this line has taken {:.0} seconds",
-                    patience.as_secs_f32()
-                )),
-                NotDone::Crowded => TextError::Encode(CROWDED.to_owned()),
+                NotDone::NotBegun(reason) => TextError::Encode(reason),
                 NotDone::Panicked => TextError::Encode("the tokenizer gave up".to_owned()),
                 NotDone::NoThread { stack_bytes, reason } => TextError::NoThread { stack_bytes, reason },
             })

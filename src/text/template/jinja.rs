@@ -18,7 +18,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
 use super::{json, namespaces, numbers};
-use crate::deep::{CROWDED, KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
+use crate::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
 use crate::text::TextError;
 
 /// The largest template in use has some 20,000 bytes.
@@ -184,11 +184,7 @@ fn not_done(why: NotDone, failed: impl FnOnce(String) -> TextError) -> TextError
         NotDone::TooLong(patience) => {
             failed(format!("it has not ended within {:.0} seconds", patience.as_secs_f32()))
         }
-        NotDone::NoTimeLeft(patience) => failed(format!(
-            "all that is rendered and tokenised for this line has taken {:.0} seconds",
-            patience.as_secs_f32()
-        )),
-        NotDone::Crowded => failed(CROWDED.to_owned()),
+        NotDone::NotBegun(reason) => failed(reason),
         NotDone::Panicked => failed("the template engine panicked".to_owned()),
         NotDone::NoThread { stack_bytes, reason } => TextError::NoThread { stack_bytes, reason },
     }
