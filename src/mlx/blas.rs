@@ -10,6 +10,10 @@ use super::device::ComputeDevice;
 #[cfg(not(target_os = "macos"))]
 use super::sys;
 
+/// Matrices of this many numbers and less are too small to be shared among threads: OpenBLAS's wait for each other by
+/// spinning, so that with tiny-llama half of the processors' time went into that, and it was no faster.
+const MAX_UNSHARED_NUMBERS: usize = 1 << 17;
+
 /// Which BLAS serves matrix products on the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blas {
@@ -54,6 +58,10 @@ impl Blas {
                  install it (Debian: apt-get install libopenblas0) and build with 'make', \
                  or start with LD_PRELOAD=libopenblas.so.0"
             )),
+            #[cfg(target_os = "linux")]
+            (Self::OpenBlas { kernels: Some(kernels) }, ComputeDevice::Cpu) => {
+                kernels::told_if_older(kernels)
+            }
             _ => None,
         }
     }
@@ -78,6 +86,16 @@ impl std::fmt::Display for Blas {
 pub fn restart_with_better_kernels() {
     #[cfg(target_os = "linux")]
     kernels::restart_with_better();
+}
+
+/// Has products computed on one thread where the largest matrix of a model has few numbers; the user's own setting stands.
+pub(super) fn fit_threads(largest_matrix_numbers: usize) {
+    #[cfg(target_os = "linux")]
+    if ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"].into_iter().all(|name| std::env::var_os(name).is_none()) {
+        sys::set_openblas_threads(usize::from(largest_matrix_numbers <= MAX_UNSHARED_NUMBERS));
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = largest_matrix_numbers;
 }
 
 #[cfg(test)]

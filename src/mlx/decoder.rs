@@ -9,6 +9,7 @@ use mlx_rs::{Array, ops::indexing};
 
 use super::{
     arrays::{concatenated, rows_of},
+    blas,
     block::{Block, Places},
     block_pass::{BlockPass, row_blocks},
     device::ComputeDevice,
@@ -63,6 +64,7 @@ impl Decoder {
         if weights.are_published() {
             spec.folds.iter().try_for_each(|fold| weights.fold(fold))?;
         }
+        blas::fit_threads(spec.hidden_size * spec.vocab_size.max(spec.hidden_size));
         let mut loader = Loader::new(spec, &mut weights, precision);
         let embedding = loader.table("model.embed_tokens", spec.vocab_size, spec.hidden_size)?;
         let mut places = Places::default();

@@ -485,6 +485,21 @@ pub(super) fn openblas_kernels() -> Option<String> {
     }
 }
 
+/// On how many threads OpenBLAS computes a product from now on; 0 is as many as it has. Nothing where it is not loaded.
+#[cfg(target_os = "linux")]
+pub(super) fn set_openblas_threads(num_threads: usize) {
+    type SetThreads = unsafe extern "C" fn(i32);
+    let Ok(num_threads) = i32::try_from(num_threads) else { return };
+    // SAFETY: a NUL-terminated name; the function of this name takes a number, whatever it is, and returns
+    // nothing, in every OpenBLAS that has it.
+    unsafe {
+        let symbol = libc::dlsym(libc::RTLD_DEFAULT, c"openblas_set_num_threads".as_ptr());
+        if !symbol.is_null() {
+            std::mem::transmute::<*mut libc::c_void, SetThreads>(symbol)(num_threads);
+        }
+    }
+}
+
 /// The operations that these arrays, not computed yet, are made by: a graph in the DOT language, in which
 /// inputs point to operations and these to their outputs.
 #[cfg(test)]

@@ -28,6 +28,13 @@ const OLD_KERNELS: [&str; 14] = [
     "Bobcat",
 ];
 
+/// Kernels that use AVX-512.
+const WIDE_KERNELS: [&str; 3] = ["SkylakeX", "Cooperlake", "SapphireRapids"];
+
+fn is_among(kernels: &str, names: &[&str]) -> bool {
+    names.iter().any(|name| name.eq_ignore_ascii_case(kernels))
+}
+
 /// What a processor has that kernels are made for.
 #[derive(Debug, Clone, Copy)]
 struct Vectors {
@@ -56,14 +63,31 @@ impl Vectors {
     /// A release does not know processors that are newer than it, and takes Prescott's for them: Debian 12's
     /// is three to four times slower by that on Intel's Emerald Rapids.
     fn better_than(self, kernels: &str) -> Option<&'static str> {
-        let is_old = OLD_KERNELS.iter().any(|old| old.eq_ignore_ascii_case(kernels));
         match self {
-            _ if !is_old => None,
+            _ if !is_among(kernels, &OLD_KERNELS) => None,
             Self { has_avx512: true, .. } => Some("SkylakeX"),
             Self { has_avx2_and_fma: true, .. } => Some("Haswell"),
             _ => None,
         }
     }
+
+    /// What the processor has that these kernels do not use.
+    fn unused_by(self, kernels: &str) -> Option<&'static str> {
+        match self {
+            Self { has_avx512: true, .. } if !is_among(kernels, &WIDE_KERNELS) => Some("AVX-512"),
+            Self { has_avx2_and_fma: true, .. } if is_among(kernels, &OLD_KERNELS) => Some("AVX2"),
+            _ => None,
+        }
+    }
+}
+
+/// Says that the kernels which the user chose are older than the processor.
+pub(super) fn told_if_older(kernels: &str) -> Option<String> {
+    env::var_os(KERNELS_VARIABLE)?;
+    let unused = Vectors::of_this_processor().unused_by(kernels)?;
+    Some(format!(
+        "OpenBLAS uses {kernels} kernels, from {KERNELS_VARIABLE}; this processor has {unused}: unset {KERNELS_VARIABLE}"
+    ))
 }
 
 /// See [`super::restart_with_better_kernels`].
@@ -96,6 +120,9 @@ mod tests {
         assert_eq!(haswell.better_than("Prescott"), Some("Haswell"));
         assert_eq!(haswell.better_than("barcelona"), Some("Haswell"));
         assert_eq!(old.better_than("Prescott"), None);
+        assert_eq!(skylake.unused_by("Haswell"), Some("AVX-512"));
+        assert_eq!((skylake.unused_by("skylakex"), haswell.unused_by("Haswell")), (None, None));
+        assert_eq!(haswell.unused_by("Nehalem"), Some("AVX2"));
         // What OpenBLAS knows, it chooses best itself.
         for known in ["Haswell", "Zen", "SkylakeX", "Cooperlake", "SapphireRapids", "Whatever", "armv8"] {
             assert_eq!(skylake.better_than(known), None, "{known}");
