@@ -22,6 +22,11 @@ const fn packed(what: &'static str, filter: &'static str) -> ForeignFormat {
 
 const UTF_16: ForeignFormat = packed("is UTF-16, not UTF-8", "iconv -f UTF-16 -t UTF-8");
 
+const PARQUET: &str = match cfg!(feature = "parquet") {
+    true => "is a Parquet file where lines are expected",
+    false => "is a Parquet file, and this build was made without the feature that reads them",
+};
+
 /// First bytes and what they mean; the first that fits counts.
 const MAGIC: [(&[u8], ForeignFormat); 13] = [
     (b"\x1f\x8b", packed("is compressed with gzip", "zcat")),
@@ -31,7 +36,7 @@ const MAGIC: [(&[u8], ForeignFormat); 13] = [
     (b"\x04\x22\x4d\x18", packed("is compressed with lz4", "lz4cat")),
     (b"PK\x03\x04", packed("is a zip archive", "funzip")),
     (b"7z\xbc\xaf\x27\x1c", ForeignFormat { what: "is a 7z archive", filter: None }),
-    (b"PAR1", ForeignFormat { what: "is a Parquet file", filter: None }),
+    (b"PAR1", ForeignFormat { what: PARQUET, filter: None }),
     (b"ARROW1", ForeignFormat { what: "is an Arrow file", filter: None }),
     (b"SQLite format 3\0", ForeignFormat { what: "is an SQLite database", filter: None }),
     (b"\xff\xfe\0\0", packed("is UTF-32, not UTF-8", "iconv -f UTF-32 -t UTF-8")),

@@ -7,6 +7,7 @@
 use std::io::{self, BufRead};
 
 use super::lead_in;
+use super::opened::start_of;
 
 /// A buffer that one huge line has blown up past this is given back before the next line.
 const MAX_KEPT_BUFFER_BYTES: usize = 1 << 20;
@@ -90,13 +91,7 @@ impl<R: BufRead> LineReader<R> {
 
 /// Looks at what an input begins with, and takes nothing of it.
 pub(super) fn check_start(source: &mut impl BufRead) -> io::Result<()> {
-    let start = loop {
-        match source.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            start => break start?,
-        }
-    };
-    match lead_in::foreign_format(start) {
+    match lead_in::foreign_format(start_of(source)?) {
         Some(format) => Err(io::Error::new(io::ErrorKind::InvalidData, format)),
         None => Ok(()),
     }

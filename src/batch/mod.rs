@@ -14,6 +14,8 @@ mod line_error;
 mod lines;
 mod merging;
 mod opened;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod partial_json;
 mod paths;
 mod progress;

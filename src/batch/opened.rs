@@ -1,7 +1,7 @@
 //! Inputs as streams of lines, however they are packed.
 //!
 //! Owns taking compression away, and tables: each of their rows becomes a JSON object on a line of its own, which
-//! has the number of the line that the row begins on.
+//! has the number of the line that the row begins on. Tables in Parquet files are `parquet`'s.
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
@@ -13,7 +13,7 @@ use super::zstd::{self, Frames};
 /// What an input holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InputFormat {
-    /// As its name says: .csv and .tsv are tables.
+    /// As its name says, .csv and .tsv being tables, and a Parquet file by its content.
     #[default]
     Auto,
     /// One JSON object per line.
@@ -45,10 +45,14 @@ impl InputFormat {
 
 /// Makes lines of what a stream holds; `path` is where it comes from, if that is a file.
 pub(super) fn lines_of(
-    source: impl BufRead + Send + 'static,
+    mut source: impl BufRead + Send + 'static,
     format: InputFormat,
     path: Option<&Path>,
 ) -> io::Result<Box<dyn BufRead + Send>> {
+    #[cfg(feature = "parquet")]
+    if format == InputFormat::Auto && start_of(&mut source)?.starts_with(super::parquet::MAGIC) {
+        return Ok(Box::new(BufReader::new(super::parquet::ParquetLines::open(&mut source, path)?)));
+    }
     let unpacked = unpacked(source)?;
     Ok(match format.delimiter(path) {
         None => unpacked,
@@ -105,13 +109,21 @@ impl BufRead for Deferred {
     }
 }
 
-fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
-    let start = loop {
+/// What a source begins with, as much as there is; nothing is taken of it.
+pub(super) fn start_of(source: &mut impl BufRead) -> io::Result<&[u8]> {
+    loop {
         match source.fill_buf() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            start => break start?.to_vec(),
+            Err(error) => return Err(error),
+            Ok(_) => break,
         }
-    };
+    }
+    // The same once more: what is borrowed in a loop cannot be returned from it.
+    source.fill_buf()
+}
+
+fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
+    let start = start_of(&mut source)?;
     if start.starts_with(GZIP) {
         // Several members, as bgzip and pigz write.
         Ok(Box::new(BufReader::new(flate2::bufread::MultiGzDecoder::new(source))))

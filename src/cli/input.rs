@@ -67,7 +67,7 @@ pub struct InputArgs {
 /// What an input holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum FormatArg {
-    /// Tables where the name ends in .csv or .tsv, else JSON lines
+    /// Parquet files by their content, tables where the name ends in .csv or .tsv, else JSON lines
     Auto,
     /// One JSON object per line
     Jsonl,
