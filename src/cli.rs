@@ -660,6 +660,10 @@ pub struct PlanArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// Print a line for each request first: its prompt's tokens, those that no earlier one has, and its longest answer
+    #[arg(short, long, conflicts_with = "json")]
+    pub verbose: bool,
+
     /// Print no warnings and no problems of single lines
     #[arg(short, long)]
     pub quiet: bool,

@@ -4,11 +4,15 @@
 //! `plan/`'s knowledge, how it is said `report`'s business; lines are judged as a run does.
 
 mod report;
+mod requests;
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use thiserror::Error;
+
 use self::report::{NamedParting, Report, ShardPlan};
+use self::requests::Owner;
 use super::memory_needs::{BatchShape, MemoryNeeds};
 use super::model::{Description, asked_dtype};
 use super::run::intake::{Intake, Next, PAUSE};
@@ -27,6 +31,14 @@ use crate::text::Tokenizer;
 
 /// Plans a file: the report on standard output, problems and warnings on standard error.
 pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
+    let planned = print_plan(args);
+    match planned.as_ref().err().and_then(|error| error.downcast_ref::<ClosedOutput>()) {
+        Some(ClosedOutput) => Ok(Outcome::OutputClosed),
+        None => planned,
+    }
+}
+
+fn print_plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let served_model = Some(args.model.model.clone());
     let served_adapter = args.model.adapter_name();
     let options = ReaderOptions { served_model, served_adapter, ..args.rows.options()? };
@@ -64,7 +76,13 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         reply: Default::default(),
     });
     let planner = Planner { args, model: &model, preparer, snapshot: snapshot.as_ref() };
-    let (reader, totals) = planner.read_through(reader, |problem| say(args, problem))?;
+    if args.verbose {
+        print(requests::TITLES)?;
+    }
+    let (reader, totals) = planner.read_through(reader, args.verbose, |problem| say(args, problem))?;
+    if args.verbose {
+        print("\n")?;
+    }
     for warning in reader.warnings().texts() {
         say(args, &format!("mlxbatch: warning: {warning}"));
     }
@@ -106,6 +124,19 @@ pub fn plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
     written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()), outcome)
 }
 
+/// Whoever read what is printed has read enough.
+#[derive(Debug, Error)]
+#[error("standard output was closed")]
+struct ClosedOutput;
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match written(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()), Outcome::Done)? {
+        Outcome::OutputClosed => Err(ClosedOutput.into()),
+        _ => Ok(()),
+    }
+}
+
 fn say(args: &PlanArgs, text: &str) {
     if !args.quiet {
         eprint_line(text);
@@ -121,15 +152,16 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    /// Plans all that a reader has, window by window.
+    /// Plans all that a reader has, window by window, and prints a line for each request if that is asked for.
     fn read_through(
         &self,
         reader: RequestReader,
+        lists_requests: bool,
         say: impl Fn(&str),
     ) -> anyhow::Result<(RequestReader, Totals<'_>)> {
         let batch_size = self.args.batch_size as usize;
         let mut totals = Totals::new(self.model.text.tokenizer(), batch_size, self.snapshot);
-        let mut window = Window::default();
+        let mut window = Window { owners: lists_requests.then(Vec::new), ..Window::default() };
         let (preparer, text) = (Arc::clone(&self.preparer), Arc::clone(&self.model.text));
         let mut intake = Intake::new(reader, preparer, text, Kept::default());
         loop {
@@ -146,10 +178,11 @@ impl Planner<'_> {
                 Next::End => break,
             }
             if window_is_full(window.prompts.len(), window.num_tokens) {
-                totals.add(&std::mem::take(&mut window));
+                totals.add(&window)?;
+                window.clear();
             }
         }
-        totals.add(&window);
+        totals.add(&window)?;
         Ok((intake.into_reader(), totals))
     }
 
@@ -161,7 +194,7 @@ impl Planner<'_> {
         for number in 1..=count {
             let lines = split.shard(number);
             let options = ReaderOptions { shard: Some(Arc::new(lines)), ..options.clone() };
-            let (reader, totals) = self.read_through(RequestReader::open(inputs, options)?, |_| {})?;
+            let (reader, totals) = self.read_through(RequestReader::open(inputs, options)?, false, |_| {})?;
             plans.push(ShardPlan {
                 num_requests: reader.num_requests(),
                 num_prompt_tokens: totals.num_prompt_tokens,
@@ -191,11 +224,24 @@ struct Planned {
 #[derive(Default)]
 struct Window {
     prompts: Vec<Planned>,
+    /// Whose each of the prompts is, where that is asked for.
+    owners: Option<Vec<Owner>>,
     num_tokens: usize,
 }
 
 impl Window {
+    fn clear(&mut self) {
+        self.prompts.clear();
+        self.owners.iter_mut().for_each(Vec::clear);
+        self.num_tokens = 0;
+    }
+
     fn add(&mut self, job: PreparedJob) {
+        if let Some(owners) = &mut self.owners {
+            let head = &job.head;
+            let owner = Owner { line: head.file.line_name(head.line), custom_id: head.custom_id.clone() };
+            owners.extend(job.requests.iter().map(|_| owner.clone()));
+        }
         let planned = job.requests.into_iter().map(|request| {
             let generation = request.generation;
             Planned {
@@ -255,9 +301,9 @@ impl<'a> Totals<'a> {
         }
     }
 
-    fn add(&mut self, window: &Window) {
+    fn add(&mut self, window: &Window) -> anyhow::Result<()> {
         if window.prompts.is_empty() {
-            return;
+            return Ok(());
         }
         let prompts: Vec<PlanPrompt> = window
             .prompts
@@ -292,6 +338,7 @@ impl<'a> Totals<'a> {
             self.parting = Some((repeats.num_tokens, NamedParting { position: position as u64, text }));
         }
         self.shared.add(&plan.largest_shared, |index| prompts[index].tokens, self.tokenizer);
+        window.owners.iter().try_for_each(|owners| print(&requests::lines(owners, &prompts, &plan.order)))
     }
 }
 
@@ -314,7 +361,7 @@ mod tests {
                     max_new_tokens: 5,
                 });
             }
-            totals.add(&window);
+            totals.add(&window).expect("nothing is printed");
         }
         let (num_windows, num_unique) = (totals.num_windows, totals.num_unique_tokens);
         let shared = totals.shared.largest();
