@@ -40,7 +40,7 @@ def cells(row):
     yield "price", pa.decimal128(9, 2), decimal.Decimal(f"{row}.50"), f"{row}.50"
     yield "picture", pa.binary(), bytes([255, row]), ["/wA=", "/wE=", "/wI=", "/wM=", "/wQ=", "/wU=", "/wY="][row]
     yield "day", pa.date32(), day.date(), "2024-02-29"
-    yield "time", pa.timestamp("ms", tz="UTC"), day, f"2024-02-29 13:05:0{row} +00:00"
+    yield "time", pa.timestamp("ms", tz="UTC"), day, f"2024-02-29 13:05:0{row}.000 +00:00"
     nested = {"source": {"name": "x", "page": row}} if has_value else None
     kind = pa.struct([("source", pa.struct([("name", pa.string()), ("page", pa.int32())]))])
     yield "meta", kind, nested, nested

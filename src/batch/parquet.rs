@@ -3,6 +3,7 @@
 //! Owns what a cell of each type is in JSON. What is no number, text, list or struct is text, as the file's own tools
 //! print it; bytes are base64; a number that JSON does not have (NaN, the infinities) is null, as pandas writes it.
 
+use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, BufRead, Cursor, Read};
 use std::path::Path;
@@ -46,11 +47,11 @@ impl ParquetLines {
 
     /// Reads the next row into `pending`.
     fn advance(&mut self) -> io::Result<()> {
-        let row = guarded(|| self.rows.next().transpose())?;
-        match row {
+        // A time that no calendar has is a panic, too.
+        match guarded(|| Ok(self.rows.next().transpose()?.map(object)))? {
             None => self.is_over = true,
             Some(row) => {
-                let mut text = object(row).to_string().into_bytes();
+                let mut text = row.to_string().into_bytes();
                 text.push(b'\n');
                 self.pending = Cursor::new(text);
             }
@@ -99,9 +100,9 @@ fn json(field: Field) -> Value {
         Field::UInt(number) => number.into(),
         Field::ULong(number) => number.into(),
         // As short as it can be written, not with the digits that it has as a larger float.
-        Field::Float16(number) => float(number.to_f32().is_finite(), &number),
-        Field::Float(number) => float(number.is_finite(), &number),
-        Field::Double(number) => float(number.is_finite(), &number),
+        Field::Float16(number) => float(number.to_f32()),
+        Field::Float(number) => float(number),
+        Field::Double(number) => float(number),
         Field::Str(text) => Value::String(text),
         Field::Bytes(bytes) => Value::String(BASE64_STANDARD.encode(bytes.as_bytes())),
         Field::Group(row) => object(row),
@@ -118,9 +119,9 @@ fn json(field: Field) -> Value {
     }
 }
 
-fn float(is_finite: bool, number: &impl ToString) -> Value {
-    let number = is_finite.then(|| number.to_string().parse::<Number>().ok()).flatten();
-    number.map_or(Value::Null, Value::Number)
+/// With a point in it, so that it is read as a float; nothing where it is none that JSON has.
+fn float(number: impl Debug) -> Value {
+    format!("{number:?}").parse::<Number>().map_or(Value::Null, Value::Number)
 }
 
 #[cfg(test)]

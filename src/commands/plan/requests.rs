@@ -73,7 +73,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn new_tokens_add_up_to_the_unique_ones(
+        fn new_tokens_are_those_that_no_earlier_prompt_has(
             tokens in prop::collection::vec(prop::collection::vec(0_u32..3, 1..9), 0..12)
         ) {
             let prompts: Vec<PlanPrompt> = tokens
@@ -85,9 +85,16 @@ mod tests {
                     max_new_tokens: 1,
                 })
                 .collect();
-            let plan = WindowPlan::new(&prompts, &PlanOptions::default());
-            let num_new: usize = num_new_tokens(&prompts, &plan.order).iter().sum();
-            prop_assert_eq!(num_new, plan.num_unique_tokens);
+            let order = WindowPlan::new(&prompts, &PlanOptions::default()).order;
+            let num_new = num_new_tokens(&prompts, &order);
+            for (place, &index) in order.iter().enumerate() {
+                let tokens = prompts[index].tokens;
+                let reusable = |tokens: &[u32]| tokens[..tokens.len() - 1].to_vec();
+                let shared = order[..place].iter().map(|&before| {
+                    reusable(tokens).iter().zip(&reusable(prompts[before].tokens)).take_while(|(a, b)| a == b).count()
+                });
+                prop_assert_eq!(num_new[index], tokens.len() - shared.max().unwrap_or(0));
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use mlx_rs::{Array, Dtype, Stream, error::Exception};
 
-use super::array_from;
+use super::arrays::array_from;
 
 /// How numbers are packed, as MLX's functions are told.
 #[derive(Debug, Clone, Copy)]
