@@ -5,6 +5,7 @@
 //! is `record`'s business.
 
 use super::request::RequestHead;
+use crate::guide::GuideError;
 
 /// Why a request cannot be served; becomes `response.body.error` under a 4xx or 5xx status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +61,19 @@ impl RequestError {
             kind: "server_error",
             param: None,
             code: "internal_error",
+        }
+    }
+
+    /// A 500: the request is fine, this machine or what it allows this process is not.
+    pub fn machine(reason: impl Into<String>) -> Self {
+        Self { code: "machine_limit", ..Self::internal(reason) }
+    }
+
+    /// A constraint, given in this field, to which no answer can be held.
+    pub fn of_constraint(param: &str, error: &GuideError) -> Self {
+        match error {
+            GuideError::NoThread(reason) => Self::machine(reason),
+            _ => Self::unsupported(param, error.to_string()),
         }
     }
 

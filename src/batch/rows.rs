@@ -145,6 +145,9 @@ impl Rows {
             rendered => rendered,
         };
         let rendered = rendered.map_err(|why| {
+            if let NotDone::NoThread { stack_bytes, reason } = &why {
+                return RequestError::machine(NotDone::no_thread_text(*stack_bytes, reason));
+            }
             self.is_endless.fetch_or(matches!(why, NotDone::TooLong(_)), Ordering::Relaxed);
             failed(format!("cannot be rendered: {}", why_not_done(why)))
         })?;
@@ -209,9 +212,7 @@ fn why_not_done(why: NotDone) -> String {
         }
         NotDone::NotBegun(reason) => reason,
         NotDone::Panicked => "the template engine panicked".to_owned(),
-        NotDone::NoThread { stack_bytes, reason } => {
-            format!("no thread with a stack of {} MiB can be started ({reason})", stack_bytes >> 20)
-        }
+        NotDone::NoThread { stack_bytes, reason } => NotDone::no_thread_text(stack_bytes, &reason),
     }
 }
 

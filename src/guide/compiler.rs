@@ -136,8 +136,9 @@ impl Compiler {
                 patience.as_secs_f32()
             )),
             Err(NotDone::Panicked) => not_served("llguidance gave up".to_owned()),
-            Err(NotDone::NotBegun(reason) | NotDone::NoThread { reason, .. }) => {
-                Err(GuideError::NotServed(reason))
+            Err(NotDone::NotBegun(reason)) => Err(GuideError::NotServed(reason)),
+            Err(NotDone::NoThread { stack_bytes, reason }) => {
+                Err(GuideError::NoThread(NotDone::no_thread_text(stack_bytes, &reason)))
             }
         }
     }

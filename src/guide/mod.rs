@@ -33,6 +33,9 @@ pub enum GuideError {
     /// What llguidance says of the schema, expression or grammar.
     #[error("cannot be served: {0}")]
     NotServed(String),
+    /// The machine starts no thread to compile it on.
+    #[error("{0}")]
+    NoThread(String),
     /// It was accepted, but following it has become too much, or led where no token goes on.
     #[error("the answer cannot go on under its constraint: {0}")]
     Stuck(String),
