@@ -25,7 +25,9 @@ const BYTES_PER_WRITTEN_BYTE: usize = 16;
 const MAX_BYTES: u64 = 256 << 20;
 /// Going through a list costs a byte of text an item at least.
 const MIN_ITEM_BYTES: usize = 1;
-/// A field of a format has no more than this beside its value: wider ones are refused elsewhere.
+/// A number in a field of a format has no more digits than this by itself.
+const MAX_NUMBER_BYTES: usize = 512;
+/// Nor is a field wider: such ones are refused elsewhere.
 const MAX_FIELD_BYTES: usize = 10_000;
 /// HTML makes so much of one sign.
 const MAX_ESCAPED_BYTES: u64 = 6;
@@ -198,7 +200,10 @@ fn formatted_fits(state: &State, args: &[Value]) -> Result<(), Error> {
 
 /// Each field may be any of the values.
 fn fields_fit(state: &State, format: &str, sign: char, args: &[Value]) -> Result<(), Error> {
-    let mut largest = MAX_FIELD_BYTES;
+    let numbers = format.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+    // What is too long for one is wide, or no width at all.
+    let widths = numbers.map(|digits| digits.parse().unwrap_or(MAX_FIELD_BYTES).min(MAX_FIELD_BYTES));
+    let mut largest = widths.max().unwrap_or(0).max(MAX_NUMBER_BYTES);
     for arg in args {
         largest = largest.max(ensure_fits(state, arg)?);
     }
