@@ -137,9 +137,7 @@ impl Rows {
         if self.is_endless.load(Ordering::Relaxed) {
             return Err(failed("it did not end in time for another row, and is not tried again".to_owned()));
         }
-        let mut variables = row.clone();
-        variables.entry(ROW).or_insert_with(|| Value::Object(row.clone()));
-        let variables = Arc::new(Value::Object(variables));
+        let variables = Arc::new(row.clone());
         let rendered = match self.render_with(KEPT_FUEL, name, &variables) {
             Ok(Err(NotRendered::OutOfFuel)) => self.render_with(FUEL, name, &variables),
             rendered => rendered,
@@ -164,18 +162,18 @@ impl Rows {
         &self,
         fuel: u64,
         name: &'static str,
-        variables: &Arc<Value>,
+        row: &Arc<Map<String, Value>>,
     ) -> Result<Result<String, NotRendered>, NotDone> {
-        let variables = Arc::clone(variables);
-        let fingerprint = fingerprint(&(name, &*variables));
+        let row = Arc::clone(row);
+        let fingerprint = fingerprint(&(name, &*row));
         jinja::render(&self.environment, fuel, PATIENCE, fingerprint, move |environment| {
             let template = environment.get_template(name).map_err(|error| not_rendered(&error))?;
-            template.render(template_value(&variables)).map_err(|error| {
+            template.render(variables_of(&row)).map_err(|error| {
                 if error.kind() != ErrorKind::UndefinedError {
                     return not_rendered(&error);
                 }
                 let is_missing =
-                    |name: &String| variables.get(name).is_none() && jinja::is_own_variable(name);
+                    |name: &String| name != ROW && !row.contains_key(name) && jinja::is_own_variable(name);
                 match template.undeclared_variables(false).into_iter().find(is_missing) {
                     Some(column) => NotRendered::NoColumn(column),
                     None => not_rendered(&error),
@@ -213,6 +211,17 @@ fn why_not_done(why: NotDone) -> String {
         NotDone::NotBegun(reason) => reason,
         NotDone::Panicked => "the template engine panicked".to_owned(),
         NotDone::NoThread { stack_bytes, reason } => NotDone::no_thread_text(stack_bytes, &reason),
+    }
+}
+
+/// The columns, and the row that they are of.
+fn variables_of(row: &Map<String, Value>) -> minijinja::Value {
+    let columns: Vec<(&str, minijinja::Value)> =
+        row.iter().map(|(name, value)| (name.as_str(), template_value(value))).collect();
+    let whole = minijinja::Value::from_pairs(columns.iter().cloned());
+    match row.contains_key(ROW) {
+        true => whole,
+        false => minijinja::Value::from_pairs(columns.into_iter().chain([(ROW, whole)])),
     }
 }
 
