@@ -7,6 +7,9 @@
 use super::request::RequestHead;
 use crate::guide::GuideError;
 
+/// The code of lines that fail by what this machine has, or allows this process.
+pub(super) const MACHINE_LIMIT: &str = "machine_limit";
+
 /// Why a request cannot be served; becomes `response.body.error` under a 4xx or 5xx status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestError {
@@ -66,7 +69,7 @@ impl RequestError {
 
     /// A 500: the request is fine, this machine or what it allows this process is not.
     pub fn machine(reason: impl Into<String>) -> Self {
-        Self { code: "machine_limit", ..Self::internal(reason) }
+        Self { code: MACHINE_LIMIT, ..Self::internal(reason) }
     }
 
     /// A constraint, given in this field, to which no answer can be held.
