@@ -70,6 +70,14 @@ impl NotDone {
         ))
     }
 
+    /// What is told where the system starts no thread.
+    pub(crate) fn no_thread_text(stack_bytes: usize, reason: &str) -> String {
+        format!(
+            "no thread with a stack of {} MiB can be started ({reason}): {RAISE_LIMITS}",
+            stack_bytes >> 20
+        )
+    }
+
     fn crowded() -> Self {
         Self::NotBegun(
             "it was not begun: too many templates or texts of other lines have no end and take all processors; \
@@ -224,13 +232,33 @@ fn end_before_memory_does(num_slices: u32) {
     }
 }
 
+/// What is to be done where the system starts no thread.
+pub(crate) const RAISE_LIMITS: &str =
+    "raise the limits on address space (`ulimit -v`) and on processes (`ulimit -u`), or free memory";
+
+/// Says once that it is the machine, and not what was to be run: each of these is told with its own line as well.
+fn tell_of_the_machine(stack_bytes: usize, reason: &str) {
+    static IS_TOLD: AtomicBool = AtomicBool::new(false);
+    if !IS_TOLD.swap(true, Ordering::Relaxed) {
+        eprint_line(&format!(
+            "mlxbatch: warning: the system starts no thread with a stack of {} MiB ({reason}), which some lines need: \
+             they fail for no fault of their own; {RAISE_LIMITS}, and answer them with --resume --retry-errors",
+            stack_bytes >> 20
+        ));
+    }
+}
+
 fn start(stack_bytes: usize, job: Job) -> Result<(), NotDone> {
     let run = move || {
         STACK_BYTES.set(stack_bytes);
         job();
     };
     let started = thread::Builder::new().name("deep stack".to_owned()).stack_size(stack_bytes).spawn(run);
-    started.map(drop).map_err(|error| NotDone::NoThread { stack_bytes, reason: error.to_string() })
+    started.map(drop).map_err(|error| {
+        let reason = error.to_string();
+        tell_of_the_machine(stack_bytes, &reason);
+        NotDone::NoThread { stack_bytes, reason }
+    })
 }
 
 impl Pool {

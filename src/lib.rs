@@ -17,6 +17,7 @@
 //! | [`models`]   | model folder, hub and GGUF files → a layer description, weight names, adapters |
 //! | [`mlx`]      | the only folder that names `mlx_rs`: weights, layers, attention, live KV    |
 //! | `deep`       | threads with deep stacks, and how long what strangers wrote is waited for   |
+//! | `jinja`      | templates that somebody else wrote, within limits of text, time and stack       |
 //! | `json`       | JSON text with every digit                                                  |
 //! | `small_file` | files of a few mebibytes that strangers wrote, and nothing else in their place  |
 //! | `threads`    | work that several threads share                                             |
@@ -47,6 +48,7 @@ pub mod commands;
 mod deep;
 pub mod engine;
 pub mod guide;
+mod jinja;
 mod json;
 mod machine_memory;
 pub mod mlx;

@@ -1,6 +1,6 @@
 //! Parses the command line, calls the command and turns its result into an exit code.
 //!
-//! Owns how errors look. Nothing else happens here.
+//! Owns how errors look, and that there is a stack to begin on. Nothing else happens here.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,28 @@ use mlxbatch::terminal::{eprint_text, shown_in_short};
 
 const FATAL: u8 = 1;
 
+/// What the threads of libraries need of a stack, which is as large as the main thread's may become: as much as they
+/// have on macOS.
+const MIN_STACK_BYTES: u64 = 512 << 10;
+
 fn main() -> ExitCode {
+    match rustix::process::getrlimit(rustix::process::Resource::Stack).current {
+        // To read the command line takes more than some limits leave.
+        Some(max_bytes) if max_bytes < MIN_STACK_BYTES => {
+            eprint_text(&format!(
+                "mlxbatch: error: the limit on stacks (RLIMIT_STACK, `ulimit -s`) is {} KiB, and {} KiB are needed at \
+                 least: raise it\n",
+                max_bytes >> 10,
+                MIN_STACK_BYTES >> 10
+            ));
+            ExitCode::from(FATAL)
+        }
+        _ => run(),
+    }
+}
+
+#[inline(never)]
+fn run() -> ExitCode {
     let cli = Cli::from_command_line();
     match commands::execute(&cli) {
         Ok(outcome) => commands::end(outcome.exit_code()),

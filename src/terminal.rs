@@ -57,7 +57,7 @@ fn event_of(text: &str) -> Value {
 }
 
 /// The beginning of a text that is far too long for a line, and its end, where as a rule the fix is told.
-fn bounded(text: &str) -> Cow<'_, str> {
+pub(crate) fn bounded(text: &str) -> Cow<'_, str> {
     let half = MAX_SHOWN_CHARS / 2;
     let Some((first_end, _)) = text.char_indices().nth(half) else { return text.into() };
     let last_start = text.char_indices().nth_back(half - 1).map_or(0, |(at, _)| at);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::line_error::MACHINE_LIMIT;
 use super::units::grouped;
 
 /// So many are told at once; the rest is in the counts and in the output.
@@ -30,6 +31,7 @@ pub struct Failure {
 /// The lines of a run that failed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Failures {
+    /// But those that are the machine's fault.
     num: u64,
     by_code: BTreeMap<String, OfCode>,
 }
@@ -48,6 +50,11 @@ impl Failures {
         of_code.num += 1;
         if of_code.examples.len() < NUM_EXAMPLES {
             of_code.examples.push(message.clone());
+        }
+        // It is no news of another line.
+        if failure.code == MACHINE_LIMIT {
+            let told = "further lines that fail by what the machine allows are counted, and in the output";
+            return if of_code.num == 1 { vec![message, told.to_owned()] } else { Vec::new() };
         }
         self.num += 1;
         match self.num {
@@ -117,6 +124,19 @@ mod tests {
             json!({"num": 2, "examples": ["in.jsonl:3: no", "in.jsonl:6: no"]})
         );
         assert_eq!(report["invalid_value"]["examples"].as_array().map(Vec::len), Some(5));
+    }
+
+    /// Each line told it as if it was that line's own, and took the place of what was.
+    #[test]
+    fn what_the_machine_is_at_fault_for_is_told_once() {
+        let mut failures = Failures::default();
+        let add = |failures: &mut Failures, code: &str| {
+            failures.add(&Failure { code: code.into(), message: format!("in.jsonl:1: {code}") }).len()
+        };
+        assert_eq!(add(&mut failures, MACHINE_LIMIT), 2);
+        assert!((0..9).all(|_| add(&mut failures, MACHINE_LIMIT) == 0));
+        assert_eq!(add(&mut failures, "invalid_json"), 1);
+        assert_eq!(failures.by_code().as_deref(), Some("10 machine_limit, 1 invalid_json"));
     }
 
     #[test]

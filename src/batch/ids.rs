@@ -18,6 +18,11 @@ use super::reader::DEFAULT_MAX_LINE_BYTES;
 /// What made-up ids begin with: those of the first input, and of the others.
 const MADE_UP: [&str; 2] = ["line-", "file-"];
 
+/// Whether it looks like one that was made up.
+pub(super) fn is_like_made_up(id: &str) -> bool {
+    MADE_UP.iter().any(|begin| id.starts_with(begin))
+}
+
 /// Whose a given id is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Claim {
@@ -127,7 +132,8 @@ fn given_like_made_up(inputs: &Inputs, format: InputFormat) -> Result<HashSet<u1
     Ok(digests)
 }
 
-fn digest(id: &str) -> u128 {
+/// Tells ids apart.
+pub(super) fn digest(id: &str) -> u128 {
     let mut bytes = [0; 16];
     blake3::Hasher::new().update(id.as_bytes()).finalize_xof().fill(&mut bytes);
     u128::from_le_bytes(bytes)

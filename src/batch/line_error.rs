@@ -5,6 +5,10 @@
 //! is `record`'s business.
 
 use super::request::RequestHead;
+use crate::guide::GuideError;
+
+/// The code of lines that fail by what this machine has, or allows this process.
+pub(super) const MACHINE_LIMIT: &str = "machine_limit";
 
 /// Why a request cannot be served; becomes `response.body.error` under a 4xx or 5xx status.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,19 @@ impl RequestError {
             kind: "server_error",
             param: None,
             code: "internal_error",
+        }
+    }
+
+    /// A 500: the request is fine, this machine or what it allows this process is not.
+    pub fn machine(reason: impl Into<String>) -> Self {
+        Self { code: MACHINE_LIMIT, ..Self::internal(reason) }
+    }
+
+    /// A constraint, given in this field, to which no answer can be held.
+    pub fn of_constraint(param: &str, error: &GuideError) -> Self {
+        match error {
+            GuideError::NoThread(reason) => Self::machine(reason),
+            _ => Self::unsupported(param, error.to_string()),
         }
     }
 

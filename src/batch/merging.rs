@@ -7,7 +7,7 @@ mod error;
 mod parts;
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -16,11 +16,13 @@ pub use self::error::MergeError;
 
 use self::parts::{LinePlace, Part, Record, check_together, name_of};
 use super::error::BatchError;
+use super::ids::{digest, is_like_made_up};
 use super::paths::{Inputs, OutputPath};
 use super::reader::{ReaderOptions, RequestReader};
 use super::record::{REQUEST_ID_PREFIX, hex};
 use super::request::RequestHead;
 use super::writer::{folder_of, manifest_path, new_file_in};
+use crate::terminal::shown_in_short;
 
 /// What was joined.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -118,6 +120,7 @@ fn join(
     // The next record of each part.
     let mut next: BinaryHeap<Reverse<(LinePlace, usize)>> = BinaryHeap::new();
     let mut before: Option<(LinePlace, usize, u64)> = None;
+    let mut answered = HashMap::new();
     for index in 0..parts.len() {
         take_next(parts, index, &mut next)?;
     }
@@ -131,6 +134,7 @@ fn join(
         if let Some(lines) = &mut lines {
             lines.check(part)?;
         }
+        check_id(parts, index, &mut answered)?;
         let Record { bytes, is_ok, .. } = &part.record;
         writer.write_all(bytes).map_err(|source| not_written(output, source))?;
         merged.num_results += 1;
@@ -143,6 +147,30 @@ fn join(
     }
     writer.flush().map_err(|source| not_written(output, source))?;
     Ok(merged)
+}
+
+/// Checks that no other line with the record's id has an answer: a run answers the first, and each further one is an
+/// error. Some 40 bytes a result are kept for it.
+fn check_id(
+    parts: &[Part],
+    index: usize,
+    answered: &mut HashMap<u128, (usize, u64)>,
+) -> Result<(), MergeError> {
+    let (part, record) = (&parts[index], &parts[index].record);
+    // Of rows, an id that was made up may be another's given one.
+    if !record.is_ok || is_like_made_up(&record.custom_id) {
+        return Ok(());
+    }
+    match answered.insert(digest(&record.custom_id), (index, part.num_records)) {
+        None => Ok(()),
+        Some((other, other_line)) => Err(MergeError::DoubleId {
+            custom_id: shown_in_short(&record.custom_id),
+            path: part.path.clone(),
+            line: part.num_records,
+            other: parts[other].path.clone(),
+            other_line,
+        }),
+    }
 }
 
 /// Reads the next record of a part.
@@ -200,6 +228,17 @@ impl Lines {
                     result_line: part.num_records,
                     name,
                     line: head.line,
+                }
+                .into());
+            }
+            if part.has_ids_of_lines() && record.custom_id != head.custom_id {
+                return Err(MergeError::OtherId {
+                    path: part.path.clone(),
+                    result_line: part.num_records,
+                    custom_id: shown_in_short(&record.custom_id),
+                    name: head.file.name.to_string(),
+                    line: head.line,
+                    own: shown_in_short(&head.custom_id),
                 }
                 .into());
             }

@@ -17,6 +17,7 @@ use self::turns::TurnFields;
 use super::failures::Failure;
 use super::line_error::{FailedLine, LineError, RequestError};
 use super::request::{Form, RequestHead};
+use crate::terminal::bounded;
 use crate::text::{Reply, ToolCall};
 
 /// What comes before a line's number in a record's `id`; behind the first input, that of the input stands between.
@@ -144,19 +145,23 @@ impl Record {
     }
 
     fn error_behind(head: &RequestHead, error: &RequestError, turns: Vec<TurnFields<'_>>) -> Self {
+        // All errors of lines come through here or `not_a_request`: many quote what somebody else wrote.
+        let message = bounded(&error.message);
+        let param = error.param.as_deref().map(bounded);
         let fields = RequestErrorFields {
-            message: &error.message,
+            message: &message,
             kind: error.kind,
-            param: error.param.as_deref(),
+            param: param.as_deref(),
             code: error.code,
         };
-        let failure = Failure { code: error.code.to_owned(), message: error.message.clone() };
+        let failure = Failure { code: error.code.to_owned(), message: message.to_string() };
         let response = Some((error.status, Body::Error { error: fields, turns }));
         Self { failure: Some(failure), ..Self::new(head, response, None) }
     }
 
     /// The record of a line that is no request.
     pub fn not_a_request(head: &RequestHead, code: &str, message: &str) -> Self {
+        let message = &*bounded(message);
         let failure = Failure { code: code.to_owned(), message: message.to_owned() };
         Self { failure: Some(failure), ..Self::new(head, None, Some(LineErrorFields { code, message })) }
     }
@@ -403,6 +408,26 @@ mod tests {
 
     fn parsed(record: &Record) -> Value {
         serde_json::from_str(&record.to_line()).expect("an output line is JSON")
+    }
+
+    /// `raise_exception` with ten megabytes of text, and an expression of as many, were records of as many.
+    #[test]
+    fn errors_that_quote_others_at_length_are_shortened() {
+        let long = "ü".repeat(5 << 20);
+        let error = RequestError::bad_request("template_error", &long, format!("no: {long}, and so on"));
+        let error = error.at("in.jsonl", 3);
+        let served = Served { model: "tiny".into(), created: 0, is_repeatable: true };
+        for record in [
+            Record::request_error(&head(Form::Chat), &error),
+            Record::turn_error(&head(Form::Chat), &error, &[], &served),
+            Record::not_a_request(&head(Form::Chat), "invalid_json", &error.message),
+        ] {
+            assert!(record.to_line().len() < 40_000);
+            let failure = record.failure().expect("it is one");
+            assert!(
+                failure.message.starts_with("in.jsonl:3: ü") && failure.message.ends_with("ü, and so on")
+            );
+        }
     }
 
     fn completion(texts: &[&str]) -> Completion {

@@ -3,12 +3,22 @@
 //! Owns what of a row goes where: its prompt, its id, its parameters. Reading rows is `opened`'s business, checking
 //! the requests `request`'s.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use minijinja::{Environment, UndefinedBehavior};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use serde_json::{Map, Value, json};
 
 use super::line_error::RequestError;
+use crate::{
+    deep::{NotDone, PATIENCE, fingerprint},
+    jinja::{self, KEPT_FUEL},
+};
 
 const PROMPT: &str = "template";
 const SYSTEM: &str = "system";
@@ -35,6 +45,16 @@ pub struct RowSettings {
 pub struct Rows {
     settings: RowSettings,
     environment: Environment<'static>,
+    /// A row was waited for in vain, and no other is rendered.
+    is_endless: AtomicBool,
+}
+
+/// Why a row was not rendered.
+enum NotRendered {
+    /// It has no such column.
+    NoColumn(String),
+    OutOfFuel,
+    Failed(String),
 }
 
 impl fmt::Debug for Rows {
@@ -46,17 +66,15 @@ impl fmt::Debug for Rows {
 impl Rows {
     /// Compiles the templates; an error says which and where.
     pub fn new(settings: RowSettings) -> Result<Self, String> {
-        let mut environment = Environment::new();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_fuel(Some(FUEL));
-        let templates = [(PROMPT, Some(&settings.template)), (SYSTEM, settings.system.as_ref())];
-        for (name, text) in templates.iter().filter_map(|(name, text)| Some((*name, (*text)?))) {
-            environment.add_template_owned(name, text.clone()).map_err(|error| {
-                let line = error.line().map_or_else(String::new, |line| format!(", line {line}"));
-                format!("--{name}{line}: {}", told(&error))
-            })?;
-        }
-        Ok(Self { settings, environment })
+        let texts: Vec<(&'static str, String)> =
+            [(PROMPT, Some(&settings.template)), (SYSTEM, settings.system.as_ref())]
+                .into_iter()
+                .filter_map(|(name, text)| Some((name, text?.clone())))
+                .collect();
+        let num_bytes = texts.iter().map(|(_, text)| text.len()).sum();
+        let compiled = jinja::compile(num_bytes, PATIENCE, fingerprint(&texts), || environment(texts));
+        let environment = compiled.map_err(|why| format!("--{PROMPT}: {}", why_not_done(why)))??;
+        Ok(Self { settings, environment, is_endless: AtomicBool::new(false) })
     }
 
     /// What has a say in the answers, for the manifest of a run.
@@ -113,26 +131,97 @@ impl Rows {
         Ok(())
     }
 
-    fn render(&self, name: &str, row: &Map<String, Value>) -> Result<String, RequestError> {
-        let param = format!("--{name}");
-        let failed = |error: &minijinja::Error| {
-            RequestError::bad_request(
-                "template_error",
-                &param,
-                format!("cannot be rendered: {}", told(error)),
-            )
+    fn render(&self, name: &'static str, row: &Map<String, Value>) -> Result<String, RequestError> {
+        let failed =
+            |message: String| RequestError::bad_request("template_error", &format!("--{name}"), message);
+        if self.is_endless.load(Ordering::Relaxed) {
+            return Err(failed("it did not end in time for another row, and is not tried again".to_owned()));
+        }
+        let variables = Arc::new(row.clone());
+        let rendered = match self.render_with(KEPT_FUEL, name, &variables) {
+            Ok(Err(NotRendered::OutOfFuel)) => self.render_with(FUEL, name, &variables),
+            rendered => rendered,
         };
-        let template = self.environment.get_template(name).map_err(|error| failed(&error))?;
-        let mut variables = row.clone();
-        variables.entry(ROW).or_insert_with(|| Value::Object(row.clone()));
-        template.render(template_value(&Value::Object(variables.clone()))).map_err(|error| {
-            let missing =
-                template.undeclared_variables(false).into_iter().find(|name| !variables.contains_key(name));
-            match missing.filter(|_| error.kind() == minijinja::ErrorKind::UndefinedError) {
-                Some(column) => RequestError::bad_request("template_error", &param, without(&column, row)),
-                None => failed(&error),
+        let rendered = rendered.map_err(|why| {
+            if let NotDone::NoThread { stack_bytes, reason } = &why {
+                return RequestError::machine(NotDone::no_thread_text(*stack_bytes, reason));
             }
+            self.is_endless.fetch_or(matches!(why, NotDone::TooLong(_)), Ordering::Relaxed);
+            failed(format!("cannot be rendered: {}", why_not_done(why)))
+        })?;
+        rendered.map_err(|why| match why {
+            NotRendered::NoColumn(column) => failed(without(&column, row)),
+            NotRendered::OutOfFuel => {
+                failed("cannot be rendered: it computes without end or makes too much text".to_owned())
+            }
+            NotRendered::Failed(reason) => failed(format!("cannot be rendered: {reason}")),
         })
+    }
+
+    fn render_with(
+        &self,
+        fuel: u64,
+        name: &'static str,
+        row: &Arc<Map<String, Value>>,
+    ) -> Result<Result<String, NotRendered>, NotDone> {
+        let row = Arc::clone(row);
+        let fingerprint = fingerprint(&(name, &*row));
+        jinja::render(&self.environment, fuel, PATIENCE, fingerprint, move |environment| {
+            let template = environment.get_template(name).map_err(|error| not_rendered(&error))?;
+            template.render(variables_of(&row)).map_err(|error| {
+                if error.kind() != ErrorKind::UndefinedError {
+                    return not_rendered(&error);
+                }
+                let is_missing =
+                    |name: &String| name != ROW && !row.contains_key(name) && jinja::is_own_variable(name);
+                match template.undeclared_variables(false).into_iter().find(is_missing) {
+                    Some(column) => NotRendered::NoColumn(column),
+                    None => not_rendered(&error),
+                }
+            })
+        })
+    }
+}
+
+fn environment(texts: Vec<(&'static str, String)>) -> Result<Environment<'static>, String> {
+    let mut environment = jinja::environment();
+    environment.set_undefined_behavior(UndefinedBehavior::Strict);
+    for (name, text) in texts {
+        environment.add_template_owned(name, jinja::guarded(&text)).map_err(|error| {
+            let line = error.line().map_or_else(String::new, |line| format!(", line {line}"));
+            format!("--{name}{line}: {}", told(&error))
+        })?;
+    }
+    Ok(environment)
+}
+
+fn not_rendered(error: &minijinja::Error) -> NotRendered {
+    match error.kind() {
+        ErrorKind::OutOfFuel => NotRendered::OutOfFuel,
+        _ => NotRendered::Failed(told(error)),
+    }
+}
+
+/// Why a template was not compiled or a row not rendered to its end.
+fn why_not_done(why: NotDone) -> String {
+    match why {
+        NotDone::TooLong(patience) => {
+            format!("it has not ended within {:.0} seconds", patience.as_secs_f32())
+        }
+        NotDone::NotBegun(reason) => reason,
+        NotDone::Panicked => "the template engine panicked".to_owned(),
+        NotDone::NoThread { stack_bytes, reason } => NotDone::no_thread_text(stack_bytes, &reason),
+    }
+}
+
+/// The columns, and the row that they are of.
+fn variables_of(row: &Map<String, Value>) -> minijinja::Value {
+    let columns: Vec<(&str, minijinja::Value)> =
+        row.iter().map(|(name, value)| (name.as_str(), template_value(value))).collect();
+    let whole = minijinja::Value::from_pairs(columns.iter().cloned());
+    match row.contains_key(ROW) {
+        true => whole,
+        false => minijinja::Value::from_pairs(columns.into_iter().chain([(ROW, whole)])),
     }
 }
 
@@ -246,8 +335,27 @@ mod tests {
             rows("{% for i in range(9999) %}{% for j in range(9999) %}{{ a }}{% endfor %}{% endfor %}")
                 .request_of(&row(json!({"a": 1})));
         assert!(made.expect_err("it takes too much").message.contains("cannot be rendered"));
+        let (_, made) = rows("{{ a ~ b }}").request_of(&row(json!({"a": 1})));
+        assert!(made.expect_err("one is missing").message.contains("there is no column \"b\""));
         let error = Rows::new(RowSettings { template: "a\n{{ b".into(), ..RowSettings::default() });
         assert!(error.expect_err("it is unfinished").starts_with("--template, line 2: "));
+    }
+
+    /// A row was rendered on the reader's own stack, without a look at how long it takes and what text it makes.
+    #[test]
+    fn rows_are_rendered_within_the_limits_of_chat_templates() {
+        for (template, cells) in [
+            ("{{ a * 100000000 }}", json!({"a": "x".repeat(1000)})),
+            ("{{ [a] * 100000 }}", json!({"a": "x".repeat(1_000_000)})),
+            ("{{ [a] * 100000 ~ '' }}", json!({"a": "x".repeat(1_000_000)})),
+            ("{% set n = namespace() %}{% set n.a = n %}{{ n }}", json!({"a": 1})),
+        ] {
+            let (_, made) = rows(template).request_of(&row(cells));
+            let message = made.expect_err(template).message;
+            assert!(message.starts_with("--template: cannot be rendered: "), "{template}: {message}");
+        }
+        let deep = format!("{}{{{{ a }}}}{}", "{% if a %}".repeat(100), "{% endif %}".repeat(100));
+        assert!(rows(&deep).request_of(&row(json!({"a": "x"}))).1.is_ok());
     }
 
     #[test]

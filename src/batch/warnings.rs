@@ -4,6 +4,8 @@
 
 use std::collections::HashMap;
 
+use crate::terminal::bounded;
+
 /// More distinct warnings than this are only counted, so that odd input cannot fill memory.
 const MAX_WARNINGS: usize = 50;
 
@@ -30,7 +32,8 @@ impl Warnings {
             entry.num_times += 1;
         } else if self.entries.len() < MAX_WARNINGS {
             self.positions.insert(key.to_owned(), self.entries.len());
-            self.entries.push(Entry { text: text(), num_times: 1 });
+            // Some quote what somebody else wrote.
+            self.entries.push(Entry { text: bounded(&text()).into_owned(), num_times: 1 });
         } else {
             self.num_dropped += 1;
         }

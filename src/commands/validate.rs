@@ -77,7 +77,7 @@ impl Constraints {
             .as_ref()
             .map_err(Clone::clone)
             .and_then(|compiler| compiler.pattern(Some(constraint), None));
-        checked.map(drop).map_err(|error| RequestError::unsupported(param, error.to_string()))
+        checked.map(drop).map_err(|error| RequestError::of_constraint(param, &error))
     }
 }
 

@@ -88,6 +88,13 @@ pub struct Exported<'a> {
 #[error("{0}")]
 pub struct RunnerError(pub String);
 
+impl RunnerError {
+    /// Whether the system gave no memory for it, which is no fault of any request in it.
+    pub fn is_of_memory(&self) -> bool {
+        ["nable to allocate", "bad_alloc"].iter().any(|told| self.0.contains(told))
+    }
+}
+
 /// Why stored bytes were not taken in.
 #[derive(Debug, Error)]
 pub enum ImportError {

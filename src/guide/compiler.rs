@@ -16,6 +16,7 @@ use super::{Constraint, Guide, GuideError, Preamble, Vocabulary, reason};
 use crate::{
     deep::{self, NotDone, PATIENCE, on_deep_stack},
     panics,
+    terminal::shown_in_short,
 };
 
 /// Compiled constraints that are kept.
@@ -62,8 +63,9 @@ impl Compiler {
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
         });
         // Of tokens that are too long, or too many, its trie cannot be made.
-        let factory =
-            factory.map_err(|message| GuideError::NotServed(format!("the model's vocabulary: {message}")))?;
+        let factory = factory.map_err(|message| {
+            GuideError::NotServed(format!("the model's vocabulary: {}", shown_in_short(&message)))
+        })?;
         let mut factory = factory.map_err(|error| GuideError::NotServed(reason(error)))?;
         factory.quiet();
         let limits = factory.limits_mut();
@@ -134,8 +136,9 @@ impl Compiler {
                 patience.as_secs_f32()
             )),
             Err(NotDone::Panicked) => not_served("llguidance gave up".to_owned()),
-            Err(NotDone::NotBegun(reason) | NotDone::NoThread { reason, .. }) => {
-                Err(GuideError::NotServed(reason))
+            Err(NotDone::NotBegun(reason)) => Err(GuideError::NotServed(reason)),
+            Err(NotDone::NoThread { stack_bytes, reason }) => {
+                Err(GuideError::NoThread(NotDone::no_thread_text(stack_bytes, &reason)))
             }
         }
     }

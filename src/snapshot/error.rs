@@ -34,18 +34,21 @@ pub enum SnapshotError {
     OtherModel { path: PathBuf, difference: String },
     #[error("{} is damaged ({reason})", .path.display())]
     Damaged { path: PathBuf, reason: String },
-    #[error("the two cache files are of different models ({difference}) and cannot be one")]
-    CannotMerge { difference: String },
+    #[error(
+        "{} and {} are caches of different models ({difference}) and cannot be one: leave one of them out",
+        .path.display(), .other.display()
+    )]
+    CannotMerge { path: PathBuf, other: PathBuf, difference: String },
     #[error(
         "another process has kept the lock of {} for {seconds} s: it is left as it is; see which with \
          `fuser {}`", .path.display(), .path.display()
     )]
     Locked { path: PathBuf, seconds: u64 },
     #[error(
-        "{} {why}, who could have put other KV into it, which changes answers: make it yours alone (`chmod 600`, \
-         or copy it), name another file, or believe it with --cache-mode unsafe", .path.display()
+        "{} {why}, who could have put other KV into it, which changes answers: {fix}, name another file, or believe it \
+         with --cache-mode unsafe", .path.display()
     )]
-    NotTrusted { path: PathBuf, why: String },
+    NotTrusted { path: PathBuf, why: String, fix: &'static str },
     #[error("cannot {action} {}: {source}", .path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(

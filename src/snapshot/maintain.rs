@@ -182,19 +182,20 @@ pub fn merge(inputs: &[&Path], output: &Path) -> Result<SaveReport, SnapshotErro
         sources.push(Snapshot::open_as_it_is(path, options)?);
     }
     let Some((first, others)) = sources.split_first() else { return Ok(SaveReport::default()) };
+    let refused = |one: &Snapshot, other: &Snapshot, difference: String| {
+        Err(SnapshotError::CannotMerge { path: one.path.clone(), other: other.path.clone(), difference })
+    };
+    // Whose planes all others have to be like: a file that holds nothing has none.
+    let with_planes = sources.iter().find(|source| !source.plane_widths.is_empty()).unwrap_or(first);
     for other in others {
         if let Some(difference) = first.identity.difference(&other.identity) {
-            return Err(SnapshotError::CannotMerge { difference });
+            return refused(first, other, difference);
         }
-        if !first.plane_widths.is_empty()
-            && !other.plane_widths.is_empty()
-            && first.plane_widths != other.plane_widths
-        {
-            return Err(SnapshotError::CannotMerge { difference: OTHER_PLANES.to_owned() });
+        if !other.plane_widths.is_empty() && with_planes.plane_widths != other.plane_widths {
+            return refused(with_planes, other, OTHER_PLANES.to_owned());
         }
     }
-    let known = sources.iter().find(|source| !source.plane_widths.is_empty());
-    let plane_widths = known.map(|source| source.plane_widths.clone()).unwrap_or_default();
+    let plane_widths = with_planes.plane_widths.clone();
     let mut merged =
         Snapshot::open(output, first.options, |_| Ok::<_, SnapshotError>(first.identity.clone()))?;
     if merged.plane_widths.is_empty() {

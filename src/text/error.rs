@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::deep::NotDone;
+
 /// Why text could not be turned into tokens or back.
 #[derive(Debug, Clone, Error)]
 pub enum TextError {
@@ -40,10 +42,7 @@ pub enum TextError {
     #[error("the model's chat template refuses these messages: {0}")]
     TemplateRaised(String),
     /// The machine is at fault, or what it allows this process.
-    #[error(
-        "no thread with a stack of {} MiB can be started ({reason}): raise the limits on address space \
-         (`ulimit -v`) and on processes (`ulimit -u`)", stack_bytes >> 20
-    )]
+    #[error("{}", NotDone::no_thread_text(*stack_bytes, reason))]
     NoThread { stack_bytes: usize, reason: String },
     #[error("\"messages\" is empty: a chat template needs at least one message")]
     NoMessages,

@@ -8,7 +8,6 @@ mod calls;
 mod jinja;
 mod json;
 mod messages;
-mod namespaces;
 mod numbers;
 mod passed_over;
 pub(super) mod special_tokens;

@@ -142,9 +142,9 @@ fn files_that_cannot_be_read_are_named() {
 fn files_of_different_models_are_not_merged() {
     let desk = desk_with_file();
     run_on(&desk, &fixture_path("tiny-gemma3"), "gemma.bin", &[]);
-    cache(&desk, &["merge", "cache.bin", "gemma.bin", "-o", "merged.bin"])
-        .code(1)
-        .stderr(contains("the two cache files are of different models (").and(contains("weights")));
+    cache(&desk, &["merge", "cache.bin", "gemma.bin", "-o", "merged.bin"]).code(1).stderr(
+        contains("cache.bin and gemma.bin are caches of different models (").and(contains("weights")),
+    );
     assert!(!desk.path("merged.bin").exists());
     let before = fs::read(desk.path("gemma.bin")).expect("it is there");
     cache(&desk, &["merge", "cache.bin", "cache.bin", "-o", "gemma.bin"])

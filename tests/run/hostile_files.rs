@@ -222,6 +222,9 @@ fn templates_of_lines_that_have_no_end_are_their_own_lines_errors() {
         "{{ '{:>10000000000}'.format(1) }}",
         "{% for i in [1] %}{{ loop.cycle() }}{% endfor %}",
         "{% for i in range(999) %}{{ 'a '*10000 }}{% endfor %}",
+        "{{ (['a'*1000000]*100000)|join }}",
+        "{% set x = ['a'*1000000]*100000 %}{{ x ~ x }}",
+        "{% set x = ['a'*1000000]*100000 %}{{ x|tojson(separators=['a'*1000000, '']) }}",
     ];
     let lines: Vec<String> = templates.iter().map(|template| of_template(template)).collect();
     let desk = Desk::with_input(format!("{}\n{good}\n", lines.join("\n")));
@@ -231,9 +234,10 @@ fn templates_of_lines_that_have_no_end_are_their_own_lines_errors() {
     assert!(!stderr.contains("thread '"), "{stderr}");
     let records = desk.output();
     assert_eq!(records.len(), templates.len() + 1);
-    for (record, problem) in
-        records.iter().zip(["a namespace within", "a width is more", "panicked", "tokens"])
-    {
+    let too_much = "too much text";
+    let problems =
+        ["a namespace within", "a width is more", "panicked", "tokens", too_much, too_much, too_much];
+    for (record, problem) in records.iter().zip(problems) {
         let error = record["response"]["body"]["error"]["message"].as_str().unwrap_or_default();
         assert!(error.contains(problem), "{record}");
     }
@@ -257,6 +261,16 @@ fn a_limit_on_address_space_is_named_before_the_model_loads() {
     let output = desk.run_under(&format!("ulimit -v {kib}"), &fixture_path(MODEL));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(desk.output().len(), 60);
+}
+
+/// The main thread's stack overflowed before it had read the command line.
+#[test]
+fn a_limit_on_stacks_is_named() {
+    let desk = Desk::with_input(INPUT);
+    let output = desk.run_under("ulimit -s 64", &fixture_path(MODEL));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("is 64 KiB") && stderr.contains("ulimit -s"), "{stderr}");
 }
 
 /// KV of no numbers was restored, since its checksum was right, and the line that met it failed.

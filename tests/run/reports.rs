@@ -2,6 +2,7 @@
 //!
 //! Owns what is in them. That every report is as its schema has it is checked by all tests that read one.
 
+use predicates::prelude::PredicateBooleanExt;
 use predicates::str::{contains, is_empty};
 use serde_json::{Value, json};
 
@@ -173,4 +174,22 @@ fn progress_for_programs_is_json_on_every_line() {
     let error: Value = serde_json::from_slice(&error.get_output().stderr).expect("one object");
     assert_eq!(error["event"], "error");
     desk.run().args(["--progress", "none"]).assert().code(3).stderr(contains("30 ok, 1 failed"));
+}
+
+/// At its end the run waited for somebody to read it, for ever.
+#[test]
+fn a_report_into_a_named_pipe_is_refused_before_the_model_loads() {
+    let desk = library();
+    nix::unistd::mkfifo(&desk.path("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a FIFO can be made");
+    std::os::unix::fs::symlink("pipe", desk.path("link")).expect("there is room");
+    for (flag, name) in [("--report", "pipe"), ("--report-html", "link")] {
+        desk.run()
+            .args([flag, name])
+            .assert()
+            .code(1)
+            .stderr(contains(format!("{flag} {name} is a named pipe")).and(contains("name a file")));
+        assert!(!desk.path("out.jsonl").exists());
+    }
+    // What is open already has its reader.
+    desk.run().args(["--report", "/dev/stdout", "-q"]).assert().code(3).stdout(contains("\"ending\""));
 }

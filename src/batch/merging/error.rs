@@ -57,8 +57,12 @@ pub enum MergeError {
         path.display(), other.display(), differences.join("; ")
     )]
     MadeOtherwise { path: PathBuf, other: PathBuf, differences: Vec<String> },
-    #[error("{}:{line} is no result of mlxbatch", path.display())]
-    NotAResult { path: PathBuf, line: u64 },
+    #[error(
+        "{}:{line} is no result of mlxbatch: {reason}; the file was changed since its run: copy it again, or run its \
+         shard again",
+        path.display()
+    )]
+    NotAResult { path: PathBuf, line: u64, reason: String },
     #[error("{}:{line} is cut off: copy the file again, or run its shard again", path.display())]
     CutOff { path: PathBuf, line: u64 },
     #[error(
@@ -69,6 +73,18 @@ pub enum MergeError {
     OutOfOrder { path: PathBuf, line: u64, this: String, before: String },
     #[error("line {name} has two results: {}:{line} and {}:{other_line}", path.display(), other.display())]
     Double { name: String, path: PathBuf, line: u64, other: PathBuf, other_line: u64 },
+    #[error(
+        "{}:{line} and {}:{other_line} answer two lines with one custom_id, {custom_id:?}, which no run does: the files \
+         were changed since: copy them again, or run their shards again",
+        path.display(), other.display()
+    )]
+    DoubleId { custom_id: String, path: PathBuf, line: u64, other: PathBuf, other_line: u64 },
+    #[error(
+        "{}:{result_line} has the custom_id {custom_id:?}, and {name}:{line}, whose result it is, {own:?}: the file was \
+         changed since its run: copy it again, or run its shard again",
+        path.display()
+    )]
+    OtherId { path: PathBuf, result_line: u64, custom_id: String, name: String, line: u64, own: String },
     #[error(
         "{} has {num_there} of the {num_lines} results of shard {shard}: copy the file again, or run the shard again",
         path.display()

@@ -7,12 +7,16 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::paths::InputFile;
 use super::super::shards::ShardFacts;
 use super::super::writer::{Manifest, manifest_path, partial_path, place_of};
 use super::MergeError;
+use crate::terminal::shown_in_short;
+
+/// What a run with --template says in its manifest.
+const ROWS: &str = "rows";
 
 /// A line by the number of its input and its own.
 pub(super) type LinePlace = (u32, u64);
@@ -38,21 +42,66 @@ pub(super) struct Record {
     /// With its line end.
     pub bytes: Vec<u8>,
     pub place: LinePlace,
+    pub custom_id: String,
     /// The digest of the input line, where it is told.
     pub request_id: Option<String>,
     pub is_ok: bool,
 }
 
+/// What every record has, as a run writes it; what is in it has been read.
 #[derive(Deserialize)]
 struct Seen {
     id: String,
+    custom_id: String,
     response: Option<SeenResponse>,
+    error: Option<SeenError>,
 }
 
 #[derive(Deserialize)]
 struct SeenResponse {
     status_code: u16,
     request_id: String,
+    body: SeenBody,
+}
+
+#[derive(Deserialize)]
+struct SeenBody {
+    choices: Option<Vec<IgnoredAny>>,
+    error: Option<SeenError>,
+}
+
+#[derive(Deserialize)]
+#[allow(dead_code, reason = "that they are there is all that counts")]
+struct SeenError {
+    code: String,
+    message: String,
+}
+
+impl Seen {
+    /// Reads a line, or says what it lacks.
+    fn read(bytes: &[u8]) -> Result<(LinePlace, Self), String> {
+        std::str::from_utf8(bytes)
+            .map_err(|error| format!("it is not valid UTF-8 at byte {}", error.valid_up_to() + 1))?;
+        let seen: Self = serde_json::from_slice(bytes).map_err(|error| {
+            let kind = if error.is_data() { "it has not the fields of one" } else { "it is not valid JSON" };
+            format!("{kind}: {}", shown_in_short(&error.to_string()))
+        })?;
+        let place =
+            place_of(&seen.id).ok_or_else(|| format!("its id {} names no line", shown_in_short(&seen.id)))?;
+        let has_body = |response: &SeenResponse| match response.status_code {
+            200 => response.body.choices.is_some() && response.body.error.is_none(),
+            _ => response.body.error.is_some() && response.body.choices.is_none(),
+        };
+        match (&seen.response, &seen.error) {
+            (Some(response), None) if has_body(response) => Ok((place, seen)),
+            (Some(response), None) => {
+                Err(format!("its body is not what status {} comes with", response.status_code))
+            }
+            (None, Some(_)) => Ok((place, seen)),
+            (Some(_), Some(_)) => Err("it has a response and an error".to_owned()),
+            (None, None) => Err("it has neither a response nor an error".to_owned()),
+        }
+    }
 }
 
 impl Part {
@@ -94,6 +143,11 @@ impl Part {
         self.manifest.as_ref().and_then(Manifest::shard)
     }
 
+    /// Whether ids are those that its lines give: a run of rows may have taken them from any column.
+    pub fn has_ids_of_lines(&self) -> bool {
+        self.manifest.as_ref().is_some_and(|manifest| !manifest.has(ROWS))
+    }
+
     /// Reads the next record; whether there is one.
     pub fn advance(&mut self) -> Result<bool, MergeError> {
         let (path, line) = (self.path.clone(), self.num_records + 1);
@@ -104,14 +158,15 @@ impl Part {
             return Ok(false);
         }
         let is_whole = bytes.last() == Some(&b'\n');
-        let seen =
-            serde_json::from_slice(&bytes).ok().and_then(|seen: Seen| Some((place_of(&seen.id)?, seen)));
-        let (place, seen) = match seen {
-            Some(seen) if is_whole => seen,
-            // What follows a cut is missing; a file may be cut behind the last bracket, too.
-            _ if !is_whole => return Err(MergeError::CutOff { path, line }),
-            _ => return Err(MergeError::NotAResult { path, line }),
-        };
+        // What follows a cut is missing; a file may be cut behind the last bracket, too.
+        if !is_whole {
+            return Err(MergeError::CutOff { path, line });
+        }
+        let (place, seen) = Seen::read(&bytes).map_err(|reason| MergeError::NotAResult {
+            path: path.clone(),
+            line,
+            reason,
+        })?;
         let before = self.record.place;
         if self.num_records > 0 && place <= before {
             return Err(match place == before {
@@ -126,11 +181,9 @@ impl Part {
             });
         }
         self.num_records = line;
-        let (is_ok, request_id) = match seen.response {
-            Some(response) => (response.status_code == 200, Some(response.request_id)),
-            None => (false, None),
-        };
-        self.record = Record { bytes, place, request_id, is_ok };
+        let is_ok = seen.response.as_ref().is_some_and(|response| response.status_code == 200);
+        let request_id = seen.response.map(|response| response.request_id);
+        self.record = Record { bytes, place, custom_id: seen.custom_id, request_id, is_ok };
         Ok(true)
     }
 

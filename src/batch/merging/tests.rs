@@ -48,8 +48,12 @@ impl Desk {
             .collect();
         let record = |line: &u64| {
             let head = &heads[*line as usize - 1];
-            let response = json!({"status_code": if line.is_multiple_of(4) { 500 } else { 200 },
-                "request_id": format!("{REQUEST_ID_PREFIX}{}", hex(&head.digest)), "body": {}});
+            let (status_code, body) = match line.is_multiple_of(4) {
+                true => (500, json!({"error": {"code": "timeout", "message": "late"}})),
+                false => (200, json!({"choices": []})),
+            };
+            let response = json!({"status_code": status_code,
+                "request_id": format!("{REQUEST_ID_PREFIX}{}", hex(&head.digest)), "body": body});
             format!(
                 "{}\n",
                 json!({"id": format!("batch_req_{line}"), "custom_id": head.custom_id, "response": response, "error": null})
@@ -191,6 +195,104 @@ fn results_that_are_damaged_missing_or_double_are_named_by_file_and_line() {
     assert!(double.contains("line 6 has two results") && double.contains("out.3.jsonl:2"), "{double}");
     assert!(with(desk.records(&[2]) + "{}\n").starts_with("out.2.jsonl:2 is no result of mlxbatch"));
     assert!(with(String::new()).starts_with("out.2.jsonl has 0 of the 3 results"));
+}
+
+/// Whatever was done to a record, its `id` and the two fields beside it were all that was looked at.
+#[test]
+fn records_that_were_changed_are_named_by_file_and_line() {
+    let desk = Desk::new();
+    let with = |change: &dyn Fn(&mut serde_json::Value)| {
+        let text = desk.records(&[2, 5, 8]);
+        let mut lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+        change(&mut lines[1]);
+        desk.write("out.2.jsonl", &lines.iter().map(|line| format!("{line}\n")).collect::<String>());
+        desk.refused(&ALL, &MergeOptions::default())
+    };
+    let remove = |name: &'static str| {
+        move |record: &mut serde_json::Value| drop(record.as_object_mut().expect("one").shift_remove(name))
+    };
+    for (told, change) in [
+        ("missing field `custom_id`", &remove("custom_id") as &dyn Fn(&mut serde_json::Value)),
+        ("missing field `id`", &remove("id")),
+        ("neither a response nor an error", &remove("response")),
+        ("invalid type: null, expected a string", &|record| record["custom_id"] = json!(null)),
+        ("invalid type: integer", &|record| record["custom_id"] = json!(7)),
+        ("its id batch_x names no line", &|record| record["id"] = json!("batch_x")),
+        ("a response and an error", &|record| record["error"] = json!({"code": "a", "message": "b"})),
+        ("its body is not what status 200 comes with", &|record| record["response"]["body"] = json!({})),
+        ("its body is not what status 500 comes with", &|record| {
+            record["response"]["status_code"] = json!(500)
+        }),
+        ("missing field `body`", &|record| {
+            record["response"] = json!({"status_code": 200, "request_id": "req_x"});
+        }),
+    ] {
+        let message = with(change);
+        assert!(message.starts_with("out.2.jsonl:2 is no result of mlxbatch: "), "{message}");
+        assert!(message.contains(told) && message.contains("run its shard again"), "{told}: {message}");
+    }
+    let long = with(&|record| record["id"] = json!("x".repeat(1 << 20)));
+    assert!(long.len() < 10_000 && long.contains("names no line"), "{}", long.len());
+}
+
+/// What is in a text that nobody looks at has to be a text all the same.
+#[test]
+fn what_is_no_text_or_no_json_is_no_record() {
+    let desk = Desk::new();
+    let whole = desk.records(&[2, 5, 8]);
+    for (bytes, told) in [
+        (&b"\xff"[..], "it is not valid UTF-8 at byte"),
+        (&b"\""[..], "it is not valid JSON"),
+        (&b"{\"custom_id\": \"x\", "[..], "it is not valid JSON"),
+    ] {
+        let lines: Vec<&str> = whole.lines().collect();
+        let at = lines[1].find("choices").expect("it has them") + 3;
+        let mut text = [lines[0].as_bytes(), b"\n", &lines[1].as_bytes()[..at], bytes].concat();
+        text.extend([&lines[1].as_bytes()[at..], b"\n", lines[2].as_bytes(), b"\n"].concat());
+        fs::write(desk.path("out.2.jsonl"), text).expect("there is room");
+        let message = desk.refused(&ALL, &MergeOptions::default());
+        assert!(message.starts_with("out.2.jsonl:2 is no result") && message.contains(told), "{message}");
+    }
+    desk.write("out.2.jsonl", &whole.replacen('\n', "\n\n", 1));
+    assert!(desk.refused(&ALL, &MergeOptions::default()).starts_with("out.2.jsonl:2 is no result"));
+}
+
+#[test]
+fn no_two_answers_have_one_custom_id_and_each_has_that_of_its_line() {
+    let desk = Desk::new();
+    let lines: String = (1..=NUM_LINES)
+        .map(|line| format!("{{\"custom_id\": \"id{line}\", \"prompt\": \"{line}\"}}\n"))
+        .collect();
+    desk.write("in.jsonl", &lines);
+    for number in 1..=3 {
+        desk.write(&format!("out.{number}.jsonl"), &desk.records(&[number, number + 3, number + 6]));
+    }
+    assert!(desk.merge().is_ok());
+    let inputs = MergeOptions { inputs: Some(desk.inputs()), is_forced: false };
+    assert!(desk.merge_with(&ALL, &inputs).is_ok());
+    let with = |from: &str, to: &str, options: &MergeOptions| {
+        desk.write("out.2.jsonl", &desk.records(&[2, 5, 8]).replace(from, to));
+        desk.refused(&ALL, options)
+    };
+    let double = with("\"id5\"", "\"id2\"", &MergeOptions::default());
+    assert!(
+        double.starts_with("out.2.jsonl:2 and out.2.jsonl:1 answer two lines with one custom_id, \"id2\""),
+        "{double}"
+    );
+    let double = with("\"id2\"", "\"id3\"", &MergeOptions::default());
+    assert!(double.starts_with("out.3.jsonl:1 and out.2.jsonl:1 answer two lines"), "{double}");
+    let other = with("\"id5\"", "\"id55\"", &inputs);
+    assert!(
+        other.starts_with(
+            "out.2.jsonl:2 has the custom_id \"id55\", and in.jsonl:5, whose result it is, \"id5\""
+        ),
+        "{other}"
+    );
+    // A line that is an error may share its id with another.
+    desk.write("out.1.jsonl", &desk.records(&[1, 4, 7]).replace("\"id4\"", "\"id1\""));
+    desk.write("out.2.jsonl", &desk.records(&[2, 5, 8]));
+    assert!(desk.merge().is_ok());
 }
 
 #[test]

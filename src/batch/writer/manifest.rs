@@ -45,6 +45,11 @@ impl Manifest {
     }
 
     /// Notes that the results are those of a part of the input alone.
+    /// Whether a run has said something by this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     pub fn set_shard(&mut self, facts: ShardFacts) {
         self.0.insert(SHARD.to_owned(), Fact::Shard(facts));
     }

@@ -42,10 +42,7 @@ impl PublishedForm {
     ) -> io::Result<()> {
         let mut columns = Columns::default();
         if self.format == OutputFormat::Csv {
-            for_each(&mut |line| {
-                columns.add(&flat_of(line)?);
-                Ok(())
-            })?;
+            for_each(&mut |line| columns.add(&flat_of(line)?))?;
         }
         if !self.is_gzip {
             return self.write_records(&mut for_each, &columns, to);

@@ -67,12 +67,26 @@ fn check_writable(flag: &str, path: &Path, inputs: &Inputs, output: &OutputPath)
     if path.is_dir() {
         anyhow::bail!("{flag} {} is a directory; name a file in it", path.display());
     }
+    if is_named_pipe(path) {
+        anyhow::bail!(
+            "{flag} {} is a named pipe, where the run would wait at its end for somebody to read it; name a file, or \
+             what reads it, as in {flag} >(jq .)",
+            path.display()
+        );
+    }
     match folder {
         Some(folder) if !folder.is_dir() => {
             anyhow::bail!("the folder {} of {flag} does not exist; create it first", folder.display())
         }
         _ => Ok(()),
     }
+}
+
+/// A pipe with a name in some folder. What this process has open, such as `/dev/stdout`, has none.
+fn is_named_pipe(path: &Path) -> bool {
+    fs::canonicalize(path)
+        .and_then(fs::metadata)
+        .is_ok_and(|metadata| std::os::unix::fs::FileTypeExt::is_fifo(&metadata.file_type()))
 }
 
 /// What can be written to by many, such as `/dev/null`.

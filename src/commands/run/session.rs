@@ -93,6 +93,22 @@ struct Failures {
     num_in_a_row: usize,
     /// What the last one said; the requests it ended repeat it.
     reason: String,
+    /// Whether the system gave it no memory.
+    is_of_memory: bool,
+}
+
+impl Failures {
+    /// The error of a request that the last failure has ended.
+    fn told(&self) -> RequestError {
+        let reason = format!("computing the answer failed: {}", self.reason);
+        match self.is_of_memory {
+            false => RequestError::internal(reason),
+            true => RequestError::machine(format!(
+                "{reason}: the system gave no more memory; raise the limit on address space (`ulimit -v`), or have the \
+                 run take less with --max-memory or --batch-size"
+            )),
+        }
+    }
 }
 
 impl Session<MlxRunner> {
@@ -325,6 +341,7 @@ impl<R: Runner> Session<R> {
     fn note_failure(&mut self, error: RunnerError) -> anyhow::Result<()> {
         self.failures.num_in_a_row += 1;
         self.failures.reason = error.to_string();
+        self.failures.is_of_memory = error.is_of_memory();
         if self.failures.num_in_a_row < MAX_FAILURES_IN_A_ROW {
             return Ok(());
         }
@@ -377,10 +394,7 @@ impl<R: Runner> Session<R> {
                         let reason = problem.unwrap_or_default();
                         Err(RequestError::bad_request("constraint_not_met", "", reason))
                     }
-                    engine::FinishReason::Error => {
-                        let reason = format!("computing the answer failed: {}", self.failures.reason);
-                        Err(RequestError::internal(reason))
-                    }
+                    engine::FinishReason::Error => Err(self.failures.told()),
                 };
                 let tokenizer = self.intake.text().tokenizer();
                 match job.finish(seat.choice, ending, end, counts, tokenizer) {

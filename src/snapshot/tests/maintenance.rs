@@ -98,6 +98,11 @@ fn a_merged_file_has_what_both_have_and_states_too() -> Done {
     assert_eq!(restore(&mut open_as(&two.path, READ_WRITE, recurrent())?, &prompt(1, 20)), 23);
     save(&mut open(&merged.path.with_extension("other"))?, &[&prompt(1, 5)])?;
     let refused = merge(&[&one.path, &merged.path.with_extension("other")], &merged.path);
-    assert!(matches!(refused, Err(SnapshotError::CannotMerge { .. })));
+    let told = refused.expect_err("they are of different models").to_string();
+    let names = [&one.path, &merged.path.with_extension("other")].map(|path| path.display().to_string());
+    assert!(
+        told.starts_with(&format!("{} and {} are caches of different models (", names[0], names[1])),
+        "{told}"
+    );
     Ok(())
 }

@@ -1,9 +1,8 @@
 //! The Jinja environment that chat templates run in.
 //!
 //! Owns its likeness to the one transformers uses (Jinja2 in a sandbox, with Python's values) and
-//! the limits on a template, which is untrusted data: no file or network access exists here, memory
-//! is bounded by fuel, time by fuel and by how long is waited, and the stack is as deep as a template of its
-//! size, or its fuel, may need.
+//! how much a template may compute, which is untrusted data: no file or network access exists here, memory
+//! is bounded by fuel, time by fuel and by how long is waited. How it is held to that is `crate::jinja`'s.
 
 use std::fmt;
 use std::sync::{
@@ -17,14 +16,15 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
-use super::{json, namespaces, numbers};
-use crate::deep::{KEPT_STACK_BYTES, NotDone, PATIENCE, fingerprint, on_deep_stack};
-use crate::text::TextError;
+use super::{json, numbers};
+use crate::{
+    deep::{NotDone, PATIENCE, fingerprint},
+    jinja::{self, KEPT_FUEL},
+    text::TextError,
+};
 
 /// The largest template in use has some 20,000 bytes.
 pub(super) const MAX_TEMPLATE_BYTES: usize = 128 << 10;
-/// What compiling takes: a byte of an operator may be a level of an expression.
-const STACK_BYTES_PER_TEMPLATE_BYTE: usize = 1 << 10;
 /// Fuel every render has: an instruction costs 1, 64 bytes of data cost 1.
 const BASE_FUEL: u64 = 1_000_000;
 /// Fuel for every JSON value of the request; real templates need about a tenth.
@@ -34,12 +34,6 @@ const FUEL_PER_BYTE: u64 = 1;
 const MAX_FUEL: u64 = 16_000_000;
 /// What has more fuel may take more time: a hundred times what is usual for it.
 const PATIENCE_PER_MILLION_FUEL: Duration = Duration::from_secs(10);
-/// Lists nested by a template are freed by recursion, on the stack; a unit of fuel buys at most
-/// one level, for which about 50 bytes were measured. Only what is used takes memory.
-const STACK_BYTES_PER_FUEL: u64 = 96;
-const BASE_STACK_BYTES: usize = 4 << 20;
-/// What a kept thread has the stack for, which is enough for nearly all.
-const KEPT_FUEL: u64 = (KEPT_STACK_BYTES - BASE_STACK_BYTES) as u64 / STACK_BYTES_PER_FUEL;
 
 const NAME: &str = "chat_template";
 
@@ -83,10 +77,10 @@ impl Program {
                 source.len()
             )));
         }
-        let stack_bytes = BASE_STACK_BYTES + source.len() * STACK_BYTES_PER_TEMPLATE_BYTE;
+        let num_bytes = source.len();
         let (source, shown, fingerprint) = (source.to_owned(), Arc::clone(&origin), fingerprint(&source));
         let compile = move || environment(&shown, &source, clock);
-        let compiled = on_deep_stack(stack_bytes, PATIENCE, fingerprint, compile);
+        let compiled = jinja::compile(num_bytes, PATIENCE, fingerprint, compile);
         let environment = compiled.map_err(|why| not_done(why, failed))??;
         Ok(Program { environment, origin, fingerprint, is_endless: AtomicBool::new(false) })
     }
@@ -117,13 +111,9 @@ impl Program {
         if self.is_endless.load(Ordering::Relaxed) {
             return Err(failed("it did not end in time before, and is not tried again".to_owned()));
         }
-        // The environment is a handful of shared pointers; fuel is set per render in a copy.
-        let mut environment = self.environment.clone();
-        environment.set_fuel(Some(fuel));
-        let stack_bytes = BASE_STACK_BYTES.saturating_add((fuel * STACK_BYTES_PER_FUEL) as usize);
         let (variables, origin) = (Arc::clone(variables), Arc::clone(&self.origin));
         let fingerprint = fingerprint(&(self.fingerprint, &*variables));
-        let rendered = on_deep_stack(stack_bytes, patience, fingerprint, move || {
+        let rendered = jinja::render(&self.environment, fuel, patience, fingerprint, move |environment| {
             let rendered = environment
                 .get_template(NAME)
                 .and_then(|template| template.render(template_value(&variables)));
@@ -156,7 +146,7 @@ fn environment(origin: &str, source: &str, clock: Clock) -> Result<Environment<'
         line: error.line().unwrap_or(0),
         message: describe(&error),
     };
-    let mut environment = Environment::new();
+    let mut environment = jinja::environment();
     let config = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(config.map_err(syntax)?);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
@@ -172,8 +162,7 @@ fn environment(origin: &str, source: &str, clock: Clock) -> Result<Environment<'
     environment.add_test("float", numbers::is_float);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", move |format: &str| strftime(clock(), format));
-    namespaces::add_to(&mut environment);
-    let source = namespaces::checked(&neutralize_generation_tags(source));
+    let source = jinja::guarded(&neutralize_generation_tags(source));
     environment.add_template_owned(NAME, source).map_err(syntax)?;
     Ok(environment)
 }
@@ -270,7 +259,10 @@ fn neutralize_generation_tags(source: &str) -> String {
 fn write_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     match json::as_float(value) {
         Some(x) => out.write_str(&json::python_float(x)).map_err(Error::from),
-        None => minijinja::escape_formatter(out, state, value),
+        None => {
+            jinja::ensure_shown_fits(state, value)?;
+            minijinja::escape_formatter(out, state, value)
+        }
     }
 }
 
@@ -284,7 +276,8 @@ fn is_iterable(value: &Value) -> bool {
     is_sequence(value) || matches!(value.kind(), ValueKind::Iterable | ValueKind::Bytes)
 }
 
-fn raise_exception(message: &Value) -> Result<Value, Error> {
+fn raise_exception(state: &State, message: &Value) -> Result<Value, Error> {
+    jinja::ensure_fits(state, message)?;
     let message = message.to_string();
     Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
 }
@@ -340,6 +333,9 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     if method == "format" && value.as_str().is_some_and(is_format_too_wide) {
         let problem = format!("format: a width is more than {MAX_FORMAT_WIDTH}");
         return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
+    if let Some(text) = value.as_str() {
+        jinja::ensure_method_fits(state, text, method, args)?;
     }
     let known = minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
     if !known.as_ref().is_err_and(|e| e.kind() == ErrorKind::UnknownMethod) {

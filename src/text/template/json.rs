@@ -10,6 +10,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 use serde::Serialize;
 
 use super::numbers::digits_of;
+use crate::jinja::ensure_fits;
 
 /// Values that a template nests deeper than this are refused; requests cannot be that deep.
 const MAX_DEPTH: usize = 200;
@@ -27,7 +28,11 @@ pub(super) fn tojson(
         Some(pair) if !pair.is_none() => {
             let texts: Vec<Value> = pair.try_iter()?.take(3).collect();
             match texts.as_slice() {
-                [item, key] => (item.to_string(), key.to_string()),
+                [item, key] => {
+                    ensure_fits(state, item)?;
+                    ensure_fits(state, key)?;
+                    (item.to_string(), key.to_string())
+                }
                 _ => return Err(Error::new(ErrorKind::InvalidOperation, "separators must be a pair")),
             }
         }
@@ -138,10 +143,13 @@ impl Writer<'_, '_> {
                 ValueKind::String => writer.string(key.as_str().unwrap_or_default())?,
                 ValueKind::None => writer.string("null")?,
                 ValueKind::Bool => writer.string(if key.is_true() { "true" } else { "false" })?,
-                _ => writer.string(&number(&key))?,
+                _ => {
+                    ensure_fits(writer.state, &key)?;
+                    writer.string(&number(&key))?;
+                }
             }
             let separator = writer.separators.1.clone();
-            writer.out.push_str(&separator);
+            writer.separator(&separator)?;
             writer.value(&map.get_item(&key)?, depth)
         })
     }
@@ -160,7 +168,7 @@ impl Writer<'_, '_> {
         for item in items {
             if !is_empty {
                 let separator = self.separators.0.clone();
-                self.out.push_str(&separator);
+                self.separator(&separator)?;
             }
             is_empty = false;
             self.line_break(depth + 1)?;
@@ -170,6 +178,13 @@ impl Writer<'_, '_> {
             self.line_break(depth)?;
         }
         self.out.push(close);
+        Ok(())
+    }
+
+    fn separator(&mut self, text: &str) -> Result<(), Error> {
+        // The template chooses it.
+        self.state.consume_fuel(text.len() as u64 / 64)?;
+        self.out.push_str(text);
         Ok(())
     }
 

@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 
 use super::RenderRequest;
 
+/// Renders that are spent on finding out which fields of a line's messages its template reads, and fields that are
+/// named.
+const MAX_TRIALS: usize = 64;
+const MAX_NAMED: usize = 32;
+
 /// Something to be said once for all lines that it is true of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
@@ -79,19 +84,24 @@ impl Reads {
             text: format!("the model's chat template does not read {name:?}, which changes nothing"),
         }));
         let names = unusual_fields(request.messages);
-        let is_read = |names: &[&str]| {
-            let messages: Vec<Value> =
-                request.messages.iter().map(|message| without(message, names)).collect();
-            render(&RenderRequest { messages: &messages, ..*request }).as_deref() != Some(rendered)
-        };
-        if !names.is_empty() && (names.len() > 1 || !is_read(&names)) {
-            let unread = names.iter().filter(|name| names.len() == 1 || !is_read(&[name]));
-            notices.extend(unread.map(|name| Notice {
-                key: format!("message field {name}"),
+        let mut trials = Trials { request, rendered, render: &render, num_left: MAX_TRIALS };
+        let mut unread = Vec::new();
+        trials.find_unread(&names, &mut unread);
+        notices.extend(unread.iter().take(MAX_NAMED).map(|name| Notice {
+            key: format!("message field {name}"),
+            text: format!(
+                "messages: the model's chat template passes over the field {name:?} of a message, which changes nothing"
+            ),
+        }));
+        if unread.len() > MAX_NAMED || trials.num_left == 0 {
+            notices.push(Notice {
+                key: "many message fields".to_owned(),
                 text: format!(
-                    "messages: the model's chat template passes over the field {name:?} of a message, which changes nothing"
+                    "messages: they have {} fields that are not usual, of which the model's chat template may pass over \
+                     more than are named",
+                    names.len()
                 ),
-            }));
+            });
         }
         notices
     }
@@ -119,13 +129,43 @@ impl Reads {
     }
 }
 
+/// Looks for fields that change nothing where they are left out, many at once.
+struct Trials<'a, R> {
+    request: &'a RenderRequest<'a>,
+    rendered: &'a str,
+    render: &'a R,
+    /// Each takes a render.
+    num_left: usize,
+}
+
+impl<R: Fn(&RenderRequest) -> Option<String>> Trials<'_, R> {
+    fn find_unread<'n>(&mut self, names: &[&'n str], unread: &mut Vec<&'n str>) {
+        if names.is_empty() || self.num_left == 0 {
+            return;
+        }
+        self.num_left -= 1;
+        let left_out: HashSet<&str> = names.iter().copied().collect();
+        let messages: Vec<Value> =
+            self.request.messages.iter().map(|message| without(message, &left_out)).collect();
+        let changed = (self.render)(&RenderRequest { messages: &messages, ..*self.request });
+        if changed.as_deref() == Some(self.rendered) {
+            unread.extend(names);
+        } else if names.len() > 1 {
+            let (first, second) = names.split_at(names.len() / 2);
+            self.find_unread(first, unread);
+            self.find_unread(second, unread);
+        }
+    }
+}
+
 fn unusual_fields(messages: &[Value]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
+    let mut known: HashSet<&str> = HashSet::new();
     for message in messages {
         let is_result = message.get("role").is_some_and(|role| role == "tool");
         for (name, value) in message.as_object().into_iter().flatten() {
             let is_usual = LINKS.contains(&name.as_str()) || (is_result && name == "name");
-            if !is_usual && !value.is_null() && !names.contains(&name.as_str()) {
+            if !is_usual && !value.is_null() && known.insert(name) {
                 names.push(name);
             }
         }
@@ -133,10 +173,58 @@ fn unusual_fields(messages: &[Value]) -> Vec<&str> {
     names
 }
 
-fn without(message: &Value, names: &[&str]) -> Value {
+fn without(message: &Value, names: &HashSet<&str>) -> Value {
     let mut message = message.clone();
     if let Some(fields) = message.as_object_mut() {
-        fields.retain(|name, _| !names.contains(&name.as_str()));
+        fields.retain(|name, _| !names.contains(name.as_str()));
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use serde_json::Map;
+
+    use super::*;
+
+    /// A message of 50,000 fields was rendered as often, which took hours.
+    #[test]
+    fn however_many_fields_there_are_few_renders_tell_which_are_read() {
+        let extra = Map::new();
+        let passed_over = |num_fields: usize, read: &[usize]| {
+            let mut message = json!({"role": "user", "content": "Hi"});
+            (0..num_fields).for_each(|field| message[format!("f{field}")] = json!("v"));
+            let messages = [message];
+            let request = RenderRequest {
+                messages: &messages,
+                tools: None,
+                add_generation_prompt: true,
+                extra: &extra,
+            };
+            let num_renders = Cell::new(0);
+            let render = |request: &RenderRequest| {
+                num_renders.set(num_renders.get() + 1);
+                let there =
+                    read.iter().filter(|field| request.messages[0].get(format!("f{field}")).is_some());
+                Some(there.count().to_string())
+            };
+            let reads = Reads::of("", |_, _| None);
+            let rendered = render(&request).expect("it renders");
+            let notices = reads.passed_over(&request, &rendered, render);
+            assert!(num_renders.get() <= 1 + MAX_TRIALS);
+            notices.into_iter().map(|notice| notice.key).collect::<Vec<_>>()
+        };
+        assert_eq!(passed_over(0, &[]), [""; 0]);
+        assert_eq!(passed_over(1, &[0]), [""; 0]);
+        assert_eq!(passed_over(3, &[1]), ["message field f0", "message field f2"]);
+        assert_eq!(passed_over(3, &[]), ["message field f0", "message field f1", "message field f2"]);
+        assert_eq!(passed_over(3, &[0, 1, 2]), [""; 0]);
+        for read in [&[][..], &[7, 40_000], &(0..1000).collect::<Vec<_>>()] {
+            let keys = passed_over(50_000, read);
+            assert!(keys.len() <= MAX_NAMED + 1, "{}", keys.len());
+            assert_eq!(keys.last().map(String::as_str), Some("many message fields"));
+        }
+    }
 }

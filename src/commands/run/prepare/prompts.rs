@@ -109,6 +109,7 @@ pub(super) fn encode(
         TextError::TemplateSyntax { .. } | TextError::TemplateFailed { .. } if has_own_template => {
             RequestError::bad_request("template_error", "chat_template", error.to_string())
         }
+        TextError::NoThread { .. } => RequestError::machine(error.to_string()),
         TextError::TooManyTokens { .. } => {
             RequestError::bad_request("context_length_exceeded", param, error.to_string())
         }

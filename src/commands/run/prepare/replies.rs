@@ -103,5 +103,5 @@ pub(super) fn pattern(
     }
     let param = asked.map_or("thinking_budget", |asked| asked.param.as_str());
     let pattern = text.pattern(asked.map(|asked| &asked.constraint), preamble);
-    pattern.map(Some).map_err(|error| RequestError::unsupported(param, error.to_string()))
+    pattern.map(Some).map_err(|error| RequestError::of_constraint(param, &error))
 }

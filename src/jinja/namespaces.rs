@@ -7,8 +7,10 @@
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
 
+use super::tags;
+
 /// The function that looks at it; no template has a name that ends so.
-const CHECK: &str = "_without_namespaces_";
+pub(super) const CHECK: &str = "_without_namespaces_";
 
 /// Values that are looked at for one assignment at most.
 const MAX_VALUES: usize = 1_000_000;
@@ -21,83 +23,19 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
 
 /// A template whose assignments to attributes, `{% set a.b = … %}` and `{% set a.b|filter %}…{% endset %}`, are checked.
 pub(super) fn checked(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some((before, tag)) = split_at_tag(rest) {
-        out.push_str(before);
-        let end = match &tag[..2] {
-            "{#" => tag.find("#}").map(|at| at + 2),
-            "{{" => end_of(tag, "}}"),
-            _ => end_of(tag, "%}"),
-        };
-        // The engine says what is wrong with it.
-        let Some(end) = end else {
-            rest = tag;
-            break;
-        };
-        let (whole, behind) = tag.split_at(end);
-        if tag.starts_with("{%") && name_of(whole) == "raw" {
-            let end = end_of_raw(behind).unwrap_or(behind.len());
-            out.push_str(whole);
-            out.push_str(&behind[..end]);
-            rest = &behind[end..];
-            continue;
+    tags::rewritten(source, |tag| {
+        if tag.name() != "set" {
+            return None;
         }
-        match assignment(whole) {
-            Some((target, value, close)) => {
-                out.extend([target, " ", CHECK, "((", value, "))", close]);
-            }
-            None => match filters(whole) {
-                Some((filters, close)) => out.extend([filters, "|", CHECK, close]),
-                None => out.push_str(whole),
-            },
+        if let Some((target, value, close)) = assignment(tag.whole) {
+            return Some([target, " ", CHECK, "((", value, "))", close].concat());
         }
-        rest = behind;
-    }
-    out.push_str(rest);
-    out
-}
-
-fn split_at_tag(text: &str) -> Option<(&str, &str)> {
-    let at = text.as_bytes().windows(2).position(|pair| matches!(pair, b"{{" | b"{%" | b"{#"))?;
-    Some(text.split_at(at))
-}
-
-/// Where a tag ends, behind its closing brackets; those within texts are none.
-fn end_of(tag: &str, close: &str) -> Option<usize> {
-    let bytes = tag.as_bytes();
-    let mut quote = None;
-    let mut at = 2;
-    while at < bytes.len() {
-        match (quote, bytes[at]) {
-            (Some(_), b'\\') => at += 1,
-            (Some(open), byte) if byte == open => quote = None,
-            (None, b'\'' | b'"') => quote = Some(bytes[at]),
-            (None, _) if bytes[at..].starts_with(close.as_bytes()) => return Some(at + close.len()),
-            _ => {}
-        }
-        at += 1;
-    }
-    None
-}
-
-/// The name that a block's tag begins with.
-fn name_of(tag: &str) -> &str {
-    let inner = tag[2..].trim_start_matches(['-', '+']).trim_start();
-    &inner[..inner.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(inner.len())]
-}
-
-/// Where the tag that ends a raw block begins.
-fn end_of_raw(text: &str) -> Option<usize> {
-    let starts = text.match_indices("{%").map(|(at, _)| at);
-    starts.into_iter().find(|&at| name_of(&text[at..]) == "endraw")
+        filters(tag.whole).map(|(filters, close)| [filters, "|", CHECK, close].concat())
+    })
 }
 
 /// What comes before the value of an assignment to an attribute, the value, and what comes behind it.
 fn assignment(tag: &str) -> Option<(&str, &str, &str)> {
-    if !tag.starts_with("{%") || name_of(tag) != "set" {
-        return None;
-    }
     let equals = tag.find(|c| !is_target(c)).filter(|&at| tag[at..].starts_with('='))?;
     let (target, rest) = tag.split_at(equals + 1);
     let value = rest.strip_suffix("%}")?;
@@ -107,9 +45,6 @@ fn assignment(tag: &str) -> Option<(&str, &str, &str)> {
 
 /// What comes before the end of a tag that has filters make the value of an attribute of what follows, and that end.
 fn filters(tag: &str) -> Option<(&str, &str)> {
-    if !tag.starts_with("{%") || name_of(tag) != "set" {
-        return None;
-    }
     let filter = tag.find(|c| !is_target(c)).filter(|&at| tag[at..].starts_with('|'))?;
     let filters = tag.strip_suffix("%}")?;
     let filters = filters.strip_suffix(['-', '+']).unwrap_or(filters);
