@@ -78,6 +78,8 @@ const MODELS: &[&str] = &[
     "tiny-nemotron_h-moe",
     "tiny-falcon_h1",
     "tiny-mamba2",
+    "tiny-kimi_linear",
+    "tiny-kimi_linear-4bit",
 ];
 
 #[derive(Debug, Clone, Copy)]

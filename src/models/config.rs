@@ -12,6 +12,7 @@ mod fields;
 mod gemma4;
 mod granite;
 mod hybrid;
+mod kimi_linear;
 mod known;
 mod latent;
 mod lfm2;

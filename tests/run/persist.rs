@@ -123,7 +123,7 @@ fn a_warm_run_answers_as_a_cold_one_and_computes_no_prompt() {
 
 #[test]
 fn a_warm_run_of_a_model_with_recurrent_layers_computes_no_prompt_either() {
-    for model in ["tiny-qwen3_5", "tiny-lfm2", "tiny-nemotron_h-moe", "tiny-mamba2"] {
+    for model in ["tiny-qwen3_5", "tiny-lfm2", "tiny-nemotron_h-moe", "tiny-mamba2", "tiny-kimi_linear"] {
         warm_answers_are_those_of(&fixture_path(model));
     }
 }

@@ -311,6 +311,7 @@ fn nothing_is_left_to_be_said_of_published_configurations_but_what_is_not_served
     }
     // Python code that is not run, longer contexts than LongRoPE's first, several forms in one model.
     let expected = [
+        ("kimi_linear.json", "'auto_map'"),
         ("minimax_m2.json", "'auto_map'"),
         ("nemotron_h-moe.json", "'auto_map'"),
         ("nemotron_h.json", "'auto_map'"),

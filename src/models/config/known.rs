@@ -4,8 +4,12 @@
 //! that knows a key that is left decides: a family's own before the one for all.
 
 mod hybrids;
+mod kimi_linear;
 
-pub(super) use self::hybrids::{FALCON_H1, GRANITE_HYBRID, MAMBA2, NEMOTRON_H};
+pub(super) use self::{
+    hybrids::{FALCON_H1, GRANITE_HYBRID, MAMBA2, NEMOTRON_H},
+    kimi_linear::{KIMI_DELTA, KIMI_LINEAR},
+};
 use crate::models::known_keys::{
     Effect::{self, ErrorUnless, Nothing, ReadBy, WarningUnless},
     KeyRule,
