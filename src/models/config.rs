@@ -17,6 +17,7 @@ mod known;
 mod latent;
 mod lfm2;
 mod moe;
+mod published_quantization;
 mod quantization;
 mod qwen3_5;
 mod rope;

@@ -435,8 +435,21 @@ pub enum PublisherFormat {
     Fp8 { block: Option<(usize, usize)> },
     /// AWQ's packing of 4 bits along the outputs (AutoAWQ's "gemm").
     Awq { group_size: usize },
+    Gptq(GptqFormat),
+    /// compressed-tensors', of which names and types of arrays show which it is; 8-bit floating-point numbers may have
+    /// a factor for each block of `(rows, columns)`.
+    CompressedTensors { block: Option<(usize, usize)> },
     /// NVIDIA's ModelOpt: 4-bit floating point in groups of 16 with 8-bit scales and a factor for each matrix.
     ModelOptNvfp4,
+}
+
+/// GPTQ's packing along the inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GptqFormat {
+    /// Of a code, unless the arrays of a matrix show others.
+    pub bits: usize,
+    /// Whether zeros are stored less one (the first form of such files).
+    pub stores_zeros_less_one: bool,
 }
 
 impl QuantizationSpec {

@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::{
-    known::{COMMON, KIMI_DELTA, QUANTIZATION, ROPE, WRAPPER},
+    known::{
+        COMMON, COMPRESSED_GROUP, COMPRESSED_TENSORS, COMPRESSED_WEIGHTS, GPTQ, KIMI_DELTA, QUANTIZATION,
+        ROPE, WRAPPER,
+    },
     published::{changed, gemma3, gemma3_text, lfm2, llama, mistral, qwen2, qwen3, qwen3_5},
     *,
 };
@@ -280,6 +283,17 @@ fn so_is_each_key_of_the_objects_inside() {
     let bases = bases();
     let kimi = bases.iter().find(|base| base["model_type"] == "kimi_linear").expect("it is there");
     check_table(KIMI_DELTA, &none, |key, value| inside(kimi, "linear_attn_config", key, value));
+    let gptq = changed(llama(), json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}));
+    check_table(GPTQ, &none, |key, value| inside(&gptq, "quantization_config", key, value));
+    let packed = |groups: Value| {
+        let settings = json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": groups}});
+        changed(llama(), json!({"quantization_config": settings}))
+    };
+    check_table(COMPRESSED_TENSORS, &none, |key, value| {
+        inside(&packed(json!({})), "quantization_config", key, value)
+    });
+    check_table(COMPRESSED_GROUP, &none, |key, value| packed(json!({key: value})));
+    check_table(COMPRESSED_WEIGHTS, &none, |key, value| packed(json!({"weights": {key: value}})));
     let entry =
         changed(qwen3(), json!({"quantization": {"group_size": 64, "bits": 4, "lm_head": {"bits": 8}}}));
     check_table(QUANTIZATION, &none, |key, value| {
