@@ -44,7 +44,7 @@ pub use recurrent_spec::{
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    AttentionSpec, Fold, FoldFactors, GptqFormat, HeadNorms, KeyValueSource, KvLayout,
+    AttentionSpec, ContextChoice, Fold, FoldFactors, GptqFormat, HeadNorms, KeyValueSource, KvLayout,
     LatentSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight, PerLayerInputSpec,
     PositionScale, PublisherFormat, Quantization, QuantizationMode, QuantizationSpec, ValueColumns,
 };

@@ -134,7 +134,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     own("gemma4_text", INSIDE, gemma4::spec, known::GEMMA4),
     plain(
         "phi3",
-        "Phi-3, 3.5 and 4 mini, Phi-4 (up to 4,096 tokens where they have LongRoPE)",
+        "Phi-3, 3.5 and 4 mini, Phi-4 (LongRoPE: --long-context beyond 4,096 tokens)",
         &PHI3,
         known::PHI3,
     ),

@@ -15,7 +15,7 @@ use crate::models::{
     block_names::BlockNames,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
-    spec::{Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    spec::{ContextChoice, Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// What differs between the families before any number is read.
@@ -175,6 +175,12 @@ impl Family {
             hidden_size,
             vocab_size,
             max_context: max_rotated.min(max_seen),
+            context: match max_context.min(max_seen) {
+                max_long_context if max_long_context > max_rotated => {
+                    ContextChoice::Short { max_long_context }
+                }
+                _ => ContextChoice::One,
+            },
             layers,
             norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
             embedding_scale: match self.embedding_scale {

@@ -392,10 +392,6 @@ pub(super) const WRAPPER: &[KeyRule] = &[
 /// For the objects of rotary positions.
 pub(super) const ROPE: &[KeyRule] = &[
     rule("max_position_embeddings", Nothing("the configuration's own is read")),
-    rule(
-        "long_factor",
-        WarningUnless(&[], "contexts longer than the model was first made for need it: these are refused"),
-    ),
     rule("llama_4_scaling_beta", ErrorUnless(&[Number(0.0)], "queries would grow with their position")),
     rule("mrope_section", Nothing("a text's positions are the same in all sections")),
     rule("mrope_interleaved", Nothing("a text's positions are the same in all sections")),

@@ -15,7 +15,10 @@ use crate::models::{
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
     recurrent_spec::{DeltaGate, DeltaProjections, GatedDeltaSpec, RecurrentSpec},
-    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    spec::{
+        AttentionSpec, ContextChoice, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
+        NormWeight,
+    },
 };
 
 /// Reads the language model's fields.
@@ -57,6 +60,7 @@ fn read(
         hidden_size,
         vocab_size: fields.dimension("vocab_size", None)?,
         max_context,
+        context: ContextChoice::One,
         layers,
         norm: NormSpec {
             eps: fields.epsilon("rms_norm_eps", Some(1e-6))?,
