@@ -153,6 +153,7 @@ const ADAPTERS: &[&str] = &[
     "phi3-peft",
     "qwen2-peft-dora",
     "qwen2-peft-bias",
+    "qwen3_moe-peft-experts",
 ];
 
 /// How far the log-probabilities after a prompt are from the reference's at most.
