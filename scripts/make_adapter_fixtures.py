@@ -68,6 +68,9 @@ ADAPTERS = {
         "rank_pattern": {"^model.layers.[01].self_attn.q_proj": 3, "down_proj": 1},
         "alpha_pattern": {"layers.2.mlp.up_proj": 7, r"(k|v)_proj": 3}, "modules_to_save": ["input_layernorm"]},
         peft=True, learning_rate=5e-2),
+    "qwen3_moe-peft-experts": Adapter("tiny-qwen3_moe", "peft's of parameters: experts in one", {
+        "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "rank_pattern": {"experts.down_proj": 1},
+        "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}, peft=True, learning_rate=5e-2),
     "qwen2-peft-bias": Adapter("tiny-qwen2", "peft's biases in place of the base's", {
         "r": 2, "lora_alpha": 8, "bias": "lora_only", "target_modules": ["q_proj", "v_proj"]},
         peft=True, learning_rate=5e-2),

@@ -18,7 +18,7 @@ W123 = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
 ONE_BY_ONE = {  # experts each with matrices of their own, and what these are called
     "qwen3_moe": GLU, "qwen2_moe": GLU, "qwen3_next": GLU, "olmoe": GLU, "glm4_moe": GLU, "ernie4_5_moe": GLU,
     "deepseek_v2": GLU, "deepseek_v3": GLU, "glm4_moe_lite": GLU, "nemotron_h": GLU,
-    "mixtral": W123, "minimax_m2": W123, "lfm2_moe": W123,
+    "mixtral": W123, "minimax_m2": W123, "lfm2_moe": W123, "kimi_linear": W123,
 }
 TRANSPOSED = {"qwen3_vl_moe_text"}  # whose publisher has fused experts as (num_experts, in, out)
 NORMS_LESS_ONE = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
@@ -96,6 +96,20 @@ def shared_mlp(params):
     return out
 
 
+def kimi_linear(params):
+    """What follows in layers with experts is `block_sparse_moe`, with the bias below the router."""
+    sparse = {n.partition(".mlp.")[0] for n in params if ".switch_mlp." in n}
+    out = {}
+    for name, value in params.items():
+        name = re.sub(r"\.([qkv])_conv\.conv\.", r".\1_conv1d.", name)
+        layer, mlp, rest = name.partition(".mlp.")
+        if mlp and layer in sparse:
+            rest = "gate." + rest if rest == "e_score_correction_bias" else rest
+            name = f"{layer}.block_sparse_moe.{rest}"
+        out[name] = value
+    return out
+
+
 def latents(params):
     """Each head's rows from latents to keys, then to values, of all heads in one matrix."""
     out = {}
@@ -132,6 +146,8 @@ def publish(params, config):
     if model_type == "nemotron_h":
         fc = {".switch_mlp.fc1.": ".switch_mlp.up_proj.", ".switch_mlp.fc2.": ".switch_mlp.down_proj."}
         params = {re.sub(r"\.switch_mlp\.fc[12]\.", lambda m: fc[m[0]], n): v for n, v in params.items()}
+    if model_type == "kimi_linear":
+        params = kimi_linear(params)
     if model_type == "gpt_oss":
         params = gpt_oss(params)
     elif model_type not in ONE_BY_ONE or config.get("text_config", {}).get("model_type") in TRANSPOSED:

@@ -498,6 +498,25 @@ FALCON = dict(
     mamba_use_mlp=True, attention_in_multiplier=1.0, attention_out_multiplier=0.9, key_multiplier=0.4,
     ssm_in_multiplier=1.25, ssm_out_multiplier=0.5, ssm_multipliers=[0.9, 1.5, 0.7, 0.8, 1.2],
     mlp_multipliers=[0.9, 0.6], embedding_multiplier=2.0, lm_head_multiplier=0.5)
+KIMI_LINEAR = dict(
+    {k: v for k, v in SINGLE.items() if k != "max_position_embeddings"}, torch_dtype="float32",
+    model_type="kimi_linear", architectures=["KimiLinearForCausalLM"], hidden_act="silu", num_hidden_layers=3,
+    tie_word_embeddings=False, model_max_length=4096, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0,
+    rope_scaling=None, mla_use_nope=True, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4,
+    v_head_dim=8, num_key_value_heads=4, intermediate_size=24, pad_token_id=ENDOFTEXT,
+    linear_attn_config=dict(kda_layers=[1, 3], full_attn_layers=[2], num_heads=2, head_dim=8,
+                            short_conv_kernel_size=4),
+    num_experts=8, num_experts_per_token=3, num_shared_experts=1, moe_intermediate_size=6, first_k_dense_replace=1,
+    moe_layer_freq=1, moe_renormalize=True, moe_router_activation_func="sigmoid", num_expert_group=1, topk_group=1,
+    use_grouped_topk=True, routed_scaling_factor=2.446, num_nextn_predict_layers=0)
+KIMI_LINEAR_WITHOUT = {
+    "eps of the other norms": {"config": {"rms_norm_eps": 1e-6}},
+    "decay": {"weights": {"A_log": -4.0}}, "bias of the decays": {"weights": {"dt_bias": 2.0}},
+    "what decays depend on": zero("f_b_proj.weight"), "output gate": zero("g_b_proj.weight"),
+    "convolution of the keys": zero("k_conv1d.weight"), "write strength": zero("b_proj.weight"),
+    "part of the keys that heads share": {"weights": {"kv_a_proj_with_mqa.weight": 0.0}},
+    "correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED,
+    "shared expert": zero("shared_experts.down_proj.weight"), "renormalising": {"config": {"moe_renormalize": False}}}
 STATES = {"decay": {"weights": {"A_log": -4.0}}, "what passes by the states": zero(".D"),
           "bias of the steps": {"weights": {"dt_bias": 2.0}}, "bias of the convolution": zero("conv1d.bias")}
 MAMBA = {
@@ -529,6 +548,18 @@ MAMBA = {
         {**STATES, "correction bias": zero("e_score_correction_bias"), "scaling": UNSCALED,
          "shared expert": zero("shared_experts.down_proj.weight"), "experts": zero("fc2_latent_proj.weight"),
          "renormalising": {"config": {"norm_topk_prob": False}}}, spread=CORRECTION),
+    # Latents are small, so that what keeps their norm from division by zero counts.
+    "kimi_linear": Tiny(
+        KIMI_LINEAR, KIMI_LINEAR_WITHOUT, reference="transformers",
+        why="mlx-lm's norm of latents has the other norms' eps, the publisher's 1e-6", differ_by="eps of the other norms",
+        published=True, spread={**CORRECTION, "kv_a_proj_with_mqa.weight": 3e-4}),
+    # As MLX's, where both agree.
+    "kimi_linear-4bit": Tiny(
+        dict(KIMI_LINEAR, hidden_size=64, rms_norm_eps=1e-6, kv_lora_rank=32, qk_nope_head_dim=32, v_head_dim=32,
+             linear_attn_config=dict(kda_layers=[1, 3], full_attn_layers=[2], num_heads=2, head_dim=32,
+                                     short_conv_kernel_size=4), intermediate_size=32, moe_intermediate_size=32,
+             num_experts=4, num_attention_heads=2, num_key_value_heads=2),
+        {"scaling": UNSCALED}, spread=CORRECTION, quantised=FOUR_BITS),
     # As the publisher has it: the factors are not in the weights.
     "falcon_h1": Tiny(
         FALCON,

@@ -237,6 +237,11 @@ fn gated_delta_layers() {
 }
 
 #[test]
+fn delta_layers_by_dimension_and_latents() {
+    check("delta_layers_by_dimension_and_latents", "tiny-kimi_linear");
+}
+
+#[test]
 fn short_convolutions() {
     check("short_convolutions", "tiny-lfm2");
 }

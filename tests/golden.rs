@@ -8,13 +8,16 @@ mod common;
 
 use std::{num::NonZeroUsize, sync::Arc};
 
-use common::{Golden, golden, golden_of_adapter, load, load_adapted, on_both_kinds};
+use common::{
+    Golden, golden, golden_of_adapter, golden_of_long_contexts, load, load_adapted, load_for_long_contexts,
+    on_both_kinds,
+};
 use mlxbatch::{
     engine::{
         AnswerRecurs, Engine, Event, GenerationRequest, Limits, Processors, PromptPlan, RequestId,
         SamplingParams,
     },
-    mlx::MlxRunner,
+    mlx::{ComputeDevice, MlxRunner},
 };
 
 const MODELS: &[&str] = &[
@@ -78,6 +81,8 @@ const MODELS: &[&str] = &[
     "tiny-nemotron_h-moe",
     "tiny-falcon_h1",
     "tiny-mamba2",
+    "tiny-kimi_linear",
+    "tiny-kimi_linear-4bit",
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -148,6 +153,7 @@ const ADAPTERS: &[&str] = &[
     "phi3-peft",
     "qwen2-peft-dora",
     "qwen2-peft-bias",
+    "qwen3_moe-peft-experts",
 ];
 
 /// How far the log-probabilities after a prompt are from the reference's at most.
@@ -178,6 +184,26 @@ fn log_probabilities_agree_with_an_adapter_beside_the_weights_and_in_them() {
             for (index, golden) in golden_of_adapter(adapter).iter().enumerate() {
                 let worst = farthest(&mut runner, golden);
                 assert!(worst < 1e-3, "{adapter}, {device:?}, fused {is_fused}, prompt {index}: {worst}");
+            }
+        }
+    }
+}
+
+/// The prompts that are longer than LongRoPE's first context: there the reference has the other factors throughout.
+#[test]
+fn long_contexts_agree_by_themselves_and_in_batches() {
+    for device in ComputeDevice::KINDS {
+        let prompts = golden_of_long_contexts("tiny-phi3");
+        assert_eq!(prompts.len(), 2);
+        let mut runner = load_for_long_contexts("tiny-phi3", device);
+        for golden in &prompts {
+            let worst = farthest(&mut runner, golden);
+            assert!(worst < 1e-3, "{device:?}, {} tokens: {worst}", golden.prompt.len());
+        }
+        for setting in settings() {
+            let ours = answers(load_for_long_contexts("tiny-phi3", device), &prompts, setting);
+            for (ours, golden) in ours.iter().zip(&prompts) {
+                assert_eq!(ours, &golden.greedy, "{device:?}, {setting:?}");
             }
         }
     }

@@ -26,7 +26,7 @@ const NUM_REQUESTS: usize = 200;
 /// that share KV, and latents, and how many bytes
 /// may be cached: some 20 of the prompts below. What is cut from a single head is in order as it
 /// lies, and so was once never copied.
-const MODELS: [(&str, u64); 7] = [
+const MODELS: [(&str, u64); 8] = [
     ("tiny-llama", 3_000_000),
     ("tiny-gemma3", 4_500_000),
     ("tiny-qwen3_5", 2_000_000),
@@ -34,6 +34,7 @@ const MODELS: [(&str, u64); 7] = [
     ("tiny-gemma4", 1_500_000),
     ("tiny-glm4_moe_lite", 1_000_000),
     ("tiny-nemotron_h", 1_500_000),
+    ("tiny-kimi_linear", 1_000_000),
 ];
 
 /// SplitMix64: the same numbers in every run of the test.

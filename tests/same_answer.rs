@@ -19,8 +19,9 @@ use mlxbatch::{mlx::ComputeDevice, snapshot};
 
 /// The window of tiny-gemma3 is 16 tokens, far shorter than what the prompts share.
 /// tiny-gemma4 has shapes by layer and layers that use others' KV, tiny-gpt_oss sinks and experts,
-/// tiny-nemotron_h-moe layers of one half, of which some keep states and one KV, tiny-mamba2 states alone.
-const MODELS: [&str; 10] = [
+/// tiny-nemotron_h-moe layers of one half, of which some keep states and one KV, tiny-mamba2 states alone,
+/// tiny-kimi_linear states that fade by dimension among latents.
+const MODELS: [&str; 11] = [
     "tiny-llama",
     "tiny-gemma3",
     "tiny-qwen3_5",
@@ -31,6 +32,7 @@ const MODELS: [&str; 10] = [
     "tiny-glm4_moe_lite",
     "tiny-nemotron_h-moe",
     "tiny-mamba2",
+    "tiny-kimi_linear",
 ];
 
 /// Alone and side by side, as given and shuffled; once with chunks that end within prompts and windows
@@ -180,4 +182,9 @@ fn halves_of_blocks_with_states_answer_the_same_whatever_is_cached() {
 #[test]
 fn states_alone_answer_the_same_whatever_is_cached() {
     check(MODELS[9]);
+}
+
+#[test]
+fn delta_layers_among_latents_answer_the_same_whatever_is_cached() {
+    check(MODELS[10]);
 }

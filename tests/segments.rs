@@ -23,7 +23,7 @@ const MODELS: [&str; 7] = [
 ];
 
 /// Of each kind of state.
-const RECURRENT: [&str; 3] = ["tiny-lfm2", "tiny-qwen3_5", "tiny-nemotron_h"];
+const RECURRENT: [&str; 4] = ["tiny-lfm2", "tiny-qwen3_5", "tiny-nemotron_h", "tiny-kimi_linear"];
 
 fn group(sequence: u64, input: Input, start: usize) -> Group {
     let greedy = SamplingParams { temperature: 0.0, top_p: 1.0, top_k: 0, min_p: 0.0, key: 0 };

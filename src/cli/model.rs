@@ -24,6 +24,15 @@ pub struct ModelArgs {
     #[arg(long, value_name = "REVISION", default_value = DEFAULT_REVISION)]
     pub revision: String,
 
+    /// Serve contexts longer than the model was first made for, where it has LongRoPE
+    ///
+    /// Models such as Phi-3.5 and Phi-4 mini have one set of factors for positions up to some 4,096 tokens, and another
+    /// for all that they can do, 131,072 tokens. With this flag all requests of the run are computed with the latter,
+    /// whatever their length, as vLLM does; answers to short ones then differ a little from those without it. Cache
+    /// files know it.
+    #[arg(long)]
+    pub long_context: bool,
+
     /// Use only files that are already on this machine
     #[arg(long)]
     pub offline: bool,

@@ -15,7 +15,7 @@ use anyhow::Context;
 use super::model::{DescribedAdapter, DescribedFiles};
 use crate::{
     mlx::{ComputeDevice, ComputeDtype, version_facts},
-    models::ModelSpec,
+    models::{ContextChoice, ModelSpec},
     small_file,
     snapshot::{FileStamp, Identity, IdentityPart},
 };
@@ -51,6 +51,7 @@ impl ComputedModel<'_> {
             IdentityPart::new("tokenizer", &contents(&self.files.tokenizer)?),
             IdentityPart::new("chat template", &contents(&self.files.template)?),
         ];
+        parts.extend(self.long_context());
         if let Some(adapter) = self.adapter {
             let path = &adapter.adapter.weights_file;
             let mut weights = blake3::Hasher::new();
@@ -58,6 +59,11 @@ impl ComputedModel<'_> {
             parts.push(adapter_part(adapter, weights.finalize().as_bytes())?);
         }
         Ok(parts)
+    }
+
+    /// That the factors for long contexts are taken, where they are.
+    fn long_context(&self) -> Option<IdentityPart> {
+        (self.spec.context == ContextChoice::Long).then(|| IdentityPart::new("--long-context", b"yes"))
     }
 
     /// Digests everything; weight files that `known` has are not read again.
@@ -80,19 +86,21 @@ impl ComputedModel<'_> {
         let device: Vec<String> =
             version_facts().into_iter().filter(|(name, _)| name != "blas").map(|(_, fact)| fact).collect();
         let device = format!("{} {}", device.join(" "), ComputeDevice::current().backend());
+        let mut parts = vec![
+            IdentityPart::new("weights", &weights),
+            IdentityPart::new("configuration", &contents(&self.files.configuration)?),
+            IdentityPart::new("tokenizer", &contents(&self.files.tokenizer)?),
+            IdentityPart::new("chat template", &contents(&self.files.template)?),
+            adapter,
+            IdentityPart::new("precision", self.dtype.name().as_bytes()),
+            IdentityPart::new("MLX and device", device.as_bytes()),
+            IdentityPart::new("KV revision", KV_REVISION.as_bytes()),
+        ];
+        parts.extend(self.long_context());
         Ok(Identity {
             model: self.name.to_owned(),
             needs_checkpoints: self.spec.recurrent_layers().next().is_some(),
-            parts: vec![
-                IdentityPart::new("weights", &weights),
-                IdentityPart::new("configuration", &contents(&self.files.configuration)?),
-                IdentityPart::new("tokenizer", &contents(&self.files.tokenizer)?),
-                IdentityPart::new("chat template", &contents(&self.files.template)?),
-                adapter,
-                IdentityPart::new("precision", self.dtype.name().as_bytes()),
-                IdentityPart::new("MLX and device", device.as_bytes()),
-                IdentityPart::new("KV revision", KV_REVISION.as_bytes()),
-            ],
+            parts,
             stamps,
         })
     }

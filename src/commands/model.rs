@@ -89,6 +89,14 @@ impl Description {
         options.quiet |= is_quiet;
         options.hides_warnings = is_quiet;
         let (mut description, mut warnings) = Self::of(ModelSource::resolve(&args.model, &options)?)?;
+        if args.long_context {
+            let name = &description.name;
+            description.spec = description.spec.for_long_contexts().with_context(|| {
+                format!(
+                    "{name} has no LongRoPE with other factors for long contexts: leave --long-context out"
+                )
+            })?;
+        }
         if let Some((dir, name)) = args.adapter.as_deref().zip(args.adapter_name()) {
             let adapter = Adapter::read(dir, &description.spec)?;
             warnings.extend(adapter.warnings.iter().cloned());

@@ -12,8 +12,9 @@ The type is the 'model_type' in a model's config.json; what sees or hears is lef
 pictures or sound are refused. GGUF files are served in all block types.
 
 Weights: float32, float16 and bfloat16; MLX's quantisation in all modes (affine of 2, 3, 4, 5, 6 and 8 bits,
-mxfp4, nvfp4, mxfp8), matrix by matrix; gpt-oss's mxfp4, fp8 with factors by block, row or matrix, AWQ's 4 bits
-and ModelOpt's nvfp4 as their publishers store them.
+mxfp4, nvfp4, mxfp8), matrix by matrix; as their publishers store them: gpt-oss's mxfp4, fp8 with factors by block,
+row or matrix, ModelOpt's nvfp4, AWQ's 4 bits, GPTQ's 2, 3, 4 and 8 bits, and compressed-tensors' whole numbers,
+fp8, nvfp4, mxfp4 and mxfp8. They stay packed, but fp8, and GPTQ's with groups out of order (desc_act).
 
 Kept in the cache: keys and values of each layer that has its own, whatever its shape (one latent, where attention is
 to latents); for recurrent layers their state at the ends of messages and where prompts part.

@@ -71,6 +71,7 @@ fn print_plan(args: &PlanArgs) -> anyhow::Result<Outcome> {
         fallback: flags.or(&model.defaults),
         default_max_tokens: DEFAULT_MAX_TOKENS,
         max_context: model.spec.max_context,
+        max_long_context: model.spec.context.max_long_context(),
         vocab_size: model.spec.vocab_size,
         has_checkpoints: false,
         reply: Default::default(),

@@ -11,7 +11,7 @@ use super::{
     error::{MlxError, Result},
     weights::{UPDATE_DOWN, UPDATE_MAGNITUDE, UPDATE_UP, Weights, load_file, weight_file_error},
 };
-use crate::models::{Adapter, AdapterWriter, ModelSpec, NormWeight};
+use crate::models::{Adapter, AdapterWriter, ModelSpec, NormWeight, UpdateShape};
 
 const TABLE: &str = "model.embed_tokens";
 const HEAD: &str = "lm_head";
@@ -48,14 +48,20 @@ pub(super) fn add(weights: &mut Weights, spec: &mut ModelSpec, adapter: &Adapter
     };
     for update in &adapter.updates {
         let (down, up) = (take(&update.down)?, take(&update.up)?);
-        // As peft has them, and mlx-lm those of experts.
-        let is_transposed = adapter.writer == AdapterWriter::MlxLm && update.shape.num_matrices.is_none();
-        let numbers = |array: Array| -> Result<Array> {
-            let array = array.as_dtype(Dtype::Float32)?;
-            Ok(if is_transposed { array.swap_axes(-1, -2)? } else { array })
+        let [down, up] = [down.as_dtype(Dtype::Float32)?, up.as_dtype(Dtype::Float32)?];
+        let (down, up) = match (adapter.writer, update.shape.num_matrices) {
+            (AdapterWriter::MlxLm, None) => (down.swap_axes(-1, -2)?, up.swap_axes(-1, -2)?),
+            (AdapterWriter::MlxLm, Some(_)) | (AdapterWriter::Peft, None) => (down, up),
+            // The experts' side by side: (E · r, inputs) and (outputs, r · E).
+            (AdapterWriter::Peft, Some(count)) => {
+                let UpdateShape { rank, inputs, outputs, .. } = update.shape;
+                let [count, rank, inputs, outputs] = [count, rank, inputs, outputs].map(|size| size as i32);
+                let up = up.reshape(&[outputs, rank, count])?.transpose_axes(&[2, 0, 1])?;
+                (down.reshape(&[count, rank, inputs])?, up)
+            }
         };
-        let up = numbers(up)?.multiply(Array::from_f32(update.scale))?;
-        weights.insert(format!("{}.{UPDATE_DOWN}", update.path), numbers(down)?)?;
+        let up = up.multiply(Array::from_f32(update.scale))?;
+        weights.insert(format!("{}.{UPDATE_DOWN}", update.path), down)?;
         weights.insert(format!("{}.{UPDATE_UP}", update.path), up)?;
         if let Some(name) = &update.magnitude {
             let magnitude = take(name)?.as_dtype(Dtype::Float32)?;

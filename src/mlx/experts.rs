@@ -68,13 +68,15 @@ impl Experts {
         let DenseSpec { intermediate_size, activation, bias } = spec;
         let path = |name: &str| format!("{block_path}.{name}");
         let stacked = names.stacked.map(path);
-        if let Some(fused) = names.fused.filter(|fused| loader.weights.has_matrix(&path(fused.gate_up))) {
+        if let Some(fused) = names.fused {
             let [gate_up, down] = [fused.gate_up, fused.down].map(path);
-            // Quantised ones never are.
-            if fused.is_transposed && !loader.weights.contains(&format!("{gate_up}.scales")) {
+            // Quantised ones never are transposed.
+            let is_fused = loader.weights.has_matrix(&gate_up);
+            if is_fused && fused.is_transposed && !loader.weights.contains(&format!("{gate_up}.scales")) {
                 loader.weights.transpose(&gate_up)?;
                 loader.weights.transpose(&down)?;
             }
+            // An adapter may update these where the file has others.
             let [gate, up] = [0, 1].map(|index| stacked[index].clone());
             let parts = match fused.rows {
                 ExpertRows::Halves => halves(gate, up, intermediate_size),

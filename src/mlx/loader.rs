@@ -73,6 +73,18 @@ impl<'a> Loader<'a> {
         self.weights.take(name, &[size])
     }
 
+    /// So many numbers as a vector, whatever axes they are stored with.
+    pub(super) fn flat_vector(&mut self, name: &str, size: usize) -> Result<Array> {
+        let stored = self.weights.take_any_shape(name)?;
+        if stored.size() != size {
+            return Err(MlxError::Weights(format!(
+                "'{name}' has shape {:?}, expected {size} numbers",
+                stored.shape()
+            )));
+        }
+        Ok(stored.reshape(&[size as i32])?)
+    }
+
     /// Weights of a convolution of each channel by itself, one array `(channels,)` for each of the
     /// positions it sees, oldest first.
     pub(super) fn convolution(

@@ -1,8 +1,13 @@
 //! Quantised weights in their publishers' own forms → MLX's, or plain numbers.
 //!
-//! Owns four forms: gpt-oss's blocks of mxfp4, AWQ's words, 8-bit floating point with factors (DeepSeek's, MiniMax's,
-//! Mistral's), and NVIDIA ModelOpt's nvfp4. Which a model has is in its configuration; what is not quantised stays
-//! as it is.
+//! Owns which form is whose, and three of them: gpt-oss's blocks of mxfp4, 8-bit floating point with factors
+//! (DeepSeek's, MiniMax's, Mistral's), and NVIDIA ModelOpt's nvfp4; the others are in files of their own. Which a model
+//! has is in its configuration; what is not quantised stays as it is.
+
+mod awq;
+mod codes;
+mod compressed;
+mod gptq;
 
 use std::collections::HashMap;
 
@@ -20,7 +25,9 @@ pub(super) fn convert(arrays: &mut HashMap<String, Array>, format: PublisherForm
     match format {
         PublisherFormat::Mxfp4Blocks => mxfp4_blocks(arrays),
         PublisherFormat::Fp8 { block } => fp8(arrays, block),
-        PublisherFormat::Awq { group_size } => awq(arrays, group_size),
+        PublisherFormat::Awq { group_size } => awq::convert(arrays, group_size),
+        PublisherFormat::Gptq(format) => gptq::convert(arrays, format),
+        PublisherFormat::CompressedTensors { block } => compressed::convert(arrays, block),
         PublisherFormat::ModelOptNvfp4 => nvfp4(arrays),
     }
 }
@@ -101,64 +108,6 @@ fn fp8(arrays: &mut HashMap<String, Array>, block: Option<(usize, usize)>) -> Re
     Ok(())
 }
 
-/// Where in a word each of eight consecutive outputs is.
-const AWQ_ORDER: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-
-/// `{stem}.qweight` `(inputs, outputs / 8)`, and `{stem}.qzeros` and `{stem}.scales` for each group of inputs; a
-/// number is (code - zero) · scale.
-fn awq(arrays: &mut HashMap<String, Array>, group_size: usize) -> Result<()> {
-    for stem in stems(arrays, ".qweight") {
-        let mut take = |end: &str| {
-            let name = format!("{stem}.{end}");
-            arrays.remove(&name).ok_or_else(|| MlxError::Weights(format!("'{name}' is missing")))
-        };
-        let (codes, scales, zeros) = (take("qweight")?, take("scales")?, take("qzeros")?);
-        let name = format!("{stem}.qweight");
-        let (&[inputs, packed], &[num_groups, outputs]) = (codes.shape(), scales.shape()) else {
-            return Err(misshapen(&name, &codes, "a matrix of words"));
-        };
-        if codes.dtype() != Dtype::Int32
-            || zeros.dtype() != Dtype::Int32
-            || zeros.shape() != [num_groups, packed]
-            || outputs != packed * 8
-            || inputs % 8 != 0
-            || inputs as usize != num_groups as usize * group_size
-        {
-            return Err(misshapen(&name, &codes, "words of eight outputs, and zeros and scales of groups"));
-        }
-        let (inputs, outputs, packed) = (inputs as usize, outputs as usize, packed as usize);
-        let code_of = |words: &[u32], row: usize, output: usize| {
-            (words[row * packed + output / 8] >> (4 * AWQ_ORDER[output % 8])) & 0xf
-        };
-        let words = words_of(&codes)?;
-        let mut by_output = vec![0_u32; outputs * inputs / 8];
-        for (index, word) in by_output.iter_mut().enumerate() {
-            let (output, first) = (index / (inputs / 8), index % (inputs / 8) * 8);
-            *word = (0..8).map(|at| code_of(&words, first + at, output) << (4 * at)).sum();
-        }
-        let zero_words = words_of(&zeros)?;
-        let zeros: Vec<f32> = (0..outputs)
-            .flat_map(|output| (0..num_groups as usize).map(move |group| (output, group)))
-            .map(|(output, group)| -(code_of(&zero_words, group, output) as f32))
-            .collect();
-        let scales = scales.t().as_dtype(Dtype::Float32)?;
-        let biases = Array::from_slice(&zeros, &[outputs as i32, num_groups]).multiply(&scales)?;
-        let words = Array::from_slice(&by_output, &[outputs as i32, (inputs / 8) as i32]);
-        arrays.insert(format!("{stem}.weight"), words);
-        arrays.insert(format!("{stem}.scales"), scales.contiguous()?);
-        arrays.insert(format!("{stem}.biases"), biases);
-    }
-    Ok(())
-}
-
-fn words_of(array: &Array) -> Result<Vec<u32>> {
-    let words = array.view_dtype(Dtype::Uint32)?.contiguous()?;
-    words.eval()?;
-    words
-        .to_vec_exact::<u32>()
-        .map_err(|error| MlxError::Weights(format!("packed weights cannot be read: {error}")))
-}
-
 /// `{stem}.weight` in bytes of two numbers, `{stem}.weight_scale` and `{stem}.weight_scale_2`.
 fn nvfp4(arrays: &mut HashMap<String, Array>) -> Result<()> {
     for stem in stems(arrays, ".weight_scale_2") {
@@ -192,13 +141,30 @@ fn nvfp4(arrays: &mut HashMap<String, Array>) -> Result<()> {
 
 /// Activations, keys and values stay as they are computed.
 fn drop_activation_scales(arrays: &mut HashMap<String, Array>) {
-    let of_activations = [".input_scale", ".activation_scale", ".k_scale", ".v_scale"];
+    let of_activations = [
+        ".input_scale",
+        ".input_zero_point",
+        ".input_global_scale",
+        ".output_scale",
+        ".output_zero_point",
+        ".output_global_scale",
+        ".activation_scale",
+        ".q_scale",
+        ".k_scale",
+        ".v_scale",
+        ".k_zero_point",
+        ".v_zero_point",
+    ];
     arrays.retain(|name, _| !of_activations.iter().any(|end| name.ends_with(end)));
 }
 
 #[cfg(test)]
+mod cases;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::GptqFormat;
 
     fn bytes(numbers: &[u8], shape: &[i32]) -> Array {
         Array::from_slice(numbers, shape)
@@ -266,6 +232,21 @@ mod tests {
             (PublisherFormat::Fp8 { block: None }, "x.weight_scale_inv", Array::from_f32(1.0)),
             (PublisherFormat::ModelOptNvfp4, "x.weight_scale_2", Array::from_f32(1.0)),
             (PublisherFormat::Awq { group_size: 128 }, "x.qweight", Array::from_slice(&[1, 2], &[2, 1])),
+            (
+                PublisherFormat::Gptq(GptqFormat { bits: 4, stores_zeros_less_one: true }),
+                "x.qweight",
+                Array::from_slice(&[1, 2], &[2, 1]),
+            ),
+            (
+                PublisherFormat::CompressedTensors { block: None },
+                "x.weight_packed",
+                Array::from_slice(&[1, 2], &[2, 1]),
+            ),
+            (
+                PublisherFormat::CompressedTensors { block: None },
+                "x.weight_scale",
+                Array::from_slice(&[1.0f32, 2.0], &[2, 1]),
+            ),
         ];
         for (format, name, array) in cases {
             let mut arrays = HashMap::from([(name.to_owned(), array)]);

@@ -138,6 +138,7 @@ mod tests {
                 frequencies: (0..dims / 2).map(|pair| 10f32.powi(pair as i32)).collect(),
                 input_scale,
                 may_rest: false,
+                long: None,
             };
             let values: Vec<f32> = (0..3 * 2 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
             let x = Array::from_slice(&values, &[3, 2, 8]);

@@ -297,7 +297,9 @@ impl Weights {
 
     /// Checks that nothing was left over that the decoder does not know.
     pub(super) fn finish(self, names: &WeightNames) -> Result<()> {
-        let stray: BTreeSet<&String> = self.arrays.keys().filter(|name| !names.is_ignored(name)).collect();
+        let is_stray =
+            |(name, array): &(&String, &Array)| !names.is_ignored(name) && !adds_nothing(name, array);
+        let stray: BTreeSet<&String> = self.arrays.iter().filter(is_stray).map(|(name, _)| name).collect();
         let of_update = |name: &&&String| {
             UPDATE_SUFFIXES
                 .iter()
@@ -320,6 +322,16 @@ impl Weights {
             ))),
         }
     }
+}
+
+/// Whether a weight is a bias of zeros, which AutoGPTQ wrote for matrices that have none.
+fn adds_nothing(name: &str, array: &Array) -> bool {
+    let numbers = || {
+        let wide = array.as_dtype(Dtype::Float32).ok()?.contiguous().ok()?;
+        wide.eval().ok()?;
+        wide.to_vec_exact::<f32>().ok()
+    };
+    name.ends_with(".bias") && numbers().is_some_and(|numbers| numbers.iter().all(|number| *number == 0.0))
 }
 
 pub(super) fn weight_file_error(path: &Path, reason: String) -> MlxError {
@@ -367,6 +379,9 @@ mod tests {
         let mut misshapen = weights(&["a.weight"]);
         let message = misshapen.take("a.weight", &[3]).unwrap_err().to_string();
         assert!(message.contains("[2]") && message.contains("[3]"), "{message}");
+        let zeros = Array::from_slice(&[0.0f32; 3], &[3]);
+        assert!(Weights::from_arrays(HashMap::from([("a.bias".to_owned(), zeros)])).finish(&names()).is_ok());
+        assert!(weights(&["a.bias"]).finish(&names()).is_err());
         let stray = weights(&["b", "c", "visual.x"]).finish(&names()).unwrap_err().to_string();
         assert!(stray.contains("'b'") && stray.contains("1 more"), "{stray}");
         assert!(weights(&["visual.x", "layers.0.rotary_emb.inv_freq"]).finish(&names()).is_ok());

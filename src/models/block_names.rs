@@ -16,6 +16,7 @@ pub struct BlockNames {
     pub mlp_post_norm: Option<&'static str>,
     pub attention: AttentionNames,
     pub latent: LatentNames,
+    pub delta: DeltaNames,
     /// What all parts of a Mamba-2 layer are below.
     pub mamba: &'static str,
     pub mlp: MlpNames,
@@ -33,6 +34,7 @@ impl BlockNames {
         mlp_post_norm: None,
         attention: AttentionNames::PLAIN,
         latent: LatentNames::DEEPSEEK,
+        delta: DeltaNames::QWEN,
         mamba: "mamba",
         mlp: MlpNames::PLAIN,
         moe: MoeNames::QWEN,
@@ -223,6 +225,56 @@ impl LatentNames {
         unembed_output: "self_attn.unembed_out",
         both: "self_attn.kv_b_proj",
         output: "self_attn.o_proj",
+    };
+}
+
+/// Names of the parts of a gated delta net.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaNames {
+    /// Make queries, keys and values: one matrix for all, or one each.
+    pub inputs: &'static [&'static str],
+    /// The convolutions over what each of these makes.
+    pub convs: &'static [&'static str],
+    /// Make decays: one matrix, or one to fewer numbers and one from these; the same of output gates.
+    pub decay: &'static [&'static str],
+    pub output_gate: &'static [&'static str],
+    pub write_strength: &'static str,
+    /// Logarithms of the rates of decay, with all that follows `.weight` in other names; the next is added to what
+    /// makes decays.
+    pub log_rate: &'static str,
+    pub decay_bias: &'static str,
+    pub norm: &'static str,
+    pub output: &'static str,
+    /// Matrices that hold several of these, key head by key head: of `inputs` and output gates, of write strengths
+    /// and decays.
+    pub by_key_head: [&'static str; 2],
+}
+
+impl DeltaNames {
+    pub const QWEN: Self = Self {
+        inputs: &["linear_attn.in_proj_qkv"],
+        convs: &["linear_attn.conv1d"],
+        decay: &["linear_attn.in_proj_a"],
+        output_gate: &["linear_attn.in_proj_z"],
+        write_strength: "linear_attn.in_proj_b",
+        log_rate: "linear_attn.A_log",
+        decay_bias: "linear_attn.dt_bias",
+        norm: "linear_attn.norm",
+        output: "linear_attn.out_proj",
+        by_key_head: ["linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"],
+    };
+
+    pub const KIMI: Self = Self {
+        inputs: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        convs: &["self_attn.q_conv1d", "self_attn.k_conv1d", "self_attn.v_conv1d"],
+        decay: &["self_attn.f_a_proj", "self_attn.f_b_proj"],
+        output_gate: &["self_attn.g_a_proj", "self_attn.g_b_proj"],
+        write_strength: "self_attn.b_proj",
+        log_rate: "self_attn.A_log",
+        decay_bias: "self_attn.dt_bias",
+        norm: "self_attn.o_norm",
+        output: "self_attn.o_proj",
+        ..Self::QWEN
     };
 }
 

@@ -22,8 +22,8 @@ mod spec;
 
 pub use adapter::{Adapter, AdapterKind, AdapterWriter, LowRankUpdate, ReplacedWeight, UpdateShape};
 pub use block_names::{
-    AttentionNames, BlockNames, ExpertNames, ExpertRows, FusedExperts, LatentNames, MlpNames, MoeNames,
-    SingleExperts,
+    AttentionNames, BlockNames, DeltaNames, ExpertNames, ExpertRows, FusedExperts, LatentNames, MlpNames,
+    MoeNames, SingleExperts,
 };
 pub use config::{ConfigError, ModelConfig, model_types, read_config, read_model_config};
 pub use config_gguf::{
@@ -38,11 +38,13 @@ pub use mlp_spec::{
     SharedExpertSpec,
 };
 pub use names::WeightNames;
-pub use recurrent_spec::{GatedDeltaSpec, Mamba2Spec, RecurrentSpec, ShortConvSpec, StateNorm};
+pub use recurrent_spec::{
+    DeltaGate, DeltaProjections, GatedDeltaSpec, Mamba2Spec, RecurrentSpec, ShortConvSpec, StateNorm,
+};
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    AttentionSpec, Fold, FoldFactors, HeadNorms, KeyValueSource, KvLayout, LatentSpec, LayerSpec, MixerSpec,
-    ModelSpec, NormKind, NormSpec, NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat,
-    Quantization, QuantizationMode, QuantizationSpec, ValueColumns,
+    AttentionSpec, ContextChoice, Fold, FoldFactors, GptqFormat, HeadNorms, KeyValueSource, KvLayout,
+    LatentSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight, PerLayerInputSpec,
+    PositionScale, PublisherFormat, Quantization, QuantizationMode, QuantizationSpec, ValueColumns,
 };

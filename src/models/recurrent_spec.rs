@@ -31,7 +31,7 @@ impl RecurrentSpec {
     /// Elements of this layer's matrices.
     pub fn num_matrix_elements(&self, hidden_size: usize) -> usize {
         let per_input = match self {
-            Self::GatedDelta(spec) => spec.conv_width() + 2 * spec.value_width() + 2 * spec.num_value_heads,
+            Self::GatedDelta(spec) => return spec.num_matrix_elements(hidden_size),
             Self::ShortConv(_) => 4 * hidden_size,
             Self::Mamba2(spec) => spec.projected_width() + spec.inner_width(),
         };
@@ -39,7 +39,8 @@ impl RecurrentSpec {
     }
 }
 
-/// Gated delta net: a matrix per head that keys write to and queries read from.
+/// Gated delta net: a matrix per head that keys write to and queries read from, and that fades with each token
+/// (arXiv 2412.06464; with decays by dimension arXiv 2510.26692).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GatedDeltaSpec {
     /// Heads of values; a multiple of the heads of queries and keys.
@@ -49,12 +50,55 @@ pub struct GatedDeltaSpec {
     pub value_head_dim: usize,
     /// Positions that the convolution over queries, keys and values sees; at least 2.
     pub kernel_size: usize,
-    /// Whether two matrices hold the layer's projections, key head by key head: one its queries, keys, values and
-    /// output gates, one its write strengths and decays (Qwen3-Next).
-    pub has_fused_projections: bool,
+    pub projections: DeltaProjections,
+    /// Whether each dimension of a head's keys fades by a factor of its own, and not the head as a whole.
+    pub decays_by_dimension: bool,
+    /// Width that decays and output gates are made through; `None`: they are made at once.
+    pub gate_rank: Option<usize>,
+    pub gate: DeltaGate,
+}
+
+/// Which matrices hold the projections of a gated delta net.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaProjections {
+    /// One makes queries, keys and values, with one convolution (Qwen3.5).
+    Joined,
+    /// Two hold all, key head by key head: one queries, keys, values and output gates, one write strengths and decays
+    /// (Qwen3-Next). Cut at load, they are the same.
+    ByKeyHead,
+    /// Queries, keys and values have one and a convolution each (Kimi Linear).
+    Apart,
+}
+
+/// What becomes of output gates before what is read is multiplied by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaGate {
+    Silu,
+    Sigmoid,
 }
 
 impl GatedDeltaSpec {
+    /// Width of all decays of a token.
+    pub fn decay_width(&self) -> usize {
+        self.num_value_heads * self.decay_dim()
+    }
+
+    /// Decays of a head.
+    pub fn decay_dim(&self) -> usize {
+        if self.decays_by_dimension { self.key_head_dim } else { 1 }
+    }
+
+    fn num_matrix_elements(&self, hidden_size: usize) -> usize {
+        let gates = self.decay_width() + self.value_width();
+        let per_input = self.conv_width() + self.num_value_heads + self.value_width();
+        match self.gate_rank {
+            None => (per_input + gates).saturating_mul(hidden_size),
+            Some(rank) => {
+                (per_input + 2 * rank).saturating_mul(hidden_size).saturating_add(rank.saturating_mul(gates))
+            }
+        }
+    }
+
     /// Width of all queries, and of all keys.
     pub fn key_width(&self) -> usize {
         self.num_key_heads * self.key_head_dim

@@ -18,6 +18,8 @@ pub struct RopeSpec {
     pub input_scale: f32,
     /// Whether pairs may have an infinite wavelength, and are not rotated.
     pub may_rest: bool,
+    /// What takes its place where all contexts may be longer than the model was first made for, if that is another.
+    pub long: Option<Box<RopeSpec>>,
 }
 
 /// A `rope_scaling` entry.
@@ -40,9 +42,9 @@ pub enum RopeScaling {
     },
     /// A factor of its own for each pair (LongRoPE, arXiv 2402.13753).
     PerPair {
-        factors: Vec<f64>,
-        /// Factor on queries and keys.
-        attention_factor: f64,
+        short: PairFactors,
+        /// For contexts longer than the model was first made for.
+        long: PairFactors,
     },
     Yarn {
         factor: f64,
@@ -54,6 +56,15 @@ pub enum RopeScaling {
         /// Factor on queries and keys.
         attention_factor: f64,
     },
+}
+
+/// Factors of rotated pairs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PairFactors {
+    /// On the wave of each.
+    pub factors: Vec<f64>,
+    /// On queries and keys.
+    pub attention_factor: f64,
 }
 
 impl RopeScaling {
@@ -84,9 +95,9 @@ impl RopeSpec {
                 .enumerate()
                 .map(|(pair, frequency)| if 2 * pair < *rotated_dims { frequency } else { f64::INFINITY })
                 .collect(),
-            RopeScaling::PerPair { factors, attention_factor } => {
-                input_scale = *attention_factor;
-                plain.zip(factors).map(|(frequency, factor)| frequency * factor).collect()
+            RopeScaling::PerPair { short, .. } => {
+                input_scale = short.attention_factor;
+                plain.zip(&short.factors).map(|(frequency, factor)| frequency * factor).collect()
             }
             &RopeScaling::Linear { factor } => plain.map(|frequency| frequency * factor).collect(),
             &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => plain
@@ -134,7 +145,15 @@ impl RopeSpec {
                     .collect()
             }
         };
+        let long = match scaling {
+            RopeScaling::PerPair { short, long } if short != long => {
+                let scaling = RopeScaling::PerPair { short: long.clone(), long: long.clone() };
+                Some(Box::new(Self::new(dims, theta, interleaved, &scaling)))
+            }
+            _ => None,
+        };
         Self {
+            long,
             dims,
             interleaved,
             frequencies: frequencies.into_iter().map(|frequency| frequency as f32).collect(),
@@ -148,7 +167,9 @@ impl RopeSpec {
         let is_positive = |number: f32| number > 0.0 && number.is_finite();
         // A pair that is not rotated has an infinite one.
         let is_usable = |&number: &f32| is_positive(number) || (self.may_rest && number == f32::INFINITY);
-        is_positive(self.input_scale) && self.frequencies.iter().all(is_usable)
+        is_positive(self.input_scale)
+            && self.frequencies.iter().all(is_usable)
+            && self.long.as_ref().is_none_or(|long| long.is_usable())
     }
 }
 

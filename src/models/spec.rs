@@ -14,8 +14,10 @@ pub struct ModelSpec {
     pub model_type: String,
     pub hidden_size: usize,
     pub vocab_size: usize,
-    /// Positions the model was made for; prompts and answers together must fit.
+    /// Positions that are served; prompts and answers together must fit.
     pub max_context: usize,
+    /// Whether there are more by another choice.
+    pub context: ContextChoice,
     pub layers: Vec<LayerSpec>,
     pub norm: NormSpec,
     /// Factor on the embeddings (Gemma: the square root of the width, rounded to bfloat16).
@@ -36,7 +38,48 @@ pub struct ModelSpec {
     pub names: WeightNames,
 }
 
+/// LongRoPE has two sets of factors, each of which gives other keys to the same tokens (arXiv 2402.13753). Which are
+/// taken is chosen once for a run, so that what is kept of one request serves all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContextChoice {
+    /// There is none.
+    One,
+    /// Contexts are as long as the model was first made for; the other factors are for up to so many positions.
+    Short { max_long_context: usize },
+    /// The other factors are taken, whatever the length.
+    Long,
+}
+
+impl ContextChoice {
+    /// The longest context of the other choice.
+    pub fn max_long_context(self) -> Option<usize> {
+        match self {
+            Self::Short { max_long_context } => Some(max_long_context),
+            Self::One | Self::Long => None,
+        }
+    }
+}
+
 impl ModelSpec {
+    /// The same with the factors for long contexts; `None` where there are none.
+    pub fn for_long_contexts(mut self) -> Option<Self> {
+        let ContextChoice::Short { max_long_context } = self.context else { return None };
+        (self.max_context, self.context) = (max_long_context, ContextChoice::Long);
+        for layer in &mut self.layers {
+            let attention = match &mut layer.mixer {
+                Some(MixerSpec::Attention(attention) | MixerSpec::SideBySide(attention, _)) => attention,
+                Some(MixerSpec::Latent(latent)) => &mut latent.attention,
+                Some(MixerSpec::Recurrent(_)) | None => continue,
+            };
+            if let Some(rope) = &mut attention.rope
+                && let Some(long) = rope.long.take()
+            {
+                *rope = *long;
+            }
+        }
+        Some(self)
+    }
+
     /// Bytes of KV that one token adds, all attention layers together, at `bytes_per_element`.
     pub fn kv_bytes_per_token(&self, bytes_per_element: usize) -> usize {
         self.kv_layers().map(|attention| attention.kv_layout().num_elements() * bytes_per_element).sum()
@@ -432,11 +475,30 @@ pub enum PublisherFormat {
     /// gpt-oss's experts: `…_blocks` of 16 bytes and `…_scales`.
     Mxfp4Blocks,
     /// 8-bit floating point (E4M3) with a factor for each block of `(rows, columns)`, or for each matrix.
-    Fp8 { block: Option<(usize, usize)> },
+    Fp8 {
+        block: Option<(usize, usize)>,
+    },
     /// AWQ's packing of 4 bits along the outputs (AutoAWQ's "gemm").
-    Awq { group_size: usize },
+    Awq {
+        group_size: usize,
+    },
+    Gptq(GptqFormat),
+    /// compressed-tensors', of which names and types of arrays show which it is; 8-bit floating-point numbers may have
+    /// a factor for each block of `(rows, columns)`.
+    CompressedTensors {
+        block: Option<(usize, usize)>,
+    },
     /// NVIDIA's ModelOpt: 4-bit floating point in groups of 16 with 8-bit scales and a factor for each matrix.
     ModelOptNvfp4,
+}
+
+/// GPTQ's packing along the inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GptqFormat {
+    /// Of a code, unless the arrays of a matrix show others.
+    pub bits: usize,
+    /// Whether zeros are stored less one (the first form of such files).
+    pub stores_zeros_less_one: bool,
 }
 
 impl QuantizationSpec {

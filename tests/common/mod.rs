@@ -39,22 +39,30 @@ pub fn golden_of_adapter(adapter: &str) -> Vec<Golden> {
     golden_in(&folder, golden_file(&folder)["base"].as_str().unwrap())
 }
 
+/// The prompts that are longer than the contexts that are served without a choice.
+pub fn golden_of_long_contexts(model: &str) -> Vec<Golden> {
+    let max_context = spec_of(model).max_context;
+    all_golden_in(model).filter(|golden| golden.prompt.len() > max_context).collect()
+}
+
 fn golden_in(folder: &str, model: &str) -> Vec<Golden> {
-    let config = Path::new("fixtures").join(model).join("config.json");
-    let max_context = read_config(&config).unwrap().max_context;
+    let max_context = spec_of(model).max_context;
+    all_golden_in(folder).filter(|golden| golden.prompt.len() + golden.greedy.len() <= max_context).collect()
+}
+
+fn spec_of(model: &str) -> ModelSpec {
+    read_config(&Path::new("fixtures").join(model).join("config.json")).unwrap()
+}
+
+fn all_golden_in(folder: &str) -> impl Iterator<Item = Golden> {
     let value = golden_file(folder);
     let token = |value: &Value| value.as_u64().map(|token| token as u32);
-    value["prompts"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|prompt| Golden {
-            prompt: numbers(&prompt["prompt_ids"], token),
-            greedy: numbers(&prompt["greedy_ids"], token),
-            last_logprobs: numbers(&prompt["last_logprobs"], Value::as_f64),
-        })
-        .filter(|golden| golden.prompt.len() + golden.greedy.len() <= max_context)
-        .collect()
+    let read = move |prompt: &Value| Golden {
+        prompt: numbers(&prompt["prompt_ids"], token),
+        greedy: numbers(&prompt["greedy_ids"], token),
+        last_logprobs: numbers(&prompt["last_logprobs"], Value::as_f64),
+    };
+    value["prompts"].as_array().unwrap().iter().map(read).collect::<Vec<_>>().into_iter()
 }
 
 fn golden_file(folder: &str) -> Value {
@@ -72,6 +80,14 @@ pub fn on_both_kinds<'a>(
 /// Loads a tiny model, to be computed in float32 as on that kind of device.
 pub fn load(model: &str, device: ComputeDevice) -> MlxRunner {
     load_with(model, device, u64::MAX)
+}
+
+/// Loads a tiny model with its factors for long contexts.
+pub fn load_for_long_contexts(model: &str, device: ComputeDevice) -> MlxRunner {
+    let (spec, weights) = described(model);
+    let spec = spec.for_long_contexts().unwrap();
+    let loaded = LoadedModel::load(&spec, &weights, device, ComputeDtype::Float32).unwrap();
+    MlxRunner::new(loaded, u64::MAX)
 }
 
 /// Loads a tiny model that may copy so many bytes of KV to decode faster.
@@ -93,8 +109,7 @@ pub fn load_adapted(adapter: &str, device: ComputeDevice, is_fused: bool) -> Mlx
 }
 
 fn described(model: &str) -> (ModelSpec, WeightSource) {
-    let folder = Path::new("fixtures").join(model);
-    let spec = read_config(&folder.join("config.json")).unwrap();
+    let (folder, spec) = (Path::new("fixtures").join(model), spec_of(model));
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -201,16 +201,21 @@ fn files_of_every_architecture_answer_as_the_folders_they_were_made_from() {
         let desk = Desk::with_input(INPUT);
         let weights = weights_of(case);
         let folder = write_folder(&desk, case, &weights);
-        desk.run_with(&folder).assert().code(0);
-        let expected = answers(&desk);
         desk.write("tiny.gguf", gguf_of(case, &weights));
-        desk.run_with("tiny.gguf").assert().code(0);
-        let found = answers(&desk);
-        assert_eq!((found.len(), found[0].1.len(), found[1].1.len()), (2, 16, 24), "{name}");
-        for ((found, found_numbers), (expected, expected_numbers)) in found.iter().zip(&expected) {
-            assert_eq!(found, expected, "{name}");
-            for (found, expected) in found_numbers.iter().zip(expected_numbers) {
-                assert!((found - expected).abs() < MAX_DIFFERENCE, "{name}: {found} {expected}");
+        // LongRoPE's two sets of factors.
+        let has_choice = case["config"]["rope_scaling"]["long_factor"].is_array();
+        let flags: [&[&str]; 2] = [&[], &["--long-context"]];
+        for flags in &flags[..1 + usize::from(has_choice)] {
+            desk.run_with(&folder).args(*flags).assert().code(0);
+            let expected = answers(&desk);
+            desk.run_with("tiny.gguf").args(*flags).assert().code(0);
+            let found = answers(&desk);
+            assert_eq!((found.len(), found[0].1.len(), found[1].1.len()), (2, 16, 24), "{name}");
+            for ((found, found_numbers), (expected, expected_numbers)) in found.iter().zip(&expected) {
+                assert_eq!(found, expected, "{name}");
+                for (found, expected) in found_numbers.iter().zip(expected_numbers) {
+                    assert!((found - expected).abs() < MAX_DIFFERENCE, "{name}: {found} {expected}");
+                }
             }
         }
     }

@@ -123,9 +123,36 @@ fn a_warm_run_answers_as_a_cold_one_and_computes_no_prompt() {
 
 #[test]
 fn a_warm_run_of_a_model_with_recurrent_layers_computes_no_prompt_either() {
-    for model in ["tiny-qwen3_5", "tiny-lfm2", "tiny-nemotron_h-moe", "tiny-mamba2"] {
+    for model in ["tiny-qwen3_5", "tiny-lfm2", "tiny-nemotron_h-moe", "tiny-mamba2", "tiny-kimi_linear"] {
         warm_answers_are_those_of(&fixture_path(model));
     }
+}
+
+/// The factors for long contexts give other keys, so that neither choice may find what the other has stored.
+#[test]
+fn long_contexts_are_a_choice_that_the_error_names_and_the_cache_file_knows() {
+    let model = fixture_path("tiny-phi3");
+    let (short, long) = (json!({"max_tokens": 4, "prompt": "A harbour"}), "boats and sails ".repeat(12));
+    let desk = Desk::with_input(&lines(&[short, json!({"max_tokens": 4, "prompt": long})]));
+    let run = |file: &str, arguments: &[&str]| {
+        let mut command = desk.run_with(&model);
+        command.args(["--persist-cache", file]).args(arguments);
+        command
+    };
+    run("cache.bin", &[]).assert().code(3);
+    let output = desk.output();
+    let message = output[1]["response"]["body"]["error"]["message"].as_str().expect("it is too long");
+    assert!(message.contains("(--long-context serves 1024)"), "{message}");
+
+    run("cache.bin", &["--long-context"]).assert().code(0).stderr(contains("--long-context differs"));
+    let expected = texts(&desk);
+    for _ in 0..2 {
+        run("long.bin", &["--long-context"]).assert().code(0).stderr(contains("differs").not());
+        assert_eq!(texts(&desk), expected);
+    }
+
+    let refused = "tiny-llama has no LongRoPE with other factors for long contexts: leave --long-context out";
+    desk.run_with(&fixture_path(MODEL)).arg("--long-context").assert().code(1).stderr(contains(refused));
 }
 
 #[test]

@@ -234,6 +234,7 @@ mod tests {
             fallback: Default::default(),
             default_max_tokens: 6,
             max_context: 64,
+            max_long_context: None,
             vocab_size: 304,
             has_checkpoints: false,
             reply: Default::default(),

@@ -161,6 +161,7 @@ impl DescribedModel {
             fallback: args.generation.to_params().or(defaults),
             default_max_tokens: DEFAULT_MAX_TOKENS,
             max_context: spec.max_context,
+            max_long_context: spec.context.max_long_context(),
             vocab_size: spec.vocab_size,
             has_checkpoints: spec.recurrent_layers().next().is_some(),
             reply: args.reply.settings(),

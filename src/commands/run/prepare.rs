@@ -35,6 +35,8 @@ pub(in crate::commands) struct Preparer {
     /// Longest answer where nobody has spoken.
     pub default_max_tokens: u32,
     pub max_context: usize,
+    /// Where `--long-context` would serve more, how many.
+    pub max_long_context: Option<usize>,
     pub vocab_size: usize,
     /// Whether the model resumes at checkpoints only, which are taken at every boundary.
     pub has_checkpoints: bool,
@@ -202,9 +204,13 @@ impl Preparer {
                 "context_length_exceeded",
                 param,
                 format!(
-                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for {}",
+                    "the prompt has {num_tokens} tokens; the model's context of {} leaves no room for {}{}",
                     self.max_context,
-                    if max_tokens > 0 { "an answer" } else { "them" }
+                    if max_tokens > 0 { "an answer" } else { "them" },
+                    match self.max_long_context {
+                        Some(longer) => format!(" (--long-context serves {longer})"),
+                        None => String::new(),
+                    }
                 ),
             )
         };

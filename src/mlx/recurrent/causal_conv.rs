@@ -6,7 +6,12 @@
 
 use mlx_rs::{Array, ops};
 
-use crate::mlx::{arrays::compact, error::Result, loader::Loader, sys};
+use crate::mlx::{
+    arrays::{compact, concatenated},
+    error::Result,
+    loader::Loader,
+    sys,
+};
 
 /// A causal convolution by channel.
 #[derive(Debug)]
@@ -35,6 +40,26 @@ impl CausalConv {
             None
         };
         Ok(Self { kernel, bias, num_channels })
+    }
+
+    /// Loads convolutions without biases that are computed as one, of the channels `(path, num_channels)` one after
+    /// the other.
+    pub(super) fn load_joined(
+        loader: &mut Loader<'_>,
+        parts: &[(String, usize)],
+        kernel_size: usize,
+    ) -> Result<Self> {
+        let mut kernels = Vec::with_capacity(parts.len());
+        for (path, num_channels) in parts {
+            kernels.push(loader.convolution(&format!("{path}.weight"), *num_channels, kernel_size)?);
+        }
+        let of_position = |position: usize| {
+            concatenated(kernels.iter().map(|kernel| kernel[position].clone()).collect(), 0)
+        };
+        let kernel = (0..kernel_size).map(of_position).collect::<Result<Vec<_>>>()?;
+        mlx_rs::transforms::eval(&kernel)?;
+        let num_channels = parts.iter().map(|(_, num_channels)| num_channels).sum();
+        Ok(Self { kernel, bias: None, num_channels })
     }
 
     /// What one sequence's convolution sees before the first token: zeros, `(1, K - 1, C)`.

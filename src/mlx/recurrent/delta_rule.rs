@@ -7,6 +7,8 @@
 //! S ← g·S        δ = β·(v − k·S)        S ← S + kᵀ·δ        read q·S
 //! ```
 //!
+//! Where each dimension of keys has a decay of its own (Kimi Linear, arXiv 2510.26692), g is diag(g).
+//!
 //! A decode step computes it as it stands. A prefill chunk is computed in blocks of
 //! [`MAX_BLOCK`] tokens by matrix products, the chunkwise form of Yang, Kautz and Hatamizadeh,
 //! "Gated Delta Networks" (arXiv 2412.06464, section 3.3). With Γᵢ the product of a block's
@@ -18,11 +20,15 @@
 //! S         = Γ_C·S₀ + (diag(Γ_C/Γ)·K)ᵀ·Δ
 //! ```
 //!
-//! so that only the products with S₀ go from block to block.
+//! so that only the products with S₀ go from block to block. Decays by dimension stand between the factors of the
+//! products with keys: Aᵢⱼ = βᵢ·Σ_d (Γᵢ/Γⱼ)_d·kᵢ_d·kⱼ_d.
 
 use mlx_rs::{Array, ops};
 
-use super::blocks::{Blocks, Decays, mask};
+use super::{
+    blocks::{Blocks, mask},
+    delta_decays::{DeltaDecays, lower_quarters},
+};
 
 use crate::mlx::{arrays::concatenated, error::Result, ops::Ops, sys};
 
@@ -39,7 +45,7 @@ pub(super) struct DeltaRows {
     pub keys: Array,
     /// `(B, n, H_v, D_v)`.
     pub values: Array,
-    /// Logarithms of the decays, at most 0, `(B, n, H_v)`.
+    /// Logarithms of the decays, at most 0, `(B, n, H_v, D_g)`: one of each head, or one of each dimension of its keys.
     pub log_decays: Array,
     /// `(B, n, H_v)`.
     pub write_strengths: Array,
@@ -59,7 +65,8 @@ fn step(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)> {
     let of_key_head = |x: &Array| x.reshape(&[num_sequences, num_key_heads, 1, 1, key_dim]);
     let of_head = |x: &Array, width: i32| x.reshape(&[num_sequences, num_key_heads, sharing, 1, width]);
     let (queries, keys) = (of_key_head(&rows.queries)?, of_key_head(&rows.keys)?);
-    let decays = of_head(&ops.exp_nonpositive(&rows.log_decays)?, 1)?;
+    let decays = ops.exp_nonpositive(&rows.log_decays)?;
+    let decays = decays.reshape(&[num_sequences, num_key_heads, sharing, decays.dim(3), 1])?;
     let memory =
         memory.reshape(&[num_sequences, num_key_heads, sharing, key_dim, value_dim])?.multiply(decays)?;
     let surprise = of_head(&rows.values, value_dim)?.subtract(keys.matmul(&memory)?)?;
@@ -91,23 +98,22 @@ fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)>
     let keys = blocked(&rows.keys, 1, key_dim)?;
     let values = blocked(&rows.values, sharing, value_dim)?;
     let write_strengths = blocked(&rows.write_strengths, sharing, 1)?;
-    let log_decays = blocked(&rows.log_decays, sharing, 1)?;
-    let Decays { products, ratios, to_end, totals } = Decays::of(ops, &log_decays, size)?;
+    let log_decays = blocked(&rows.log_decays, sharing, rows.log_decays.dim(3))?;
+    let decays = DeltaDecays::of(ops, &log_decays, size)?;
+    let DeltaDecays { products, to_end, totals, .. } = &decays;
 
-    let keys_across = keys.swap_axes(3, 4)?;
     let reads_writes =
-        queries.matmul(&keys_across)?.multiply(&ratios)?.multiply(mask(size, |row, column| column <= row))?;
-    let overlaps = keys
-        .matmul(&keys_across)?
-        .multiply(&ratios)?
+        decays.faded_products(&queries, &keys)?.multiply(mask(size, |row, column| column <= row))?;
+    let overlaps = decays
+        .faded_products(&keys, &keys)?
         .multiply(&write_strengths)?
         .multiply(mask(size, |row, column| column < row))?;
     let solve = unit_lower_inverse(&overlaps, size)?;
     // Δ = solve·diag(β)·V − solve·diag(β·Γ)·K·S₀; the latter factor stands above diag(Γ)·Q, to be
     // multiplied with S₀ together.
     let written = solve.matmul(values.multiply(&write_strengths)?)?;
-    let erasing = solve.matmul(keys.multiply(write_strengths.multiply(&products)?)?)?.negative()?;
-    let on_memory = ops::concatenate(&[&erasing, &queries.multiply(&products)?], 3)?;
+    let erasing = solve.matmul(keys.multiply(write_strengths.multiply(products)?)?)?.negative()?;
+    let on_memory = ops::concatenate(&[&erasing, &queries.multiply(products)?], 3)?;
     let keys_to_end = keys.multiply(to_end)?.swap_axes(3, 4)?;
 
     let mut memory = memory.reshape(&[1, rows_of_heads, sharing, key_dim, value_dim])?;
@@ -118,7 +124,7 @@ fn blocks(ops: &Ops, rows: &DeltaRows, memory: &Array) -> Result<(Array, Array)>
         let writes = of_block(&written)?.add(sys::slice_axis(&from_memory, 3, 0, size as usize)?)?;
         let read = sys::slice_axis(&from_memory, 3, size as usize, 2 * size as usize)?;
         reads.push(read.add(of_block(&reads_writes)?.matmul(&writes)?)?);
-        memory = memory.multiply(of_block(&totals)?)?.add(of_block(&keys_to_end)?.matmul(&writes)?)?;
+        memory = memory.multiply(of_block(totals)?)?.add(of_block(&keys_to_end)?.matmul(&writes)?)?;
     }
     let reads = concatenated(reads, 0)?;
     let reads = reads
@@ -144,9 +150,7 @@ fn unit_lower_inverse(lower: &Array, size: i32) -> Result<Array> {
     let mut inverse = mask(size, |row, column| row == column);
     let mut half = 1;
     while half < size {
-        let quarter = lower.multiply(mask(size, |row, column| {
-            row / (2 * half) == column / (2 * half) && row % (2 * half) >= half && column % (2 * half) < half
-        }))?;
+        let quarter = lower.multiply(lower_quarters(size, half))?;
         inverse = if half == 1 {
             inverse.subtract(quarter)?
         } else {

@@ -1,4 +1,4 @@
-//! Qwen3.5's gated delta net.
+//! Gated delta nets: Qwen3.5's, and Kimi Linear's, whose decays go by dimension.
 //!
 //! Owns the layer around the recurrence: projections, convolution, normalised queries and keys,
 //! decay and write strength of each token, and the gated norm of what is read. The recurrence
@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     mlx::{
+        arrays::concatenated,
         device::ComputeDtype,
         error::Result,
         linear::Linear,
@@ -21,7 +22,7 @@ use crate::{
         states::{Mixed, RecurrentState, RowGroup},
         sys,
     },
-    models::GatedDeltaSpec,
+    models::{DeltaGate, DeltaNames, DeltaProjections, GatedDeltaSpec},
 };
 
 /// Keeps queries and keys away from division by zero, added to the sum of their squares.
@@ -32,13 +33,13 @@ const NORMALISE_EPS: f32 = 1e-6;
 pub(in crate::mlx) struct GatedDelta {
     spec: GatedDeltaSpec,
     dtype: ComputeDtype,
-    /// To queries, keys and values, in this order.
-    input: Linear,
-    output_gate: Linear,
+    /// To queries, keys and values, in this order: one matrix for all, or one each.
+    inputs: Vec<Linear>,
+    output_gate: Chain,
     write_strength: Linear,
-    decay: Linear,
+    decay: Chain,
     conv: CausalConv,
-    /// -e^A of each value head, in float32.
+    /// -e^A of the value head of each decay, in float32.
     decay_rate: Array,
     /// Added to the decay's projection, in float32.
     decay_bias: Array,
@@ -46,12 +47,39 @@ pub(in crate::mlx) struct GatedDelta {
     output: Linear,
 }
 
+/// A matrix, or one to fewer numbers and one from these.
+#[derive(Debug)]
+struct Chain(Vec<Linear>);
+
+impl Chain {
+    fn load(
+        loader: &mut Loader<'_>,
+        paths: impl Iterator<Item = String>,
+        (outputs, inputs): (usize, usize),
+        rank: Option<usize>,
+    ) -> Result<Self> {
+        let widths = match rank {
+            None => vec![inputs, outputs],
+            Some(rank) => vec![inputs, rank, outputs],
+        };
+        let links = paths.zip(widths.windows(2));
+        let load = |(path, widths): (String, &[usize])| loader.linear(&path, widths[1], widths[0], false);
+        Ok(Self(links.map(load).collect::<Result<_>>()?))
+    }
+
+    fn forward(&self, rows: &Array) -> Result<Array> {
+        self.0.iter().try_fold(rows.clone(), |rows, linear| linear.forward(&rows))
+    }
+}
+
 /// Makes of Qwen3-Next's two matrices, which go key head by key head, the projections of Qwen3.5.
 fn cut_fused_projections(
     loader: &mut Loader<'_>,
     spec: &GatedDeltaSpec,
+    names: &DeltaNames,
     path: impl Fn(&str) -> String,
 ) -> Result<()> {
+    let [all, of_steps] = names.by_key_head;
     let num_shared = spec.num_value_heads / spec.num_key_heads;
     // The rows of some parts of each head, part by part.
     let rows_of = |widths: &[usize], parts: &[usize]| -> Vec<i32> {
@@ -67,39 +95,58 @@ fn cut_fused_projections(
     };
     let values = num_shared * spec.value_head_dim;
     let widths = [spec.key_head_dim, spec.key_head_dim, values, values];
-    let parts =
-        [(path("in_proj_qkv"), rows_of(&widths, &[0, 1, 2])), (path("in_proj_z"), rows_of(&widths, &[3]))];
-    loader.weights.cut(&path("in_proj_qkvz"), 0, &parts)?;
+    let parts = [
+        (path(names.inputs[0]), rows_of(&widths, &[0, 1, 2])),
+        (path(names.output_gate[0]), rows_of(&widths, &[3])),
+    ];
+    loader.weights.cut(&path(all), 0, &parts)?;
     let widths = [num_shared, num_shared];
-    let parts = [(path("in_proj_b"), rows_of(&widths, &[0])), (path("in_proj_a"), rows_of(&widths, &[1]))];
-    loader.weights.cut(&path("in_proj_ba"), 0, &parts)
+    let parts = [
+        (path(names.write_strength), rows_of(&widths, &[0])),
+        (path(names.decay[0]), rows_of(&widths, &[1])),
+    ];
+    loader.weights.cut(&path(of_steps), 0, &parts)
 }
 
 impl GatedDelta {
     pub(super) fn load(loader: &mut Loader<'_>, block_path: &str, spec: GatedDeltaSpec) -> Result<Self> {
         let hidden = loader.spec.hidden_size;
-        let path = |name: &str| format!("{block_path}.linear_attn.{name}");
+        let names = loader.spec.names.block.delta;
+        let path = |name: &str| format!("{block_path}.{name}");
+        let paths = |names: &'static [&'static str]| names.iter().map(|name| path(name));
         let heads = spec.num_value_heads;
-        if spec.has_fused_projections {
-            cut_fused_projections(loader, &spec, path)?;
+        if spec.projections == DeltaProjections::ByKeyHead {
+            cut_fused_projections(loader, &spec, &names, path)?;
         }
+        let widths = match spec.projections {
+            DeltaProjections::Joined | DeltaProjections::ByKeyHead => vec![spec.conv_width()],
+            DeltaProjections::Apart => vec![spec.key_width(), spec.key_width(), spec.value_width()],
+        };
         // Decays multiply up over a whole prompt, so their parameters are never rounded.
-        let log_rate = loader.vector(&path("A_log"), heads)?.as_dtype(Dtype::Float32)?;
-        let decay_rate = log_rate.exp()?.negative()?;
-        let decay_bias = loader.vector(&path("dt_bias"), heads)?.as_dtype(Dtype::Float32)?;
+        let log_rate = loader.flat_vector(&path(names.log_rate), heads)?.as_dtype(Dtype::Float32)?;
+        let decay_rate = ops::repeat_axis::<f32>(log_rate.exp()?.negative()?, spec.decay_dim() as i32, 0)?;
+        let decay_bias =
+            loader.flat_vector(&path(names.decay_bias), spec.decay_width())?.as_dtype(Dtype::Float32)?;
         mlx_rs::transforms::eval([&decay_rate, &decay_bias])?;
+        let inputs = paths(names.inputs)
+            .zip(&widths)
+            .map(|(path, width)| loader.linear(&path, *width, hidden, false))
+            .collect::<Result<_>>()?;
+        let convs: Vec<(String, usize)> = paths(names.convs).zip(widths).collect();
+        let gates = (spec.value_width(), hidden);
+        let decays = (spec.decay_width(), hidden);
         Ok(Self {
             spec,
             dtype: loader.precision.dtype,
-            input: loader.linear(&path("in_proj_qkv"), spec.conv_width(), hidden, false)?,
-            output_gate: loader.linear(&path("in_proj_z"), spec.value_width(), hidden, false)?,
-            write_strength: loader.linear(&path("in_proj_b"), heads, hidden, false)?,
-            decay: loader.linear(&path("in_proj_a"), heads, hidden, false)?,
-            conv: CausalConv::load(loader, &path("conv1d"), (spec.conv_width(), spec.kernel_size), false)?,
+            inputs,
+            output_gate: Chain::load(loader, paths(names.output_gate), gates, spec.gate_rank)?,
+            write_strength: loader.linear(&path(names.write_strength), heads, hidden, false)?,
+            decay: Chain::load(loader, paths(names.decay), decays, spec.gate_rank)?,
+            conv: CausalConv::load_joined(loader, &convs, spec.kernel_size)?,
             decay_rate,
             decay_bias,
-            norm: loader.plain_norm(&path("norm"), spec.value_head_dim)?,
-            output: loader.linear(&path("out_proj"), hidden, spec.value_width(), false)?,
+            norm: loader.plain_norm(&path(names.norm), spec.value_head_dim)?,
+            output: loader.linear(&path(names.output), hidden, spec.value_width(), false)?,
         })
     }
 
@@ -119,7 +166,8 @@ impl GatedDelta {
         ops: &Ops,
         advance: impl FnOnce(&mut dyn FnMut(RowGroup, &RecurrentState) -> Result<Mixed>) -> Result<Array>,
     ) -> Result<Array> {
-        let input = self.input.forward(normed)?;
+        let inputs = self.inputs.iter().map(|input| input.forward(normed)).collect::<Result<_>>()?;
+        let input = concatenated(inputs, 1)?;
         let write_strengths = ops.sigmoid(&self.write_strength.forward(normed)?.as_dtype(Dtype::Float32)?)?;
         let time_steps = self.decay.forward(normed)?.as_dtype(Dtype::Float32)?.add(&self.decay_bias)?;
         let softplus = ops::logaddexp(&time_steps, Array::from_f32(0.0))?;
@@ -132,7 +180,7 @@ impl GatedDelta {
                 queries,
                 keys,
                 values,
-                log_decays: group.of(&log_decays)?,
+                log_decays: self.by_head(&group.of(&log_decays)?)?,
                 write_strengths: group.of(&write_strengths)?,
             };
             let memory = state.memory.as_ref().expect("initial_state gives every gated-delta layer a memory");
@@ -143,8 +191,18 @@ impl GatedDelta {
         let num_rows = normed.dim(0);
         let by_head = [num_rows, self.spec.num_value_heads as i32, self.spec.value_head_dim as i32];
         let normed_read = self.norm.forward(&read.reshape(&by_head)?)?.reshape(&[num_rows, -1])?;
-        let gate = ops.silu(&self.output_gate.forward(normed)?.as_dtype(Dtype::Float32)?)?;
+        let gate = self.output_gate.forward(normed)?.as_dtype(Dtype::Float32)?;
+        let gate = match self.spec.gate {
+            DeltaGate::Silu => ops.silu(&gate)?,
+            DeltaGate::Sigmoid => ops.sigmoid(&gate)?,
+        };
         self.output.forward(&normed_read.multiply(gate)?.as_dtype(self.dtype.mlx())?)
+    }
+
+    /// Decays `(B, n, H · D_g)`, by head.
+    fn by_head(&self, decays: &Array) -> Result<Array> {
+        let (num_sequences, num_tokens) = (decays.dim(0), decays.dim(1));
+        Ok(decays.reshape(&[num_sequences, num_tokens, self.spec.num_value_heads as i32, -1])?)
     }
 
     /// Queries, keys (both of length 1, queries scaled too) and values of `(B, n, C)`, by head in

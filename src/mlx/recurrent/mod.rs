@@ -4,6 +4,7 @@
 
 mod blocks;
 mod causal_conv;
+mod delta_decays;
 mod delta_rule;
 mod gated_delta;
 mod mamba2;

@@ -96,7 +96,6 @@ pub(super) const PEFT: &[KeyRule] = &[
     rule("lora_bias", ErrorUnless(&[Bool(false)], "the update has biases of its own")),
     rule("use_qalora", ErrorUnless(&[Bool(false)], "inputs are averaged in groups before the update")),
     rule("use_bdlora", ErrorUnless(&[Bool(false)], "the update's matrices are made of blocks")),
-    rule("target_parameters", ErrorUnless(&[Empty], "tensors that are no linear layer have updates")),
     rule("trainable_token_indices", ErrorUnless(&[Empty], "rows of the embedding table are replaced")),
     rule("alora_invocation_tokens", ErrorUnless(&[Empty], "the adapter begins where these tokens are")),
     rule("layer_replication", ErrorUnless(&[Empty], "the model has some of its layers several times")),

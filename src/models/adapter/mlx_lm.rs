@@ -96,6 +96,10 @@ impl Settings for MlxLmSettings {
         }
     }
 
+    fn update_of_parameter(&self, _: &str) -> Option<Result<(usize, f32), String>> {
+        None
+    }
+
     fn unties(&self, name: &str) -> Result<bool, String> {
         match self.kind {
             AdapterKind::Full => Ok(false),

@@ -27,6 +27,8 @@ pub(super) struct PeftSettings {
     alphas: Vec<(Regex, f64)>,
     /// Ends of the names of the adapted modules, where they are listed.
     targets: Option<Vec<String>>,
+    /// Ends of the names of adapted parameters that are no linear layer's.
+    parameters: Vec<String>,
     layers: Option<Vec<usize>>,
     /// Modules that are saved whole.
     saved: Vec<String>,
@@ -59,6 +61,12 @@ pub(super) fn read(fields: &Fields) -> Result<PeftSettings, String> {
             Some(value) => Some(names(value).ok_or_else(|| {
                 format!("'target_modules' must be a text or a list of modules' names, got {value}")
             })?),
+        },
+        parameters: match fields.get("target_parameters") {
+            None => Vec::new(),
+            Some(value) => names(value).ok_or_else(|| {
+                format!("'target_parameters' must be a list of parameters' names, got {value}")
+            })?,
         },
         layers: match fields.get("layers_to_transform") {
             None => None,
@@ -116,6 +124,18 @@ fn patterns<T>(
     object.iter().map(entry).collect()
 }
 
+impl PeftSettings {
+    /// Rank and scale of what is at `path`.
+    fn sizes_of(&self, path: &str) -> (usize, f32) {
+        let rank = self.ranks.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, rank)| *rank);
+        let rank = rank.unwrap_or(self.rank);
+        let alpha = self.alphas.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, alpha)| *alpha);
+        let alpha = alpha.unwrap_or(self.alpha);
+        let divisor = if self.is_stabilised { (rank as f64).sqrt() } else { rank as f64 };
+        (rank, (alpha / divisor) as f32)
+    }
+}
+
 impl Settings for PeftSettings {
     fn kind(&self) -> AdapterKind {
         self.kind
@@ -132,13 +152,17 @@ impl Settings for PeftSettings {
         {
             return Err(format!("'{path}' has an update, and 'layers_to_transform' does not name its layer"));
         }
-        let of_pattern =
-            |path: &str| self.ranks.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, rank)| *rank);
-        let rank = of_pattern(path).unwrap_or(self.rank);
-        let alpha = self.alphas.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, alpha)| *alpha);
-        let alpha = alpha.unwrap_or(self.alpha);
-        let divisor = if self.is_stabilised { (rank as f64).sqrt() } else { rank as f64 };
-        Ok((rank, (alpha / divisor) as f32))
+        Ok(self.sizes_of(path))
+    }
+
+    fn update_of_parameter(&self, path: &str) -> Option<Result<(usize, f32), String>> {
+        if self.parameters.is_empty() {
+            return None;
+        }
+        Some(match self.parameters.iter().any(|parameter| is_or_ends_with(path, parameter)) {
+            true => Ok(self.sizes_of(path)),
+            false => Err(format!("'{path}' has an update, and 'target_parameters' does not name it")),
+        })
     }
 
     fn unties(&self, name: &str) -> Result<bool, String> {

@@ -129,7 +129,7 @@ fn settings_that_cannot_be_are_refused_by_file_and_key() {
         ("phi3-peft", "/init_lora_weights", json!("pissa"), "'init_lora_weights' = \"pissa\""),
         ("phi3-peft", "/task_type", json!("SEQ_CLS"), "'task_type' = \"SEQ_CLS\""),
         ("phi3-peft", "/lora_bias", json!(true), "'lora_bias' = true"),
-        ("phi3-peft", "/target_parameters", json!(["experts.down_proj"]), "'target_parameters'"),
+        ("phi3-peft", "/target_parameters", json!("experts.down_proj"), "'target_parameters'"),
         ("phi3-peft", "/layer_replication", json!([[0, 4], [2, 5]]), "'layer_replication'"),
     ];
     for (adapter, pointer, value, expected) in cases {
@@ -170,6 +170,15 @@ fn what_the_settings_do_not_speak_of_is_refused_by_name() {
         ("phi3-peft", "/r", json!(3), "lora_A", "adapter_config.json says 3"),
         ("qwen2-peft-dora", "/modules_to_save", Value::Null, "input_layernorm.weight", "'modules_to_save'"),
         ("qwen2-peft-bias", "/bias", json!("none"), "q_proj.bias", "'bias'"),
+        (
+            "qwen3_moe-peft-experts",
+            "/target_parameters",
+            json!(["experts.down_proj"]),
+            "mlp.experts.gate_up_proj",
+            "'target_parameters'",
+        ),
+        ("qwen3_moe-peft-experts", "/target_parameters", json!([]), "mlp.experts", "'target_modules'"),
+        ("qwen3_moe-peft-experts", "/rank_pattern", json!({}), "mlp.experts", "says 2 each"),
     ];
     for (adapter, pointer, value, name, key) in cases {
         let base = match adapter.split_once('-').unwrap() {

@@ -10,7 +10,7 @@ use super::{
     attention::{AttentionTraits, ScoreScale},
     family::{Bias, Family, LLAMA, LogitsScale},
     fields::Fields,
-    hybrid::{HybridTraits, LayerKinds, MambaNorm, MambaTraits},
+    hybrid::{HybridTraits, LayerKinds, MambaNorm, MambaTraits, StateTraits},
     rope::RopeDefaults,
     windows::Windows,
 };
@@ -33,13 +33,13 @@ pub(super) const FALCON_H1: Family = Family {
     },
     hybrid: Some(HybridTraits {
         layers: LayerKinds::SideBySide,
-        mamba: MambaTraits {
+        states: StateTraits::Mamba(MambaTraits {
             width: Some("mamba_d_ssm"),
             input_bias: Bias::Never,
             output_bias: Bias::Never,
             norm: MambaNorm::Flags("mamba_rms_norm", "mamba_norm_before_gate"),
             ..MambaTraits::PREFIXED
-        },
+        }),
     }),
     mlp_bias: Bias::Never,
     logits_scale: LogitsScale::RatioIfTied("lm_head_multiplier", "embedding_multiplier"),

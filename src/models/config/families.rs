@@ -13,6 +13,7 @@ use super::{
     gemma4,
     granite::{GRANITE, GRANITE_HYBRID, GRANITE_MOE},
     hybrid::{MAMBA2, NEMOTRON_H},
+    kimi_linear::KIMI_LINEAR,
     known,
     latent::LatentTraits,
     lfm2,
@@ -133,7 +134,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     own("gemma4_text", INSIDE, gemma4::spec, known::GEMMA4),
     plain(
         "phi3",
-        "Phi-3, 3.5 and 4 mini, Phi-4 (up to 4,096 tokens where they have LongRoPE)",
+        "Phi-3, 3.5 and 4 mini, Phi-4 (LongRoPE: --long-context beyond 4,096 tokens)",
         &PHI3,
         known::PHI3,
     ),
@@ -143,6 +144,7 @@ pub(super) const MODEL_TYPES: &[ModelType] = &[
     plain("deepseek_v3", "DeepSeek-V3, V3.1, R1", &DEEPSEEK_V3, known::DEEPSEEK_V3),
     plain("kimi_k2", "Kimi K2", &DEEPSEEK_V3, known::DEEPSEEK_V3),
     wrapper("kimi_k25", "Kimi K2.5 and later", &["kimi_k2", "deepseek_v3"]),
+    plain("kimi_linear", "Kimi Linear 48B-A3B", &KIMI_LINEAR, known::KIMI_LINEAR),
     plain("joyai_llm_flash", "JoyAI-LLM-Flash", &DEEPSEEK_V3, known::DEEPSEEK_V3),
     plain("glm4_moe_lite", "GLM-4.7-Flash", &GLM4_MOE_LITE, known::DEEPSEEK_V3),
     plain("mistral4", INSIDE, &MISTRAL4, known::MISTRAL4),
@@ -438,7 +440,7 @@ const ERNIE_MOE: Family = Family {
     ..ERNIE
 };
 
-const SHARED_EXPERTS: MlpNames = MlpNames {
+pub(super) const SHARED_EXPERTS: MlpNames = MlpNames {
     gate: "mlp.shared_experts.gate_proj",
     up: "mlp.shared_experts.up_proj",
     down: "mlp.shared_experts.down_proj",

@@ -15,8 +15,7 @@ use crate::models::{
     block_names::BlockNames,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
-    recurrent_spec::RecurrentSpec,
-    spec::{Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    spec::{ContextChoice, Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// What differs between the families before any number is read.
@@ -27,6 +26,8 @@ pub(super) struct Family {
     pub defaults: &'static [(&'static str, u64)],
     /// Those that come before them in a `text_config`.
     pub nested_defaults: &'static [(&'static str, u64)],
+    /// Fields of the longest context, of which the first that is there counts.
+    pub context_fields: &'static [&'static str],
     pub eps: (&'static str, Option<f64>),
     pub norm: (NormKind, NormWeight),
     pub attention: AttentionTraits,
@@ -106,6 +107,7 @@ pub(super) enum LogitsScale {
 pub(super) const LLAMA: Family = Family {
     defaults: &[("max_position_embeddings", 32_768), ("num_key_value_heads", 0)],
     nested_defaults: &[],
+    context_fields: &["max_position_embeddings"],
     eps: ("rms_norm_eps", None),
     norm: (NormKind::RootMeanSquare, NormWeight::Factor),
     attention: AttentionTraits::LLAMA,
@@ -140,7 +142,7 @@ impl Family {
             }
         };
         let num_layers = kinds.len();
-        let max_context = sizes.dimension("max_position_embeddings")?;
+        let max_context = sizes.max_context()?;
         let eps = fields.epsilon(self.eps.0, self.eps.1)?;
         let vocab_size = fields.vocab_size(sizes.default("vocab_size"))?;
         let mixers = self.mixers(&sizes, &kinds, (hidden_size, max_context))?;
@@ -173,6 +175,12 @@ impl Family {
             hidden_size,
             vocab_size,
             max_context: max_rotated.min(max_seen),
+            context: match max_context.min(max_seen) {
+                max_long_context if max_long_context > max_rotated => {
+                    ContextChoice::Short { max_long_context }
+                }
+                _ => ContextChoice::One,
+            },
             layers,
             norm: NormSpec { eps, kind: self.norm.0, weight: self.norm.1 },
             embedding_scale: match self.embedding_scale {
@@ -212,28 +220,25 @@ impl Family {
         kinds: &[LayerKind],
         (hidden_size, max_context): (usize, usize),
     ) -> Result<Vec<Option<MixerSpec>>, String> {
-        if let Some(latent) = &self.latent {
-            let layer = MixerSpec::Latent(latent.spec(sizes, max_context)?);
-            return Ok(vec![Some(layer); kinds.len()]);
-        }
         let are_there = |mixer: MixerKind| {
             kinds.iter().any(|kind| [Some(mixer), Some(MixerKind::SideBySide)].contains(&kind.mixer))
         };
-        let attention = match are_there(MixerKind::Attention) {
-            true => self.attention.layers(sizes, (hidden_size, kinds.len(), max_context))?,
-            false => Vec::new(),
+        let (attention, latent) = match &self.latent {
+            _ if !are_there(MixerKind::Attention) => (Vec::new(), None),
+            Some(latent) => (Vec::new(), Some(latent.spec(sizes, max_context)?)),
+            None => (self.attention.layers(sizes, (hidden_size, kinds.len(), max_context))?, None),
         };
-        let hybrid = self.hybrid.filter(|_| are_there(MixerKind::Mamba));
-        let mamba = hybrid.map(|hybrid| hybrid.mamba.spec(sizes.fields, hidden_size)).transpose()?;
-        let mamba = mamba.map(RecurrentSpec::Mamba2);
+        let hybrid = self.hybrid.filter(|_| are_there(MixerKind::States));
+        let states = hybrid.map(|hybrid| hybrid.states.spec(sizes.fields, hidden_size)).transpose()?;
         let of_layer = |(layer, kind): (usize, &LayerKind)| match kind.mixer? {
+            MixerKind::Attention if latent.is_some() => latent.clone().map(MixerSpec::Latent),
             MixerKind::Attention => attention.get(layer).cloned().map(MixerSpec::Attention),
-            MixerKind::Mamba => mamba.clone().map(MixerSpec::Recurrent),
+            MixerKind::States => states.clone().map(MixerSpec::Recurrent),
             MixerKind::SideBySide => attention
                 .get(layer)
                 .cloned()
-                .zip(mamba.clone())
-                .map(|(attention, mamba)| MixerSpec::SideBySide(attention, mamba)),
+                .zip(states.clone())
+                .map(|(attention, states)| MixerSpec::SideBySide(attention, states)),
         };
         Ok(kinds.iter().enumerate().map(of_layer).collect())
     }
@@ -282,6 +287,12 @@ impl Sizes<'_> {
         let nested = if self.nested { self.family.nested_defaults } else { &[] };
         let all = nested.iter().chain(self.family.defaults);
         all.clone().find(|(known, _)| *known == name).map(|(_, number)| *number)
+    }
+
+    fn max_context(&self) -> Result<usize, String> {
+        let names = self.family.context_fields;
+        let stated = names.iter().find(|name| self.fields.get(name).is_some());
+        self.dimension(stated.or(names.first()).copied().unwrap_or_default())
     }
 
     pub(super) fn dimension(&self, name: &str) -> Result<usize, String> {

@@ -7,6 +7,7 @@ use super::{
     published::{changed, gemma3, gemma3_text, lfm2, llama, mistral, qwen2, qwen3, qwen3_5, repeated},
     *,
 };
+use crate::models::ContextChoice;
 
 /// Parses, and expects that nothing is left to be said.
 fn silent(config: &Value) -> ModelConfig {
@@ -280,6 +281,38 @@ fn yarns_settings_are_those_of_transformers() {
     assert_eq!(rope(json!({"original_max_position_embeddings": null})), usual);
 }
 
+/// LongRoPE's long factors are the model's by a choice, and then for all lengths.
+#[test]
+fn long_contexts_have_factors_of_their_own_that_are_chosen_for_all() {
+    let published: Vec<(String, Value)> = published::all();
+    let (_, config) = published.into_iter().find(|(name, _)| name == "phi3.json").expect("it is there");
+    let short = parse_config(&config, "config.json").unwrap();
+    assert_eq!(
+        (short.max_context, short.context),
+        (4096, ContextChoice::Short { max_long_context: 131_072 })
+    );
+    let long = short.clone().for_long_contexts().unwrap();
+    assert_eq!((long.max_context, long.context), (131_072, ContextChoice::Long));
+    assert_eq!(long.clone().for_long_contexts(), None);
+    let rope = |spec: &ModelSpec| spec.layers[7].attention().unwrap().rope.clone().unwrap();
+    let settings = &config["rope_scaling"];
+    let usual = (1.0 + 32f64.ln() / 4096f64.ln()).sqrt() as f32;
+    for (rope, factors) in [(rope(&short), "short_factor"), (rope(&long), "long_factor")] {
+        let last = settings[factors].as_array().and_then(|factors| factors.last()?.as_f64()).unwrap();
+        let (dims, frequency) = (rope.dims as f64, *rope.frequencies.last().unwrap());
+        let expected = 10_000f64.powf((dims - 2.0) / dims) * last;
+        assert!((f64::from(frequency) / expected - 1.0).abs() < 1e-6, "{factors}: {frequency} {expected}");
+        assert_eq!(rope.input_scale, usual);
+    }
+    assert_eq!(rope(&long).long, None);
+    let mut stated = config.clone();
+    stated["rope_scaling"]["long_mscale"] = json!(1.5);
+    let stated = parse_config(&stated, "config.json").unwrap();
+    assert_eq!(rope(&stated).input_scale, usual);
+    assert_eq!(rope(&stated.for_long_contexts().unwrap()).input_scale, 1.5);
+    assert_eq!(parse_config(&llama(), "config.json").unwrap().for_long_contexts(), None);
+}
+
 #[test]
 fn nothing_is_left_to_be_said_of_the_fixtures() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
@@ -289,10 +322,7 @@ fn nothing_is_left_to_be_said_of_the_fixtures() {
         if folder.join("config.json").is_file() {
             let config = read_model_config(&folder.join("config.json")).expect("it is sound");
             let generation = crate::models::read_generation_config(&folder).expect("it is sound");
-            // Contexts beyond LongRoPE's first are refused.
-            let is_served = |warning: &String| !warning.contains("'rope_scaling.long_factor'");
-            let said = [config.warnings, generation.warnings].concat().into_iter().filter(is_served);
-            assert_eq!(said.collect::<Vec<_>>(), Vec::<String>::new());
+            assert_eq!([config.warnings, generation.warnings].concat(), Vec::<String>::new());
             num_models += 1;
         }
     }
@@ -309,12 +339,13 @@ fn nothing_is_left_to_be_said_of_published_configurations_but_what_is_not_served
             Err(error) => said.push(error.to_string()),
         }
     }
-    // Python code that is not run, longer contexts than LongRoPE's first, several forms in one model.
+    // Python code that is not run, several forms in one model.
     let expected = [
+        ("kimi_linear.json", "'auto_map'"),
         ("minimax_m2.json", "'auto_map'"),
         ("nemotron_h-moe.json", "'auto_map'"),
         ("nemotron_h.json", "'auto_map'"),
-        ("phi3.json", "'rope_scaling.long_factor'"),
+        ("phi3.json", "'auto_map'"),
         ("qwen3_5_moe-nvfp4.json", "modelopt"),
     ];
     said.sort();

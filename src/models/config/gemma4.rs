@@ -15,8 +15,8 @@ use crate::models::{
     names::WeightNames,
     rope::RopeSpec,
     spec::{
-        AttentionSpec, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
-        NormWeight, PerLayerInputSpec,
+        AttentionSpec, ContextChoice, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind,
+        NormSpec, NormWeight, PerLayerInputSpec,
     },
 };
 
@@ -85,6 +85,7 @@ pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, Strin
         hidden_size,
         vocab_size,
         max_context,
+        context: ContextChoice::One,
         layers,
         norm: NormSpec {
             eps: fields.epsilon("rms_norm_eps", Some(1e-6))?,

@@ -7,7 +7,7 @@ use super::{
     attention::{AttentionTraits, Pairs, RotatedLayers, ScoreScale},
     families::{LLAMA_DEFAULTS, MIXTRAL_NAMES},
     family::{Bias, EmbeddingScale, Family, LLAMA, LogitsScale},
-    hybrid::{HybridTraits, LayerKinds, MambaTraits},
+    hybrid::{HybridTraits, LayerKinds, MambaTraits, StateTraits},
     moe::{self, MoeLayers, MoeTraits, Normalised, SharedTraits},
     windows::Windows,
 };
@@ -63,7 +63,10 @@ pub(super) const GRANITE_HYBRID: Family = Family {
         rotated: RotatedLayers::IfRope("position_embedding_type"),
         ..GRANITE.attention
     },
-    hybrid: Some(HybridTraits { layers: LayerKinds::Types, mamba: MambaTraits::PREFIXED }),
+    hybrid: Some(HybridTraits {
+        layers: LayerKinds::Types,
+        states: StateTraits::Mamba(MambaTraits::PREFIXED),
+    }),
     mlp_width: "shared_intermediate_size",
     moe: Some(MoeTraits {
         num_experts: ("num_local_experts", None),

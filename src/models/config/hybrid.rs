@@ -1,7 +1,7 @@
 //! Layers that keep states, and layers of one half, in a configuration.
 //!
-//! Owns which layers a family has of which kind and the sizes of Mamba-2 layers; attention, MLPs and experts are
-//! read as any family's. The families themselves are here or, with others of their publisher, in files of their
+//! Owns which layers a family has of which kind and the sizes of Mamba-2 layers; those of gated delta nets are
+//! `kimi_linear`'s, and attention, MLPs and experts are read as any family's. The families themselves are here or, with others of their publisher, in files of their
 //! own.
 
 use serde_json::Value;
@@ -10,20 +10,38 @@ use super::{
     attention::{AttentionTraits, Pairs, RotatedLayers},
     family::{Bias, Family, LLAMA},
     fields::{Fields, MAX_LAYERS},
+    kimi_linear,
     moe::{self, MoeTraits, SharedTraits},
     windows::Windows,
 };
 use crate::models::{
     block_names::BlockNames,
     mlp_spec::Activation,
-    recurrent_spec::{Mamba2Spec, StateNorm},
+    recurrent_spec::{Mamba2Spec, RecurrentSpec, StateNorm},
 };
 
-/// Which layers of a family are what, and its Mamba-2 layers.
+/// Which layers of a family are what, and those that keep states.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HybridTraits {
     pub layers: LayerKinds,
-    pub mamba: MambaTraits,
+    pub states: StateTraits,
+}
+
+/// The layers that keep states.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum StateTraits {
+    Mamba(MambaTraits),
+    /// Kimi Linear's gated delta nets.
+    KimiDelta,
+}
+
+impl StateTraits {
+    pub(super) fn spec(&self, fields: &Fields, hidden_size: usize) -> Result<RecurrentSpec, String> {
+        match self {
+            Self::Mamba(mamba) => mamba.spec(fields, hidden_size).map(RecurrentSpec::Mamba2),
+            Self::KimiDelta => kimi_linear::gated_delta(fields).map(RecurrentSpec::GatedDelta),
+        }
+    }
 }
 
 /// How a family says what each layer is.
@@ -37,6 +55,8 @@ pub(super) enum LayerKinds {
     StatesAlone,
     /// All are Mamba-2 layers and attention side by side, and what follows is as the family says.
     SideBySide,
+    /// By two lists of layers, Kimi Linear's, and what follows either is as the family says.
+    KimiLists,
 }
 
 /// What a layer consists of.
@@ -49,7 +69,7 @@ pub(super) struct LayerKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MixerKind {
     Attention,
-    Mamba,
+    States,
     SideBySide,
 }
 
@@ -62,8 +82,12 @@ pub(super) enum MlpKind {
 }
 
 impl LayerKind {
-    pub(super) const ATTENTION: Self =
-        Self { mixer: Some(MixerKind::Attention), mlp: Some(MlpKind::AsStated) };
+    pub(super) const ATTENTION: Self = Self::of(MixerKind::Attention);
+
+    /// Followed by what the family says.
+    pub(super) const fn of(mixer: MixerKind) -> Self {
+        Self { mixer: Some(mixer), mlp: Some(MlpKind::AsStated) }
+    }
 
     const fn mixer(mixer: MixerKind) -> Self {
         Self { mixer: Some(mixer), mlp: None }
@@ -76,7 +100,7 @@ impl LayerKind {
 
 /// Halves by letter and by the names that the publisher and transformers give them.
 const HALVES: [(char, &[&str], LayerKind); 4] = [
-    ('M', &["mamba", "linear_attention", "conv"], LayerKind::mixer(MixerKind::Mamba)),
+    ('M', &["mamba", "linear_attention", "conv"], LayerKind::mixer(MixerKind::States)),
     ('*', &["attention", "full_attention"], LayerKind::mixer(MixerKind::Attention)),
     ('-', &["mlp"], LayerKind::mlp(MlpKind::Dense)),
     ('E', &["moe"], LayerKind::mlp(MlpKind::Experts)),
@@ -87,12 +111,12 @@ impl LayerKinds {
         match self {
             Self::Types => {
                 let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
-                let of = |mixer| LayerKind { mixer: Some(mixer), ..LayerKind::ATTENTION };
+                let (states, attention) = (LayerKind::of(MixerKind::States), LayerKind::ATTENTION);
                 let known = [
-                    ("mamba", of(MixerKind::Mamba)),
-                    ("attention", of(MixerKind::Attention)),
-                    ("linear_attention", of(MixerKind::Mamba)),
-                    ("full_attention", of(MixerKind::Attention)),
+                    ("mamba", states),
+                    ("attention", attention),
+                    ("linear_attention", states),
+                    ("full_attention", attention),
                 ];
                 let types = fields.layer_types(num_layers, known)?;
                 types.ok_or_else(|| "'layer_types' is missing".to_owned())
@@ -100,13 +124,13 @@ impl LayerKinds {
             Self::Halves => halves(fields),
             Self::StatesAlone => {
                 let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
-                Ok(vec![LayerKind::mixer(MixerKind::Mamba); num_layers])
+                Ok(vec![LayerKind::mixer(MixerKind::States); num_layers])
             }
             Self::SideBySide => {
                 let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
-                let both = LayerKind { mixer: Some(MixerKind::SideBySide), ..LayerKind::ATTENTION };
-                Ok(vec![both; num_layers])
+                Ok(vec![LayerKind::of(MixerKind::SideBySide); num_layers])
             }
+            Self::KimiLists => kimi_linear::layers(fields),
         }
     }
 }
@@ -315,7 +339,7 @@ pub(super) const NEMOTRON_H: Family = Family {
         rotated: RotatedLayers::None,
         ..AttentionTraits::LLAMA
     },
-    hybrid: Some(HybridTraits { layers: LayerKinds::Halves, mamba: NEMOTRON_MAMBA }),
+    hybrid: Some(HybridTraits { layers: LayerKinds::Halves, states: StateTraits::Mamba(NEMOTRON_MAMBA) }),
     activation: Activation::SquaredRelu,
     mlp_bias: Bias::Never,
     moe: Some(MoeTraits {
@@ -334,12 +358,12 @@ pub(super) const MAMBA2: Family = Family {
     defaults: &[("max_position_embeddings", 1 << 20)],
     hybrid: Some(HybridTraits {
         layers: LayerKinds::StatesAlone,
-        mamba: MambaTraits {
+        states: StateTraits::Mamba(MambaTraits {
             num_heads: "num_heads",
             head_dim: "head_dim",
             state_dim: "state_size",
             ..NEMOTRON_MAMBA
-        },
+        }),
     }),
     ..NEMOTRON_H
 };

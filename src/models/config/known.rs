@@ -4,8 +4,14 @@
 //! that knows a key that is left decides: a family's own before the one for all.
 
 mod hybrids;
+mod kimi_linear;
+mod quantized;
 
-pub(super) use self::hybrids::{FALCON_H1, GRANITE_HYBRID, MAMBA2, NEMOTRON_H};
+pub(super) use self::{
+    hybrids::{FALCON_H1, GRANITE_HYBRID, MAMBA2, NEMOTRON_H},
+    kimi_linear::{KIMI_DELTA, KIMI_LINEAR},
+    quantized::{COMPRESSED_GROUP, COMPRESSED_TENSORS, COMPRESSED_WEIGHTS, GPTQ, PUBLISHED_QUANTIZATION},
+};
 use crate::models::known_keys::{
     Effect::{self, ErrorUnless, Nothing, ReadBy, WarningUnless},
     KeyRule,
@@ -386,32 +392,10 @@ pub(super) const WRAPPER: &[KeyRule] = &[
 /// For the objects of rotary positions.
 pub(super) const ROPE: &[KeyRule] = &[
     rule("max_position_embeddings", Nothing("the configuration's own is read")),
-    rule(
-        "long_factor",
-        WarningUnless(&[], "contexts longer than the model was first made for need it: these are refused"),
-    ),
     rule("llama_4_scaling_beta", ErrorUnless(&[Number(0.0)], "queries would grow with their position")),
     rule("mrope_section", Nothing("a text's positions are the same in all sections")),
     rule("mrope_interleaved", Nothing("a text's positions are the same in all sections")),
 ];
-
-/// For the object of a publisher's own quantisation settings.
-pub(super) const PUBLISHED_QUANTIZATION: &[KeyRule] = &[
-    rule("modules_to_not_convert", WEIGHTS_SHOW),
-    rule("ignore", WEIGHTS_SHOW),
-    rule("ignored_layers", WEIGHTS_SHOW),
-    rule("activation_scheme", EXACT_ACTIVATIONS),
-    rule("kv_cache_scheme", Nothing("keys and values are kept as they are computed, which is more exact")),
-    rule("fmt", ErrorUnless(&[Text("float8_e4m3fn"), Text("e4m3")], "another 8-bit format")),
-    rule("scale_fmt", WEIGHTS_SHOW),
-    rule("dequantize", WEIGHTS_SHOW),
-    rule("config_groups", WEIGHTS_SHOW),
-    rule("producer", HISTORY),
-    rule("zero_point", WEIGHTS_SHOW),
-];
-
-const WEIGHTS_SHOW: Effect = Nothing("the weights show what is quantised, and how");
-const EXACT_ACTIVATIONS: Effect = Nothing("activations are not rounded, which is more exact");
 
 /// For the object of quantisation settings.
 pub(super) const QUANTIZATION: &[KeyRule] =

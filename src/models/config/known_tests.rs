@@ -6,7 +6,10 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use super::{
-    known::{COMMON, QUANTIZATION, ROPE, WRAPPER},
+    known::{
+        COMMON, COMPRESSED_GROUP, COMPRESSED_TENSORS, COMPRESSED_WEIGHTS, GPTQ, KIMI_DELTA, QUANTIZATION,
+        ROPE, WRAPPER,
+    },
     published::{changed, gemma3, gemma3_text, lfm2, llama, mistral, qwen2, qwen3, qwen3_5},
     *,
 };
@@ -44,7 +47,7 @@ fn bases() -> Vec<Value> {
 }
 
 /// One of each other family.
-const PUBLISHED: [&str; 24] = [
+const PUBLISHED: [&str; 25] = [
     "qwen3_moe.json",
     "qwen2_moe.json",
     "qwen3_5_moe.json",
@@ -69,6 +72,7 @@ const PUBLISHED: [&str; 24] = [
     "nemotron_h-moe.json",
     "mamba2.json",
     "falcon_h1.json",
+    "kimi_linear.json",
 ];
 
 fn parse(config: &Value) -> Result<ModelConfig, String> {
@@ -106,6 +110,7 @@ fn probe(key: &str, usual: &Value) -> Value {
         "quantization" | "quantization_config" => {
             json!({"group_size": 32, "bits": 8, "lm_head": {"bits": 4}})
         }
+        "linear_attn_config" => json!({"num_heads": 2}),
         "partial_rotary_factor" => json!(0.375),
         "qkv_bias" => json!(false),
         "rms_norm_eps" | "norm_eps" => json!(0.5),
@@ -275,6 +280,20 @@ fn so_is_each_key_of_the_objects_inside() {
     check_table(WRAPPER, &none, |key, value| changed(gemma3(), json!({key: value})));
     check_table(ROPE, &none, |key, value| inside(&llama(), "rope_scaling", key, value));
     check_table(QUANTIZATION, &none, |key, value| inside(&qwen3(), "quantization", key, value));
+    let bases = bases();
+    let kimi = bases.iter().find(|base| base["model_type"] == "kimi_linear").expect("it is there");
+    check_table(KIMI_DELTA, &none, |key, value| inside(kimi, "linear_attn_config", key, value));
+    let gptq = changed(llama(), json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}));
+    check_table(GPTQ, &none, |key, value| inside(&gptq, "quantization_config", key, value));
+    let packed = |groups: Value| {
+        let settings = json!({"quant_method": "compressed-tensors", "config_groups": {"group_0": groups}});
+        changed(llama(), json!({"quantization_config": settings}))
+    };
+    check_table(COMPRESSED_TENSORS, &none, |key, value| {
+        inside(&packed(json!({})), "quantization_config", key, value)
+    });
+    check_table(COMPRESSED_GROUP, &none, |key, value| packed(json!({key: value})));
+    check_table(COMPRESSED_WEIGHTS, &none, |key, value| packed(json!({"weights": {key: value}})));
     let entry =
         changed(qwen3(), json!({"quantization": {"group_size": 64, "bits": 4, "lm_head": {"bits": 8}}}));
     check_table(QUANTIZATION, &none, |key, value| {

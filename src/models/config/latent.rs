@@ -10,7 +10,7 @@ use super::{
     rope::{LayerType, RopeDefaults},
 };
 use crate::models::{
-    rope::RopeScaling,
+    rope::{RopeScaling, RopeSpec},
     spec::{AttentionSpec, KeyValueSource, LatentSpec},
 };
 
@@ -22,6 +22,8 @@ const NORM_EPS: f32 = 1e-6;
 pub(super) struct LatentTraits {
     pub bias: Bias,
     pub rope: RopeDefaults,
+    /// Whether what queries and keys have beside latents is rotated by position.
+    pub is_rotated: bool,
     /// The field of how many positions each one sees, chosen by a projection of its own; contexts end there, as up to
     /// so many it sees all.
     pub max_seen: Option<&'static str>,
@@ -34,6 +36,7 @@ impl LatentTraits {
     pub(super) const DEEPSEEK: Self = Self {
         bias: Bias::Field("attention_bias"),
         rope: RopeDefaults::new(Some(10_000.0)),
+        is_rotated: true,
         max_seen: None,
         position_scale: false,
         rotates_share_of_head: false,
@@ -47,7 +50,7 @@ impl LatentTraits {
         let [rank, rotated_dim, plain_dim, value_dim] =
             ["kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim"].map(part);
         let (rank, rotated_dim, plain_dim, value_dim) = (rank?, rotated_dim?, plain_dim?, value_dim?);
-        if !rotated_dim.is_multiple_of(2) {
+        if self.is_rotated && !rotated_dim.is_multiple_of(2) {
             return Err(format!("'qk_rope_head_dim' must be even for rotary positions, got {rotated_dim}"));
         }
         let query_dim = plain_dim + rotated_dim;
@@ -62,6 +65,31 @@ impl LatentTraits {
             None => None,
             Some(_) => Some(fields.dimension("q_lora_rank", None)?),
         };
+        let rope = match self.is_rotated {
+            true => Some(self.rope(fields, (plain_dim, rotated_dim), max_context)?),
+            false => None,
+        };
+        let bias = self.bias.read(fields)?;
+        let yarn_factor = if self.is_rotated { yarn_score_factor(fields)? } else { 1.0 };
+        let scale = (query_dim as f64).powf(-0.5) * yarn_factor;
+        let attention = AttentionSpec {
+            scale: scale as f32,
+            qkv_bias: bias,
+            output_bias: bias,
+            position_scale: if self.position_scale { position_scale(fields)? } else { None },
+            kv: KeyValueSource::WithinKeys { value_dim: rank },
+            ..AttentionSpec::plain((num_heads, 1), rank + rotated_dim, rope)
+        };
+        Ok(LatentSpec { attention, query_rank, plain_dim, value_dim, norm_eps: NORM_EPS })
+    }
+
+    fn rope(
+        &self,
+        fields: &Fields,
+        (plain_dim, rotated_dim): (usize, usize),
+        max_context: usize,
+    ) -> Result<RopeSpec, String> {
+        let query_dim = plain_dim + rotated_dim;
         let interleaved = fields.flag("rope_interleave", true)?;
         let (rope_dim, defaults) = match self.rotates_share_of_head {
             false => (rotated_dim, self.rope),
@@ -77,17 +105,7 @@ impl LatentTraits {
                 rope.dims
             ));
         }
-        let bias = self.bias.read(fields)?;
-        let scale = (query_dim as f64).powf(-0.5) * yarn_score_factor(fields)?;
-        let attention = AttentionSpec {
-            scale: scale as f32,
-            qkv_bias: bias,
-            output_bias: bias,
-            position_scale: if self.position_scale { position_scale(fields)? } else { None },
-            kv: KeyValueSource::WithinKeys { value_dim: rank },
-            ..AttentionSpec::plain((num_heads, 1), rank + rotated_dim, Some(rope))
-        };
-        Ok(LatentSpec { attention, query_rank, plain_dim, value_dim, norm_eps: NORM_EPS })
+        Ok(rope)
     }
 
     /// The longest context in which each position sees all before it.

@@ -15,7 +15,10 @@ use crate::models::{
     mlp_spec::{Activation, DenseSpec, MlpSpec, RouterScore, RoutingSpec},
     names::WeightNames,
     recurrent_spec::{RecurrentSpec, ShortConvSpec},
-    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    spec::{
+        AttentionSpec, ContextChoice, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
+        NormWeight,
+    },
 };
 
 /// Reads the model's fields.
@@ -81,6 +84,7 @@ fn read(
         hidden_size,
         vocab_size: fields.dimension("vocab_size", None)?,
         max_context,
+        context: ContextChoice::One,
         layers,
         norm: NormSpec {
             eps: fields.epsilon("norm_eps", Some(1e-5))?,

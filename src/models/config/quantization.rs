@@ -1,16 +1,14 @@
 //! Quantisation settings of a configuration.
 //!
-//! Owns how MLX's modes are written. Reading quantised matrices is `mlx/`'s.
+//! Owns how MLX's modes are written; publishers' own forms are `published_quantization`'s. Reading quantised matrices
+//! is `mlx/`'s.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-use super::{
-    fields::Fields,
-    known::{PUBLISHED_QUANTIZATION, QUANTIZATION},
-};
-use crate::models::spec::{PublisherFormat, Quantization, QuantizationMode, QuantizationSpec};
+use super::{fields::Fields, known::QUANTIZATION, published_quantization::publisher_format};
+use crate::models::spec::{Quantization, QuantizationMode, QuantizationSpec};
 
 /// Reads which matrices are quantised and how; `None` if none is.
 pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Option<QuantizationSpec>, String> {
@@ -22,7 +20,6 @@ pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Optio
     };
     if let Some(method) = settings.get("quant_method") {
         let publisher = Some(publisher_format(method, &settings)?);
-        settings.account(&[PUBLISHED_QUANTIZATION])?;
         return Ok(Some(QuantizationSpec { overrides: HashMap::new(), publisher }));
     }
     let default = settings_of(&settings, None)?;
@@ -50,46 +47,6 @@ pub(super) fn quantization(root: &Fields, text: Option<&Fields>) -> Result<Optio
 /// Whether the tables know a key, so that it is no weight's path.
 fn is_setting(key: &str) -> bool {
     QUANTIZATION.iter().any(|rule| rule.key == key)
-}
-
-/// A publisher's own form, by its `quant_method`.
-fn publisher_format(method: &Value, settings: &Fields) -> Result<PublisherFormat, String> {
-    match method.as_str() {
-        Some("mxfp4") => Ok(PublisherFormat::Mxfp4Blocks),
-        Some("fp8") => {
-            let block = match settings.get("weight_block_size") {
-                None => None,
-                Some(size) => {
-                    let wrong = || format!("'weight_block_size' must be two positive numbers, got {size}");
-                    let sizes = size.as_array().ok_or_else(wrong)?.iter();
-                    let sizes = sizes.map(|size| size.as_u64().filter(|&size| size > 0 && size <= 1 << 20));
-                    match sizes.collect::<Option<Vec<_>>>().ok_or_else(wrong)?[..] {
-                        [rows, columns] => Some((rows as usize, columns as usize)),
-                        _ => return Err(wrong()),
-                    }
-                }
-            };
-            Ok(PublisherFormat::Fp8 { block })
-        }
-        Some("awq") => {
-            let bits = settings.integer("bits", Some(4), 1, 64)?;
-            let group_size = settings.integer("group_size", Some(128), 1, 1 << 16)?;
-            let version = settings.get("version").and_then(Value::as_str).unwrap_or("gemm");
-            if bits != 4 || !version.eq_ignore_ascii_case("gemm") {
-                return Err(format!(
-                    "awq with {bits} bits in the form '{version}' is not supported (4 in 'gemm' are)"
-                ));
-            }
-            Ok(PublisherFormat::Awq { group_size })
-        }
-        Some("modelopt") if settings.get("quant_algo").is_some_and(|algorithm| algorithm == "NVFP4") => {
-            Ok(PublisherFormat::ModelOptNvfp4)
-        }
-        _ => Err(format!(
-            "weights quantised by {method} are not supported (awq, fp8, mxfp4 and modelopt's NVFP4 are); use an MLX \
-             conversion of this model"
-        )),
-    }
 }
 
 /// One set of settings; what it leaves out is as in `default`.

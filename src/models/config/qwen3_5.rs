@@ -14,31 +14,34 @@ use crate::models::{
     block_names::BlockNames,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
-    recurrent_spec::{GatedDeltaSpec, RecurrentSpec},
-    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    recurrent_spec::{DeltaGate, DeltaProjections, GatedDeltaSpec, RecurrentSpec},
+    spec::{
+        AttentionSpec, ContextChoice, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
+        NormWeight,
+    },
 };
 
 /// Reads the language model's fields.
 pub(super) fn spec(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
-    read(model_type, fields, NormWeight::LessOneUnlessConverted, false)
+    read(model_type, fields, NormWeight::LessOneUnlessConverted, DeltaProjections::Joined)
 }
 
 /// The same of the generation before, whose projections are fused.
 pub(super) fn spec_of_next(model_type: &str, fields: &Fields) -> Result<ModelSpec, String> {
-    read(model_type, fields, NormWeight::LessOneUnlessConverted, true)
+    read(model_type, fields, NormWeight::LessOneUnlessConverted, DeltaProjections::ByKeyHead)
 }
 
 fn read(
     model_type: &str,
     fields: &Fields,
     norm_weight: NormWeight,
-    has_fused_projections: bool,
+    projections: DeltaProjections,
 ) -> Result<ModelSpec, String> {
     let hidden_size = fields.dimension("hidden_size", None)?;
     let num_layers = fields.integer("num_hidden_layers", None, 1, MAX_LAYERS)?;
     let max_context = fields.dimension("max_position_embeddings", Some(131_072))?;
     let attention = attention(fields, hidden_size, max_context)?;
-    let delta = RecurrentSpec::GatedDelta(GatedDeltaSpec { has_fused_projections, ..gated_delta(fields)? });
+    let delta = RecurrentSpec::GatedDelta(GatedDeltaSpec { projections, ..gated_delta(fields)? });
     let mlps = mlps(fields, num_layers)?;
     let layers = full_attention(fields, num_layers)?
         .into_iter()
@@ -57,6 +60,7 @@ fn read(
         hidden_size,
         vocab_size: fields.dimension("vocab_size", None)?,
         max_context,
+        context: ContextChoice::One,
         layers,
         norm: NormSpec {
             eps: fields.epsilon("rms_norm_eps", Some(1e-6))?,
@@ -127,7 +131,10 @@ fn gated_delta(fields: &Fields) -> Result<GatedDeltaSpec, String> {
         key_head_dim: head("linear_key_head_dim")?,
         value_head_dim: head("linear_value_head_dim")?,
         kernel_size: fields.integer("linear_conv_kernel_dim", Some(4), 2, 64)?,
-        has_fused_projections: false,
+        projections: DeltaProjections::Joined,
+        decays_by_dimension: false,
+        gate_rank: None,
+        gate: DeltaGate::Silu,
     };
     if !spec.num_value_heads.is_multiple_of(spec.num_key_heads) {
         return Err(format!(

@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::{fields::Fields, known::ROPE};
-use crate::models::rope::{RopeScaling, RopeSpec};
+use crate::models::rope::{PairFactors, RopeScaling, RopeSpec};
 
 /// The types of layers that may have rotary positions of their own, as `layer_types` names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,14 +130,16 @@ impl Fields<'_> {
             None if matches!(scaling, RopeScaling::Proportional { .. }) => head_dim,
             None => rotated_dims(head_dim, rotated)?,
         };
-        if let RopeScaling::PerPair { factors, .. } = &scaling
-            && factors.len() != dims / 2
-        {
-            return Err(format!(
-                "'rope_scaling' has factors for {} pairs of dimensions, and {} are rotated",
-                factors.len(),
-                dims / 2
-            ));
+        if let RopeScaling::PerPair { short, long } = &scaling {
+            for PairFactors { factors, .. } in [short, long] {
+                if factors.len() != dims / 2 {
+                    return Err(format!(
+                        "'rope_scaling' has factors for {} pairs of dimensions, and {} are rotated",
+                        factors.len(),
+                        dims / 2
+                    ));
+                }
+            }
         }
         let rope = RopeSpec::new(dims, theta, interleaved, &scaling);
         if !rope.is_usable() {
@@ -271,8 +273,8 @@ fn scaling(object: &Fields<'_>, max_context: usize, head_dim: usize) -> Result<R
     })
 }
 
-/// LongRoPE's factors for contexts as long as the model was first made for. Those for longer ones would give other
-/// keys to the same tokens, so `max_context` ends where they begin.
+/// LongRoPE's factors, those for contexts as long as the model was first made for and those for longer ones. They give
+/// other keys to the same tokens, so that a run has the ones or the others (`ModelSpec::for_long_contexts`).
 fn long_rope(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, String> {
     let factors = |name: &str| -> Result<Vec<f64>, String> {
         let list = object
@@ -284,17 +286,16 @@ fn long_rope(object: &Fields<'_>, max_context: usize) -> Result<RopeScaling, Str
     };
     // Read to be known; see `Fields::long_rope_context`.
     object.get("original_max_position_embeddings");
-    object.get("factor");
     let original = object.long_rope_context(max_context)?;
-    let stretch = max_context as f64 / original as f64;
+    let stretch = object.number("factor", Some(max_context as f64 / original as f64))?;
     let usual = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
-    let attention_factor = ["attention_factor", "short_mscale"].map(|name| object.optional_number(name));
-    object.get("long_mscale");
-    let [stated, short] = attention_factor;
-    Ok(RopeScaling::PerPair {
-        factors: factors("short_factor")?,
-        attention_factor: stated?.or(short?).unwrap_or(usual),
-    })
+    let [stated, short, long] =
+        ["attention_factor", "short_mscale", "long_mscale"].map(|name| object.optional_number(name));
+    let (stated, short, long) = (stated?, short?, long?);
+    let of = |name: &str, own: Option<f64>| -> Result<PairFactors, String> {
+        Ok(PairFactors { factors: factors(name)?, attention_factor: stated.or(own).unwrap_or(usual) })
+    };
+    Ok(RopeScaling::PerPair { short: of("short_factor", short)?, long: of("long_factor", long)? })
 }
 
 impl Fields<'_> {

@@ -98,7 +98,7 @@ fn quantisation_overrides_single_layers() {
     assert_eq!(quantization.stated("lm_head"), Some(Some(affine)));
     assert_eq!(quantization.stated("model.norm"), Some(None));
     assert!(error("quantization", json!({"group_size": 7, "bits": 4})).contains("group size"));
-    assert!(error("quantization_config", json!({"quant_method": "gptq"})).contains("gptq"));
+    assert!(error("quantization_config", json!({"quant_method": "quip"})).contains("quip"));
 }
 
 /// gpt-oss's conversions say mxfp4 for all, and have every other matrix in an entry of its own without a mode.

@@ -375,7 +375,7 @@ pub const ARCHITECTURES: &[Architecture] = &[
     Architecture {
         name: "phi3",
         model_type: "phi3",
-        about: "Phi-3, 3.5 and 4 mini, Phi-4 (up to their first context where they have LongRoPE)",
+        about: "Phi-3, 3.5 and 4 mini, Phi-4 (LongRoPE: --long-context beyond their first context)",
         heads: Heads::Partial,
         windows: windows(0),
         rope: RopeKeys { factors: FactorTensors::ShortAndLong, ..PLAIN_ROPE },

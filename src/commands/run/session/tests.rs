@@ -54,6 +54,7 @@ fn session_cached<R: Runner>(
         fallback: Default::default(),
         default_max_tokens: 6,
         max_context: 64,
+        max_long_context: None,
         vocab_size: 304,
         has_checkpoints: false,
         reply: Default::default(),

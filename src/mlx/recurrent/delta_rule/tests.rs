@@ -10,6 +10,8 @@ struct Sample {
     heads: usize,
     key_dim: usize,
     value_dim: usize,
+    /// Decays of each head.
+    decay_dim: usize,
     queries: Vec<f32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -28,6 +30,15 @@ fn noise(seed: u64) -> impl FnMut() -> f32 {
 
 impl Sample {
     fn new(num_tokens: usize, seed: u64) -> Self {
+        Self::with_decays(num_tokens, seed, 1)
+    }
+
+    /// Decays by dimension.
+    fn by_dimension(num_tokens: usize, seed: u64) -> Self {
+        Self::with_decays(num_tokens, seed, 8)
+    }
+
+    fn with_decays(num_tokens: usize, seed: u64, decay_dim: usize) -> Self {
         let (key_heads, heads, key_dim, value_dim) = (2, 4, 8, 6);
         let mut next = noise(seed);
         let mut fill = |count: usize| (0..count).map(|_| next()).collect::<Vec<f32>>();
@@ -43,10 +54,11 @@ impl Sample {
             heads,
             key_dim,
             value_dim,
+            decay_dim,
             queries,
             keys,
             values: fill(num_tokens * heads * value_dim),
-            log_decays: fill(num_tokens * heads).into_iter().map(|x| -(x + 1.0) * 0.3).collect(),
+            log_decays: fill(num_tokens * heads * decay_dim).into_iter().map(|x| -(x + 1.0) * 0.3).collect(),
             write_strengths: fill(num_tokens * heads).into_iter().map(|x| (x + 1.0) / 2.0).collect(),
         }
     }
@@ -63,7 +75,7 @@ impl Sample {
             queries: pick(&self.queries, self.key_heads, self.key_dim),
             keys: pick(&self.keys, self.key_heads, self.key_dim),
             values: pick(&self.values, self.heads, self.value_dim),
-            log_decays: by_head(&self.log_decays),
+            log_decays: pick(&self.log_decays, self.heads, self.decay_dim),
             write_strengths: by_head(&self.write_strengths),
         }
     }
@@ -83,8 +95,11 @@ impl Sample {
             for token in 0..self.num_tokens {
                 let key_row = (token * self.key_heads + head / sharing) * self.key_dim;
                 let row = token * self.heads + head;
-                let decay = f64::from(self.log_decays[row]).exp();
-                memory.iter_mut().for_each(|x| *x *= decay);
+                let decays = &self.log_decays[row * self.decay_dim..][..self.decay_dim];
+                for (key, faded) in memory.chunks_mut(self.value_dim).enumerate() {
+                    let decay = f64::from(decays[key % self.decay_dim]).exp();
+                    faded.iter_mut().for_each(|x| *x *= decay);
+                }
                 for column in 0..self.value_dim {
                     let at = |i: usize| i * self.value_dim + column;
                     let seen: f64 =
@@ -145,49 +160,54 @@ fn values(array: &Array) -> Vec<f32> {
 #[test]
 fn blocks_and_steps_agree_with_the_definition() {
     for (seed, num_tokens) in [1, 2, 3, 7, 31, 32, 33, 64, 100].into_iter().enumerate() {
-        let sample = Sample::new(num_tokens, seed as u64);
-        sample.check(&[num_tokens]);
-        sample.check(&vec![1; num_tokens]);
+        for sample in [Sample::new, Sample::by_dimension] {
+            let sample = sample(num_tokens, seed as u64);
+            sample.check(&[num_tokens]);
+            sample.check(&vec![1; num_tokens]);
+        }
     }
 }
 
 #[test]
 fn a_chunk_goes_on_from_the_one_before() {
-    let sample = Sample::new(77, 5);
-    sample.check(&[13, 13, 13, 13, 13, 12]);
-    sample.check(&[40, 1, 36]);
+    for sample in [Sample::new(77, 5), Sample::by_dimension(77, 5)] {
+        sample.check(&[13, 13, 13, 13, 13, 12]);
+        sample.check(&[40, 1, 36]);
+    }
 }
 
 /// A prompt that repeats one token gives equal keys, and A's powers then grow to 10⁸ and cancel:
 /// the power series of (I + A)⁻¹ has no correct digit left there.
 #[test]
 fn equal_keys_written_at_full_strength_stay_accurate() {
-    let mut sample = Sample::new(64, 9);
-    let key: Vec<f32> = sample.keys[..sample.key_heads * sample.key_dim].to_vec();
-    for keys in sample.keys.chunks_mut(key.len()) {
-        keys.copy_from_slice(&key);
+    for mut sample in [Sample::new(64, 9), Sample::by_dimension(64, 9)] {
+        let key: Vec<f32> = sample.keys[..sample.key_heads * sample.key_dim].to_vec();
+        for keys in sample.keys.chunks_mut(key.len()) {
+            keys.copy_from_slice(&key);
+        }
+        sample.log_decays.fill(0.0);
+        sample.write_strengths.fill(1.0);
+        sample.check(&[64]);
     }
-    sample.log_decays.fill(0.0);
-    sample.write_strengths.fill(1.0);
-    sample.check(&[64]);
 }
 
 /// Ratios of decays would be 0/0 if they were computed as quotients of products.
 #[test]
 fn a_block_that_forgets_everything_stays_finite() {
-    let mut sample = Sample::new(50, 3);
-    for (index, decay) in sample.log_decays.iter_mut().enumerate() {
-        *decay = if index % 3 == 0 { -60.0 } else { -1e-3 };
+    for mut sample in [Sample::new(50, 3), Sample::by_dimension(50, 3)] {
+        for (index, decay) in sample.log_decays.iter_mut().enumerate() {
+            *decay = if index % 3 == 0 { -60.0 } else { -1e-3 };
+        }
+        sample.check(&[50]);
+        sample.log_decays.fill(-400.0);
+        sample.check(&[50]);
     }
-    sample.check(&[50]);
-    sample.log_decays.fill(-400.0);
-    sample.check(&[50]);
 }
 
 #[test]
 fn a_step_of_several_sequences_is_each_ones_own() {
     for ops in ComputeDevice::KINDS.map(Ops::new) {
-        let samples: Vec<Sample> = (0..3).map(|seed| Sample::new(6, 20 + seed)).collect();
+        let samples: Vec<Sample> = (0..3).map(|seed| Sample::by_dimension(6, 20 + seed)).collect();
         let together = |part: fn(&DeltaRows) -> &Array| {
             let rows: Vec<DeltaRows> = samples.iter().map(|sample| sample.rows(5..6)).collect();
             ops::concatenate(&rows.iter().map(part).collect::<Vec<_>>(), 0).unwrap()
