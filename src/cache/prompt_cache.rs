@@ -296,6 +296,31 @@ impl<P: Payload> PromptCache<P> {
         if num_bytes > self.limits.max_bytes {
             return false;
         }
+        // Nearly always the next few to go are enough, or there is none. To look at all nodes whenever something is
+        // stored would take time that grows with the square of a run.
+        let num_missing = self.tree.num_bytes().saturating_add(num_bytes).saturating_sub(self.limits.max_bytes);
+        let mut unplanned = self.ranking.all_unplanned().map(|id| self.evicted_bytes(id)).peekable();
+        if num_missing > 0 && unplanned.peek().is_none() {
+            return false;
+        }
+        let mut num_spared = 0u64;
+        num_missing == 0
+            || unplanned.any(|num_bytes| {
+                num_spared = num_spared.saturating_add(num_bytes);
+                num_spared >= num_missing
+            })
+            || self.could_spare_with_inner_nodes(num_bytes)
+    }
+
+    /// What goes with an entry that is evicted.
+    fn evicted_bytes(&self, id: NodeId) -> u64 {
+        let node = self.tree.linked(id);
+        let segment = node.segment().filter(|_| node.is_leaf());
+        segment.into_iter().chain(node.checkpoint()).map(Payload::num_bytes).sum()
+    }
+
+    /// The same by looking at all nodes: those whose children are all evicted follow them.
+    fn could_spare_with_inner_nodes(&self, num_bytes: u64) -> bool {
         let now = self.ranking.now();
         let mut kept = HashSet::new();
         let mut num_kept_bytes = 0u64;

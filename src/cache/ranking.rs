@@ -143,6 +143,12 @@ impl Ranking {
         first(&self.dead).or_else(|| first(&self.idle[idle_tier()?]))
     }
 
+    /// All entries that neither a running nor a planned request uses; those that go first among the first.
+    pub(super) fn all_unplanned(&self) -> impl Iterator<Item = NodeId> {
+        let idle = Tier::ALL.into_iter().flat_map(|tier| &self.idle[tier]);
+        self.dead.iter().chain(idle).map(|(_, _, id)| *id)
+    }
+
     /// The tier whose oldest idle entry goes first.
     fn idle_tier(&self, newest_queue: Option<Queue>) -> Option<Tier> {
         let has_idle = |tier: &Tier| {
