@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use minijinja::Environment;
 
+pub(crate) use self::texts::{ensure_fits, ensure_method_fits, ensure_shown_fits};
 use crate::deep::{KEPT_STACK_BYTES, NotDone, on_deep_stack};
 
 /// Lists nested by a template are freed by recursion, on the stack; a unit of fuel buys at most
@@ -25,8 +26,6 @@ const STACK_BYTES_PER_TEMPLATE_BYTE: usize = 1 << 10;
 
 /// What a kept thread has the stack for, which is enough for nearly all.
 pub(crate) const KEPT_FUEL: u64 = (KEPT_STACK_BYTES - BASE_STACK_BYTES) as u64 / STACK_BYTES_PER_FUEL;
-
-pub(crate) use self::texts::{ensure_fits, ensure_method_fits, ensure_shown_fits};
 
 /// An environment that lets no template make more text than its fuel pays for. What it is told afterwards is its
 /// caller's to limit.

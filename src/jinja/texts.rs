@@ -8,7 +8,7 @@
 use std::fmt::{self, Write as _};
 
 use minijinja::{
-    Environment, Error, ErrorKind, Output, State, Value, filters,
+    AutoEscape, Environment, Error, ErrorKind, Output, State, Value, filters,
     functions::Function,
     tests as predicates,
     value::{FunctionArgs, FunctionResult, Kwargs, Rest, StringInput, ValueOrKwargs, from_args},
@@ -148,7 +148,7 @@ fn write_fitting(out: &mut Output, state: &mut State, value: &Value) -> Result<(
 /// The same as [`ensure_fits`] where the value is escaped if the template says so.
 pub(crate) fn ensure_shown_fits(state: &State, value: &Value) -> Result<(), Error> {
     match state.auto_escape() {
-        minijinja::AutoEscape::None => ensure_fits(state, value).map(drop),
+        AutoEscape::None => ensure_fits(state, value).map(drop),
         _ => escaped_fits(state, std::slice::from_ref(value)),
     }
 }
@@ -236,6 +236,11 @@ fn replace(state: &mut State, args: Rest<ValueOrKwargs>) -> Result<Value, Error>
     let Some(count) = count.and_then(|count| usize::try_from(count).ok()) else {
         return filters::replace(state, value, from, to);
     };
+    let escapes = !matches!(state.auto_escape(), AutoEscape::None);
+    if escapes && (value.is_safe() || from.is_safe() || to.is_safe()) {
+        let problem = "replace: a count is not served where some of the text is escaped already";
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
     let num_found = value.as_str().matches(from.as_str()).take(count).count();
     Room::of(state).take(value.as_str().len().saturating_add(num_found.saturating_mul(to.as_str().len())))?;
     Ok(Value::from(value.as_str().replacen(from.as_str(), to.as_str(), count)))

@@ -41,6 +41,8 @@ pub(super) fn tojson(
     };
     let sort_keys = kwargs.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     kwargs.assert_all_used()?;
+    // What is written below is paid for as it is; a list of many references to one text would be written for long.
+    ensure_fits(state, value)?;
     let mut writer = Writer { state, ensure_ascii, indent, separators, sort_keys, out: String::new() };
     writer.value(value, 0)?;
     Ok(writer.out)
