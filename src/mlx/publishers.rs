@@ -253,6 +253,34 @@ mod tests {
             let message = convert(&mut arrays, format).unwrap_err().to_string();
             assert!(message.contains("'x"), "{message}");
         }
+        // Matrices without outputs.
+        let empty = |rows: i32, columns: i32| ops::zeros::<i32>(&[rows, columns]).unwrap();
+        let gptq = PublisherFormat::Gptq(GptqFormat { bits: 4, stores_zeros_less_one: true });
+        for (format, parts) in [
+            (gptq, vec![("qweight", empty(4, 0)), ("qzeros", empty(1, 0)), ("scales", empty(1, 0))]),
+            (
+                PublisherFormat::CompressedTensors { block: None },
+                vec![
+                    ("weight_packed", empty(0, 4)),
+                    ("weight_scale", empty(0, 1)),
+                    ("weight_zero_point", empty(0, 1)),
+                    ("weight_shape", Array::from_slice(&[0, 32], &[2])),
+                ],
+            ),
+            (
+                PublisherFormat::CompressedTensors { block: None },
+                vec![
+                    ("weight_packed", empty(8, 4)),
+                    ("weight_scale", empty(8, 1)),
+                    ("weight_shape", Array::from_slice(&[8, -32], &[2])),
+                ],
+            ),
+        ] {
+            let named = |(end, array)| (format!("x.{end}"), array);
+            let mut arrays: HashMap<String, Array> = parts.into_iter().map(named).collect();
+            let message = convert(&mut arrays, format).unwrap_err().to_string();
+            assert!(message.contains("'x."), "{message}");
+        }
         for factors in [&[3][..], &[1, 2], &[7, 7]] {
             let count = factors.iter().product::<i32>() as usize;
             let mut arrays = HashMap::from([

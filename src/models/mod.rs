@@ -7,6 +7,7 @@ mod adapter;
 mod block_names;
 mod config;
 mod config_gguf;
+mod context;
 pub mod files;
 mod generation;
 pub mod gguf;
@@ -30,6 +31,7 @@ pub use config_gguf::{
     architectures::{gguf_architecture_names, gguf_architectures},
     read_gguf_config,
 };
+pub use context::ContextChoice;
 pub use generation::{GenerationConfig, GenerationDefaults, read_generation_config, read_gguf_generation};
 pub use gguf::{GgufError, GgufHeader};
 pub use gguf_names::{GgufNames, GgufWeight, StoredForm};
@@ -44,7 +46,7 @@ pub use recurrent_spec::{
 pub use rope::RopeSpec;
 pub use source::{ModelFiles, ModelSource, SourceError};
 pub use spec::{
-    AttentionSpec, ContextChoice, Fold, FoldFactors, GptqFormat, HeadNorms, KeyValueSource, KvLayout,
-    LatentSpec, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight, PerLayerInputSpec,
-    PositionScale, PublisherFormat, Quantization, QuantizationMode, QuantizationSpec, ValueColumns,
+    AttentionSpec, Fold, FoldFactors, GptqFormat, HeadNorms, KeyValueSource, KvLayout, LatentSpec, LayerSpec,
+    MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight, PerLayerInputSpec, PositionScale, PublisherFormat,
+    Quantization, QuantizationMode, QuantizationSpec, ValueColumns,
 };

@@ -76,8 +76,14 @@ fn load(config: &Value, weights: &[PathBuf]) -> Result<(), String> {
 
 #[test]
 fn any_one_field_may_be_anything() {
-    for model in ["tiny-llama", "tiny-gemma3", "tiny-llama-4bit", "tiny-deepseek_v3", "tiny-granitemoehybrid"]
-    {
+    for model in [
+        "tiny-llama",
+        "tiny-gemma3",
+        "tiny-llama-4bit",
+        "tiny-deepseek_v3",
+        "tiny-granitemoehybrid",
+        "tiny-kimi_linear",
+    ] {
         let folder = fixture_path(model);
         let text = std::fs::read_to_string(folder.join("config.json")).expect("the fixture is there");
         let sound: Value = serde_json::from_str(&text).expect("the fixture is JSON");

@@ -133,7 +133,7 @@ fn a_warm_run_of_a_model_with_recurrent_layers_computes_no_prompt_either() {
 fn long_contexts_are_a_choice_that_the_error_names_and_the_cache_file_knows() {
     let model = fixture_path("tiny-phi3");
     let (short, long) = (json!({"max_tokens": 4, "prompt": "A harbour"}), "boats and sails ".repeat(12));
-    let desk = Desk::with_input(&lines(&[short, json!({"max_tokens": 4, "prompt": long})]));
+    let desk = Desk::with_input(lines(&[short, json!({"max_tokens": 4, "prompt": long})]));
     let run = |file: &str, arguments: &[&str]| {
         let mut command = desk.run_with(&model);
         command.args(["--persist-cache", file]).args(arguments);
@@ -152,7 +152,7 @@ fn long_contexts_are_a_choice_that_the_error_names_and_the_cache_file_knows() {
     }
 
     let refused = "tiny-llama has no LongRoPE with other factors for long contexts: leave --long-context out";
-    desk.run_with(&fixture_path(MODEL)).arg("--long-context").assert().code(1).stderr(contains(refused));
+    desk.run_with(fixture_path(MODEL)).arg("--long-context").assert().code(1).stderr(contains(refused));
 }
 
 #[test]

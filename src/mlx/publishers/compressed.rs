@@ -90,7 +90,7 @@ impl Parts {
         let shape = self.shape.as_ref().map(numbers).transpose()?;
         let Some([rows, columns]) = shape.as_deref() else { return Err(wrong()) };
         let (num_inputs, num_words) = (*columns as usize, num_words as usize);
-        let bits = if num_inputs == 0 { 0 } else { num_words * 32 / num_inputs };
+        let bits = (num_words * 32).checked_div(num_inputs).unwrap_or_default();
         if *rows as i32 != outputs || bits * num_inputs != num_words * 32 || !Codes::fits(num_inputs, bits) {
             return Err(wrong());
         }
@@ -120,6 +120,9 @@ impl Parts {
             [rows, groups] if rows == outputs && groups > 0 => scales,
             _ => return Err(wrong()),
         };
+        if outputs < 1 {
+            return Err(wrong());
+        }
         let num_groups = scales.dim(1) as usize;
         let groups = match &self.groups {
             Some(groups) if groups.size() == num_inputs => {

@@ -47,7 +47,12 @@ fn codes(
         return Err(wrong());
     };
     let are_words = |array: &Array| array.dtype() == Dtype::Int32;
-    if of_scales != outputs || !are_words(words) || !zeros.is_none_or(are_words) || num_groups < 1 {
+    if of_scales != outputs
+        || !are_words(words)
+        || !zeros.is_none_or(are_words)
+        || num_groups < 1
+        || outputs < 1
+    {
         return Err(wrong());
     }
     let (outputs, num_groups) = (outputs as usize, num_groups as usize);

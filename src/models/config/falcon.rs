@@ -33,7 +33,7 @@ pub(super) const FALCON_H1: Family = Family {
     },
     hybrid: Some(HybridTraits {
         layers: LayerKinds::SideBySide,
-        states: StateTraits::Mamba(MambaTraits {
+        states: StateTraits::Mamba(&MambaTraits {
             width: Some("mamba_d_ssm"),
             input_bias: Bias::Never,
             output_bias: Bias::Never,

@@ -13,9 +13,10 @@ use super::{
 };
 use crate::models::{
     block_names::BlockNames,
+    context::ContextChoice,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
-    spec::{ContextChoice, Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
+    spec::{Fold, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// What differs between the families before any number is read.

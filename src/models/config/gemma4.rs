@@ -11,12 +11,13 @@ use super::{
 };
 use crate::models::{
     block_names::BlockNames,
+    context::ContextChoice,
     mlp_spec::{Activation, DenseSpec, MlpSpec, RoutingSpec},
     names::WeightNames,
     rope::RopeSpec,
     spec::{
-        AttentionSpec, ContextChoice, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind,
-        NormSpec, NormWeight, PerLayerInputSpec,
+        AttentionSpec, HeadNorms, KeyValueSource, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
+        NormWeight, PerLayerInputSpec,
     },
 };
 

@@ -65,7 +65,7 @@ pub(super) const GRANITE_HYBRID: Family = Family {
     },
     hybrid: Some(HybridTraits {
         layers: LayerKinds::Types,
-        states: StateTraits::Mamba(MambaTraits::PREFIXED),
+        states: StateTraits::Mamba(&MambaTraits::PREFIXED),
     }),
     mlp_width: "shared_intermediate_size",
     moe: Some(MoeTraits {

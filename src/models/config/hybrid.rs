@@ -30,7 +30,7 @@ pub(super) struct HybridTraits {
 /// The layers that keep states.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum StateTraits {
-    Mamba(MambaTraits),
+    Mamba(&'static MambaTraits),
     /// Kimi Linear's gated delta nets.
     KimiDelta,
 }
@@ -339,7 +339,7 @@ pub(super) const NEMOTRON_H: Family = Family {
         rotated: RotatedLayers::None,
         ..AttentionTraits::LLAMA
     },
-    hybrid: Some(HybridTraits { layers: LayerKinds::Halves, states: StateTraits::Mamba(NEMOTRON_MAMBA) }),
+    hybrid: Some(HybridTraits { layers: LayerKinds::Halves, states: StateTraits::Mamba(&NEMOTRON_MAMBA) }),
     activation: Activation::SquaredRelu,
     mlp_bias: Bias::Never,
     moe: Some(MoeTraits {
@@ -358,7 +358,7 @@ pub(super) const MAMBA2: Family = Family {
     defaults: &[("max_position_embeddings", 1 << 20)],
     hybrid: Some(HybridTraits {
         layers: LayerKinds::StatesAlone,
-        states: StateTraits::Mamba(MambaTraits {
+        states: StateTraits::Mamba(&MambaTraits {
             num_heads: "num_heads",
             head_dim: "head_dim",
             state_dim: "state_size",

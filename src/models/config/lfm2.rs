@@ -12,13 +12,11 @@ use super::{
 };
 use crate::models::{
     block_names::BlockNames,
+    context::ContextChoice,
     mlp_spec::{Activation, DenseSpec, MlpSpec, RouterScore, RoutingSpec},
     names::WeightNames,
     recurrent_spec::{RecurrentSpec, ShortConvSpec},
-    spec::{
-        AttentionSpec, ContextChoice, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
-        NormWeight,
-    },
+    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// Reads the model's fields.

@@ -12,13 +12,11 @@ use super::{
 };
 use crate::models::{
     block_names::BlockNames,
+    context::ContextChoice,
     mlp_spec::{Activation, DenseSpec, MlpSpec},
     names::WeightNames,
     recurrent_spec::{DeltaGate, DeltaProjections, GatedDeltaSpec, RecurrentSpec},
-    spec::{
-        AttentionSpec, ContextChoice, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec,
-        NormWeight,
-    },
+    spec::{AttentionSpec, HeadNorms, LayerSpec, MixerSpec, ModelSpec, NormKind, NormSpec, NormWeight},
 };
 
 /// Reads the language model's fields.
