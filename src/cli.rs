@@ -70,7 +70,7 @@ pub const SECURITY: &[&str] = &[
      Neither makes the program read or write elsewhere, wait for ever, or take memory far beyond the size of what is \
      read. A crash that a file causes is a bug: please report it.",
     "A cache file tells what was in prompts. It is made readable by its owner alone, and it is believed only where \
-     nobody else could have written to it, or put another into its folder: its checksums find damage, not forgery, \
+     nobody else could have written to it: its checksums find damage, not forgery, \
      and other KV gives other answers. --cache-mode unsafe believes it all the same.",
     "HF_TOKEN is sent to the scheme, host and port of HF_ENDPOINT and nowhere else. A download counts once its \
      SHA-256 or git hash is the one that the hub names; where the hub names none, that is said.",

@@ -35,12 +35,6 @@
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.
 
-/// MLX's CPU backend takes each array from `malloc`, which this replaces in the whole process: a cache of tens of
-/// thousands of small arrays makes glibc's search long.
-#[cfg(target_os = "linux")]
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 pub mod batch;
 pub mod cache;
 pub mod cli;

@@ -9,6 +9,12 @@ use mlxbatch::cli::Cli;
 use mlxbatch::commands;
 use mlxbatch::terminal::{eprint_text, shown_in_short};
 
+/// MLX's CPU backend takes each array from `malloc`, which this replaces in the whole process: a cache of tens of
+/// thousands of small arrays makes glibc's search long.
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const FATAL: u8 = 1;
 
 /// What the threads of libraries need of a stack, which is as large as the main thread's may become: as much as they

@@ -23,23 +23,6 @@ pub(super) struct Disk {
     path: PathBuf,
 }
 
-/// Who else may write to a file or a folder.
-fn why_not_own(metadata: &std::fs::Metadata) -> Option<String> {
-    let mode = metadata.mode();
-    match owns(metadata.uid()) {
-        false => Some(format!("belongs to the user with the number {}", metadata.uid())),
-        true if mode & 0o022 != 0 => {
-            Some(format!("can be written by others (its mode is {:04o})", mode & 0o7777))
-        }
-        true => None,
-    }
-}
-
-/// Whether it is this process's user or the system's.
-fn owns(user: u32) -> bool {
-    user == rustix::process::geteuid().as_raw() || user == 0
-}
-
 impl Disk {
     /// Opens a file to read.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
@@ -68,22 +51,19 @@ impl Disk {
         }
     }
 
-    /// Who but its owner could have written to the file, or put another in its place, or owns it instead of this
-    /// process's user or the system's; in words, with what to do.
-    pub(super) fn why_not_trusted(&self) -> io::Result<Option<(String, &'static str)>> {
-        if let Some(why) = why_not_own(&self.file.metadata()?) {
-            return Ok(Some((why, "make it yours alone (`chmod 600`, or copy it)")));
-        }
-        // Whose folder it is can move files in it, where no sticky bit keeps each for its owner.
-        let place = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let folder = folder_of(&place);
-        let metadata = std::fs::metadata(folder)?;
-        let is_sticky = metadata.mode() & 0o1000 != 0 && owns(metadata.uid());
-        let why = why_not_own(&metadata).filter(|_| !is_sticky);
-        Ok(why.map(|why| {
-            let why = format!("stands in the folder {}, which {why}", folder.display());
-            (why, "make the folder yours alone (`chmod go-w`), copy the file into one that is")
-        }))
+    /// Who but its owner could have written to the file, or owns it in place of this process's user or the
+    /// system's; in words. Its folder is not looked at: whoever may write there can put only files of their own in the
+    /// file's place, and folders that a group may write to are many people's every one.
+    pub(super) fn why_not_trusted(&self) -> io::Result<Option<String>> {
+        let metadata = self.file.metadata()?;
+        let (owner, user, mode) = (metadata.uid(), rustix::process::geteuid().as_raw(), metadata.mode());
+        Ok(if owner != user && owner != 0 {
+            Some(format!("belongs to the user with the number {owner}"))
+        } else if mode & 0o022 != 0 {
+            Some(format!("can be written by others (its mode is {:04o})", mode & 0o7777))
+        } else {
+            None
+        })
     }
 
     /// Whether others can read what its prompts were.

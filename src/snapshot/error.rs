@@ -45,10 +45,10 @@ pub enum SnapshotError {
     )]
     Locked { path: PathBuf, seconds: u64 },
     #[error(
-        "{} {why}, who could have put other KV into it, which changes answers: {fix}, name another file, or believe it \
-         with --cache-mode unsafe", .path.display()
+        "{} {why}, who could have put other KV into it, which changes answers: make it yours alone (`chmod 600`, \
+         or copy it), name another file, or believe it with --cache-mode unsafe", .path.display()
     )]
-    NotTrusted { path: PathBuf, why: String, fix: &'static str },
+    NotTrusted { path: PathBuf, why: String },
     #[error("cannot {action} {}: {source}", .path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error(

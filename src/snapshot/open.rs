@@ -50,7 +50,7 @@ impl SnapshotOptions {
         }
         let path = disk.path();
         match disk.why_not_trusted().map_err(|source| failed("look at", path, source))? {
-            Some((why, fix)) => Err(SnapshotError::NotTrusted { path: path.to_path_buf(), why, fix }),
+            Some(why) => Err(SnapshotError::NotTrusted { path: path.to_path_buf(), why }),
             None => Ok(()),
         }
     }

@@ -74,32 +74,6 @@ fn a_file_of_another_user_is_neither_read_nor_saved_to() -> Result<(), SnapshotE
     Ok(())
 }
 
-/// Who can write to a folder can put another file of its owner, or a link to one, in a file's place.
-#[test]
-fn a_file_in_a_folder_that_others_may_write_to_is_not_believed() -> Result<(), SnapshotError> {
-    use std::os::unix::fs::PermissionsExt;
-    let file = place();
-    save(&mut open(&file.path)?, &[&prompt(1, 10)])?;
-    let folder = file.path.parent().expect("it has one").to_owned();
-    let set_mode = |mode| {
-        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(mode)).expect("it is ours");
-    };
-    for mode in [0o777, 0o770, 0o722] {
-        set_mode(mode);
-        let error = open(&file.path).expect_err("others may write there").to_string();
-        let told = format!("which can be written by others (its mode is {mode:04o})");
-        assert!(error.contains(&told) && error.contains("chmod go-w") && error.contains("unsafe"), "{error}");
-    }
-    let believed = SnapshotOptions { mode: CacheMode::Unsafe, max_bytes: None };
-    assert_eq!(restore(&mut open_as(&file.path, believed, model("m"))?, &prompt(1, 10)), 13);
-    // As /tmp is: each file is its owner's.
-    for mode in [0o1777, 0o755, 0o700] {
-        set_mode(mode);
-        assert_eq!(restore(&mut open(&file.path)?, &prompt(1, 10)), 13);
-    }
-    Ok(())
-}
-
 /// Anybody who can read the file can keep its lock.
 #[test]
 fn a_lock_is_waited_for_only_so_long() -> Result<(), SnapshotError> {
