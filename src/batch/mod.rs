@@ -46,8 +46,8 @@ pub use progress::{Progress, ProgressKind};
 pub use rates::Outlook;
 pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader, count_requests};
 pub use record::{
-    Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
-    Turn,
+    Choice, Completion, FinishReason, MAX_RECORD_BYTES, Record, Scored, Served, StopReason, Token,
+    TokenCounts, TokenLogprob, Turn,
 };
 pub(crate) use remote::is_url;
 pub use remote::{shown_url, upload};

@@ -134,9 +134,33 @@ fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn Buf
     }
 }
 
+/// A longer row is a mistake, such as a quotation mark that is never closed; so are more columns.
+const MAX_ROW_BYTES: u64 = 64 << 20;
+const MAX_COLUMNS: usize = 100_000;
+
+/// A source of rows, of which none is read without end.
+struct RowSource<R> {
+    source: R,
+    num_left: u64,
+}
+
+impl<R: Read> Read for RowSource<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.num_left == 0 {
+            let problem = format!(
+                "a row of the table has more than {MAX_ROW_BYTES} bytes; a quotation mark may never be closed"
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        let num_bytes = self.source.read(buffer)?;
+        self.num_left = self.num_left.saturating_sub(num_bytes as u64);
+        Ok(num_bytes)
+    }
+}
+
 /// A table as lines of JSON.
 struct Table<R> {
-    reader: csv::Reader<R>,
+    reader: csv::Reader<RowSource<R>>,
     columns: Option<Vec<String>>,
     /// Lines that were written.
     num_lines: u64,
@@ -150,13 +174,14 @@ impl<R: Read> Table<R> {
             .delimiter(delimiter)
             .has_headers(false)
             .flexible(true)
-            .from_reader(source);
+            .from_reader(RowSource { source, num_left: MAX_ROW_BYTES });
         Self { reader, columns: None, num_lines: 0, pending: Cursor::new(Vec::new()), is_over: false }
     }
 
     /// Reads the next row into `pending`.
     fn advance(&mut self) -> io::Result<()> {
         let mut record = csv::StringRecord::new();
+        self.reader.get_mut().num_left = MAX_ROW_BYTES;
         let has_row = self.reader.read_record(&mut record).map_err(|error| {
             let line =
                 error.position().map_or_else(String::new, |position| format!("line {}: ", position.line()));
@@ -183,6 +208,11 @@ impl<R: Read> Table<R> {
             self.num_lines += 1;
         }
         match &self.columns {
+            None if record.len() > MAX_COLUMNS => {
+                let problem =
+                    format!("the table has {} columns; at most {MAX_COLUMNS} are read", record.len());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+            }
             None => {
                 let names = record.iter().map(|name| name.trim_start_matches('\u{feff}').trim().to_owned());
                 self.columns = Some(names.collect());
@@ -242,6 +272,19 @@ mod tests {
         assert_eq!(read(tabs.into(), InputFormat::Auto, "a.TSV").expect("it is a table"), expected);
         assert_eq!(read(tabs.into(), InputFormat::Tsv, "a").expect("it is a table"), expected);
         assert_eq!(read(tabs.into(), InputFormat::Jsonl, "a.tsv").expect("it is text"), tabs);
+    }
+
+    /// A packed table of a few megabytes took all memory.
+    #[test]
+    fn a_row_without_end_and_too_many_columns_are_errors() {
+        let endless = io::Cursor::new(b"a\n\"".to_vec()).chain(io::repeat(b'x'));
+        let error = lines_of(BufReader::new(endless), InputFormat::Csv, None)
+            .and_then(|mut lines| lines.read_to_string(&mut String::new()))
+            .expect_err("it has no end");
+        assert!(error.to_string().contains("more than 67108864 bytes"), "{error}");
+        let wide = "a,".repeat(MAX_COLUMNS + 1);
+        let error = read(wide.into(), InputFormat::Csv, "x").expect_err("it is too wide");
+        assert!(error.to_string().contains("at most 100000 are read"), "{error}");
     }
 
     #[test]

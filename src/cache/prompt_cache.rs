@@ -298,7 +298,8 @@ impl<P: Payload> PromptCache<P> {
         }
         // Nearly always the next few to go are enough, or there is none. To look at all nodes whenever something is
         // stored would take time that grows with the square of a run.
-        let num_missing = self.tree.num_bytes().saturating_add(num_bytes).saturating_sub(self.limits.max_bytes);
+        let num_missing =
+            self.tree.num_bytes().saturating_add(num_bytes).saturating_sub(self.limits.max_bytes);
         let mut unplanned = self.ranking.all_unplanned().map(|id| self.evicted_bytes(id)).peekable();
         if num_missing > 0 && unplanned.peek().is_none() {
             return false;

@@ -2,8 +2,9 @@
 //!
 //! Owns their values and what they come to together.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -98,14 +99,15 @@ impl InputArgs {
     fn rows(&self) -> anyhow::Result<Option<Rows>> {
         let template = match (&self.template, &self.template_file) {
             (Some(template), _) => unescaped(template),
-            (None, Some(path)) => fs::read_to_string(path)
+            (None, Some(path)) => template_text(path)
                 .with_context(|| format!("cannot read --template-file {}", path.display()))?,
             (None, None) => return Ok(None),
         };
         let system = match self.system.as_deref().map(|system| (system, system.strip_prefix('@'))) {
             None => None,
             Some((_, Some(path))) => {
-                Some(fs::read_to_string(path).with_context(|| format!("cannot read --system @{path}"))?)
+                let text = template_text(Path::new(path));
+                Some(text.with_context(|| format!("cannot read --system @{path}"))?)
             }
             Some((system, None)) => Some(unescaped(system)),
         };
@@ -117,5 +119,31 @@ impl InputArgs {
             parameters: self.parameters.clone(),
         };
         Rows::new(settings).map(Some).map_err(anyhow::Error::msg)
+    }
+}
+
+/// Templates are a page or two.
+const MAX_TEMPLATE_FILE_BYTES: u64 = 1 << 20;
+
+/// Reads a template, from a pipe as well, and not without end.
+fn template_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_TEMPLATE_FILE_BYTES + 1).read_to_string(&mut text)?;
+    match text.len() as u64 > MAX_TEMPLATE_FILE_BYTES {
+        true => Err(io::Error::other(format!("it has more than {MAX_TEMPLATE_FILE_BYTES} bytes"))),
+        false => Ok(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It took all memory.
+    #[test]
+    fn a_template_without_end_is_an_error() {
+        let error = template_text(Path::new("/dev/zero")).expect_err("it has no end").to_string();
+        assert_eq!(error, "it has more than 1048576 bytes");
+        assert!(template_text(Path::new(file!())).expect("a file").starts_with("//!"));
     }
 }

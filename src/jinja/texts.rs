@@ -60,8 +60,8 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     add_filter(env, "capitalize", fits, filters::capitalize);
     add_filter(env, "trim", fits, filters::trim);
     add_filter(env, "string", fits, filters::string);
-    add_filter(env, "split", fits, filters::split);
-    add_filter(env, "lines", fits, filters::lines);
+    add_filter(env, "split", split_fits, filters::split);
+    add_filter(env, "lines", split_fits, filters::lines);
     add_filter(env, "list", no_text, filters::list);
     add_filter(env, "batch", no_text, filters::batch);
     add_filter(env, "slice", no_text, filters::slice);
@@ -85,6 +85,8 @@ pub(crate) fn ensure_method_fits(
 ) -> Result<(), Error> {
     match (method, args) {
         ("join", [values, ..]) => Room::of(state).take_items(values, text.len()),
+        ("split" | "rsplit", [separator, ..]) => pieces_fit(state, text, separator.as_str()),
+        ("split" | "rsplit" | "splitlines", _) => pieces_fit(state, text, None),
         ("format", _) => fields_fit(state, text, '{', args),
         _ => Ok(()),
     }
@@ -163,6 +165,22 @@ fn no_text(_: &State, _: &[Value]) -> Result<(), Error> {
 fn fits(state: &State, args: &[Value]) -> Result<(), Error> {
     let mut room = Room::of(state);
     args.iter().try_for_each(|arg| room.take_value(arg).map(drop))
+}
+
+/// A text cut at what is told or, without that, at all that is white.
+fn split_fits(state: &State, args: &[Value]) -> Result<(), Error> {
+    fits(state, args)?;
+    let text = args.first().and_then(Value::as_str).unwrap_or_default();
+    pieces_fit(state, text, args.get(1).and_then(Value::as_str))
+}
+
+/// Each piece is a slot of a list, which is there before it is paid for.
+fn pieces_fit(state: &State, text: &str, separator: Option<&str>) -> Result<(), Error> {
+    let num_pieces = match separator.filter(|separator| !separator.is_empty()) {
+        Some(separator) => text.matches(separator).count(),
+        None => text.chars().filter(|c| c.is_whitespace()).count(),
+    };
+    Room::of(state).take(num_pieces.saturating_mul((BYTES_PER_FUEL / SLOTS_PER_FUEL) as usize)).map(drop)
 }
 
 fn escaped_fits(state: &State, args: &[Value]) -> Result<(), Error> {
@@ -328,6 +346,12 @@ mod tests {
             "{{ '%s'|format(x) }}",
             "{{ p|format(k=s) }}",
             "{{ f.format(s) }}",
+            "{{ (',' * 5000000).split(',')|length }}",
+            "{{ (',' * 5000000).rsplit(',')|length }}",
+            "{{ (' ' * 5000000).split()|length }}",
+            "{{ ('\n' * 5000000).splitlines()|length }}",
+            "{{ (',' * 5000000)|split(',')|length }}",
+            "{{ ('\n' * 5000000)|lines|length }}",
             "{{ '{}'.format(x) }}",
             "{{ ('{:>9999}' * 100000).format(1) }}",
             "{{ ', '.join(x) }}",

@@ -4,14 +4,15 @@
 //! results is found out by `merging` as it goes.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::super::paths::InputFile;
+use super::super::record::MAX_RECORD_BYTES;
 use super::super::shards::ShardFacts;
-use super::super::writer::{Manifest, manifest_path, partial_path, place_of};
+use super::super::writer::{Manifest, manifest_path, partial_path, place_of, records_path};
 use super::MergeError;
 use crate::terminal::shown_in_short;
 
@@ -114,6 +115,9 @@ impl Part {
         if path.extension().is_some_and(|extension| extension == "partial") {
             return Err(MergeError::Unfinished { partial: path.into() });
         }
+        // Of what is published in another form, the records lie beside it.
+        let records = records_path(path);
+        let path = if records.is_file() { &records } else { path };
         let file = File::open(path).map_err(|source| MergeError::Read { path: path.into(), source })?;
         Ok(Self {
             path: path.into(),
@@ -153,9 +157,14 @@ impl Part {
         let (path, line) = (self.path.clone(), self.num_records + 1);
         let mut bytes = std::mem::take(&mut self.record.bytes);
         bytes.clear();
-        let num_bytes = self.source.read_until(b'\n', &mut bytes);
-        if num_bytes.map_err(|source| MergeError::Read { path: path.clone(), source })? == 0 {
-            return Ok(false);
+        let num_bytes = self.source.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut bytes);
+        match num_bytes.map_err(|source| MergeError::Read { path: path.clone(), source })? as u64 {
+            0 => return Ok(false),
+            MAX_RECORD_BYTES => {
+                let reason = format!("it has more than {MAX_RECORD_BYTES} bytes");
+                return Err(MergeError::NotAResult { path, line, reason });
+            }
+            _ => {}
         }
         let is_whole = bytes.last() == Some(&b'\n');
         // What follows a cut is missing; a file may be cut behind the last bracket, too.

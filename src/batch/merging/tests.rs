@@ -119,6 +119,22 @@ fn shards_are_joined_in_the_order_of_the_input_and_errors_can_be_retried() {
     assert!(!manifest_path(&desk.path("out.jsonl")).exists(), "what it was made with is not known");
 }
 
+/// They were said to be no text.
+#[test]
+fn of_a_shard_that_is_published_in_another_form_the_records_are_joined() {
+    let desk = Desk::new();
+    for (from, to) in [
+        (desk.path("out.1.jsonl"), desk.path("out.1.csv.gz.records")),
+        (manifest_path(&desk.path("out.1.jsonl")), manifest_path(&desk.path("out.1.csv.gz.records"))),
+    ] {
+        fs::rename(from, to).expect("it is there");
+    }
+    fs::write(desk.path("out.1.csv.gz"), b"\x1f\x8b\x08\xff").expect("there is room");
+    let names = ["out.1.csv.gz", "out.2.jsonl", "out.3.jsonl"];
+    let merged = desk.merge_with(&names, &MergeOptions::default());
+    assert_eq!(merged, Ok(Merged { num_results: NUM_LINES, num_failed: 2 }));
+}
+
 #[test]
 fn a_shard_of_no_lines_is_one_all_the_same() {
     let desk = Desk::new();

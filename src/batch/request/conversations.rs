@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use super::super::line_error::RequestError;
+use super::MAX_CHOICES;
 use super::fields::{Fields, expected};
 
 const MESSAGES: &str = "messages";
@@ -72,6 +73,10 @@ pub(super) fn take(fields: &mut Fields) -> Result<Written, RequestError> {
         Some(Value::Array(items)) => items,
         other => return Err(expected("a list", name, &other.unwrap_or_default())),
     };
+    if name == TURNS && items.len() > MAX_CHOICES {
+        let reason = format!("{} answers are asked for; one line may have {MAX_CHOICES}", items.len());
+        return Err(RequestError::invalid(TURNS, reason));
+    }
     let items = items.into_iter().enumerate().map(|(position, item)| (format!("{name}[{position}]"), item));
     let mut written = Written { messages: Vec::new(), has_reference: false };
     match name {

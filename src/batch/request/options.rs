@@ -9,7 +9,7 @@ use super::super::line_error::RequestError;
 use super::constraints::{self, AnswerConstraint};
 use super::fields::{Fields, expected};
 use super::prompts::token_ids;
-use super::{Form, RequestParams};
+use super::{Form, MAX_CHOICES, RequestParams};
 use crate::text::ShownThinking;
 
 /// Most answers to one prompt, as in OpenAI's API.
@@ -137,6 +137,10 @@ impl AnswerOptions {
 
     /// Checks what is told of a conversation of so many turns to be generated.
     pub(super) fn check_turns(&self, num_turns: usize) -> Result<(), RequestError> {
+        if num_turns > MAX_CHOICES {
+            let reason = format!("has {num_turns} turns to be generated; one line may have {MAX_CHOICES}");
+            return Err(RequestError::invalid("messages", reason));
+        }
         if num_turns > 1 && self.prompt_logprobs.is_some() {
             let reason = "is not told of a conversation with several turns to be generated; give each turn a \
                           line of its own";

@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+
+use crate::batch::MAX_RECORD_BYTES;
 
 /// The answers of one file of results, in its order.
 pub(super) struct Answers {
@@ -122,12 +124,21 @@ fn answer_of(line: &Value) -> Option<String> {
 /// Reads the JSON objects of a file; errors name it and the line.
 fn for_each_line(path: &Path, mut take: impl FnMut(u64, Value) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    for (number, line) in (1..).zip(BufReader::new(file).lines()) {
-        let line = line.with_context(|| format!("cannot read line {number} of {}", path.display()))?;
-        if line.trim().is_empty() {
+    let mut reader = BufReader::new(file);
+    for number in 1.. {
+        let mut line = Vec::new();
+        let num_bytes = reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut line);
+        match num_bytes.with_context(|| format!("cannot read line {number} of {}", path.display()))? as u64 {
+            0 => break,
+            MAX_RECORD_BYTES => {
+                anyhow::bail!("{}:{number}: has more than {MAX_RECORD_BYTES} bytes", path.display())
+            }
+            _ => {}
+        }
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let value: Value = serde_json::from_str(&line)
+        let value: Value = serde_json::from_slice(&line)
             .map_err(|error| anyhow::anyhow!("{}:{number}: not valid JSON: {error}", path.display()))?;
         take(number, value).with_context(|| path.display().to_string())?;
     }

@@ -35,6 +35,9 @@ const MAX_FUEL: u64 = 16_000_000;
 /// What has more fuel may take more time: a hundred times what is usual for it.
 const PATIENCE_PER_MILLION_FUEL: Duration = Duration::from_secs(10);
 
+/// Each two of them may become a date in words.
+const MAX_TIME_FORMAT_BYTES: usize = 4 << 10;
+
 const NAME: &str = "chat_template";
 
 /// Tells the local time; replaced in tests.
@@ -285,6 +288,10 @@ fn raise_exception(state: &State, message: &Value) -> Result<Value, Error> {
 /// Formats the time as Python's `datetime.strftime` does for a time without zone.
 fn strftime(now: NaiveDateTime, format: &str) -> Result<String, Error> {
     use fmt::Write as _;
+    if format.len() > MAX_TIME_FORMAT_BYTES {
+        let problem = format!("strftime_now: a format has at most {MAX_TIME_FORMAT_BYTES} bytes");
+        return Err(Error::new(ErrorKind::InvalidOperation, problem));
+    }
     let mut text = String::new();
     let without_zone = format.replace("%Z", "").replace("%z", "");
     // chrono reports an unknown directive by failing to format.

@@ -174,3 +174,16 @@ fn sharegpts_conversations_are_read_without_their_reference_answer() {
     assert_eq!(refused(parse(twice)).1, "system");
     assert_eq!(refused(parse(json!({"system": "T", "messages": [says("user", "U")]}))).1, "system");
 }
+
+/// A line of 4 MB took gigabytes.
+#[test]
+fn a_line_has_so_many_turns_and_no_more() {
+    for line in [
+        json!({"turns": vec!["a"; MAX_CHOICES + 1]}),
+        json!({"messages": vec![says("user", "U"), json!({"role": "assistant"})].repeat(MAX_CHOICES + 1)}),
+    ] {
+        let error = parse(line).expect_err("there are too many");
+        assert!(error.error.message().contains("one line may have 4096"), "{:?}", error.error);
+    }
+    assert_eq!(chat(json!({"turns": vec!["a"; MAX_CHOICES]})).num_turns(), MAX_CHOICES);
+}
