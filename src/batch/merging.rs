@@ -202,15 +202,16 @@ impl Lines {
         Ok(Self { reader, may_be_missing, missing: None, num_missing: 0 })
     }
 
-    fn next(&mut self) -> Result<Option<RequestHead>, BatchError> {
+    /// The next line, and whether it is a request.
+    fn next(&mut self) -> Result<Option<(RequestHead, bool)>, BatchError> {
         let read = self.reader.next_request()?;
-        Ok(read.map(|read| read.map_or_else(|failed| failed.head, |request| request.head)))
+        Ok(read.map(|read| read.map_or_else(|failed| (failed.head, false), |request| (request.head, true))))
     }
 
     /// Holds the record that a part has come to to its line.
     fn check(&mut self, part: &Part) -> anyhow::Result<()> {
         let record = &part.record;
-        while let Some(head) = self.next()? {
+        while let Some((head, is_request)) = self.next()? {
             if (head.file.number, head.line) < record.place {
                 self.miss(&head);
                 continue;
@@ -231,7 +232,8 @@ impl Lines {
                 }
                 .into());
             }
-            if part.has_ids_of_lines() && record.custom_id != head.custom_id {
+            // What is a request as it stands was hardly a row.
+            if part.has_ids_of_lines().unwrap_or(is_request) && record.custom_id != head.custom_id {
                 return Err(MergeError::OtherId {
                     path: part.path.clone(),
                     result_line: part.num_records,
@@ -254,7 +256,7 @@ impl Lines {
     }
 
     fn finish(mut self) -> anyhow::Result<()> {
-        while let Some(head) = self.next()? {
+        while let Some((head, _)) = self.next()? {
             self.miss(&head);
         }
         match self.missing.filter(|_| !self.may_be_missing) {

@@ -147,9 +147,10 @@ impl Part {
         self.manifest.as_ref().and_then(Manifest::shard)
     }
 
-    /// Whether ids are those that its lines give: a run of rows may have taken them from any column.
-    pub fn has_ids_of_lines(&self) -> bool {
-        self.manifest.as_ref().is_some_and(|manifest| !manifest.has(ROWS))
+    /// Whether ids are those that its lines give: a run of rows may have taken them from any column. Nothing where
+    /// there is no manifest to tell.
+    pub fn has_ids_of_lines(&self) -> Option<bool> {
+        self.manifest.as_ref().map(|manifest| !manifest.has(ROWS))
     }
 
     /// Reads the next record; whether there is one.

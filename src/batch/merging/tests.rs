@@ -305,6 +305,14 @@ fn no_two_answers_have_one_custom_id_and_each_has_that_of_its_line() {
         ),
         "{other}"
     );
+    // Nor without their manifests.
+    for name in ALL {
+        fs::rename(manifest_path(&desk.path(name)), desk.path(&format!("{name}.kept"))).expect("it is there");
+    }
+    assert_eq!(with("\"id5\"", "\"id55\"", &inputs), other);
+    for name in ALL {
+        fs::rename(desk.path(&format!("{name}.kept")), manifest_path(&desk.path(name))).expect("it is there");
+    }
     // A line that is an error may share its id with another.
     desk.write("out.1.jsonl", &desk.records(&[1, 4, 7]).replace("\"id4\"", "\"id1\""));
     desk.write("out.2.jsonl", &desk.records(&[2, 5, 8]));

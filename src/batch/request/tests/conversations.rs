@@ -178,10 +178,9 @@ fn sharegpts_conversations_are_read_without_their_reference_answer() {
 /// A line of 4 MB took gigabytes.
 #[test]
 fn a_line_has_so_many_turns_and_no_more() {
-    for line in [
-        json!({"turns": vec!["a"; MAX_CHOICES + 1]}),
-        json!({"messages": vec![json!({"role": "assistant"}); MAX_CHOICES + 1]}),
-    ] {
+    let gaps = (0..=MAX_CHOICES).flat_map(|_| [says("user", "U"), json!({"role": "assistant"})]);
+    let gaps: Vec<Value> = gaps.collect();
+    for line in [json!({"turns": vec!["a"; MAX_CHOICES + 1]}), json!({"messages": gaps})] {
         let error = parse(line).expect_err("there are too many");
         assert!(error.error.message().contains("one line may have 4096"), "{:?}", error.error);
     }
