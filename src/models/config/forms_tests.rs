@@ -354,3 +354,19 @@ fn nothing_is_left_to_be_said_of_published_configurations_but_what_is_not_served
         assert!(said.starts_with(name) && said.contains(what), "{said}");
     }
 }
+
+/// transformers 5 saves the number of Qwen's experts under another name: it was missed.
+#[test]
+fn experts_are_counted_by_either_name() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-qwen3_moe/config.json");
+    let mut config: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let old = silent(&config);
+    let count = config["num_experts"].clone();
+    config["num_local_experts"] = count.clone();
+    assert!(silent(&config).spec == old.spec);
+    config.as_object_mut().unwrap().remove("num_experts");
+    assert!(silent(&config).spec == old.spec);
+    config["num_experts"] = json!(count.as_u64().unwrap() * 2);
+    let error = parse_model_config(&config, "config.json").expect_err("they differ").to_string();
+    assert!(error.contains("by one name"), "{error}");
+}

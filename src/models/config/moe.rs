@@ -117,11 +117,29 @@ fn layer_list(fields: &Fields, name: &str, num_layers: usize) -> Result<Vec<bool
     Ok(flags)
 }
 
+/// The name under which transformers saves this field from version 5 on, where that is another.
+fn other_name(name: &str) -> Option<&'static str> {
+    (name == "num_experts").then_some("num_local_experts")
+}
+
+/// The name that this field has in a configuration.
+pub(super) fn num_experts_field(fields: &Fields, name: &'static str) -> &'static str {
+    other_name(name).filter(|other| fields.get(name).is_none() && fields.get(other).is_some()).unwrap_or(name)
+}
+
 impl MoeTraits {
     /// Reads the experts; `like` has what they have in common with dense MLPs.
     pub(super) fn spec(&self, fields: &Fields, like: DenseSpec) -> Result<MoeSpec, String> {
         let number = |(name, default): (&str, Option<u64>)| fields.integer(name, default, 1, MAX_EXPERTS);
-        let num_experts = number(self.num_experts)?;
+        let num_experts = number((num_experts_field(fields, self.num_experts.0), self.num_experts.1))?;
+        if let Some(other) = other_name(self.num_experts.0).and_then(|other| fields.get(other))
+            && other.as_u64() != Some(num_experts as u64)
+        {
+            return Err(format!(
+                "'{}' is {num_experts} by one name and {other} by another",
+                self.num_experts.0
+            ));
+        }
         let num_per_token = number(self.num_per_token)?;
         if num_per_token > num_experts {
             return Err(format!(

@@ -65,7 +65,17 @@ fn gptq(settings: &Fields) -> Result<GptqFormat, String> {
     if !matches!(bits, 2 | 3 | 4 | 8) {
         return Err(format!("gptq with {bits} bits is not supported (2, 3, 4 and 8 are)"));
     }
+    let group_size = settings.get("group_size").filter(|size| size.as_i64() != Some(-1));
+    let group_size = match group_size {
+        None => None,
+        Some(_) => Some(settings.integer("group_size", None, 1, 1 << 16)?),
+    };
     let [stated, older] = ["checkpoint_format", "format"].map(|name| settings.get(name));
+    if let (Some(stated), Some(older)) = (stated, older)
+        && stated != older
+    {
+        return Err(format!("'checkpoint_format' is {stated} and 'format' is {older}: only one can be"));
+    }
     let format = stated.or(older);
     let stores_zeros_less_one = match format.map(Value::as_str) {
         None | Some(Some("gptq")) => true,
@@ -79,7 +89,8 @@ fn gptq(settings: &Fields) -> Result<GptqFormat, String> {
             ));
         }
     };
-    Ok(GptqFormat { bits, stores_zeros_less_one })
+    let is_planar = format.is_some_and(|format| format == "gptq_p");
+    Ok(GptqFormat { bits, group_size, is_planar, stores_zeros_less_one })
 }
 
 fn compressed_tensors(settings: &Fields) -> Result<PublisherFormat, String> {
@@ -108,7 +119,7 @@ fn compressed_tensors(settings: &Fields) -> Result<PublisherFormat, String> {
     {
         return Err(format!("'sparsity_config': weights without their zeros ({format}) are not supported"));
     }
-    let mut found = None;
+    let (mut found, mut stated_bits) = (None, 0);
     if let Some(groups) = settings.nested("config_groups")? {
         for name in groups.map().keys() {
             let Some(group) = groups.nested(name)? else { continue };
@@ -119,12 +130,15 @@ fn compressed_tensors(settings: &Fields) -> Result<PublisherFormat, String> {
                     return Err("'block_structure' must be the same in all of 'config_groups'".to_owned());
                 }
                 found = found.or(of_group);
+                if weights.get("num_bits").is_some_and(|bits| !bits.is_null()) {
+                    stated_bits |= 1 << weights.integer("num_bits", None, 1, 63)?;
+                }
                 weights.account(&[COMPRESSED_WEIGHTS])?;
             }
             group.account(&[COMPRESSED_GROUP])?;
         }
     }
-    Ok(PublisherFormat::CompressedTensors { block: found })
+    Ok(PublisherFormat::CompressedTensors { block: found, stated_bits })
 }
 
 #[cfg(test)]
@@ -153,15 +167,22 @@ mod tests {
             "quant_method": "gptq", "sym": true, "tokenizer": null, "true_sequential": true, "use_cuda_fp16": false,
             "use_exllama": true, "static_groups": false, "model_name_or_path": null, "model_file_base_name": "model"
         });
-        let meant = |stores_zeros_less_one| GptqFormat { bits: 4, stores_zeros_less_one };
-        assert_eq!(read(first), Ok((PublisherFormat::Gptq(meant(true)), vec![])));
+        let meant = |stores_zeros_less_one| GptqFormat {
+            bits: 4,
+            group_size: None,
+            is_planar: false,
+            stores_zeros_less_one,
+        };
+        let of_first = GptqFormat { group_size: Some(128), ..meant(true) };
+        assert_eq!(read(first), Ok((PublisherFormat::Gptq(of_first), vec![])));
         for (format, less_one) in [("gptq", true), ("gptq_v2", false), ("gptq_p", false)] {
             let newer = json!({
                 "bits": 4, "checkpoint_format": format, "desc_act": false, "group_size": -1, "lm_head": false,
                 "meta": {"quantizer": ["gptqmodel:1.4.5"]}, "pack_dtype": "int32", "quant_method": "gptq",
                 "sym": false, "dynamic": {"-:.*down.*": {}}
             });
-            assert_eq!(read(newer), Ok((PublisherFormat::Gptq(meant(less_one)), vec![])), "{format}");
+            let meant = GptqFormat { is_planar: format == "gptq_p", ..meant(less_one) };
+            assert_eq!(read(newer), Ok((PublisherFormat::Gptq(meant), vec![])), "{format}");
         }
     }
 
@@ -182,14 +203,17 @@ mod tests {
             "actorder": "weight", "block_structure": null, "dynamic": false, "group_size": 128, "num_bits": 4,
             "observer": "minmax", "observer_kwargs": {}, "strategy": "group", "symmetric": true, "type": "int"
         });
-        let plain = PublisherFormat::CompressedTensors { block: None };
+        let plain = PublisherFormat::CompressedTensors { block: None, stated_bits: 1 << 4 };
         assert_eq!(read(of(whole.clone(), json!(null))), Ok((plain, vec![])));
         let (_, warnings) = read(of(whole, json!({"dynamic": true, "num_bits": 8, "type": "int"}))).unwrap();
         assert!(warnings.len() == 1 && warnings[0].contains("input_activations"), "{warnings:?}");
         let blocks =
             json!({"block_structure": [128, 128], "num_bits": 8, "strategy": "block", "type": "float"});
         let (format, _) = read(of(blocks, json!(null))).unwrap();
-        assert_eq!(format, PublisherFormat::CompressedTensors { block: Some((128, 128)) });
+        assert_eq!(
+            format,
+            PublisherFormat::CompressedTensors { block: Some((128, 128)), stated_bits: 1 << 8 }
+        );
     }
 
     #[test]
@@ -199,6 +223,11 @@ mod tests {
             (json!({"quant_method": "gptq"}), "bits"),
             (json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}), "marlin"),
             (json!({"quant_method": "gptq", "bits": 3, "checkpoint_format": "gptq_p"}), "gptq_p"),
+            (json!({"quant_method": "gptq", "bits": 4, "rotation": "hadamard"}), "rotation"),
+            (
+                json!({"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq", "format": "gptq_v2"}),
+                "only one can be",
+            ),
             (json!({"quant_method": "gptq", "bits": 4, "is_marlin_format": true}), "is_marlin_format"),
             (json!({"quant_method": "gptq", "bits": 4, "pack_dtype": "int16"}), "pack_dtype"),
             (json!({"quant_method": "compressed-tensors", "format": "marlin-24"}), "marlin-24"),

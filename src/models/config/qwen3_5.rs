@@ -81,7 +81,7 @@ fn read(
 fn mlps(fields: &Fields, num_layers: usize) -> Result<Vec<MlpSpec>, String> {
     let dense =
         |intermediate_size| DenseSpec { intermediate_size, activation: Activation::Silu, bias: false };
-    if fields.integer("num_experts", Some(0), 0, u64::MAX)? == 0 {
+    if fields.integer(moe::num_experts_field(fields, "num_experts"), Some(0), 0, u64::MAX)? == 0 {
         return Ok(vec![MlpSpec::Dense(dense(fields.dimension("intermediate_size", None)?)); num_layers]);
     }
     let traits = MoeTraits {

@@ -32,7 +32,6 @@ const SPEED: Effect = Nothing("it chooses among ways to compute the same");
 
 /// GPTQ's, as AutoGPTQ, optimum and GPTQModel write them.
 pub(in crate::models::config) const GPTQ: &[KeyRule] = &[
-    rule("group_size", WEIGHTS_SHOW),
     rule("desc_act", WEIGHTS_SHOW),
     rule("sym", WEIGHTS_SHOW),
     rule("static_groups", WEIGHTS_SHOW),
@@ -40,6 +39,9 @@ pub(in crate::models::config) const GPTQ: &[KeyRule] = &[
     rule("lm_head", WEIGHTS_SHOW),
     rule("is_marlin_format", ErrorUnless(&[Bool(false)], "words in another order")),
     rule("pack_dtype", ErrorUnless(&[Text("int32")], "codes are packed into words of 32 bits")),
+    rule("rotation", ErrorUnless(&[Empty], "weights that are turned")),
+    rule("preprocessors", ErrorUnless(&[Empty], "weights that are changed before they are packed")),
+    rule("activation", ErrorUnless(&[Empty], "activations that are rounded")),
     rule("adapter", ErrorUnless(&[Empty], "updates beside the weights")),
     rule("method", HISTORY),
     rule("meta", HISTORY),
@@ -89,7 +91,6 @@ pub(in crate::models::config) const COMPRESSED_GROUP: &[KeyRule] = &[
 
 /// What is said of a group's weights.
 pub(in crate::models::config) const COMPRESSED_WEIGHTS: &[KeyRule] = &[
-    rule("num_bits", WEIGHTS_SHOW),
     rule("type", WEIGHTS_SHOW),
     rule("symmetric", WEIGHTS_SHOW),
     rule("strategy", WEIGHTS_SHOW),
