@@ -68,7 +68,7 @@ mod tests {
         });
         let expected = "         1          4          4      1,024  é1\\u{1b}\n       2-7          3          1      1,024  é2-7\\u{1b}\n";
         assert_eq!(lines(&owners, &prompts, &[0, 1]), expected);
-        assert_eq!(TITLES.find("request"), expected.find('é').map(|at| at));
+        assert_eq!(TITLES.find("request"), expected.find('é'));
     }
 
     proptest! {
