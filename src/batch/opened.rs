@@ -45,10 +45,12 @@ impl InputFormat {
 
 /// Makes lines of what a stream holds; `path` is where it comes from, if that is a file.
 pub(super) fn lines_of(
-    mut source: impl BufRead + Send + 'static,
+    source: impl BufRead + Send + 'static,
     format: InputFormat,
     path: Option<&Path>,
 ) -> io::Result<Box<dyn BufRead + Send>> {
+    #[cfg(feature = "parquet")]
+    let mut source = source;
     #[cfg(feature = "parquet")]
     if format == InputFormat::Auto && start_of(&mut source)?.starts_with(super::parquet::MAGIC) {
         return Ok(Box::new(BufReader::new(super::parquet::ParquetLines::open(&mut source, path)?)));
