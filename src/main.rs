@@ -1,6 +1,7 @@
 //! Parses the command line, calls the command and turns its result into an exit code.
 //!
-//! Owns how errors look, and that there is a stack to begin on. Nothing else happens here.
+//! Owns how errors look, that there is a stack to begin on, and which allocator the process has. Nothing else happens
+//! here.
 
 use std::process::ExitCode;
 

@@ -9,11 +9,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::BatchError;
 use super::input_lines::for_each_input;
-use super::lines::{Content, LineReader};
+use super::lines::{Content, DEFAULT_MAX_LINE_BYTES, LineReader};
 use super::opened::InputFormat;
 use super::partial_json::find_id;
 use super::paths::{InputFile, Inputs};
-use super::reader::DEFAULT_MAX_LINE_BYTES;
 
 /// What made-up ids begin with: those of the first input, and of the others.
 const MADE_UP: [&str; 2] = ["line-", "file-"];

@@ -4,10 +4,15 @@
 //! joined), blank lines, what editors and disks leave behind the last line, and the limit on a
 //! line's length. Knows nothing of JSON.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 
 use super::lead_in;
-use super::opened::start_of;
+
+/// A longer line than this is a mistake rather than a request.
+pub const DEFAULT_MAX_LINE_BYTES: usize = 64 << 20;
+
+/// Records are far smaller, with all that their lines and answers can hold; a longer line is none.
+pub const MAX_RECORD_BYTES: u64 = 512 << 20;
 
 /// A buffer that one huge line has blown up past this is given back before the next line.
 const MAX_KEPT_BUFFER_BYTES: usize = 1 << 20;
@@ -87,6 +92,26 @@ impl<R: BufRead> LineReader<R> {
         }
         Ok(Some(Line { number: self.number, content: Content::Bytes(trimmed(&self.buffer)) }))
     }
+}
+
+/// What a source begins with, as much as there is; nothing is taken of it.
+pub(super) fn start_of(source: &mut impl BufRead) -> io::Result<&[u8]> {
+    loop {
+        match source.fill_buf() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) => break,
+        }
+    }
+    // The same once more: what is borrowed in a loop cannot be returned from it.
+    source.fill_buf()
+}
+
+/// Reads a record's line with its end, and returns its bytes, 0 behind the last; nothing where it is too long for one,
+/// of which no more is read.
+pub fn read_record_line(source: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    let num_bytes = source.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', line)?;
+    Ok((num_bytes as u64 != MAX_RECORD_BYTES).then_some(num_bytes))
 }
 
 /// Looks at what an input begins with, and takes nothing of it.

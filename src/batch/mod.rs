@@ -39,15 +39,16 @@ mod zstd;
 pub use error::BatchError;
 pub use failures::{Failure, Failures};
 pub use line_error::{FailedLine, LineError, RequestError};
+pub use lines::{DEFAULT_MAX_LINE_BYTES, MAX_RECORD_BYTES, read_record_line};
 pub use merging::{MergeError, MergeOptions, Merged, merge};
 pub use opened::InputFormat;
 pub use paths::{InputFile, InputPath, Inputs, OutputPath, find_files};
 pub use progress::{Progress, ProgressKind};
 pub use rates::Outlook;
-pub use reader::{DEFAULT_MAX_LINE_BYTES, NextRequest, ReaderOptions, RequestReader, count_requests};
+pub use reader::{NextRequest, ReaderOptions, RequestReader, count_requests};
 pub use record::{
-    Choice, Completion, FinishReason, MAX_RECORD_BYTES, Record, Scored, Served, StopReason, Token,
-    TokenCounts, TokenLogprob, Turn,
+    Choice, Completion, FinishReason, Record, Scored, Served, StopReason, Token, TokenCounts, TokenLogprob,
+    Turn,
 };
 pub(crate) use remote::is_url;
 pub use remote::{shown_url, upload};

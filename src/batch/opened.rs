@@ -8,6 +8,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::lines::{DEFAULT_MAX_LINE_BYTES, start_of};
+use super::shape::MAX_COLUMNS;
 use super::zstd::{self, Frames};
 
 /// What an input holds.
@@ -53,12 +55,12 @@ pub(super) fn lines_of(
     let mut source = source;
     #[cfg(feature = "parquet")]
     if format == InputFormat::Auto && start_of(&mut source)?.starts_with(super::parquet::MAGIC) {
-        return Ok(Box::new(BufReader::new(super::parquet::ParquetLines::open(&mut source, path)?)));
+        return Ok(rows_as_lines(super::parquet::ParquetLines::open(&mut source, path)?));
     }
     let unpacked = unpacked(source)?;
     Ok(match format.delimiter(path) {
         None => unpacked,
-        Some(delimiter) => Box::new(BufReader::new(Table::new(unpacked, delimiter))),
+        Some(delimiter) => rows_as_lines(Table::new(unpacked, delimiter)),
     })
 }
 
@@ -111,19 +113,6 @@ impl BufRead for Deferred {
     }
 }
 
-/// What a source begins with, as much as there is; nothing is taken of it.
-pub(super) fn start_of(source: &mut impl BufRead) -> io::Result<&[u8]> {
-    loop {
-        match source.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-            Ok(_) => break,
-        }
-    }
-    // The same once more: what is borrowed in a loop cannot be returned from it.
-    source.fill_buf()
-}
-
 fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn BufRead + Send>> {
     let start = start_of(&mut source)?;
     if start.starts_with(GZIP) {
@@ -136,9 +125,8 @@ fn unpacked(mut source: impl BufRead + Send + 'static) -> io::Result<Box<dyn Buf
     }
 }
 
-/// A longer row is a mistake, such as a quotation mark that is never closed; so are more columns.
-const MAX_ROW_BYTES: u64 = 64 << 20;
-const MAX_COLUMNS: usize = 100_000;
+/// A longer row is a mistake as such a line is, such as a quotation mark that is never closed.
+const MAX_ROW_BYTES: u64 = DEFAULT_MAX_LINE_BYTES as u64;
 
 /// A source of rows, of which none is read without end.
 struct RowSource<R> {
@@ -166,8 +154,6 @@ struct Table<R> {
     columns: Option<Vec<String>>,
     /// Lines that were written.
     num_lines: u64,
-    pending: Cursor<Vec<u8>>,
-    is_over: bool,
 }
 
 impl<R: Read> Table<R> {
@@ -177,11 +163,11 @@ impl<R: Read> Table<R> {
             .has_headers(false)
             .flexible(true)
             .from_reader(RowSource { source, num_left: MAX_ROW_BYTES });
-        Self { reader, columns: None, num_lines: 0, pending: Cursor::new(Vec::new()), is_over: false }
+        Self { reader, columns: None, num_lines: 0 }
     }
 
-    /// Reads the next row into `pending`.
-    fn advance(&mut self) -> io::Result<()> {
+    /// The lines up to the next row, and the row.
+    fn next_lines(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut record = csv::StringRecord::new();
         self.reader.get_mut().num_left = MAX_ROW_BYTES;
         let has_row = self.reader.read_record(&mut record).map_err(|error| {
@@ -196,8 +182,7 @@ impl<R: Read> Table<R> {
             }
         })?;
         if !has_row {
-            self.is_over = true;
-            return Ok(());
+            return Ok(None);
         }
         // The reader tells where it stood before blank lines; where it stands now is behind the row's own.
         let before = record.position().map_or(1, csv::Position::line);
@@ -223,8 +208,15 @@ impl<R: Read> Table<R> {
         }
         text.push(b'\n');
         self.num_lines += 1;
-        self.pending = Cursor::new(text);
-        Ok(())
+        Ok(Some(text))
+    }
+}
+
+impl<R: Read> Iterator for Table<R> {
+    type Item = io::Result<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_lines().transpose()
     }
 }
 
@@ -239,14 +231,29 @@ fn row_text(columns: &[String], record: &csv::StringRecord) -> Vec<u8> {
     Value::Object(row).to_string().into_bytes()
 }
 
-impl<R: Read> Read for Table<R> {
+/// Makes one stream of the lines that rows become.
+fn rows_as_lines(
+    rows: impl Iterator<Item = io::Result<Vec<u8>>> + Send + 'static,
+) -> Box<dyn BufRead + Send> {
+    Box::new(BufReader::new(RowLines { rows, pending: Cursor::new(Vec::new()) }))
+}
+
+struct RowLines<I> {
+    rows: I,
+    pending: Cursor<Vec<u8>>,
+}
+
+impl<I: Iterator<Item = io::Result<Vec<u8>>>> Read for RowLines<I> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let num_bytes = self.pending.read(buffer)?;
-            if num_bytes > 0 || self.is_over || buffer.is_empty() {
+            if num_bytes > 0 || buffer.is_empty() {
                 return Ok(num_bytes);
             }
-            self.advance()?;
+            match self.rows.next() {
+                None => return Ok(0),
+                Some(lines) => self.pending = Cursor::new(lines?),
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Debug;
 use std::fs::File;
-use std::io::{self, BufRead, Cursor, Read};
+use std::io::{self, BufRead};
 use std::path::Path;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -23,8 +23,6 @@ pub(super) const MAGIC: &[u8] = b"PAR1";
 /// The rows of one file.
 pub(super) struct ParquetLines {
     rows: RowIter<'static>,
-    pending: Cursor<Vec<u8>>,
-    is_over: bool,
 }
 
 impl ParquetLines {
@@ -42,33 +40,17 @@ impl ParquetLines {
         };
         let reader = guarded(|| SerializedFileReader::new(file))?;
         let rows = guarded(|| Ok(RowIter::from_file_into(Box::new(reader))))?;
-        Ok(Self { rows, pending: Cursor::new(Vec::new()), is_over: false })
-    }
-
-    /// Reads the next row into `pending`.
-    fn advance(&mut self) -> io::Result<()> {
-        // A time that no calendar has is a panic, too.
-        match guarded(|| Ok(self.rows.next().transpose()?.map(object)))? {
-            None => self.is_over = true,
-            Some(row) => {
-                let mut text = row.to_string().into_bytes();
-                text.push(b'\n');
-                self.pending = Cursor::new(text);
-            }
-        }
-        Ok(())
+        Ok(Self { rows })
     }
 }
 
-impl Read for ParquetLines {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let num_bytes = self.pending.read(buffer)?;
-            if num_bytes > 0 || self.is_over || buffer.is_empty() {
-                return Ok(num_bytes);
-            }
-            self.advance()?;
-        }
+impl Iterator for ParquetLines {
+    type Item = io::Result<Vec<u8>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // A time that no calendar has is a panic, too.
+        let row = guarded(|| Ok(self.rows.next().transpose()?.map(object))).transpose()?;
+        Some(row.map(|row| format!("{row}\n").into_bytes()))
     }
 }
 
@@ -135,9 +117,8 @@ mod tests {
     }
 
     fn read(mut source: impl BufRead, path: Option<&Path>) -> io::Result<String> {
-        let mut text = String::new();
-        ParquetLines::open(&mut source, path)?.read_to_string(&mut text)?;
-        Ok(text)
+        let lines = ParquetLines::open(&mut source, path)?.collect::<io::Result<Vec<_>>>()?;
+        Ok(String::from_utf8(lines.concat()).expect("JSON is text"))
     }
 
     fn rows(text: &str) -> Vec<Value> {

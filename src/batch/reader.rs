@@ -13,7 +13,7 @@ use super::ids::Ids;
 use super::input_lines::{InputLines, count_all};
 use super::json_values::{MAX_LINE_VALUES, count_values};
 use super::line_error::FailedLine;
-use super::lines::Content;
+use super::lines::{Content, DEFAULT_MAX_LINE_BYTES};
 use super::opened::InputFormat;
 use super::paths::Inputs;
 use super::request::{Place, Request, RequestHead, RequestParser};
@@ -22,9 +22,6 @@ use super::selection::{Fate, Selected, Selection};
 use super::shards::ShardLines;
 use super::source::NextLine;
 use super::warnings::Warnings;
-
-/// A longer line than this is a mistake rather than a request.
-pub const DEFAULT_MAX_LINE_BYTES: usize = 64 << 20;
 
 /// How input is read.
 #[derive(Debug, Clone)]

@@ -20,9 +20,6 @@ use super::request::{Form, RequestHead};
 use crate::terminal::bounded;
 use crate::text::{Reply, ToolCall};
 
-/// Records are far smaller, with all that their lines and answers can hold; what is larger is none.
-pub const MAX_RECORD_BYTES: u64 = 512 << 20;
-
 /// What comes before a line's number in a record's `id`; behind the first input, that of the input stands between.
 pub(super) const ID_PREFIX: &str = "batch_req_";
 

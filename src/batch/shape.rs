@@ -101,8 +101,8 @@ fn text_of(choice: &Value) -> Value {
     }
 }
 
-/// Columns that a table has at most: each row of it has a cell for each of them.
-const MAX_COLUMNS: usize = 100_000;
+/// Columns that a table has at most, read or written: each row of it has a cell for each of them.
+pub(super) const MAX_COLUMNS: usize = 100_000;
 
 /// The columns of a table, in the order in which they first come.
 #[derive(Debug, Clone)]

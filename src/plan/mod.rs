@@ -20,6 +20,7 @@
 mod cuts;
 mod forecast;
 mod held;
+mod new_tokens;
 mod repeats;
 mod split;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod tree;
 
 pub use forecast::SharedPrefix;
 pub use held::num_unique_held;
+pub use new_tokens::num_new_tokens;
 pub use repeats::{Parting, Repeats, repeats};
 pub use split::{Sketch, Sketcher, split};
 

@@ -4,20 +4,17 @@
 //! results is found out by `merging` as it goes.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, de::IgnoredAny};
 
+use super::super::lines::{MAX_RECORD_BYTES, read_record_line};
 use super::super::paths::InputFile;
-use super::super::record::MAX_RECORD_BYTES;
 use super::super::shards::ShardFacts;
 use super::super::writer::{Manifest, manifest_path, partial_path, place_of, records_path};
 use super::MergeError;
 use crate::terminal::shown_in_short;
-
-/// What a run with --template says in its manifest.
-const ROWS: &str = "rows";
 
 /// A line by the number of its input and its own.
 pub(super) type LinePlace = (u32, u64);
@@ -81,9 +78,9 @@ struct SeenError {
 impl Seen {
     /// Reads a line, or says what it lacks.
     fn read(bytes: &[u8]) -> Result<(LinePlace, Self), String> {
-        std::str::from_utf8(bytes)
+        let text = std::str::from_utf8(bytes)
             .map_err(|error| format!("it is not valid UTF-8 at byte {}", error.valid_up_to() + 1))?;
-        let seen: Self = serde_json::from_slice(bytes).map_err(|error| {
+        let seen: Self = serde_json::from_str(text).map_err(|error| {
             let kind = if error.is_data() { "it has not the fields of one" } else { "it is not valid JSON" };
             format!("{kind}: {}", shown_in_short(&error.to_string()))
         })?;
@@ -150,7 +147,7 @@ impl Part {
     /// Whether ids are those that its lines give: a run of rows may have taken them from any column. Nothing where
     /// there is no manifest to tell.
     pub fn has_ids_of_lines(&self) -> Option<bool> {
-        self.manifest.as_ref().map(|manifest| !manifest.has(ROWS))
+        self.manifest.as_ref().map(|manifest| !manifest.has(Manifest::ROWS))
     }
 
     /// Reads the next record; whether there is one.
@@ -158,14 +155,14 @@ impl Part {
         let (path, line) = (self.path.clone(), self.num_records + 1);
         let mut bytes = std::mem::take(&mut self.record.bytes);
         bytes.clear();
-        let num_bytes = self.source.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut bytes);
-        match num_bytes.map_err(|source| MergeError::Read { path: path.clone(), source })? as u64 {
-            0 => return Ok(false),
-            MAX_RECORD_BYTES => {
+        let num_bytes = read_record_line(&mut self.source, &mut bytes);
+        match num_bytes.map_err(|source| MergeError::Read { path: path.clone(), source })? {
+            Some(0) => return Ok(false),
+            Some(_) => {}
+            None => {
                 let reason = format!("it has more than {MAX_RECORD_BYTES} bytes");
                 return Err(MergeError::NotAResult { path, line, reason });
             }
-            _ => {}
         }
         let is_whole = bytes.last() == Some(&b'\n');
         // What follows a cut is missing; a file may be cut behind the last bracket, too.

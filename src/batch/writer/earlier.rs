@@ -4,7 +4,7 @@
 //! line's number and digest. The file and its publication are `file`'s.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -12,8 +12,9 @@ use serde::Deserialize;
 
 use super::super::error::BatchError;
 use super::super::input_lines::LineSpace;
+use super::super::lines::read_record_line;
 use super::super::reader::RequestReader;
-use super::super::record::{ID_PREFIX, MAX_RECORD_BYTES, REQUEST_ID_PREFIX, hex};
+use super::super::record::{ID_PREFIX, REQUEST_ID_PREFIX, hex};
 use super::order_index::{Extent, OrderIndex};
 
 /// How a run goes on from what an earlier one has left.
@@ -103,12 +104,10 @@ impl<'a> Earlier<'a> {
         let mut number = 0;
         loop {
             bytes.clear();
-            let num_bytes =
-                reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut bytes).map_err(failed)?;
             number += 1;
-            if num_bytes as u64 == MAX_RECORD_BYTES {
-                return Err(BatchError::NotResults { path: path.into(), line: number });
-            }
+            let num_bytes = read_record_line(&mut reader, &mut bytes).map_err(failed)?;
+            let num_bytes =
+                num_bytes.ok_or_else(|| BatchError::NotResults { path: path.into(), line: number })?;
             if bytes.last() != Some(&b'\n') {
                 return Ok(earlier);
             }

@@ -34,6 +34,9 @@ enum Fact {
 const SHARD: &str = "--shard";
 
 impl Manifest {
+    /// What a run with --template says its rows became requests by.
+    pub const ROWS: &'static str = "rows";
+
     /// Notes a setting as it is typed or printed.
     pub fn say(&mut self, name: &str, value: impl Into<String>) {
         self.0.insert(name.to_owned(), Fact::Said(value.into()));

@@ -4,13 +4,13 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::batch::MAX_RECORD_BYTES;
+use crate::batch::{MAX_RECORD_BYTES, read_record_line};
 
 /// The answers of one file of results, in its order.
 pub(super) struct Answers {
@@ -127,10 +127,10 @@ fn for_each_line(path: &Path, mut take: impl FnMut(u64, Value) -> anyhow::Result
     let mut reader = BufReader::new(file);
     for number in 1.. {
         let mut line = Vec::new();
-        let num_bytes = reader.by_ref().take(MAX_RECORD_BYTES).read_until(b'\n', &mut line);
-        match num_bytes.with_context(|| format!("cannot read line {number} of {}", path.display()))? as u64 {
-            0 => break,
-            MAX_RECORD_BYTES => {
+        let num_bytes = read_record_line(&mut reader, &mut line);
+        match num_bytes.with_context(|| format!("cannot read line {number} of {}", path.display()))? {
+            Some(0) => break,
+            None => {
                 anyhow::bail!("{}:{number}: has more than {MAX_RECORD_BYTES} bytes", path.display())
             }
             _ => {}

@@ -1,11 +1,11 @@
 //! What `mlxbatch plan --verbose` says of each request.
 //!
-//! Owns its line. What a request shares with those before it follows from the order of the plan.
+//! Owns its line. What a request shares with those before it is `plan/`'s knowledge.
 
 use std::fmt::Write;
 
 use crate::batch::number_text;
-use crate::plan::PlanPrompt;
+use crate::plan::{PlanPrompt, num_new_tokens};
 use crate::terminal::shown_in_short;
 
 /// Whose a prompt is.
@@ -34,26 +34,9 @@ pub(super) fn lines(owners: &[Owner], prompts: &[PlanPrompt], order: &[usize]) -
     text
 }
 
-/// How many tokens of each prompt none before it in the order has in the same place behind the same beginning.
-fn num_new_tokens(prompts: &[PlanPrompt], order: &[usize]) -> Vec<usize> {
-    let mut num_new: Vec<usize> = prompts.iter().map(|prompt| prompt.tokens.len()).collect();
-    // Depth-first, so that nobody shares more with a prompt than its neighbour.
-    for pair in order.windows(2) {
-        let (before, prompt) = (&prompts[pair[0]], &prompts[pair[1]]);
-        let reusable = |prompt: &PlanPrompt| prompt.num_reusable.min(prompt.tokens.len());
-        let num_compared = reusable(before).min(reusable(prompt));
-        let same = before.tokens[..num_compared].iter().zip(prompt.tokens).take_while(|(a, b)| a == b);
-        num_new[pair[1]] -= same.count();
-    }
-    num_new
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::plan::{PlanOptions, WindowPlan};
 
     #[test]
     fn a_request_has_a_line() {
@@ -69,32 +52,5 @@ mod tests {
         let expected = "         1          4          4      1,024  é1\\u{1b}\n       2-7          3          1      1,024  é2-7\\u{1b}\n";
         assert_eq!(lines(&owners, &prompts, &[0, 1]), expected);
         assert_eq!(TITLES.find("request"), expected.find('é'));
-    }
-
-    proptest! {
-        #[test]
-        fn new_tokens_are_those_that_no_earlier_prompt_has(
-            tokens in prop::collection::vec(prop::collection::vec(0_u32..3, 1..9), 0..12)
-        ) {
-            let prompts: Vec<PlanPrompt> = tokens
-                .iter()
-                .map(|tokens| PlanPrompt {
-                    tokens,
-                    num_reusable: tokens.len() - 1,
-                    boundaries: &[],
-                    max_new_tokens: 1,
-                })
-                .collect();
-            let order = WindowPlan::new(&prompts, &PlanOptions::default()).order;
-            let num_new = num_new_tokens(&prompts, &order);
-            for (place, &index) in order.iter().enumerate() {
-                let tokens = prompts[index].tokens;
-                let reusable = |tokens: &[u32]| tokens[..tokens.len() - 1].to_vec();
-                let shared = order[..place].iter().map(|&before| {
-                    reusable(tokens).iter().zip(&reusable(prompts[before].tokens)).take_while(|(a, b)| a == b).count()
-                });
-                prop_assert_eq!(num_new[index], tokens.len() - shared.max().unwrap_or(0));
-            }
-        }
     }
 }

@@ -214,7 +214,7 @@ impl DescribedModel {
         let ends: Vec<String> = preparer.end_ids.iter().map(ToString::to_string).collect();
         manifest.say("end tokens", ends.join(", "));
         if let Some(rows) = &options.rows {
-            manifest.say("rows", blake3::hash(rows.described().as_bytes()).to_hex().as_str());
+            manifest.say(Manifest::ROWS, blake3::hash(rows.described().as_bytes()).to_hex().as_str());
         }
         for (flag, value) in args.reply.as_flags() {
             manifest.say(flag, value);
