@@ -21,6 +21,8 @@ pub(super) struct Costs {
     /// What a score costs more in a loop over its keys and values than as one of a product, and a number of those.
     loop_score_ns: f64,
     loop_number_ns: f64,
+    /// Of work that another thread is started for.
+    thread_ns: f64,
 }
 
 /// What it costs to see tokens elsewhere than in the slab.
@@ -45,6 +47,7 @@ impl Costs {
                 products_ns: 2e5,
                 loop_score_ns: 2.0,
                 loop_number_ns: 0.05,
+                thread_ns: 6e4,
             },
             // Seven launches of two microseconds, and 100 GB/s: what a small Mac has.
             ComputeDevice::Gpu => Self {
@@ -55,6 +58,7 @@ impl Costs {
                 products_ns: 0.0,
                 loop_score_ns: 0.0,
                 loop_number_ns: 0.0,
+                thread_ns: f64::INFINITY,
             },
         }
     }
@@ -76,8 +80,17 @@ impl Costs {
     /// Whether rows attend better by so many matrix products each way than in a loop over all that each sees: to so
     /// many scores, of keys and values that have so many numbers together.
     pub(super) fn are_products(&self, num_products: usize, num_scores: usize, num_numbers: usize) -> bool {
-        let loop_ns = self.loop_score_ns + self.loop_number_ns * num_numbers as f64;
-        num_scores as f64 * loop_ns >= num_products as f64 * self.products_ns
+        self.loop_ns(num_scores, num_numbers) >= num_products as f64 * self.products_ns
+    }
+
+    /// How long a loop over so many scores takes, of keys and values that have so many numbers together.
+    fn loop_ns(&self, num_scores: usize, num_numbers: usize) -> f64 {
+        num_scores as f64 * (self.loop_score_ns + self.loop_number_ns * num_numbers as f64)
+    }
+
+    /// How many threads such a loop is worth.
+    pub(super) fn loop_threads(&self, num_scores: usize, num_numbers: usize) -> usize {
+        1 + (self.loop_ns(num_scores, num_numbers) / self.thread_ns) as usize
     }
 
     /// Whether a piece is kept in float32 for as long as rows see it: to widen it at each step would read and write

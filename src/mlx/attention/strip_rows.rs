@@ -12,7 +12,7 @@ use super::{
     partial::Partial,
     strips::{self, HeadShape, Part, Plane, Strip, StripRow},
 };
-use crate::mlx::{error::MlxError, host::numbers_of, planes::Planes, sys};
+use crate::mlx::{costs::Costs, error::MlxError, host::numbers_of, planes::Planes, sys};
 
 /// Rows of one layer, in the order in which they were added.
 #[derive(Debug, Default)]
@@ -105,7 +105,11 @@ impl StripRows {
         });
         let rows: Vec<StripRow<'_>> = rows.collect();
         let sinks = attention.sinks.map(|sinks| sinks.numbers.as_slice());
-        Ok(strips::attend(&rows, shape, (spec.score_softcap, sinks)))
+        let num_tokens =
+            self.rows.iter().flat_map(|row| &row.strips).map(|strip| strip.tokens.len()).sum::<usize>();
+        let max_threads = Costs::of(attention.device)
+            .loop_threads(num_tokens * spec.num_heads, shape.key_dim + shape.value_dim);
+        Ok(strips::attend(&rows, shape, (spec.score_softcap, sinks), max_threads))
     }
 }
 

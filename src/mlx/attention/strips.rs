@@ -22,9 +22,6 @@ const NUM_LANES: usize = 16;
 /// The same of what does not fill these.
 const NUM_NARROW_LANES: usize = 8;
 
-/// Bytes of keys and values that another thread is started for.
-const MIN_THREAD_BYTES: usize = 1 << 20;
-
 /// Heads of one layer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeadShape {
@@ -81,16 +78,15 @@ pub(super) struct StripRow<'a> {
 }
 
 /// Attends rows to what they see: `(B, H_kv, G, D)`, D being the values' width. Scores are capped first where there is
-/// a cap; sinks, `(H,)`, take their share where there are any.
+/// a cap; sinks, `(H,)`, take their share where there are any. So many threads share the work at most.
 pub(super) fn attend(
     rows: &[StripRow<'_>],
     shape: HeadShape,
     (cap, sinks): (Option<f32>, Option<&[f32]>),
+    max_threads: usize,
 ) -> Vec<f32> {
     let HeadShape { num_kv_heads, num_groups, key_dim, value_dim } = shape;
     let mut attended = vec![0.0; rows.len() * num_kv_heads * num_groups * value_dim];
-    let num_tokens: usize = rows.iter().flat_map(|row| &row.strips).map(|strip| strip.tokens.len()).sum();
-    let num_bytes = num_tokens * num_kv_heads * (key_dim + value_dim) * size_of::<f32>();
     let heads = Mutex::new(attended.chunks_mut(num_groups * value_dim).enumerate());
     let work = || {
         let mut head = Head::new(shape, cap);
@@ -104,7 +100,7 @@ pub(super) fn attend(
             do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
         }
     };
-    on_threads(1 + num_bytes / MIN_THREAD_BYTES, work);
+    on_threads(max_threads, work);
     attended
 }
 
@@ -381,7 +377,7 @@ mod tests {
                 StripRow { queries: of_rows[0], strips: vec![strip(1), whole], parts: vec![part] },
                 StripRow { queries: of_rows[1], strips: vec![strip(0)], parts: Vec::new() },
             ];
-            let found = attend(&rows, shape, (cap, None));
+            let found = attend(&rows, shape, (cap, None), 1);
             for (index, (query, found)) in queries.chunks(key_dim).zip(found.chunks(value_dim)).enumerate() {
                 let (row, head) = (index / num_heads, index % num_heads / num_groups);
                 let (mut keys, mut values) = (Vec::new(), Vec::new());
@@ -421,10 +417,10 @@ mod tests {
             let strip = Strip { keys: plane(&keys), values: plane(&values), tokens: slot..capacity };
             StripRow { queries: &queries[slot * 4 * 32..][..4 * 32], strips: vec![strip], parts: Vec::new() }
         };
-        let together = attend(&[row(0), row(1), row(2), row(3)], shape, (None, None));
+        let together = attend(&[row(0), row(1), row(2), row(3)], shape, (None, None), 3);
         for slot in 0..4 {
             let of_row = slot * 4 * 32..(slot + 1) * 4 * 32;
-            let alone = attend(&[row(slot)], shape, (None, None));
+            let alone = attend(&[row(slot)], shape, (None, None), 1);
             let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&alone), bits(&together[of_row]), "{slot}");
             assert_eq!(alone.iter().any(|x| x.is_nan()), slot == 1);
