@@ -46,65 +46,6 @@ impl From<CacheError> for RunnerError {
     }
 }
 
-/// A sequence's hold on the prompt cache.
-#[derive(Debug, Default)]
-pub(super) struct Hold {
-    /// The pinned node below which it stores what comes next.
-    node: Option<NodeId>,
-    /// Tokens on its stored path in the runner: what it stores next begins here.
-    num_tokens: usize,
-    /// Of those it has stored itself, the tokens that the cache keeps and counts; all else is its own KV,
-    /// whether stored once or not.
-    num_kept_tokens: usize,
-    /// What it is to store, in order.
-    due: VecDeque<Due>,
-    /// The end of its path was not kept, so nothing can be stored below it: from there on the
-    /// sequence owns its KV alone.
-    is_detached: bool,
-    /// Of the tokens it resumed on, those that it took over from the cache.
-    num_taken_over: usize,
-}
-
-/// Something to be stored when a sequence has computed its prompt up to `end`.
-#[derive(Debug, Clone, Copy)]
-struct Due {
-    end: usize,
-    node: NodeId,
-    kind: DueKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DueKind {
-    /// The node is announced, and planned requests beside this one will use it.
-    Shared,
-    /// The node is announced, and nobody else is known to use it.
-    Private,
-    /// The node is stored, but without the recurrent state at its end.
-    Checkpoint,
-}
-
-impl Hold {
-    /// Where what the sequence stores next begins.
-    pub(super) fn num_tokens(&self) -> usize {
-        self.num_tokens
-    }
-
-    /// Tokens it has stored that the cache counts, as its own KV does.
-    pub(super) fn num_kept_tokens(&self) -> usize {
-        self.num_kept_tokens
-    }
-
-    /// Tokens of the path that the cache has no more: they are the sequence's own KV.
-    pub(super) fn num_taken_over(&self) -> usize {
-        self.num_taken_over
-    }
-
-    /// Where the prefill has to be cut for what is stored next.
-    pub(super) fn next_end(&self) -> Option<usize> {
-        self.due.front().map(|due| due.end)
-    }
-}
-
 /// Something stored whose values are not computed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Unconfirmed {

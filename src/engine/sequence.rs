@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::edits::{Processing, Tokens};
 use super::guiding::Guiding;
-use super::prefixes::Hold;
+use super::hold::Hold;
 use super::{
     Choice, Event, FinishReason, GenerationRequest, Group, Input, RequestId, Scoring, SequenceId, Stored,
     TokenId, Want,
@@ -138,7 +138,7 @@ impl Sequence {
         let cuts = &self.request.plan.cuts;
         let num_passed = cuts.partition_point(|cut| cut.position <= position);
         let planned = cuts.get(num_passed).map(|cut| cut.position);
-        let next_cut = planned.into_iter().chain(self.hold.next_end()).min();
+        let next_cut = planned.into_iter().chain(self.hold.next_due().map(|(end, _)| end)).min();
         // The last new token is never fed back, so it needs no KV.
         let max_kv_tokens =
             self.request.prompt.len().saturating_add(self.request.max_new_tokens).saturating_sub(1);

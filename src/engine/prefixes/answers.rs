@@ -11,7 +11,7 @@ use crate::engine::{Runner, RunnerError, Stored, TokenId};
 impl Prefixes {
     /// Whether there is a place for a sequence's answer in the tree.
     pub(in crate::engine) fn can_keep_answer(&self, sequence: &Sequence) -> bool {
-        self.cache.is_some() && !sequence.hold.is_detached && sequence.may_keep_answer()
+        self.cache.is_some() && !sequence.hold.is_detached() && sequence.may_keep_answer()
     }
 
     /// Takes what a sequence has computed after its path up to `end` out of the runner, for
@@ -24,7 +24,7 @@ impl Prefixes {
         sequence: &Sequence,
         end: usize,
     ) -> Result<Option<Stored>, RunnerError> {
-        let num_stored = sequence.hold.num_tokens;
+        let num_stored = sequence.hold.num_tokens();
         if !self.can_keep_answer(sequence) || end <= num_stored {
             return Ok(None);
         }

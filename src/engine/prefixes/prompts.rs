@@ -8,10 +8,10 @@
 //! has others part from it and where it parts from the tree.
 
 use super::{
-    Due, DueKind, Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for, make_room_for_leaf,
-    segment_of,
+    Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for, make_room_for_leaf, segment_of,
 };
-use crate::cache::{Claim, Inserted, OwnerId, Place, PromptCache, Step, Tier};
+use crate::cache::{Claim, Inserted, NodeId, OwnerId, Place, PromptCache, Step, Tier};
+use crate::engine::hold::Piece;
 use crate::engine::sequence::Sequence;
 use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
 
@@ -71,13 +71,13 @@ impl Prefixes {
             let path = path.iter().map(|step| Ok(segment_of(cache, step.node)?.id));
             runner.resume(sequence.id, &path.collect::<Result<Vec<_>, RunnerError>>()?, checkpoint)?;
         }
-        sequence.hold.num_tokens = resume.num_tokens;
+        sequence.hold.push(resume.num_tokens, Piece::Resumed);
         if let Some(deepest) = found.path.last() {
             cache.pin(deepest.node)?;
             sequence.hold.node = Some(deepest.node);
         }
         for step in checkpoints_to_bring(recomputed, &sequence.request.plan) {
-            sequence.hold.due.push_back(Due { end: step.end, node: step.node, kind: DueKind::Checkpoint });
+            sequence.hold.push(step.end, Piece::Stateless { node: step.node });
             self.awaited.insert(step.node, sequence.id);
         }
         self.take_over(runner, sequence)?;
@@ -95,7 +95,7 @@ impl Prefixes {
     fn take_over(&mut self, runner: &mut impl Runner, sequence: &mut Sequence) -> Result<(), RunnerError> {
         let Some(cache) = &mut self.cache else { return Ok(()) };
         let hold = &mut sequence.hold;
-        if !hold.due.is_empty() {
+        if hold.next_due().is_some() {
             return Ok(());
         }
         let order = sequence.request.plan.order;
@@ -107,15 +107,14 @@ impl Prefixes {
             if !node.is_leaf() || node.num_pins() > 1 || has_others {
                 break;
             }
-            let (parent, num_tokens) = (node.parent(), node.tokens().len());
+            let (parent, start) = (node.parent(), node.end() - node.tokens().len());
             if let Some(parent) = parent {
                 cache.pin(parent)?;
             }
             hold.node = parent;
             cache.unpin(id)?;
             discard_all(runner, cache.remove(id)?);
-            hold.num_taken_over += num_tokens;
-            hold.is_detached = true;
+            hold.detach_from(start);
         }
         Ok(())
     }
@@ -127,53 +126,47 @@ impl Prefixes {
         sequence: &mut Sequence,
         position: usize,
     ) -> Result<(), RunnerError> {
-        while let Some(&due) = sequence.hold.due.front().filter(|due| due.end <= position) {
-            sequence.hold.due.pop_front();
-            let num_tokens = due.end - sequence.hold.num_tokens;
-            let stored = runner.store(sequence.id, num_tokens)?;
-            sequence.hold.num_tokens = due.end;
-            match due.kind {
-                DueKind::Checkpoint => self.bring_checkpoint(runner, due, stored)?,
-                DueKind::Shared | DueKind::Private => {
-                    if self.fulfil(runner, sequence, due, stored)? {
-                        sequence.hold.num_kept_tokens += num_tokens;
-                    }
-                }
+        while let Some((end, piece)) = sequence.hold.next_due().filter(|(end, _)| *end <= position) {
+            let stored = runner.store(sequence.id, end - sequence.hold.num_tokens())?;
+            match piece {
+                Piece::Due { node, claim } => self.fulfil(runner, sequence, (node, claim), stored)?,
+                Piece::Stateless { node } => self.bring_checkpoint(runner, sequence, node, stored)?,
+                _ => unreachable!("what is due is no {piece:?}"),
             }
         }
         Ok(())
     }
 
-    /// Gives an announced node what was stored for it; says whether the cache keeps it. What it does not
-    /// keep stays in memory as the sequence's own as long as that runs.
+    /// Gives an announced node what was stored for it. What the cache does not keep stays in memory as the
+    /// sequence's own as long as that runs.
     fn fulfil(
         &mut self,
         runner: &mut impl Runner,
         sequence: &mut Sequence,
-        due: Due,
+        (node, claim): (NodeId, Claim),
         stored: Stored,
-    ) -> Result<bool, RunnerError> {
-        self.note_stored(Unconfirmed::Node(due.node));
-        let Some(cache) = &mut self.cache else { return Ok(false) };
-        let is_private = due.kind == DueKind::Private;
-        let claim = if is_private { Claim::Spare } else { Claim::Needed };
+    ) -> Result<(), RunnerError> {
+        self.note_stored(Unconfirmed::Node(node));
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let is_private = claim == Claim::Spare;
         if !make_room_for(cache, runner, stored.num_bytes(), self.now, claim) && is_private {
+            sequence.hold.stored(Piece::Own);
             // Nothing else of it is announced: the private piece is the last.
             cache.cancel(OwnerId(sequence.id.0));
             discard(runner, stored);
-            sequence.hold.is_detached = true;
             // What it would have continued is an entry by itself again.
             make_room(cache, runner, self.now);
-            return Ok(false);
+            return Ok(());
         }
-        cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
+        cache.fulfil(node, stored.segment, stored.checkpoint)?;
         self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
-        if is_private && !make_room_for_leaf(cache, runner, due.node, self.now)? {
-            sequence.hold.is_detached = true;
-            return Ok(false);
+        if is_private && !make_room_for_leaf(cache, runner, node, self.now)? {
+            sequence.hold.stored(Piece::Own);
+            return Ok(());
         }
-        cache.pin(due.node)?;
-        if let Some(before) = sequence.hold.node.replace(due.node) {
+        sequence.hold.stored(Piece::Kept);
+        cache.pin(node)?;
+        if let Some(before) = sequence.hold.node.replace(node) {
             cache.unpin(before)?;
         }
         if is_private {
@@ -181,7 +174,7 @@ impl Prefixes {
         } else {
             make_room(cache, runner, self.now);
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Gives a stored node the recurrent state at its end. The KV that came with it is the
@@ -189,13 +182,15 @@ impl Prefixes {
     fn bring_checkpoint(
         &mut self,
         runner: &mut impl Runner,
-        due: Due,
+        sequence: &mut Sequence,
+        node: NodeId,
         stored: Stored,
     ) -> Result<(), RunnerError> {
-        self.awaited.remove(&due.node);
+        sequence.hold.stored(Piece::ComputedTwice);
+        self.awaited.remove(&node);
         runner.discard(stored.segment.id);
         match stored.checkpoint {
-            Some(checkpoint) => self.set_checkpoint(runner, due.node, checkpoint),
+            Some(checkpoint) => self.set_checkpoint(runner, node, checkpoint),
             None => Ok(()),
         }
     }
@@ -215,7 +210,7 @@ fn checkpoints_to_bring<'a>(recomputed: &'a [Step], plan: &'a PromptPlan) -> imp
 /// by itself where there is no room for it.
 fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> Result<(), RunnerError> {
     let Sequence { id, request, hold, .. } = sequence;
-    if hold.is_detached {
+    if hold.is_detached() {
         return Ok(());
     }
     let (plan, tokens) = (&request.plan, request.reusable());
@@ -229,17 +224,17 @@ fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> 
         }
         let is_private = cut.is_private();
         if is_private && plan.drops_private {
-            hold.is_detached = true;
+            hold.push(tokens.len(), Piece::Own);
             break;
         }
         let place = Place { parent, tokens: &tokens[start..end], tier: cut.tier };
         let Inserted::New(node) = cache.announce(place, OwnerId(id.0))? else {
             // Another, outside the plan, was faster.
-            hold.is_detached = true;
+            hold.push(tokens.len(), Piece::Own);
             break;
         };
-        let kind = if is_private { DueKind::Private } else { DueKind::Shared };
-        hold.due.push_back(Due { end, node, kind });
+        let claim = if is_private { Claim::Spare } else { Claim::Needed };
+        hold.push(end, Piece::Due { node, claim });
         if is_private {
             break;
         }

@@ -45,13 +45,8 @@ impl Prefixes {
                 cache.pin(parent)?;
             }
             cache.unpin(held)?;
-            let num_dropped = sequence.num_cached_tokens.saturating_sub(start);
-            let hold = &mut sequence.hold;
-            hold.node = parent;
-            hold.due.clear();
-            hold.num_taken_over = hold.num_taken_over.max(num_dropped);
-            hold.num_tokens = hold.num_tokens.min(start);
-            hold.is_detached = true;
+            sequence.hold.node = parent;
+            sequence.hold.detach_from(start);
         }
         discard_all(runner, cache.remove(id)?);
         // What it continued may be an entry by itself again.
