@@ -26,8 +26,8 @@ use crate::cache::{Claim, NodeId};
 pub(super) enum Piece {
     /// The cache's, and was when the sequence began.
     Resumed,
-    /// To be computed and stored, as the node says that is announced. The claim is what it may push out: of what
-    /// nobody else is known to use, no more than is to spare.
+    /// Announced as this node: the sequence is to compute and store it. A spare claim where nobody else is known
+    /// to use it.
     Due { node: NodeId, claim: Claim },
     /// The cache's, but for the recurrent state at its end, which is to be computed with all of it.
     Stateless { node: NodeId },

@@ -11,7 +11,7 @@ use std::{
     io::Read,
 };
 
-use super::{Prefixes, Unconfirmed, discard_all};
+use super::{Prefixes, Unconfirmed};
 use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId};
 use crate::engine::{
     Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, SegmentId, StoredSegment,
@@ -72,7 +72,7 @@ enum Prompted {
     Damaged(Extent),
 }
 
-impl Prefixes {
+impl<R: Runner> Prefixes<R> {
     /// Has prefixes come from a cache file too.
     pub(in crate::engine) fn attach(&mut self, snapshot: Snapshot) {
         self.persisted.snapshot = Some(snapshot);
@@ -82,6 +82,11 @@ impl Prefixes {
         self.persisted.snapshot.as_ref()
     }
 
+    /// The file, unless nothing can come from it since nothing is stored.
+    fn file(&self) -> Option<&Snapshot> {
+        self.snapshot().filter(|_| self.is_on)
+    }
+
     pub(in crate::engine) fn persist_stats(&self) -> PersistStats {
         self.persisted.stats
     }
@@ -89,21 +94,18 @@ impl Prefixes {
     /// Whether it is time to save, so that nothing is evicted that never was: the next pass may store
     /// `max_new_bytes`.
     pub(in crate::engine) fn has_much_unsaved(&self, max_new_bytes: u64) -> bool {
-        let Some(cache) = self.cache.as_ref().filter(|_| self.persisted.snapshot.is_some()) else {
-            return false;
-        };
-        let max_bytes = cache.limits().max_bytes;
+        let max_bytes = self.cache.limits().max_bytes;
         let share = max_bytes / MAX_UNSAVED_SHARE;
-        let is_nearly_full = cache.tree().num_bytes() > max_bytes.saturating_sub(max_new_bytes.max(share));
-        is_nearly_full && self.persisted.num_unsaved_bytes > share
+        let is_nearly_full =
+            self.cache.tree().num_bytes() > max_bytes.saturating_sub(max_new_bytes.max(share));
+        self.file().is_some() && is_nearly_full && self.persisted.num_unsaved_bytes > share
     }
 
     /// Prompt tokens that a sequence could resume with if it entered now, in memory and once what the file
     /// has is brought in; `None` if another is computing more of them.
     pub(in crate::engine) fn resumable_with_file(&self, reusable: &[TokenId]) -> Option<Resumable> {
         let num_here = self.resumable(reusable)?;
-        let snapshot = self.persisted.snapshot.as_ref().filter(|_| self.cache.is_some());
-        let num_there = snapshot.map_or(0, |snapshot| snapshot.num_resumable(reusable));
+        let num_there = self.file().map_or(0, |file| file.num_resumable(reusable));
         Some(Resumable { num_here, num_with_file: num_here.max(num_there) })
     }
 
@@ -111,21 +113,17 @@ impl Prefixes {
     /// request enters next, or the caller makes room.
     ///
     /// Pieces that turn out to be damaged are left out, with all that continues them.
-    pub(in crate::engine) fn bring_in(
-        &mut self,
-        runner: &mut impl Runner,
-        request: &GenerationRequest,
-    ) -> Result<(), RunnerError> {
+    pub(in crate::engine) fn bring_in(&mut self, request: &GenerationRequest) -> Result<(), RunnerError> {
         let tokens = request.reusable();
         // Each round leaves out what is damaged, and what it continues may be of use by itself.
-        while let (Some(cache), Some(snapshot)) = (&self.cache, &self.persisted.snapshot) {
-            let here = cache.find(tokens);
+        while let Some(file) = self.file() {
+            let here = self.cache.find(tokens);
             // What another sequence computes is waited for.
-            if here.pending().is_some() || snapshot.num_resumable(tokens) <= cache.resume(&here).num_tokens {
+            if here.pending().is_some() || file.num_resumable(tokens) <= self.cache.resume(&here).num_tokens {
                 return Ok(());
             }
-            let pieces = snapshot.find(tokens);
-            let brought_in = self.bring_in_pieces(runner, tokens, &pieces, &request.plan);
+            let pieces = file.find(tokens);
+            let brought_in = self.bring_in_pieces(tokens, &pieces, &request.plan);
             if let Ok(Prompted::Damaged(extent)) = brought_in
                 && let Some(snapshot) = &mut self.persisted.snapshot
             {
@@ -145,7 +143,6 @@ impl Prefixes {
 
     fn bring_in_pieces(
         &mut self,
-        runner: &mut impl Runner,
         tokens: &[TokenId],
         pieces: &[Found],
         plan: &PromptPlan,
@@ -159,16 +156,16 @@ impl Prefixes {
         let mut buffer = RunBuffer::default();
         for found in pieces {
             let tokens = &tokens[..found.end];
-            match self.bring_in_segment(runner, tokens, found, claim_of(found), &mut buffer)? {
+            match self.bring_in_segment(tokens, found, claim_of(found), &mut buffer)? {
                 BroughtIn::Yes => {}
                 BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
                 BroughtIn::Damaged(extent) => return Ok(Prompted::Damaged(extent)),
             }
         }
-        if self.rule == ResumeRule::Checkpoints
+        if self.runner.resume_rule() == ResumeRule::Checkpoints
             && let Some(checkpoint) = &last.checkpoint
         {
-            match self.bring_in_checkpoint(runner, &tokens[..last.end], checkpoint, claim_of(last))? {
+            match self.bring_in_checkpoint(&tokens[..last.end], checkpoint, claim_of(last))? {
                 BroughtIn::Yes => {}
                 BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
                 BroughtIn::Damaged(extent) => return Ok(Prompted::Damaged(extent)),
@@ -180,14 +177,12 @@ impl Prefixes {
     /// Puts a piece that ends the tokens below what memory has of them.
     fn bring_in_segment(
         &mut self,
-        runner: &mut impl Runner,
         tokens: &[TokenId],
         found: &Found,
         claim: Claim,
         buffer: &mut RunBuffer,
     ) -> Result<BroughtIn, RunnerError> {
-        let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
-        let here = cache.find(tokens);
+        let here = self.cache.find(tokens);
         let start = here.num_tokens;
         if start >= found.end {
             return Ok(BroughtIn::Yes);
@@ -197,15 +192,15 @@ impl Prefixes {
             return Ok(BroughtIn::Unreadable);
         }
         // Before there is anything that could be left behind: a cut may fail.
-        let parent = self.end_of(runner, tokens)?;
+        let parent = self.end_of(tokens)?;
         let piece = found.piece.part(start - found.start..found.end - found.start);
         let num_wanted = piece.tokens().len();
         let bytes_per_token = piece.num_extent_bytes() / piece.num_extent_tokens().max(1) as u64;
-        self.make_room_at(runner, parent, bytes_per_token.saturating_mul(num_wanted as u64), claim)?;
+        self.make_room_at(parent, bytes_per_token.saturating_mul(num_wanted as u64), claim)?;
         let runs = piece.extents().iter().map(|extent| extent.num_tokens as usize);
         let num_run_tokens: Vec<usize> =
             if piece.extents().is_empty() { vec![num_wanted] } else { runs.collect() };
-        let segment = self.read(runner, &piece, buffer, |runner, bytes| {
+        let segment = self.read(&piece, buffer, |runner, bytes| {
             runner.import(Exported {
                 bytes,
                 num_bytes: piece.num_extent_bytes(),
@@ -215,18 +210,17 @@ impl Prefixes {
                 position: start,
             })
         });
-        let segment = match self.numbers(runner, &piece, segment)? {
+        let segment = match self.numbers(&piece, segment)? {
             Ok(segment) => segment,
             Err(why_not) => return Ok(why_not),
         };
-        let Some(cache) = &mut self.cache else { return Ok(BroughtIn::Yes) };
         let place = Place { parent, tokens: &tokens[start..], tier: found.tier };
-        match cache.insert(place, segment, None)? {
+        match self.cache.insert(place, segment, None)? {
             Inserted::New(_) => {
                 self.persisted.stats.num_restored_tokens += found.end - start;
                 self.persisted.stats.num_restored_bytes += segment.num_bytes;
             }
-            Inserted::Overlaps { .. } => runner.discard(segment.id),
+            Inserted::Overlaps { .. } => self.runner.discard(segment.id),
         }
         Ok(BroughtIn::Yes)
     }
@@ -234,26 +228,24 @@ impl Prefixes {
     /// Gives the node that ends with the tokens the recurrent state there.
     fn bring_in_checkpoint(
         &mut self,
-        runner: &mut impl Runner,
         tokens: &[TokenId],
         checkpoint: &Piece,
         claim: Claim,
     ) -> Result<BroughtIn, RunnerError> {
-        let node = self.end_of(runner, tokens)?;
-        self.make_room_at(runner, node, checkpoint.num_extent_bytes(), claim)?;
+        let node = self.end_of(tokens)?;
+        self.make_room_at(node, checkpoint.num_extent_bytes(), claim)?;
         let mut buffer = RunBuffer::default();
-        let state = self.read(runner, checkpoint, &mut buffer, |runner, bytes| {
-            runner.import_checkpoint(tokens.len(), bytes)
-        });
-        let state = match self.numbers(runner, checkpoint, state)? {
+        let state =
+            self.read(checkpoint, &mut buffer, |runner, bytes| runner.import_checkpoint(tokens.len(), bytes));
+        let state = match self.numbers(checkpoint, state)? {
             Ok(state) => state,
             Err(why_not) => return Ok(why_not),
         };
-        let Some((cache, node)) = self.cache.as_mut().zip(node) else {
-            runner.discard(state.id);
+        let Some(node) = node else {
+            self.runner.discard(state.id);
             return Ok(BroughtIn::Unreadable);
         };
-        discard_all(runner, cache.set_checkpoint(node, Some(state))?);
+        self.replace_checkpoint(node, Some(state))?;
         self.persisted.stats.num_restored_bytes += state.num_bytes;
         Ok(BroughtIn::Yes)
     }
@@ -261,44 +253,37 @@ impl Prefixes {
     /// What was read, if it is numbers: nothing else was ever saved, whatever its checksum says.
     fn numbers(
         &mut self,
-        runner: &mut impl Runner,
         piece: &Piece,
         read: Result<StoredSegment, BroughtIn>,
     ) -> Result<Result<StoredSegment, BroughtIn>, RunnerError> {
         let Ok(stored) = read else { return Ok(read) };
-        if runner.is_finite(stored.id)? {
+        if self.runner.is_finite(stored.id)? {
             self.persisted.finite.insert(stored.id);
             return Ok(read);
         }
-        runner.discard(stored.id);
+        self.runner.discard(stored.id);
         Ok(Err(piece.extents().first().map_or(BroughtIn::Unreadable, |extent| BroughtIn::Damaged(*extent))))
     }
 
     /// Makes a node end where what memory has of the tokens ends.
-    fn end_of(
-        &mut self,
-        runner: &mut impl Runner,
-        tokens: &[TokenId],
-    ) -> Result<Option<NodeId>, RunnerError> {
-        let Some(cache) = &self.cache else { return Ok(None) };
-        let here = cache.find(tokens);
+    fn end_of(&mut self, tokens: &[TokenId]) -> Result<Option<NodeId>, RunnerError> {
+        let here = self.cache.find(tokens);
         Ok(match here.partial {
-            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
+            Some(partial) => Some(self.split(partial.node, partial.num_tokens)?),
             None => here.path.last().map(|step| step.node),
         })
     }
 
     /// Has the runner take in the bytes of a piece, and drops that again where they are not sound.
-    fn read<R: Runner>(
+    fn read(
         &mut self,
-        runner: &mut R,
         piece: &Piece,
         buffer: &mut RunBuffer,
         import: impl FnOnce(&mut R, &mut (dyn Read + Send)) -> Result<StoredSegment, ImportError>,
     ) -> Result<StoredSegment, BroughtIn> {
         let snapshot = self.persisted.snapshot.as_ref().ok_or(BroughtIn::Unreadable)?;
         let mut reader = snapshot.reader(piece, buffer).map_err(|_| BroughtIn::Unreadable)?;
-        let imported = import(runner, &mut reader);
+        let imported = import(&mut self.runner, &mut reader);
         let finished = reader.finish();
         self.persisted.stats.num_read_bytes += finished.as_ref().copied().unwrap_or(0);
         match (imported, finished) {
@@ -307,12 +292,12 @@ impl Prefixes {
             (Err(ImportError::Runner(_)), _) | (Err(_), Err(ReadError::Io(_))) => Err(BroughtIn::Unreadable),
             (imported, Err(ReadError::Damaged(extent))) => {
                 if let Ok(segment) = imported {
-                    runner.discard(segment.id);
+                    self.runner.discard(segment.id);
                 }
                 Err(BroughtIn::Damaged(extent))
             }
             (Ok(segment), Err(ReadError::Io(_))) => {
-                runner.discard(segment.id);
+                self.runner.discard(segment.id);
                 Err(BroughtIn::Unreadable)
             }
             (Err(ImportError::WrongBytes(_)), _) => Err(piece
@@ -323,8 +308,9 @@ impl Prefixes {
     }
 
     /// Saves what memory has and the file lacks.
-    pub(in crate::engine) fn save<R: Runner>(&mut self, runner: &mut R) -> Result<SaveReport, SnapshotError> {
-        let (Some(cache), Some(snapshot)) = (&self.cache, &mut self.persisted.snapshot) else {
+    pub(in crate::engine) fn save(&mut self) -> Result<SaveReport, SnapshotError> {
+        let Self { runner, cache, persisted, is_on, .. } = self;
+        let Some(snapshot) = persisted.snapshot.as_mut().filter(|_| *is_on) else {
             return Ok(SaveReport::default());
         };
         // What passes under way compute may yet fail.
@@ -332,8 +318,8 @@ impl Prefixes {
         let mut saving = snapshot.begin_save()?;
         let tree = cache.tree();
         let mut ends: HashMap<NodeId, NodeId> = HashMap::new();
-        let known = std::mem::take(&mut self.persisted.finite);
-        let finite = &mut self.persisted.finite;
+        let known = std::mem::take(&mut persisted.finite);
+        let finite = &mut persisted.finite;
         let mut is_finite = |runner: &mut R, id: SegmentId| -> Result<bool, SnapshotError> {
             let is_finite = known.contains(&id)
                 || runner.is_finite(id).map_err(|error| SnapshotError::Export(error.to_string()))?;

@@ -68,7 +68,7 @@ impl<R: Runner> Engine<R> {
         }
         // And only then: those rows may have been meant to run on what the failed passes stored.
         if has_failed {
-            let taken_back = self.prefixes.passes_failed(&mut self.runner);
+            let taken_back = self.prefixes.passes_failed();
             taken_back.unwrap_or_else(|error| self.note_failure(error, Vec::new()));
         }
     }
@@ -83,7 +83,7 @@ impl<R: Runner> Engine<R> {
         let mut not_brought_in = None;
         let limits = self.limits.clone();
         let mut composer = Composer::new(&limits, self.running.iter().map(Sequence::counts));
-        let num_restored_bytes = |prefixes: &Prefixes| prefixes.persist_stats().num_restored_bytes;
+        let num_restored_bytes = |prefixes: &Prefixes<R>| prefixes.persist_stats().num_restored_bytes;
         let before = num_restored_bytes(&self.prefixes);
         let mut index = 0;
         composer.set_held(self.num_held_tokens());
@@ -102,7 +102,7 @@ impl<R: Runner> Engine<R> {
             let orders = self.waiting.iter().map(|sequence| sequence.request.plan.order);
             let first_order = orders.min().unwrap_or_default();
             let mut sequence = self.waiting.remove(index).expect("it was looked at just now");
-            if let Err(error) = self.prefixes.admit(&mut self.runner, &mut sequence, first_order) {
+            if let Err(error) = self.prefixes.admit(&mut sequence, first_order) {
                 sequence.num_cached_tokens = 0;
                 failed = Some((error, sequence.finished(FinishReason::Error)));
                 break;
@@ -146,7 +146,7 @@ impl<R: Runner> Engine<R> {
         let resumable = self.prefixes.resumable_with_file(sequence.request.reusable());
         let mut entry = Entry::of(composer, sequence, resumable);
         if entry == Entry::Enters {
-            if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
+            if let Err(error) = self.prefixes.bring_in(&sequence.request) {
                 // Computed instead.
                 not_brought_in.get_or_insert(error);
             }
@@ -155,7 +155,7 @@ impl<R: Runner> Engine<R> {
             entry = Entry::of(composer, sequence, resumable);
             if entry != Entry::Enters {
                 // Nobody resumes on what was brought in.
-                self.prefixes.make_room(&mut self.runner);
+                self.prefixes.make_room();
             }
         }
         if entry != Entry::Enters {
@@ -169,7 +169,7 @@ impl<R: Runner> Engine<R> {
     fn launch(&mut self, work: &[(usize, Work)]) -> Result<(), (RunnerError, Vec<Row>)> {
         let groups: Vec<Group> = work.iter().map(|(index, work)| self.running[*index].group(work)).collect();
         let pass = Pass::new(&groups);
-        if let Err(error) = self.runner.launch(&groups) {
+        if let Err(error) = self.prefixes.runner.launch(&groups) {
             return Err((error, pass.rows));
         }
         self.stats.peak_rows = self.stats.peak_rows.max(pass.rows.len());
@@ -190,13 +190,13 @@ impl<R: Runner> Engine<R> {
     fn after_launch(&mut self, index: usize, work: &Work) -> Result<(), RunnerError> {
         let sequence = &mut self.running[index];
         if let Work::Prefill(range) = work {
-            self.prefixes.reached(&mut self.runner, sequence, range.end)?;
+            self.prefixes.reached(sequence, range.end)?;
         }
         // Its last token is launched: row and KV go to the next in line one pass early.
         if sequence.state == State::Draining {
             let end = sequence.num_prefill_tokens() + sequence.request.max_new_tokens;
-            let taken = self.prefixes.take_rest(&mut self.runner, sequence, end);
-            self.runner.release(sequence.id);
+            let taken = self.prefixes.take_rest(sequence, end);
+            self.prefixes.runner.release(sequence.id);
             match taken {
                 Ok(rest) => sequence.rest = rest.map(|rest| (rest, end)),
                 // The answer is whole, it only cannot be kept.
@@ -215,6 +215,7 @@ impl<R: Runner> Engine<R> {
             pass.rows.iter().filter(|row| row.is_guided).map(|row| row.sequence).collect();
         let guided = self.ask_guides(&rows);
         let chosen = self
+            .prefixes
             .runner
             .choose(rows.iter().map(|sequence| guided.get(sequence).and_then(Guided::allowed)).collect());
         for sequence in rows {
@@ -264,7 +265,7 @@ impl<R: Runner> Engine<R> {
     /// failed, and with it those launched on top of it.
     fn collect(&mut self) -> bool {
         let Some(mut pass) = self.passes.pop_front() else { return true };
-        let outcomes = match self.runner.collect().and_then(|outcomes| as_asked(&pass, outcomes)) {
+        let outcomes = match self.prefixes.runner.collect().and_then(|outcomes| as_asked(&pass, outcomes)) {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 self.fail_under_way(error, pass.rows);
@@ -324,7 +325,7 @@ impl<R: Runner> Engine<R> {
     fn end_without_numbers(&mut self, index: usize) {
         self.stats.num_without_token += 1;
         // What it ran on may be to blame: nobody else is to begin with that.
-        if let Err(error) = self.prefixes.drop_unsound(&mut self.runner, &mut self.running, index) {
+        if let Err(error) = self.prefixes.drop_unsound(&mut self.running, index) {
             self.note_failure(error, Vec::new());
         }
         let finished = self.remove_running(index, false).finished(FinishReason::NotNumbers);
@@ -335,7 +336,7 @@ impl<R: Runner> Engine<R> {
     fn fail_under_way(&mut self, error: RunnerError, mut rows: Vec<Row>) {
         for pass in mem::take(&mut self.passes) {
             // Built on what failed; collected only to be rid of it, so its outcome is no news.
-            let _ = self.runner.collect();
+            let _ = self.prefixes.runner.collect();
             rows.extend(pass.rows);
         }
         self.fail(error, &rows);

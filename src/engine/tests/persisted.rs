@@ -103,6 +103,26 @@ fn what_one_engine_has_stored_and_saved_the_next_brings_in() {
 }
 
 #[test]
+fn without_limits_nothing_is_stored_and_a_file_is_left_alone() {
+    let mut requests = with_a_shared_prefix(4);
+    requests.push(request(4, words(7, 1), 3, &[]));
+    for rule in RULES {
+        let file = CacheFile::new();
+        saved(answered(file.engine(limits(4, 64, true), rule), &requests[..2]));
+        let before = std::fs::read(&file.path).expect("it was saved");
+        let limits = limits(4, 64, true);
+        let runner = FakeRunner::new(limits.clone()).with_rule(rule);
+        let mut run = answered(file.attach(Engine::new(runner, limits, None), rule), &requests);
+        assert_eq!(run.engine.runner().num_prefilled(), 4 * 29, "{rule:?}");
+        assert_eq!((run.engine.cache_usage(), num_restored(&run.engine)), (None, 0));
+        assert!(!run.engine.has_much_unsaved());
+        assert_eq!(run.engine.save_snapshot().expect("there is nothing to do").num_tokens, 0);
+        assert_eq!(std::fs::read(&file.path).expect("it is still there"), before, "{rule:?}");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
 fn what_is_no_number_is_not_saved_and_the_rest_is() {
     for rule in RULES {
         let file = CacheFile::new();
