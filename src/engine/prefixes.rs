@@ -29,8 +29,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use self::persisted::Persisted;
 use super::sequence::Sequence;
-use super::{PromptPlan, Runner, RunnerError, SequenceId, Stored, StoredSegment, TokenId};
-use crate::cache::{CacheError, CacheLimits, CacheUsage, Claim, NodeId, OwnerId, Payload, PromptCache};
+use super::{GenerationRequest, Runner, RunnerError, SequenceId, Stored, StoredSegment};
+use crate::cache::{
+    CacheError, CacheLimits, CacheUsage, Claim, Match, NodeId, OwnerId, Payload, PromptCache,
+};
 
 impl Payload for StoredSegment {
     fn num_bytes(&self) -> u64 {
@@ -93,11 +95,17 @@ impl<R: Runner> Prefixes<R> {
         self.is_on.then_some(&mut self.cache)
     }
 
-    /// Tells the cache of a request's plan, given the tokens that may come from it: what is stored already may be meant for it.
-    pub(super) fn expect(&mut self, reusable: &[TokenId], plan: &PromptPlan) -> Result<(), RunnerError> {
-        let found = self.cache.find(reusable);
+    /// Tells the cache of the plan of a request, given what was found of it: what is stored already may be meant
+    /// for it.
+    pub(super) fn expect(
+        &mut self,
+        request: &GenerationRequest,
+        found: &mut Match,
+    ) -> Result<(), RunnerError> {
+        self.cache.find_again(found, request.reusable());
         let whole = found.path.iter().map(|step| (step.node, step.end));
         let partial = found.partial.map(|partial| (partial.node, found.num_tokens));
+        let plan = &request.plan;
         let mut cuts = plan.cuts.iter().peekable();
         for (node, end) in whole.chain(partial) {
             while cuts.next_if(|cut| cut.position < end).is_some() {}
@@ -240,6 +248,18 @@ impl<R: Runner> Prefixes<R> {
         let dropped = self.cache.remove(node)?;
         self.discard_all(dropped);
         Ok(())
+    }
+
+    /// Makes a node end after so many of the tokens that were found.
+    fn node_at(&mut self, found: &Match, num_tokens: usize) -> Result<Option<NodeId>, RunnerError> {
+        let num_whole = found.path.iter().take_while(|step| step.end <= num_tokens).count();
+        let (whole, beyond) = found.path.split_at(num_whole);
+        let start = whole.last().map_or(0, |step| step.end);
+        let cut = beyond.first().map(|step| step.node).or(found.partial.map(|partial| partial.node));
+        match cut.filter(|_| start < num_tokens) {
+            Some(node) => self.split(node, num_tokens - start).map(Some),
+            None => Ok(whole.last().map(|step| step.node)),
+        }
     }
 
     /// Cuts a stored node after its first `at` tokens and returns the upper half.

@@ -13,6 +13,7 @@ use super::{
     Choice, Event, FinishReason, GenerationRequest, Group, Input, RequestId, Scoring, SequenceId, Stored,
     TokenId, Want,
 };
+use crate::cache::Match;
 
 /// How far a sequence's *launched* work is; what is collected lags behind by up to two passes.
 ///
@@ -86,6 +87,10 @@ pub(super) struct Sequence {
     pub id: SequenceId,
     pub request: GenerationRequest,
     pub state: State,
+    /// What memory had of its prompt when that was last looked up.
+    pub found: Match,
+    /// Prompt tokens that it could resume with from the cache file, in the version of that number.
+    pub num_in_file: Option<(u64, usize)>,
     pub hold: Hold,
     /// Prompt tokens that were not computed because their KV was there already.
     pub num_cached_tokens: usize,
@@ -115,6 +120,8 @@ impl Sequence {
             guiding: guiding.map(Box::new),
             request,
             state: State::Waiting,
+            found: Match::default(),
+            num_in_file: None,
             hold: Hold::default(),
             num_cached_tokens: 0,
             new_tokens: Vec::new(),

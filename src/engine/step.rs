@@ -18,7 +18,7 @@ use super::stats::Stats;
 use super::{Stored, StoredSegment};
 #[cfg(test)]
 use crate::cache::PromptCache;
-use crate::cache::{CacheLimits, CacheUsage};
+use crate::cache::{CacheLimits, CacheUsage, Match};
 use crate::snapshot::{SaveReport, Snapshot, SnapshotError};
 
 use super::{
@@ -119,20 +119,23 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn enqueue(&mut self, sequence: Sequence, push: fn(&mut VecDeque<Sequence>, Sequence)) {
+    fn enqueue(&mut self, mut sequence: Sequence, push: fn(&mut VecDeque<Sequence>, Sequence)) {
         self.num_submitted += 1;
         if !sequence.has_work() {
             self.events.push(sequence.finished(FinishReason::Length));
             return;
         }
         // Of what was stored since it was planned, too.
-        self.expect(&sequence.request);
+        let Sequence { request, found, .. } = &mut sequence;
+        if let Err(error) = self.prefixes.expect(request, found) {
+            self.note_failure(error, Vec::new());
+        }
         push(&mut self.waiting, sequence);
     }
 
     /// Tells of a request that will be submitted: what is stored already may be meant for it.
     pub fn expect(&mut self, request: &GenerationRequest) {
-        if let Err(error) = self.prefixes.expect(request.reusable(), &request.plan) {
+        if let Err(error) = self.prefixes.expect(request, &mut Match::default()) {
             self.note_failure(error, Vec::new());
         }
     }

@@ -11,17 +11,18 @@ use super::{Prefixes, Unconfirmed};
 use crate::cache::{Claim, Inserted, NodeId, OwnerId, Place, Step, Tier};
 use crate::engine::hold::Piece;
 use crate::engine::sequence::Sequence;
-use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored, TokenId};
+use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored};
 
 impl<R: Runner> Prefixes<R> {
-    /// Of the tokens that may come from the cache, those that a sequence would resume with now; `None` if it should wait for another
-    /// that is computing more of them.
-    pub(in crate::engine) fn resumable(&self, reusable: &[TokenId]) -> Option<usize> {
-        let found = self.cache.find(reusable);
+    /// Prompt tokens that a sequence would resume with now; `None` if it should wait for another that is computing
+    /// more of them.
+    pub(in crate::engine) fn resumable(&self, sequence: &mut Sequence) -> Option<usize> {
+        let Sequence { request, found, .. } = sequence;
+        self.cache.find_again(found, request.reusable());
         if found.pending().is_some() {
             return None;
         }
-        let resume = self.cache.resume(&found);
+        let resume = self.cache.resume(found);
         let mut beyond = found.path.iter().skip(resume.num_nodes);
         if beyond.any(|step| self.awaited.contains_key(&step.node)) {
             return None;
@@ -53,11 +54,12 @@ impl<R: Runner> Prefixes<R> {
             sequence.hold.push(0, Piece::Own);
             return Ok(());
         }
-        let tokens = sequence.request.reusable();
-        let mut found = self.cache.find(tokens);
-        if let Some(partial) = found.partial.filter(|partial| partial.has_segment) {
-            self.split(partial.node, partial.num_tokens)?;
-            found = self.cache.find(tokens);
+        let mut found = std::mem::take(&mut sequence.found);
+        self.cache.find_again(&mut found, sequence.request.reusable());
+        if let Some(partial) = found.partial.take_if(|partial| partial.has_segment) {
+            let node = self.split(partial.node, partial.num_tokens)?;
+            let end = found.num_tokens;
+            found.path.push(Step { node, end, has_segment: true, has_checkpoint: false });
         }
         let resume = self.cache.resume(&found);
         self.cache.record_hit(&found, &resume)?;

@@ -143,14 +143,14 @@ impl<R: Runner> Engine<R> {
         not_brought_in: &mut Option<RunnerError>,
     ) -> Entry {
         let sequence = &mut self.waiting[index];
-        let resumable = self.prefixes.resumable_with_file(sequence.request.reusable());
+        let resumable = self.prefixes.resumable_with_file(sequence);
         let mut entry = Entry::of(composer, sequence, resumable);
         if entry == Entry::Enters {
-            if let Err(error) = self.prefixes.bring_in(&sequence.request) {
+            if let Err(error) = self.prefixes.bring_in(sequence) {
                 // Computed instead.
                 not_brought_in.get_or_insert(error);
             }
-            let resumable = self.prefixes.resumable(sequence.request.reusable());
+            let resumable = self.prefixes.resumable(sequence);
             let resumable = resumable.map(|num_here| Resumable { num_here, num_with_file: num_here });
             entry = Entry::of(composer, sequence, resumable);
             if entry != Entry::Enters {
