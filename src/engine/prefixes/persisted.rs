@@ -242,8 +242,7 @@ impl<R: Runner> Prefixes<R> {
         Ok(())
     }
 
-    /// Has the runner take in the bytes of a piece, and drops that again where they are not sound: no numbers, too,
-    /// were never saved, whatever their checksum says.
+    /// Has the runner take in the bytes of a piece, and drops that again where they are not sound.
     fn read(
         &mut self,
         piece: &Piece,
@@ -257,18 +256,18 @@ impl<R: Runner> Prefixes<R> {
         self.persisted.stats.num_read_bytes += finished.as_ref().copied().unwrap_or(0);
         let stored = imported.as_ref().ok().copied();
         let why_not = match (imported, finished) {
-            (Ok(stored), Ok(_)) => match self.runner.is_finite(stored.id) {
-                Ok(true) => {
-                    self.persisted.finite.insert(stored.id);
-                    return Ok(stored);
-                }
-                Ok(false) => damaged(piece),
-                Err(error) => NotBroughtIn::Failed(error),
-            },
+            (Ok(stored), Ok(_)) => {
+                self.persisted.finite.insert(stored.id);
+                return Ok(stored);
+            }
             // The file's entry is none the worse for it.
             (Err(ImportError::Runner(_)), _) | (_, Err(ReadError::Io(_))) => NotBroughtIn::Unreadable,
             (_, Err(ReadError::Damaged(extent))) => NotBroughtIn::Damaged(extent),
-            (Err(ImportError::WrongBytes(_)), Ok(_)) => damaged(piece),
+            // All of it is no use, so its first extent is none.
+            (Err(ImportError::WrongBytes(_)), Ok(_)) => piece
+                .extents()
+                .first()
+                .map_or(NotBroughtIn::Unreadable, |first| NotBroughtIn::Damaged(*first)),
         };
         self.discard_all(stored);
         Err(why_not)
@@ -331,11 +330,6 @@ impl<R: Runner> Prefixes<R> {
         persisted.num_unsaved_bytes = 0;
         Ok(report)
     }
-}
-
-/// As all of a piece is no use, so is its first extent.
-fn damaged(piece: &Piece) -> NotBroughtIn {
-    piece.extents().first().map_or(NotBroughtIn::Unreadable, |extent| NotBroughtIn::Damaged(*extent))
 }
 
 fn told(error: SnapshotError) -> RunnerError {
