@@ -68,11 +68,6 @@ impl<P: Payload> PromptCache<P> {
         self.tree.find(tokens)
     }
 
-    /// Brings up to date what was found of the same tokens before.
-    pub fn find_again(&self, found: &mut Match, tokens: &[TokenId]) {
-        self.tree.find_again(found, tokens);
-    }
-
     /// The deepest point of a match from which this cache's models can resume.
     pub fn resume(&self, found: &Match) -> Resume {
         found.resume(self.rule)

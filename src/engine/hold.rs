@@ -99,17 +99,8 @@ impl Hold {
         self.pieces.iter().take_while(|(_, piece)| !piece.is_due()).last().map_or(0, |(end, _)| *end)
     }
 
-    /// Tokens it has stored that the cache counts, as its own KV does.
-    pub(super) fn num_kept_tokens(&self) -> usize {
-        self.num_tokens_as(Piece::Kept)
-    }
-
-    /// Tokens it resumed on that the cache has no more: they are the sequence's own KV.
-    pub(super) fn num_taken_over(&self) -> usize {
-        self.num_tokens_as(Piece::TakenOver)
-    }
-
-    fn num_tokens_as(&self, wanted: Piece) -> usize {
+    /// Tokens of the pieces that are in this state.
+    pub(super) fn num_tokens_as(&self, wanted: Piece) -> usize {
         let starts = std::iter::once(0).chain(self.pieces.iter().map(|(end, _)| *end));
         let of_kind = self.pieces.iter().zip(starts).filter(|((_, piece), _)| *piece == wanted);
         of_kind.map(|((end, _), start)| end - start).sum()
@@ -137,7 +128,12 @@ mod tests {
     }
 
     fn counts(hold: &Hold) -> (usize, usize, usize, bool) {
-        (hold.num_tokens(), hold.num_kept_tokens(), hold.num_taken_over(), hold.is_detached())
+        (
+            hold.num_tokens(),
+            hold.num_tokens_as(Piece::Kept),
+            hold.num_tokens_as(Piece::TakenOver),
+            hold.is_detached(),
+        )
     }
 
     #[test]
@@ -168,14 +164,14 @@ mod tests {
             hold.detach_from(start);
             assert_eq!(hold.next_due(), None);
             assert!(hold.is_detached());
-            (hold.num_kept_tokens(), hold.num_taken_over())
+            (hold.num_tokens_as(Piece::Kept), hold.num_tokens_as(Piece::TakenOver))
         };
         assert_eq!([0, 2, 4, 7, 9].map(held), [(0, 4), (0, 2), (0, 0), (3, 0), (5, 0)]);
         let mut hold = Hold::default();
         hold.push(9, Piece::Resumed);
         for (start, num_taken_over) in [(7, 2), (3, 6), (8, 6)] {
             hold.detach_from(start);
-            assert_eq!(hold.num_taken_over(), num_taken_over);
+            assert_eq!(hold.num_tokens_as(Piece::TakenOver), num_taken_over);
         }
     }
 }

@@ -102,7 +102,7 @@ impl<R: Runner> Prefixes<R> {
         request: &GenerationRequest,
         found: &mut Match,
     ) -> Result<(), RunnerError> {
-        self.cache.find_again(found, request.reusable());
+        self.cache.tree().find_again(found, request.reusable());
         let whole = found.path.iter().map(|step| (step.node, step.end));
         let partial = found.partial.map(|partial| (partial.node, found.num_tokens));
         let plan = &request.plan;

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::edits::{Processing, Tokens};
 use super::guiding::Guiding;
-use super::hold::Hold;
+use super::hold::{Hold, Piece};
 use super::{
     Choice, Event, FinishReason, GenerationRequest, Group, Input, RequestId, Scoring, SequenceId, Stored,
     TokenId, Want,
@@ -153,7 +153,8 @@ impl Sequence {
             num_prefill_tokens: self.num_prefill_tokens(),
             next_cut: next_cut.unwrap_or(usize::MAX),
             last_cut: cuts[..num_passed].last().map_or(0, |cut| cut.position),
-            max_kv_tokens: max_kv_tokens - (self.num_cached_tokens - self.hold.num_taken_over()),
+            max_kv_tokens: max_kv_tokens
+                - (self.num_cached_tokens - self.hold.num_tokens_as(Piece::TakenOver)),
             state: self.state,
         }
     }

@@ -126,18 +126,15 @@ impl<R: Runner> Engine<R> {
             return;
         }
         // Of what was stored since it was planned, too.
-        let Sequence { request, found, .. } = &mut sequence;
-        if let Err(error) = self.prefixes.expect(request, found) {
-            self.note_failure(error, Vec::new());
-        }
+        let told = self.prefixes.expect(&sequence.request, &mut sequence.found);
+        self.note_outcome(told);
         push(&mut self.waiting, sequence);
     }
 
     /// Tells of a request that will be submitted: what is stored already may be meant for it.
     pub fn expect(&mut self, request: &GenerationRequest) {
-        if let Err(error) = self.prefixes.expect(request, &mut Match::default()) {
-            self.note_failure(error, Vec::new());
-        }
+        let told = self.prefixes.expect(request, &mut Match::default());
+        self.note_outcome(told);
     }
 
     /// Returns how many more requests the waiting line takes.
@@ -294,16 +291,19 @@ impl<R: Runner> Engine<R> {
             self.prefixes.runner.release(sequence.id);
         }
         let let_go = self.prefixes.let_go(&mut sequence);
-        if let Err(error) = kept.and(let_go) {
-            // The answer itself is whole: told as an error of the run, without a request that ends.
-            self.note_failure(error, Vec::new());
-        }
+        // The answer itself is whole: told as an error of the run, without a request that ends.
+        self.note_outcome(kept.and(let_go));
         sequence
     }
 
     /// Has an error told, and then these events; of several errors the first.
     fn note_failure(&mut self, error: RunnerError, events: Vec<Event>) {
         self.failure.get_or_insert_with(|| Failure { error, events: Vec::new() }).events.extend(events);
+    }
+
+    /// Has an error told, if there is one, that ends no request.
+    fn note_outcome(&mut self, outcome: Result<(), RunnerError>) {
+        outcome.unwrap_or_else(|error| self.note_failure(error, Vec::new()));
     }
 
     /// Has the cache keep what a sequence computed after its path, as far as its tokens are known.

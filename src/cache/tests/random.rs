@@ -138,7 +138,7 @@ impl Pair {
     fn find(&mut self, tokens: &[TokenId]) {
         let found = self.caller.cache.find(tokens);
         for (tokens, before) in &mut self.found {
-            self.caller.cache.find_again(before, tokens);
+            self.caller.cache.tree().find_again(before, tokens);
             assert_eq!(*before, self.caller.cache.find(tokens), "{tokens:?}");
         }
         self.found.push((tokens.to_vec(), found.clone()));

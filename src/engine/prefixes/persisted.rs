@@ -165,13 +165,13 @@ impl<R: Runner> Prefixes<R> {
         };
         let mut buffer = RunBuffer::default();
         for piece in &pieces {
-            self.cache.find_again(found, tokens);
+            self.cache.tree().find_again(found, tokens);
             self.bring_in_segment(&tokens[..piece.end], found, piece, claim_of(piece), &mut buffer)?;
         }
         if self.runner.resume_rule() == ResumeRule::Checkpoints
             && let Some(checkpoint) = &last.checkpoint
         {
-            self.cache.find_again(found, tokens);
+            self.cache.tree().find_again(found, tokens);
             self.bring_in_checkpoint(last.end, found, checkpoint, claim_of(last))?;
         }
         Ok(last.node)

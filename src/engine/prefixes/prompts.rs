@@ -18,7 +18,7 @@ impl<R: Runner> Prefixes<R> {
     /// more of them.
     pub(in crate::engine) fn resumable(&self, sequence: &mut Sequence) -> Option<usize> {
         let Sequence { request, found, .. } = sequence;
-        self.cache.find_again(found, request.reusable());
+        self.cache.tree().find_again(found, request.reusable());
         if found.pending().is_some() {
             return None;
         }
@@ -55,7 +55,7 @@ impl<R: Runner> Prefixes<R> {
             return Ok(());
         }
         let mut found = std::mem::take(&mut sequence.found);
-        self.cache.find_again(&mut found, sequence.request.reusable());
+        self.cache.tree().find_again(&mut found, sequence.request.reusable());
         if let Some(partial) = found.partial.take_if(|partial| partial.has_segment) {
             let node = self.split(partial.node, partial.num_tokens)?;
             let end = found.num_tokens;
