@@ -17,12 +17,13 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::Array;
 
 use super::{
-    arrays::{Copying, overlap, rows_in_parts, rows_of},
+    arrays::{Copying, overlap, rows_in_parts},
     attention::{ChunkKv, DecodeKv, PassKv, PieceKv, RunKv, SlabKv},
     cohort::{Cohorts, Piece, Row},
     costs::Costs,
     device::ComputeDevice,
     error::{MlxError, Result},
+    host::{as_sequence, is_for_host},
     kv::{LayerKv, is_short},
     packed::PassChunk,
     planes::Planes,
@@ -71,6 +72,7 @@ impl Sequence {
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
     slab: Slab,
+    device: ComputeDevice,
     /// Of what is stored.
     copying: Copying,
     /// The decode rows; they follow from what these run on.
@@ -90,7 +92,8 @@ impl LiveKv {
     ) -> Self {
         Self {
             sequences: HashMap::new(),
-            slab: Slab::default(),
+            slab: Slab::new(device),
+            device,
             copying: Copying::of(device),
             cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
             are_decoding: false,
@@ -395,14 +398,13 @@ impl LiveKv {
     /// after RoPE; decode rows are in the first part. Returns the layer as the rows see it.
     pub(super) fn append(&mut self, layer: usize, parts: &[Planes], pass: &LivePass) -> Result<PassKv> {
         let num_decode = pass.decode_positions.len();
-        let decode = if num_decode == 0 {
-            None
-        } else {
-            let step = |rows: &Array| rows_of(rows, &(0..num_decode), rows.dim(0) as usize);
-            Some(self.append_step(layer, &parts[0].map(step)?, pass)?)
-        };
+        let decode = if num_decode == 0 { None } else { Some(self.append_step(layer, &parts[0], pass)?) };
         let part_rows: Vec<usize> = parts.iter().map(|part| part.keys().dim(0) as usize).collect();
-        let as_views = self.chunks_as_views(&part_rows, pass);
+        let are_copies = is_for_host(parts[0].keys(), self.device);
+        let as_views = match are_copies {
+            true => vec![false; pass.chunks.len()],
+            false => self.chunks_as_views(&part_rows, pass),
+        };
         let mut runs = Vec::with_capacity(pass.runs.len());
         for run in &pass.runs {
             let of_layer = |segment: &Rc<Segment>| segment.layers[layer].clone();
@@ -414,17 +416,15 @@ impl LiveKv {
                 let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
                 let mut by_head = Vec::new();
                 for (part, rows) in rows_in_parts(&part_rows, &rows) {
-                    by_head.push(parts[part].map(|plane| {
-                        let rows = rows_of(plane, &rows, part_rows[part])?;
-                        Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)
-                    })?);
+                    by_head.push(parts[part].map(|plane| as_sequence(plane, &rows, self.device))?);
                 }
-                let own = match by_head.as_slice() {
-                    [planes] if as_views[index] => {
+                let own = match (by_head.as_slice(), state.own.get(layer)) {
+                    ([planes], None) if are_copies => LayerKv { first: chunk.start, planes: planes.clone() },
+                    ([planes], _) if as_views[index] => {
                         state.is_own_shared = true;
                         LayerKv { first: chunk.start, planes: planes.clone() }
                     }
-                    several => LayerKv::after(state.own.get(layer), chunk.start, several)?,
+                    (several, earlier) => LayerKv::after(earlier, chunk.start, several)?,
                 };
                 put(&mut state.own, layer, own.clone());
                 let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
@@ -469,10 +469,10 @@ impl LiveKv {
         as_views
     }
 
-    /// Fills the slab's new column in one layer with planes of `(B, H_kv, D)`, and returns the layer as the rows see it.
-    fn append_step(&mut self, layer: usize, rows: &Planes, pass: &LivePass) -> Result<DecodeKv> {
-        let column = |rows: &Array| -> Result<Array> { Ok(pass.slab_rows.by_slot(rows)?.expand_dims(2)?) };
-        let planes = self.slab.fill(layer, &rows.map(column)?)?;
+    /// Fills the slab's new column in one layer with the first of packed rows, planes of `(n, H_kv, D)`, and returns
+    /// the layer as the decode rows see it.
+    fn append_step(&mut self, layer: usize, packed: &Planes, pass: &LivePass) -> Result<DecodeKv> {
+        let planes = self.slab.fill(layer, packed, &pass.slab_rows)?;
         let piece = |piece: &Piece| PieceKv { rows: piece.rows.clone(), kv: piece.layers[layer].clone() };
         Ok(DecodeKv {
             positions: pass.decode_positions.clone(),
