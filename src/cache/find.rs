@@ -2,8 +2,12 @@
 //!
 //! Owns the walk down the tree and the two rules of resuming. Whether to wait for a pending node or
 //! to resume above it is the caller's decision.
+//!
+//! A caller who keeps a [`Match`] has each token compared once, whatever happens to the tree meanwhile: what was
+//! found holds as far as its nodes hang where they hung, since a node's edge changes only when it is split, and
+//! then it hangs below the upper half.
 
-use super::{NodeId, PromptTree, TokenId};
+use super::{Node, NodeId, PromptTree, TokenId};
 
 /// Where a model can resume from stored KV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub struct Partial {
 }
 
 /// How far a prompt runs along the tree.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Match {
     /// The nodes matched whole, from the root down. Below a pending node all are pending.
     pub path: Vec<Step>,
@@ -91,25 +95,54 @@ impl Match {
 impl<P> PromptTree<P> {
     /// Follows `tokens` down the tree; linear in the tokens that match.
     pub fn find(&self, tokens: &[TokenId]) -> Match {
-        let mut found = Match { path: Vec::new(), partial: None, num_tokens: 0 };
-        let mut rest = tokens;
+        let mut found = Match::default();
+        self.find_again(&mut found, tokens);
+        found
+    }
+
+    /// Brings up to date what was found of the same tokens before; linear in the nodes, and in the tokens that lie
+    /// in new ones.
+    pub fn find_again(&self, found: &mut Match, tokens: &[TokenId]) {
         let mut parent = None;
-        while let Some(id) = rest.first().and_then(|first| self.child(parent, *first)) {
+        let mut path = std::mem::take(&mut found.path).into_iter();
+        for step in path.by_ref() {
+            let Some(node) = self.child_of(parent, step.node) else { break };
+            found.path.push(step_to(step.node, node));
+            parent = Some(step.node);
+        }
+        found.num_tokens = found.path.last().map_or(0, |step| step.end);
+        if let Some(partial) = found.partial.take()
+            && let Some(node) = self.child_of(parent, partial.node)
+        {
+            found.num_tokens += partial.num_tokens;
+            found.partial = Some(Partial { has_segment: node.segment().is_some(), ..partial });
+            return;
+        }
+        while let Some(id) = tokens.get(found.num_tokens).and_then(|first| self.child(parent, *first)) {
             let node = self.linked(id);
-            let num_common = common_prefix(node.tokens(), rest);
-            let has_segment = node.segment().is_some();
+            let num_common = common_prefix(node.tokens(), &tokens[found.num_tokens..]);
+            #[cfg(test)]
+            self.num_compared.set(self.num_compared.get() + num_common);
             found.num_tokens += num_common;
             if num_common < node.tokens().len() {
+                let has_segment = node.segment().is_some();
                 found.partial = Some(Partial { node: id, num_tokens: num_common, has_segment });
                 break;
             }
-            let has_checkpoint = node.checkpoint().is_some();
-            found.path.push(Step { node: id, end: node.end(), has_segment, has_checkpoint });
-            rest = &rest[num_common..];
+            found.path.push(step_to(id, node));
             parent = Some(id);
         }
-        found
     }
+
+    /// A node, if it is there and hangs below this one.
+    fn child_of(&self, parent: Option<NodeId>, id: NodeId) -> Option<&Node<P>> {
+        self.node(id).filter(|node| node.parent() == parent)
+    }
+}
+
+fn step_to<P>(id: NodeId, node: &Node<P>) -> Step {
+    let (has_segment, has_checkpoint) = (node.segment().is_some(), node.checkpoint().is_some());
+    Step { node: id, end: node.end(), has_segment, has_checkpoint }
 }
 
 /// The number of tokens at the start of both.

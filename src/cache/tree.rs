@@ -19,6 +19,9 @@ pub struct PromptTree<P> {
     pub(super) num_bytes: PerTier<u64>,
     clock: u64,
     pub(super) changes: Vec<NodeId>,
+    /// Tokens that lookups have compared.
+    #[cfg(test)]
+    pub(crate) num_compared: std::cell::Cell<usize>,
 }
 
 impl<P> PromptTree<P> {
@@ -30,6 +33,8 @@ impl<P> PromptTree<P> {
             num_bytes: PerTier::default(),
             clock: 0,
             changes: Vec::new(),
+            #[cfg(test)]
+            num_compared: std::cell::Cell::default(),
         }
     }
 

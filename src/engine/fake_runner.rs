@@ -240,6 +240,17 @@ impl FakeRunner {
         }
     }
 
+    /// What was imported, if it is numbers.
+    fn sound(&mut self, imported: Option<StoredSegment>) -> Result<StoredSegment, ImportError> {
+        let wrong = || ImportError::WrongBytes("of something else".to_owned());
+        let imported = imported.ok_or_else(wrong)?;
+        if self.is_finite(imported.id)? {
+            return Ok(imported);
+        }
+        self.store.discard(imported.id);
+        Err(wrong())
+    }
+
     fn cache_call(&mut self, name: &str) -> Result<(), RunnerError> {
         let number = self.num_cache_calls;
         self.num_cache_calls += 1;
@@ -410,7 +421,8 @@ impl Runner for FakeRunner {
 
     fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, ImportError> {
         self.cache_call("import")?;
-        self.store.import(exported).ok_or_else(|| ImportError::WrongBytes("of something else".to_owned()))
+        let imported = self.store.import(exported);
+        self.sound(imported)
     }
 
     fn import_checkpoint(
@@ -420,7 +432,7 @@ impl Runner for FakeRunner {
     ) -> Result<StoredSegment, ImportError> {
         self.cache_call("import")?;
         let imported = self.store.import_checkpoint(position, bytes);
-        imported.ok_or_else(|| ImportError::WrongBytes("of something else".to_owned()))
+        self.sound(imported)
     }
 
     fn resume_rule(&self) -> ResumeRule {

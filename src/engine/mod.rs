@@ -59,6 +59,7 @@
 mod edits;
 mod group;
 mod guiding;
+mod hold;
 mod pass;
 mod prefixes;
 mod request;

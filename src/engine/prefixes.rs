@@ -1,10 +1,10 @@
-//! Sequences on stored prefixes: what each resumes from, announces, stores and holds on to.
+//! The runner and the prompt cache over it: what sequences resume from, announce, store and hold on to.
 //!
-//! Owns the traffic between running sequences, the prompt cache and the runner's segments, so that
-//! a prefix that several requests share is computed once: `prompts` for what comes before the first
-//! new token, `answers` for what comes after, `persisted` for what a cache file has, `unsound` for what
-//! turns out to be no numbers. What is kept for
-//! how long is the cache's rule; which requests run when, the scheduler's.
+//! Owns both, and the traffic between them and the running sequences, so that a prefix that several requests share
+//! is computed once: `prompts` for what comes before the first new token, `answers` for what comes after,
+//! `persisted` for what a cache file has, `unsound` for what turns out to be no numbers. What is kept for how long
+//! is the cache's rule; which requests run when, the scheduler's. Where there is no cache, it is one that stays
+//! empty: what a sequence computes is its own from its first token on.
 //!
 //! ```text
 //!   cache                            sequences
@@ -29,9 +29,9 @@ use std::collections::{BTreeMap, VecDeque};
 
 use self::persisted::Persisted;
 use super::sequence::Sequence;
-use super::{PromptPlan, Runner, RunnerError, SegmentId, SequenceId, Stored, StoredSegment, TokenId};
+use super::{GenerationRequest, Runner, RunnerError, SequenceId, Stored, StoredSegment};
 use crate::cache::{
-    CacheError, CacheLimits, CacheUsage, Claim, NodeId, OwnerId, Payload, PromptCache, ResumeRule,
+    CacheError, CacheLimits, CacheUsage, Claim, Match, NodeId, OwnerId, Payload, PromptCache,
 };
 
 impl Payload for StoredSegment {
@@ -46,65 +46,6 @@ impl From<CacheError> for RunnerError {
     }
 }
 
-/// A sequence's hold on the prompt cache.
-#[derive(Debug, Default)]
-pub(super) struct Hold {
-    /// The pinned node below which it stores what comes next.
-    node: Option<NodeId>,
-    /// Tokens on its stored path in the runner: what it stores next begins here.
-    num_tokens: usize,
-    /// Of those it has stored itself, the tokens that the cache keeps and counts; all else is its own KV,
-    /// whether stored once or not.
-    num_kept_tokens: usize,
-    /// What it is to store, in order.
-    due: VecDeque<Due>,
-    /// The end of its path was not kept, so nothing can be stored below it: from there on the
-    /// sequence owns its KV alone.
-    is_detached: bool,
-    /// Of the tokens it resumed on, those that it took over from the cache.
-    num_taken_over: usize,
-}
-
-/// Something to be stored when a sequence has computed its prompt up to `end`.
-#[derive(Debug, Clone, Copy)]
-struct Due {
-    end: usize,
-    node: NodeId,
-    kind: DueKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum DueKind {
-    /// The node is announced, and planned requests beside this one will use it.
-    Shared,
-    /// The node is announced, and nobody else is known to use it.
-    Private,
-    /// The node is stored, but without the recurrent state at its end.
-    Checkpoint,
-}
-
-impl Hold {
-    /// Where what the sequence stores next begins.
-    pub(super) fn num_tokens(&self) -> usize {
-        self.num_tokens
-    }
-
-    /// Tokens it has stored that the cache counts, as its own KV does.
-    pub(super) fn num_kept_tokens(&self) -> usize {
-        self.num_kept_tokens
-    }
-
-    /// Tokens of the path that the cache has no more: they are the sequence's own KV.
-    pub(super) fn num_taken_over(&self) -> usize {
-        self.num_taken_over
-    }
-
-    /// Where the prefill has to be cut for what is stored next.
-    pub(super) fn next_end(&self) -> Option<usize> {
-        self.due.front().map(|due| due.end)
-    }
-}
-
 /// Something stored whose values are not computed yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Unconfirmed {
@@ -112,11 +53,13 @@ enum Unconfirmed {
     Checkpoint(NodeId),
 }
 
-/// The prompt cache as the engine uses it; without limits nothing is stored or found.
+/// The runner, and the prompt cache over what it has stored.
 #[derive(Debug)]
-pub(super) struct Prefixes {
-    cache: Option<PromptCache<StoredSegment>>,
-    rule: ResumeRule,
+pub(super) struct Prefixes<R> {
+    pub runner: R,
+    cache: PromptCache<StoredSegment>,
+    /// Not set: there are no limits, and the cache stays empty.
+    is_on: bool,
     /// Lowest order of the requests that had not begun when one was last admitted: planned uses before
     /// it are over.
     now: u64,
@@ -127,11 +70,14 @@ pub(super) struct Prefixes {
     persisted: Persisted,
 }
 
-impl Prefixes {
-    pub(super) fn new(limits: Option<CacheLimits>, rule: ResumeRule) -> Self {
+impl<R: Runner> Prefixes<R> {
+    /// Takes over a runner; without limits nothing is stored or found.
+    pub(super) fn new(runner: R, limits: Option<CacheLimits>) -> Self {
+        let nothing = CacheLimits { max_bytes: 0, max_entries: None };
         Self {
-            cache: limits.map(|limits| PromptCache::new(limits, rule)),
-            rule,
+            cache: PromptCache::new(limits.unwrap_or(nothing), runner.resume_rule()),
+            is_on: limits.is_some(),
+            runner,
             now: 0,
             awaited: BTreeMap::new(),
             unconfirmed: VecDeque::new(),
@@ -141,20 +87,25 @@ impl Prefixes {
 
     /// Counters of the cache, if there is one.
     pub(super) fn usage(&self) -> Option<CacheUsage> {
-        self.cache.as_ref().map(PromptCache::usage)
+        self.is_on.then(|| self.cache.usage())
     }
 
     #[cfg(test)]
     pub(super) fn cache_mut(&mut self) -> Option<&mut PromptCache<StoredSegment>> {
-        self.cache.as_mut()
+        self.is_on.then_some(&mut self.cache)
     }
 
-    /// Tells the cache of a request's plan, given the tokens that may come from it: what is stored already may be meant for it.
-    pub(super) fn expect(&mut self, reusable: &[TokenId], plan: &PromptPlan) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        let found = cache.find(reusable);
+    /// Tells the cache of the plan of a request, given what was found of it: what is stored already may be meant
+    /// for it.
+    pub(super) fn expect(
+        &mut self,
+        request: &GenerationRequest,
+        found: &mut Match,
+    ) -> Result<(), RunnerError> {
+        self.cache.tree().find_again(found, request.reusable());
         let whole = found.path.iter().map(|step| (step.node, step.end));
         let partial = found.partial.map(|partial| (partial.node, found.num_tokens));
+        let plan = &request.plan;
         let mut cuts = plan.cuts.iter().peekable();
         for (node, end) in whole.chain(partial) {
             while cuts.next_if(|cut| cut.position < end).is_some() {}
@@ -162,7 +113,7 @@ impl Prefixes {
                 Some(cut) => cut.users.clone(),
                 None => plan.order..=plan.order,
             };
-            cache.expect(node, users)?;
+            self.cache.expect(node, users)?;
         }
         Ok(())
     }
@@ -173,23 +124,23 @@ impl Prefixes {
     }
 
     /// Lets go of what a sequence that has ended held, and of what it will not compute any more.
-    pub(super) fn let_go(
-        &mut self,
-        runner: &mut impl Runner,
-        sequence: &mut Sequence,
-    ) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
+    pub(super) fn let_go(&mut self, sequence: &mut Sequence) -> Result<(), RunnerError> {
         let hold = std::mem::take(&mut sequence.hold);
-        cache.cancel(OwnerId(sequence.id.0));
-        self.awaited.retain(|_, owner| *owner != sequence.id);
+        self.withdraw(sequence.id);
         if let Some(node) = hold.node {
             if sequence.request.answer_recurs.is_awaited() {
-                cache.expect(node, self.now..=self.now)?;
+                self.cache.expect(node, self.now..=self.now)?;
             }
-            cache.unpin(node)?;
+            self.cache.unpin(node)?;
         }
-        make_room(cache, runner, self.now);
+        self.make_room();
         Ok(())
+    }
+
+    /// Withdraws what a sequence was to bring to the cache.
+    fn withdraw(&mut self, sequence: SequenceId) {
+        self.cache.cancel(OwnerId(sequence.0));
+        self.awaited.retain(|_, owner| *owner != sequence);
     }
 
     /// Notes that a pass is launched: what is stored from now on may depend on it.
@@ -204,14 +155,13 @@ impl Prefixes {
 
     /// Takes back all that may depend on the passes under way, which have failed. To be called when
     /// their sequences have let go.
-    pub(super) fn passes_failed(&mut self, runner: &mut impl Runner) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        for stored in self.unconfirmed.drain(..).flatten() {
+    pub(super) fn passes_failed(&mut self) -> Result<(), RunnerError> {
+        for stored in std::mem::take(&mut self.unconfirmed).into_iter().flatten() {
             match stored {
                 Unconfirmed::Node(node) | Unconfirmed::Checkpoint(node)
-                    if cache.tree().node(node).is_none() => {}
-                Unconfirmed::Node(node) => discard_all(runner, cache.remove(node)?),
-                Unconfirmed::Checkpoint(node) => discard_all(runner, cache.set_checkpoint(node, None)?),
+                    if self.cache.tree().node(node).is_none() => {}
+                Unconfirmed::Node(node) => self.remove(node)?,
+                Unconfirmed::Checkpoint(node) => self.replace_checkpoint(node, None)?,
             }
         }
         Ok(())
@@ -225,63 +175,97 @@ impl Prefixes {
 
     /// Tokens of so many bytes that are stored beyond the cache's limit.
     pub(super) fn num_tokens_over_limit(&self, bytes_per_token: u64) -> usize {
-        let num_bytes = self.cache.as_ref().map_or(0, PromptCache::num_bytes_over_limit);
+        let num_bytes = self.cache.num_bytes_over_limit();
         usize::try_from(num_bytes.div_ceil(bytes_per_token.max(1))).unwrap_or(usize::MAX)
     }
 
     /// Evicts what the limits have no room for.
-    pub(super) fn make_room(&mut self, runner: &mut impl Runner) {
-        if let Some(cache) = &mut self.cache {
-            make_room(cache, runner, self.now);
-        }
+    pub(super) fn make_room(&mut self) {
+        let dropped = self.cache.make_room(self.now);
+        self.discard_all(dropped);
     }
 
-    /// Gives a stored node the recurrent state at its end, if there is room for that.
-    fn set_checkpoint(
-        &mut self,
-        runner: &mut impl Runner,
-        node: NodeId,
-        checkpoint: StoredSegment,
-    ) -> Result<(), RunnerError> {
-        let has_room = self.make_room_at(runner, Some(node), checkpoint.num_bytes, Claim::Needed)?;
-        let Some(cache) = self.cache.as_mut().filter(|_| has_room) else {
-            runner.discard(checkpoint.id);
-            return Ok(());
-        };
-        discard_all(runner, cache.set_checkpoint(node, Some(checkpoint))?);
-        // It may be an entry more.
-        make_room(cache, runner, self.now);
-        if cache.is_over_limit() && cache.tree().node(node).is_some() {
-            discard_all(runner, cache.set_checkpoint(node, None)?);
-        }
-        self.note_stored(Unconfirmed::Checkpoint(node));
-        Ok(())
+    /// Makes room for what is about to be stored, so that it never counts beside what it pushes out; what
+    /// it continues must be pinned. Says whether there is.
+    fn make_room_for(&mut self, num_bytes: u64, claim: Claim) -> bool {
+        let dropped = self.cache.make_room_for(num_bytes, self.now, claim);
+        self.discard_all(dropped);
+        self.cache.has_room_for(num_bytes)
     }
 
     /// Makes room for what is to come at or below a node, which stays; says whether there is.
     fn make_room_at(
         &mut self,
-        runner: &mut impl Runner,
         node: Option<NodeId>,
         num_bytes: u64,
         claim: Claim,
     ) -> Result<bool, RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(false) };
-        if let Some(node) = node {
-            cache.pin(node)?;
-        }
-        let has_room = make_room_for(cache, runner, num_bytes, self.now, claim);
-        if let Some(node) = node {
-            cache.unpin(node)?;
-        }
+        node.map_or(Ok(()), |node| self.cache.pin(node))?;
+        let has_room = self.make_room_for(num_bytes, claim);
+        node.map_or(Ok(()), |node| self.cache.unpin(node))?;
         Ok(has_room)
     }
 
+    /// Makes room for a leaf that nobody needs in this run, and says whether it could stay itself.
+    ///
+    /// It must not be pinned yet: rather than what this run still needs, or the limit, it goes.
+    fn make_room_for_leaf(&mut self, leaf: NodeId) -> Result<bool, RunnerError> {
+        self.make_room();
+        if self.cache.is_over_limit() && self.cache.tree().node(leaf).is_some() {
+            self.remove(leaf)?;
+        }
+        Ok(self.cache.tree().node(leaf).is_some())
+    }
+
+    /// Gives a stored node the recurrent state at its end, if there is room for that.
+    fn set_checkpoint(&mut self, node: NodeId, checkpoint: StoredSegment) -> Result<(), RunnerError> {
+        if !self.make_room_at(Some(node), checkpoint.num_bytes, Claim::Needed)? {
+            self.runner.discard(checkpoint.id);
+            return Ok(());
+        }
+        self.replace_checkpoint(node, Some(checkpoint))?;
+        // It may be an entry more.
+        self.make_room();
+        if self.cache.is_over_limit() && self.cache.tree().node(node).is_some() {
+            self.replace_checkpoint(node, None)?;
+        }
+        self.note_stored(Unconfirmed::Checkpoint(node));
+        Ok(())
+    }
+
+    fn replace_checkpoint(
+        &mut self,
+        node: NodeId,
+        checkpoint: Option<StoredSegment>,
+    ) -> Result<(), RunnerError> {
+        let old = self.cache.set_checkpoint(node, checkpoint)?;
+        self.discard_all(old);
+        Ok(())
+    }
+
+    /// Removes a node and all below it.
+    fn remove(&mut self, node: NodeId) -> Result<(), RunnerError> {
+        let dropped = self.cache.remove(node)?;
+        self.discard_all(dropped);
+        Ok(())
+    }
+
+    /// Makes a node end after so many of the tokens that were found.
+    fn node_at(&mut self, found: &Match, num_tokens: usize) -> Result<Option<NodeId>, RunnerError> {
+        let num_whole = found.path.iter().take_while(|step| step.end <= num_tokens).count();
+        let (whole, beyond) = found.path.split_at(num_whole);
+        let start = whole.last().map_or(0, |step| step.end);
+        let cut = beyond.first().map(|step| step.node).or(found.partial.map(|partial| partial.node));
+        match cut.filter(|_| start < num_tokens) {
+            Some(node) => self.split(node, num_tokens - start).map(Some),
+            None => Ok(whole.last().map(|step| step.node)),
+        }
+    }
+
     /// Cuts a stored node after its first `at` tokens and returns the upper half.
-    fn split(&mut self, runner: &mut impl Runner, node: NodeId, at: usize) -> Result<NodeId, RunnerError> {
-        let cache = self.cache.as_mut().expect("only nodes of a cache are split");
-        let halves = runner.split(segment_of(cache, node)?.id, at)?;
-        let upper = cache.split(node, at, halves)?.upper;
+    fn split(&mut self, node: NodeId, at: usize) -> Result<NodeId, RunnerError> {
+        let halves = self.runner.split(self.segment_of(node)?.id, at)?;
+        let upper = self.cache.split(node, at, halves)?.upper;
         // Whatever the whole depended on, both halves depend on.
         for stored in &mut self.unconfirmed {
             if stored.contains(&Unconfirmed::Node(node)) {
@@ -290,55 +274,18 @@ impl Prefixes {
         }
         Ok(upper)
     }
-}
 
-fn segment_of(cache: &PromptCache<StoredSegment>, node: NodeId) -> Result<StoredSegment, RunnerError> {
-    let segment = cache.tree().node(node).and_then(|node| node.segment().copied());
-    segment.ok_or_else(|| CacheError::Stale(node).into())
-}
-
-fn make_room(cache: &mut PromptCache<StoredSegment>, runner: &mut impl Runner, now: u64) {
-    discard_all(runner, cache.make_room(now));
-}
-
-/// Makes room for what is about to be stored, so that it never counts beside what it pushes out; what
-/// it continues must be pinned. Says whether there is.
-fn make_room_for(
-    cache: &mut PromptCache<StoredSegment>,
-    runner: &mut impl Runner,
-    num_bytes: u64,
-    now: u64,
-    claim: Claim,
-) -> bool {
-    discard_all(runner, cache.make_room_for(num_bytes, now, claim));
-    cache.has_room_for(num_bytes)
-}
-
-/// Makes room for a leaf that nobody needs in this run, and says whether it could stay itself.
-///
-/// It must not be pinned yet: rather than what this run still needs, or the limit, it goes.
-fn make_room_for_leaf(
-    cache: &mut PromptCache<StoredSegment>,
-    runner: &mut impl Runner,
-    leaf: NodeId,
-    now: u64,
-) -> Result<bool, RunnerError> {
-    make_room(cache, runner, now);
-    if cache.is_over_limit() && cache.tree().node(leaf).is_some() {
-        discard_all(runner, cache.remove(leaf)?);
+    fn segment_of(&self, node: NodeId) -> Result<StoredSegment, RunnerError> {
+        let segment = self.cache.tree().node(node).and_then(|node| node.segment().copied());
+        segment.ok_or_else(|| CacheError::Stale(node).into())
     }
-    Ok(cache.tree().node(leaf).is_some())
-}
 
-fn discard_all(runner: &mut impl Runner, dropped: impl IntoIterator<Item = StoredSegment>) {
-    for segment in dropped {
-        runner.discard(segment.id);
+    /// Drops what was stored and is in no tree.
+    pub(super) fn discard(&mut self, stored: Stored) {
+        self.discard_all([stored.segment].into_iter().chain(stored.checkpoint));
     }
-}
 
-fn discard(runner: &mut impl Runner, stored: Stored) {
-    let ids: [Option<SegmentId>; 2] = [Some(stored.segment.id), stored.checkpoint.map(|held| held.id)];
-    for id in ids.into_iter().flatten() {
-        runner.discard(id);
+    fn discard_all(&mut self, dropped: impl IntoIterator<Item = StoredSegment>) {
+        dropped.into_iter().for_each(|held| self.runner.discard(held.id));
     }
 }

@@ -155,7 +155,7 @@ pub trait Runner {
 
     /// Cuts a stored segment after its first `at` tokens into two that own their memory. The whole
     /// is discarded with that, and sequences that run on it run on the halves: paths stay a tree. After an
-    /// error it is still there.
+    /// error it is still there. The device is not waited for, be the whole computed or not.
     fn split(&mut self, segment: SegmentId, at: usize)
     -> Result<(StoredSegment, StoredSegment), RunnerError>;
 
@@ -181,7 +181,8 @@ pub trait Runner {
     /// Appends the bytes of a stored checkpoint to `bytes`.
     fn export_checkpoint(&mut self, checkpoint: SegmentId, bytes: &mut Vec<u8>) -> Result<(), RunnerError>;
 
-    /// Takes in what was exported run by run, by this process or another that ran the same model.
+    /// Takes in what was exported run by run, by this process or another that ran the same model; what are no
+    /// finite numbers was not. Passes under way are not waited for.
     fn import(&mut self, exported: Exported<'_>) -> Result<StoredSegment, ImportError>;
 
     /// Takes in an exported checkpoint: the state after the tokens before `position`.

@@ -8,11 +8,12 @@ use std::ops::Range;
 
 use super::edits::{Processing, Tokens};
 use super::guiding::Guiding;
-use super::prefixes::Hold;
+use super::hold::{Hold, Piece};
 use super::{
     Choice, Event, FinishReason, GenerationRequest, Group, Input, RequestId, Scoring, SequenceId, Stored,
     TokenId, Want,
 };
+use crate::cache::Match;
 
 /// How far a sequence's *launched* work is; what is collected lags behind by up to two passes.
 ///
@@ -86,6 +87,10 @@ pub(super) struct Sequence {
     pub id: SequenceId,
     pub request: GenerationRequest,
     pub state: State,
+    /// What memory had of its prompt when that was last looked up.
+    pub found: Match,
+    /// Prompt tokens that it could resume with from the cache file, in the version of that number.
+    pub num_in_file: Option<(u64, usize)>,
     pub hold: Hold,
     /// Prompt tokens that were not computed because their KV was there already.
     pub num_cached_tokens: usize,
@@ -115,6 +120,8 @@ impl Sequence {
             guiding: guiding.map(Box::new),
             request,
             state: State::Waiting,
+            found: Match::default(),
+            num_in_file: None,
             hold: Hold::default(),
             num_cached_tokens: 0,
             new_tokens: Vec::new(),
@@ -138,7 +145,7 @@ impl Sequence {
         let cuts = &self.request.plan.cuts;
         let num_passed = cuts.partition_point(|cut| cut.position <= position);
         let planned = cuts.get(num_passed).map(|cut| cut.position);
-        let next_cut = planned.into_iter().chain(self.hold.next_end()).min();
+        let next_cut = planned.into_iter().chain(self.hold.next_due().map(|(end, _)| end)).min();
         // The last new token is never fed back, so it needs no KV.
         let max_kv_tokens =
             self.request.prompt.len().saturating_add(self.request.max_new_tokens).saturating_sub(1);
@@ -146,7 +153,8 @@ impl Sequence {
             num_prefill_tokens: self.num_prefill_tokens(),
             next_cut: next_cut.unwrap_or(usize::MAX),
             last_cut: cuts[..num_passed].last().map_or(0, |cut| cut.position),
-            max_kv_tokens: max_kv_tokens - (self.num_cached_tokens - self.hold.num_taken_over()),
+            max_kv_tokens: max_kv_tokens
+                - (self.num_cached_tokens - self.hold.num_tokens_as(Piece::TakenOver)),
             state: self.state,
         }
     }

@@ -18,7 +18,7 @@ use super::stats::Stats;
 use super::{Stored, StoredSegment};
 #[cfg(test)]
 use crate::cache::PromptCache;
-use crate::cache::{CacheLimits, CacheUsage};
+use crate::cache::{CacheLimits, CacheUsage, Match};
 use crate::snapshot::{SaveReport, Snapshot, SnapshotError};
 
 use super::{
@@ -31,9 +31,8 @@ use super::{
 /// is idle, and every request submitted ends in exactly one [`Event::Finished`] unless it is
 /// aborted.
 pub struct Engine<R: Runner> {
-    runner: R,
     limits: Limits,
-    prefixes: Prefixes,
+    prefixes: Prefixes<R>,
     waiting: VecDeque<Sequence>,
     /// Admitted sequences, oldest first, until their last token is collected.
     running: Vec<Sequence>,
@@ -58,11 +57,9 @@ struct Failure {
 impl<R: Runner> Engine<R> {
     /// Makes an engine; without `cache` limits it stores no prefixes.
     pub fn new(runner: R, limits: Limits, cache: Option<CacheLimits>) -> Self {
-        let prefixes = Prefixes::new(cache, runner.resume_rule());
         Engine {
-            runner,
             limits,
-            prefixes,
+            prefixes: Prefixes::new(runner, cache),
             waiting: VecDeque::new(),
             running: Vec::new(),
             passes: VecDeque::new(),
@@ -122,22 +119,22 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn enqueue(&mut self, sequence: Sequence, push: fn(&mut VecDeque<Sequence>, Sequence)) {
+    fn enqueue(&mut self, mut sequence: Sequence, push: fn(&mut VecDeque<Sequence>, Sequence)) {
         self.num_submitted += 1;
         if !sequence.has_work() {
             self.events.push(sequence.finished(FinishReason::Length));
             return;
         }
         // Of what was stored since it was planned, too.
-        self.expect(&sequence.request);
+        let told = self.prefixes.expect(&sequence.request, &mut sequence.found);
+        self.note_outcome(told);
         push(&mut self.waiting, sequence);
     }
 
     /// Tells of a request that will be submitted: what is stored already may be meant for it.
     pub fn expect(&mut self, request: &GenerationRequest) {
-        if let Err(error) = self.prefixes.expect(request.reusable(), &request.plan) {
-            self.note_failure(error, Vec::new());
-        }
+        let told = self.prefixes.expect(request, &mut Match::default());
+        self.note_outcome(told);
     }
 
     /// Returns how many more requests the waiting line takes.
@@ -171,12 +168,12 @@ impl<R: Runner> Engine<R> {
     }
 
     pub fn runner(&self) -> &R {
-        &self.runner
+        &self.prefixes.runner
     }
 
     /// Has prefixes come from a cache file too; it must be of the runner's model.
     pub fn with_snapshot(mut self, mut snapshot: Snapshot) -> Self {
-        snapshot.expect_planes(self.runner.plane_widths());
+        snapshot.expect_planes(self.prefixes.runner.plane_widths());
         self.prefixes.attach(snapshot);
         self
     }
@@ -193,7 +190,7 @@ impl<R: Runner> Engine<R> {
 
     /// Saves what the prompt cache has and the cache file lacks. An error leaves the file as it was.
     pub fn save_snapshot(&mut self) -> Result<SaveReport, SnapshotError> {
-        self.prefixes.save(&mut self.runner)
+        self.prefixes.save()
     }
 
     /// Whether so much is not saved that some may soon be evicted.
@@ -209,7 +206,7 @@ impl<R: Runner> Engine<R> {
 
     #[cfg(test)]
     pub(super) fn runner_mut(&mut self) -> &mut R {
-        &mut self.runner
+        &mut self.prefixes.runner
     }
 
     #[cfg(test)]
@@ -291,19 +288,22 @@ impl<R: Runner> Engine<R> {
         let kept = self.store_rest(&mut sequence, keeps_answer);
         // A draining sequence's KV went when its last token was launched.
         if sequence.state != State::Draining {
-            self.runner.release(sequence.id);
+            self.prefixes.runner.release(sequence.id);
         }
-        let let_go = self.prefixes.let_go(&mut self.runner, &mut sequence);
-        if let Err(error) = kept.and(let_go) {
-            // The answer itself is whole: told as an error of the run, without a request that ends.
-            self.note_failure(error, Vec::new());
-        }
+        let let_go = self.prefixes.let_go(&mut sequence);
+        // The answer itself is whole: told as an error of the run, without a request that ends.
+        self.note_outcome(kept.and(let_go));
         sequence
     }
 
     /// Has an error told, and then these events; of several errors the first.
     fn note_failure(&mut self, error: RunnerError, events: Vec<Event>) {
         self.failure.get_or_insert_with(|| Failure { error, events: Vec::new() }).events.extend(events);
+    }
+
+    /// Has an error told, if there is one, that ends no request.
+    fn note_outcome(&mut self, outcome: Result<(), RunnerError>) {
+        outcome.unwrap_or_else(|error| self.note_failure(error, Vec::new()));
     }
 
     /// Has the cache keep what a sequence computed after its path, as far as its tokens are known.
@@ -315,16 +315,16 @@ impl<R: Runner> Engine<R> {
         let rest = match sequence.rest.take() {
             Some(rest) => Some(rest),
             None if keeps_answer && matches!(sequence.state, State::Decoding { .. }) => {
-                self.prefixes.take_rest(&mut self.runner, sequence, known)?.map(|rest| (rest, known))
+                self.prefixes.take_rest(sequence, known)?.map(|rest| (rest, known))
             }
             None => None,
         };
         let Some((rest, end)) = rest else { return Ok(()) };
         if !keeps_answer || end > known {
-            self.prefixes.drop_rest(&mut self.runner, rest);
+            self.prefixes.discard(rest);
             return Ok(());
         }
         let tokens = sequence.tokens(sequence.hold.num_tokens()..end);
-        self.prefixes.keep(&mut self.runner, sequence, &tokens, rest)
+        self.prefixes.keep(sequence, &tokens, rest)
     }
 }

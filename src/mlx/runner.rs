@@ -291,18 +291,6 @@ impl MlxRunner {
         Ok(ops::concatenate(&tokens, 0)?)
     }
 
-    /// What was taken in, unless it is of no use to anybody.
-    fn checked(&mut self, imported: StoredSegment) -> std::result::Result<StoredSegment, ImportError> {
-        match self.segments.is_finite(imported.id) {
-            Ok(true) => Ok(imported),
-            is_finite => {
-                self.segments.discard(imported.id);
-                is_finite?;
-                Err(ImportError::WrongBytes("what was stored are no numbers".to_owned()))
-            }
-        }
-    }
-
     fn collect_pass(&mut self) -> Result<Vec<Outcome>> {
         let Some(pass) = self.launched.pop_front() else {
             return Err(MlxError::Unsupported("no pass to collect".to_owned()));
@@ -432,8 +420,7 @@ impl Runner for MlxRunner {
 
     fn import(&mut self, exported: Exported<'_>) -> std::result::Result<StoredSegment, ImportError> {
         let dtype = self.decoder.precision.dtype.mlx();
-        let segment = self.segments.import(exported, &self.kv_layouts(), dtype)?;
-        self.checked(stored(&segment))
+        Ok(stored(&*self.segments.import(exported, &self.kv_layouts(), dtype)?))
     }
 
     fn import_checkpoint(
@@ -441,8 +428,7 @@ impl Runner for MlxRunner {
         position: usize,
         bytes: &mut dyn Read,
     ) -> std::result::Result<StoredSegment, ImportError> {
-        let checkpoint = self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?;
-        self.checked(checkpoint)
+        Ok(self.segments.import_checkpoint(position, bytes, self.decoder.initial_states())?)
     }
 
     fn resume_rule(&self) -> ResumeRule {

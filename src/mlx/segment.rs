@@ -4,12 +4,18 @@
 //! Owns their identity, bytes and splitting. Which are kept is the prompt cache's decision; what
 //! sequences do on top of them is `live`'s.
 
-use std::{collections::HashMap, io::Read, ops::Range, rc::Rc};
+use std::{
+    collections::HashMap,
+    io::Read,
+    ops::Range,
+    rc::Rc,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    arrays::{all_finite, compact, concatenated, overlap},
+    arrays::{all_finite, all_finite_in, compact, concatenated, overlap},
     error::{MlxError, Result},
     kv::{LayerKv, is_short},
     planes::Planes,
@@ -56,16 +62,35 @@ impl Checkpoint {
     }
 }
 
+/// What copies may be made of, while the device has not made them, and is counted nowhere any more. Beyond that
+/// it is waited for: the cache's limit holds for what is really allocated.
+const MAX_UNCOUNTED_BYTES: u64 = 128 << 20;
+
 /// All stored segments and checkpoints by id.
 ///
 /// A running sequence holds handles of its own, so discarding one here frees its memory only when
 /// nobody runs on it any more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct SegmentStore {
     segments: HashMap<SegmentId, Rc<Segment>>,
     checkpoints: HashMap<SegmentId, Rc<Checkpoint>>,
     /// Both kinds together: no id names two things.
     num_made: u64,
+    /// What copies were made of since the device was last waited for here.
+    num_uncounted_bytes: u64,
+    max_uncounted_bytes: u64,
+}
+
+impl Default for SegmentStore {
+    fn default() -> Self {
+        Self {
+            segments: HashMap::new(),
+            checkpoints: HashMap::new(),
+            num_made: 0,
+            num_uncounted_bytes: 0,
+            max_uncounted_bytes: MAX_UNCOUNTED_BYTES,
+        }
+    }
 }
 
 impl SegmentStore {
@@ -106,6 +131,18 @@ impl SegmentStore {
         self.checkpoints.remove(&id);
     }
 
+    /// Has the device make these copies when it comes to it, of so many bytes that nobody holds from now on.
+    fn begin_copies<'a>(&mut self, copies: impl Iterator<Item = &'a Array>, num_bytes: u64) -> Result<()> {
+        self.num_uncounted_bytes = self.num_uncounted_bytes.saturating_add(num_bytes);
+        if self.num_uncounted_bytes <= self.max_uncounted_bytes {
+            return Ok(mlx_rs::transforms::async_eval(copies)?);
+        }
+        // All before them are made then, too: the device computes in order.
+        mlx_rs::transforms::eval(copies)?;
+        self.num_uncounted_bytes = 0;
+        Ok(())
+    }
+
     /// Cuts a segment after its first `at` tokens. Both halves are copies that own their memory,
     /// so that dropping one frees it. Those who run on the whole are to be given the halves.
     pub(super) fn split(&mut self, id: SegmentId, at: usize) -> Result<(Rc<Segment>, Rc<Segment>)> {
@@ -121,7 +158,8 @@ impl SegmentStore {
             whole.layers.iter().map(|kv| kv.slice(range.clone())?.compact()).collect::<Result<Vec<LayerKv>>>()
         };
         let (upper, lower) = (half(whole.first..middle)?, half(middle..end)?);
-        mlx_rs::transforms::eval(upper.iter().chain(&lower).flat_map(|kv| kv.planes.arrays()))?;
+        let copies = upper.iter().chain(&lower).flat_map(|kv| kv.planes.arrays());
+        self.begin_copies(copies, whole.num_bytes())?;
         let (first, num_tokens) = (whole.first, whole.num_tokens);
         self.discard(id);
         Ok((self.insert(first, at, upper), self.insert(middle, num_tokens - at, lower)))
@@ -158,7 +196,7 @@ impl SegmentStore {
         Ok(())
     }
 
-    /// Takes in what [`SegmentStore::export`] gave, or a part of it; `layouts` are those of all
+    /// Takes in what [`SegmentStore::export`] gave, or a part of it, if it is numbers; `layouts` are those of all
     /// layers that keep KV.
     pub(super) fn import(
         &mut self,
@@ -195,30 +233,37 @@ impl SegmentStore {
             return Err(wrong("it has another size"));
         }
         let num_planes = shapes.len();
+        let are_numbers = AtomicBool::new(true);
         let arrays = read_shared(bytes, &sizes, |index, bytes| {
+            are_numbers.fetch_and(all_finite_in(bytes, dtype), Relaxed);
             let (num_heads, head_dim) = shapes[index % num_planes];
             let length = num_run_tokens[index / num_planes] as i32;
             sys::array_of_bytes(bytes, &[1, num_heads as i32, length, head_dim as i32], dtype)
         })?;
         let mut arrays =
             arrays.ok_or_else(|| wrong("it ends early"))?.into_iter().map(Some).collect::<Vec<_>>();
+        if !are_numbers.into_inner() {
+            return Err(wrong("it is no numbers"));
+        }
         let wanted = skip..skip + num_wanted;
         let mut layers = Vec::with_capacity(layouts.len());
         let mut plane = 0;
         for layout in layouts {
+            let first_plane = plane;
             let planes = Planes::of_layout(layout, |_| {
                 let runs = arrays.iter_mut().skip(plane).step_by(num_planes).filter_map(Option::take);
                 plane += 1;
                 joined(runs.zip(num_run_tokens), &wanted)
             })?;
-            // What it was joined of goes before the next layer is.
-            mlx_rs::transforms::eval(planes.arrays())?;
+            let joined_of = sizes.chunks(num_planes).flat_map(|run| &run[first_plane..plane]).sum::<usize>();
+            self.begin_copies(planes.arrays(), joined_of as u64)?;
             layers.push(LayerKv { first: position, planes });
         }
         Ok(self.insert(position, num_wanted, layers))
     }
 
-    /// Takes in what [`SegmentStore::export_checkpoint`] gave; `like` are states of the same shapes.
+    /// Takes in what [`SegmentStore::export_checkpoint`] gave, if it is numbers; `like` are states of the same
+    /// shapes.
     pub(super) fn import_checkpoint(
         &mut self,
         position: usize,
@@ -226,12 +271,12 @@ impl SegmentStore {
         like: &[RecurrentState],
     ) -> Result<StoredSegment> {
         let wrong = || MlxError::Unsupported("a stored recurrent state cannot be taken in".to_owned());
-        let mut reader = ArrayReader { from: bytes, bytes: Vec::new() };
+        let mut reader = ArrayReader { from: bytes, bytes: Vec::new(), are_numbers: true };
         let mut next = |like: &Array| -> Result<Array> {
             reader.next(like.nbytes(), like.shape(), like.dtype())?.ok_or_else(wrong)
         };
         let states = like.iter().map(|state| state.map(&mut next)).collect::<Result<Vec<_>>>()?;
-        if !reader.is_at_end() {
+        if !reader.is_at_end() || !reader.are_numbers {
             return Err(wrong());
         }
         Ok(self.insert_checkpoint(Checkpoint { position, states }))
@@ -278,6 +323,8 @@ struct ArrayReader<'a> {
     from: &'a mut dyn Read,
     /// Those of one array.
     bytes: Vec<u8>,
+    /// Whether all arrays so far are numbers.
+    are_numbers: bool,
 }
 
 impl ArrayReader<'_> {
@@ -287,6 +334,7 @@ impl ArrayReader<'_> {
         if self.from.read_exact(&mut self.bytes).is_err() {
             return Ok(None);
         }
+        self.are_numbers &= all_finite_in(&self.bytes, dtype);
         Ok(Some(sys::array_of_bytes(&self.bytes, shape, dtype)?))
     }
 
@@ -333,6 +381,49 @@ mod tests {
         assert!(import(&[3], &bytes, 1..4).is_err());
         assert!(import(&[3], &bytes, 3..3).is_err());
         assert!(import(&[3, usize::MAX], &bytes, 0..1).is_err());
+    }
+
+    /// The file says that it is sound, whatever a program has written into it.
+    #[test]
+    fn what_is_no_number_is_not_taken_in() {
+        let mut bytes: Vec<u8> = (0..18).flat_map(|number| (number as f32).to_le_bytes()).collect();
+        let array = |width: usize| Array::from_slice(&vec![0.0_f32; 3 * width], &[1, 3, width as i32]);
+        let like = [RecurrentState { conv_tail: array(2), memory: Some(array(4)) }];
+        let import_state =
+            |bytes: &[u8]| SegmentStore::default().import_checkpoint(7, &mut &bytes[..], &like).is_ok();
+        assert!(import(&[3], &bytes, 0..3).is_ok() && import_state(&bytes));
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            bytes[4 * 7..4 * 8].copy_from_slice(&value.to_le_bytes());
+            assert!(import(&[3], &bytes, 0..3).is_err() && !import_state(&bytes), "{value}");
+        }
+    }
+
+    #[test]
+    fn the_device_is_waited_for_only_where_much_is_copied() {
+        let num_bytes = 2 * 6 * 4;
+        for (max_uncounted_bytes, uncounted) in [
+            (0, [0; 3]),
+            (num_bytes, [num_bytes, 0, num_bytes]),
+            (u64::MAX, [1, 2, 3].map(|n| n * num_bytes)),
+        ] {
+            let mut store = SegmentStore { max_uncounted_bytes, ..SegmentStore::default() };
+            for num_uncounted in uncounted {
+                // Not computed yet.
+                let numbers = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[1, 1, 6, 1]);
+                let planes = [1.0, 2.0].map(|more| numbers.add(Array::from_f32(more)).unwrap());
+                let [keys, values] = planes;
+                let whole = store.insert(4, 6, vec![LayerKv { first: 4, planes: Planes::new(keys, values) }]);
+                let (upper, lower) = store.split(whole.id, 2).unwrap();
+                assert_eq!(store.num_uncounted_bytes, num_uncounted);
+                assert!(store.get(whole.id).is_err());
+                let of_half = |half: &Segment| -> Vec<Vec<f32>> {
+                    half.layers[0].planes.arrays().map(|plane| plane.to_vec_exact::<f32>().unwrap()).collect()
+                };
+                assert_eq!((upper.first, of_half(&upper)), (4, vec![vec![2.0, 3.0], vec![3.0, 4.0]]));
+                let expected = vec![vec![4.0, 5.0, 6.0, 7.0], vec![5.0, 6.0, 7.0, 8.0]];
+                assert_eq!((lower.first, of_half(&lower)), (6, expected));
+            }
+        }
     }
 
     #[test]

@@ -60,11 +60,14 @@ struct Pair {
     caller: Caller,
     model: Model,
     stale: Vec<NodeId>,
+    /// What was found of these tokens at some time.
+    found: Vec<(Vec<TokenId>, Match)>,
 }
 
 impl Pair {
     fn new(limits: CacheLimits, rule: ResumeRule) -> Self {
-        Self { caller: Caller::new(limits, rule), model: Model::new(limits, rule), stale: Vec::new() }
+        let (caller, model) = (Caller::new(limits, rule), Model::new(limits, rule));
+        Self { caller, model, stale: Vec::new(), found: Vec::new() }
     }
 
     fn pick(&self, index: &Index) -> Option<NodeId> {
@@ -134,6 +137,11 @@ impl Pair {
 
     fn find(&mut self, tokens: &[TokenId]) {
         let found = self.caller.cache.find(tokens);
+        for (tokens, before) in &mut self.found {
+            self.caller.cache.tree().find_again(before, tokens);
+            assert_eq!(*before, self.caller.cache.find(tokens), "{tokens:?}");
+        }
+        self.found.push((tokens.to_vec(), found.clone()));
         let (num_tokens, whole, partial) = self.model.find(tokens);
         assert_eq!(found.num_tokens, num_tokens);
         assert_eq!(found.path.iter().map(|step| step.node).collect::<Vec<_>>(), whole);

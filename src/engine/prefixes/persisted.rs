@@ -11,10 +11,11 @@ use std::{
     io::Read,
 };
 
-use super::{Prefixes, Unconfirmed, discard_all};
-use crate::cache::{Claim, Inserted, NodeId, Place, ResumeRule, TokenId};
+use super::{Prefixes, Unconfirmed};
+use crate::cache::{Claim, Inserted, Match, NodeId, Place, ResumeRule, TokenId};
+use crate::engine::sequence::Sequence;
 use crate::engine::{
-    Exported, GenerationRequest, ImportError, PromptPlan, Runner, RunnerError, SegmentId, StoredSegment,
+    Exported, GenerationRequest, ImportError, Runner, RunnerError, SegmentId, StoredSegment,
 };
 use crate::snapshot::{Extent, Found, Piece, ReadError, RunBuffer, SaveReport, Snapshot, SnapshotError};
 
@@ -31,6 +32,8 @@ pub(super) struct Persisted {
     pub num_unsaved_bytes: u64,
     /// What is stored and known to be numbers.
     finite: HashSet<SegmentId>,
+    /// Counts the changes to what the file has.
+    version: u64,
 }
 
 /// What was brought in from the cache file.
@@ -51,28 +54,23 @@ pub(in crate::engine) struct Resumable {
     pub num_with_file: usize,
 }
 
-/// What became of a stored piece that was to be brought in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BroughtIn {
-    /// It is in memory.
-    Yes,
+/// Why a stored piece was not brought in.
+#[derive(Debug)]
+enum NotBroughtIn {
     /// Not this time; the file may be as good as ever.
-    Unreadable,
-    /// The bytes of this extent are not what was saved.
-    Damaged(Extent),
-}
-
-/// What became of all pieces of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Prompted {
-    /// They are in memory, up to the end of this node of the file.
-    To(NodeId),
     Unreadable,
     /// What this extent of the file is for is of no use, nor is what continues it.
     Damaged(Extent),
+    Failed(RunnerError),
 }
 
-impl Prefixes {
+impl<E: Into<RunnerError>> From<E> for NotBroughtIn {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl<R: Runner> Prefixes<R> {
     /// Has prefixes come from a cache file too.
     pub(in crate::engine) fn attach(&mut self, snapshot: Snapshot) {
         self.persisted.snapshot = Some(snapshot);
@@ -82,6 +80,11 @@ impl Prefixes {
         self.persisted.snapshot.as_ref()
     }
 
+    /// The file, unless nothing can come from it since nothing is stored.
+    fn file(&self) -> Option<&Snapshot> {
+        self.snapshot().filter(|_| self.is_on)
+    }
+
     pub(in crate::engine) fn persist_stats(&self) -> PersistStats {
         self.persisted.stats
     }
@@ -89,123 +92,118 @@ impl Prefixes {
     /// Whether it is time to save, so that nothing is evicted that never was: the next pass may store
     /// `max_new_bytes`.
     pub(in crate::engine) fn has_much_unsaved(&self, max_new_bytes: u64) -> bool {
-        let Some(cache) = self.cache.as_ref().filter(|_| self.persisted.snapshot.is_some()) else {
-            return false;
-        };
-        let max_bytes = cache.limits().max_bytes;
+        let max_bytes = self.cache.limits().max_bytes;
         let share = max_bytes / MAX_UNSAVED_SHARE;
-        let is_nearly_full = cache.tree().num_bytes() > max_bytes.saturating_sub(max_new_bytes.max(share));
-        is_nearly_full && self.persisted.num_unsaved_bytes > share
+        let is_nearly_full =
+            self.cache.tree().num_bytes() > max_bytes.saturating_sub(max_new_bytes.max(share));
+        self.file().is_some() && is_nearly_full && self.persisted.num_unsaved_bytes > share
     }
 
     /// Prompt tokens that a sequence could resume with if it entered now, in memory and once what the file
     /// has is brought in; `None` if another is computing more of them.
-    pub(in crate::engine) fn resumable_with_file(&self, reusable: &[TokenId]) -> Option<Resumable> {
-        let num_here = self.resumable(reusable)?;
-        let snapshot = self.persisted.snapshot.as_ref().filter(|_| self.cache.is_some());
-        let num_there = snapshot.map_or(0, |snapshot| snapshot.num_resumable(reusable));
-        Some(Resumable { num_here, num_with_file: num_here.max(num_there) })
+    pub(in crate::engine) fn resumable_with_file(&self, sequence: &mut Sequence) -> Option<Resumable> {
+        let num_here = self.resumable(sequence)?;
+        Some(Resumable { num_here, num_with_file: num_here.max(self.num_in_file(sequence)) })
+    }
+
+    /// Prompt tokens that a sequence could resume with from the file alone.
+    fn num_in_file(&self, sequence: &mut Sequence) -> usize {
+        let Some(file) = self.file() else { return 0 };
+        let version = self.persisted.version;
+        let known = sequence.num_in_file.filter(|(known, _)| *known == version);
+        let look_up = || (version, file.num_resumable(sequence.request.reusable()));
+        sequence.num_in_file.insert(known.unwrap_or_else(look_up)).1
     }
 
     /// Brings in what a cache file has of a prompt and memory has not, over the limit if need be: the
-    /// request enters next, or the caller makes room.
+    /// sequence enters next, or the caller makes room.
     ///
     /// Pieces that turn out to be damaged are left out, with all that continues them.
-    pub(in crate::engine) fn bring_in(
-        &mut self,
-        runner: &mut impl Runner,
-        request: &GenerationRequest,
-    ) -> Result<(), RunnerError> {
-        let tokens = request.reusable();
-        // Each round leaves out what is damaged, and what it continues may be of use by itself.
-        while let (Some(cache), Some(snapshot)) = (&self.cache, &self.persisted.snapshot) {
-            let here = cache.find(tokens);
+    pub(in crate::engine) fn bring_in(&mut self, sequence: &mut Sequence) -> Result<(), RunnerError> {
+        loop {
             // What another sequence computes is waited for.
-            if here.pending().is_some() || snapshot.num_resumable(tokens) <= cache.resume(&here).num_tokens {
+            let Some(Resumable { num_here, num_with_file }) = self.resumable_with_file(sequence) else {
+                return Ok(());
+            };
+            if num_with_file <= num_here {
                 return Ok(());
             }
-            let pieces = snapshot.find(tokens);
-            let brought_in = self.bring_in_pieces(runner, tokens, &pieces, &request.plan);
-            if let Ok(Prompted::Damaged(extent)) = brought_in
-                && let Some(snapshot) = &mut self.persisted.snapshot
-            {
-                snapshot.drop_damaged(extent).map_err(told)?;
-                continue;
+            let Sequence { request, found, .. } = &mut *sequence;
+            let brought_in = self.bring_in_pieces(request, found);
+            let Some(snapshot) = &mut self.persisted.snapshot else { return Ok(()) };
+            match &brought_in {
+                Ok(last) => snapshot.mark_used(*last).map_err(told)?,
+                Err(NotBroughtIn::Damaged(extent)) => {
+                    // What it continues may be of use by itself.
+                    snapshot.drop_damaged(*extent).map_err(told)?;
+                    self.persisted.version += 1;
+                    continue;
+                }
+                Err(_) => {}
             }
-            if let Ok(Prompted::To(node)) = brought_in
-                && let Some(snapshot) = &mut self.persisted.snapshot
-            {
-                snapshot.mark_used(node).map_err(told)?;
-            }
-            self.expect(tokens, &request.plan)?;
-            return brought_in.map(drop);
+            self.expect(request, found)?;
+            return match brought_in {
+                Err(NotBroughtIn::Failed(error)) => Err(error),
+                _ => Ok(()),
+            };
         }
-        Ok(())
     }
 
+    /// Brings in all pieces of a prompt that memory lacks, given what it has; returns the file's node at their end.
     fn bring_in_pieces(
         &mut self,
-        runner: &mut impl Runner,
-        tokens: &[TokenId],
-        pieces: &[Found],
-        plan: &PromptPlan,
-    ) -> Result<Prompted, RunnerError> {
-        let Some(last) = pieces.last() else { return Ok(Prompted::Unreadable) };
+        request: &GenerationRequest,
+        found: &mut Match,
+    ) -> Result<NodeId, NotBroughtIn> {
+        let tokens = request.reusable();
+        let pieces = self.file().map_or_else(Vec::new, |file| file.find(tokens));
+        let last = pieces.last().ok_or(NotBroughtIn::Unreadable)?;
         // What planned requests beside this one use may push out what is needed later.
-        let claim_of = |found: &Found| match plan.is_shared_up_to(found.end) {
+        let claim_of = |piece: &Found| match request.plan.is_shared_up_to(piece.end) {
             true => Claim::Needed,
             false => Claim::Spare,
         };
         let mut buffer = RunBuffer::default();
-        for found in pieces {
-            let tokens = &tokens[..found.end];
-            match self.bring_in_segment(runner, tokens, found, claim_of(found), &mut buffer)? {
-                BroughtIn::Yes => {}
-                BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
-                BroughtIn::Damaged(extent) => return Ok(Prompted::Damaged(extent)),
-            }
+        for piece in &pieces {
+            self.cache.tree().find_again(found, tokens);
+            self.bring_in_segment(&tokens[..piece.end], found, piece, claim_of(piece), &mut buffer)?;
         }
-        if self.rule == ResumeRule::Checkpoints
+        if self.runner.resume_rule() == ResumeRule::Checkpoints
             && let Some(checkpoint) = &last.checkpoint
         {
-            match self.bring_in_checkpoint(runner, &tokens[..last.end], checkpoint, claim_of(last))? {
-                BroughtIn::Yes => {}
-                BroughtIn::Unreadable => return Ok(Prompted::Unreadable),
-                BroughtIn::Damaged(extent) => return Ok(Prompted::Damaged(extent)),
-            }
+            self.cache.tree().find_again(found, tokens);
+            self.bring_in_checkpoint(last.end, found, checkpoint, claim_of(last))?;
         }
-        Ok(Prompted::To(last.node))
+        Ok(last.node)
     }
 
     /// Puts a piece that ends the tokens below what memory has of them.
     fn bring_in_segment(
         &mut self,
-        runner: &mut impl Runner,
         tokens: &[TokenId],
+        here: &Match,
         found: &Found,
         claim: Claim,
         buffer: &mut RunBuffer,
-    ) -> Result<BroughtIn, RunnerError> {
-        let Some(cache) = &self.cache else { return Ok(BroughtIn::Yes) };
-        let here = cache.find(tokens);
+    ) -> Result<(), NotBroughtIn> {
         let start = here.num_tokens;
         if start >= found.end {
-            return Ok(BroughtIn::Yes);
+            return Ok(());
         }
         if start < found.start {
             // What should come before it was evicted again: the limit has no room for so much.
-            return Ok(BroughtIn::Unreadable);
+            return Err(NotBroughtIn::Unreadable);
         }
         // Before there is anything that could be left behind: a cut may fail.
-        let parent = self.end_of(runner, tokens)?;
+        let parent = self.node_at(here, start)?;
         let piece = found.piece.part(start - found.start..found.end - found.start);
         let num_wanted = piece.tokens().len();
         let bytes_per_token = piece.num_extent_bytes() / piece.num_extent_tokens().max(1) as u64;
-        self.make_room_at(runner, parent, bytes_per_token.saturating_mul(num_wanted as u64), claim)?;
+        self.make_room_at(parent, bytes_per_token.saturating_mul(num_wanted as u64), claim)?;
         let runs = piece.extents().iter().map(|extent| extent.num_tokens as usize);
         let num_run_tokens: Vec<usize> =
             if piece.extents().is_empty() { vec![num_wanted] } else { runs.collect() };
-        let segment = self.read(runner, &piece, buffer, |runner, bytes| {
+        let segment = self.read(&piece, buffer, |runner, bytes| {
             runner.import(Exported {
                 bytes,
                 num_bytes: piece.num_extent_bytes(),
@@ -214,117 +212,71 @@ impl Prefixes {
                 num_wanted,
                 position: start,
             })
-        });
-        let segment = match self.numbers(runner, &piece, segment)? {
-            Ok(segment) => segment,
-            Err(why_not) => return Ok(why_not),
-        };
-        let Some(cache) = &mut self.cache else { return Ok(BroughtIn::Yes) };
+        })?;
         let place = Place { parent, tokens: &tokens[start..], tier: found.tier };
-        match cache.insert(place, segment, None)? {
+        match self.cache.insert(place, segment, None)? {
             Inserted::New(_) => {
                 self.persisted.stats.num_restored_tokens += found.end - start;
                 self.persisted.stats.num_restored_bytes += segment.num_bytes;
             }
-            Inserted::Overlaps { .. } => runner.discard(segment.id),
+            Inserted::Overlaps { .. } => self.runner.discard(segment.id),
         }
-        Ok(BroughtIn::Yes)
+        Ok(())
     }
 
-    /// Gives the node that ends with the tokens the recurrent state there.
+    /// Gives the node that ends after so many tokens the recurrent state there.
     fn bring_in_checkpoint(
         &mut self,
-        runner: &mut impl Runner,
-        tokens: &[TokenId],
+        end: usize,
+        here: &Match,
         checkpoint: &Piece,
         claim: Claim,
-    ) -> Result<BroughtIn, RunnerError> {
-        let node = self.end_of(runner, tokens)?;
-        self.make_room_at(runner, node, checkpoint.num_extent_bytes(), claim)?;
-        let mut buffer = RunBuffer::default();
-        let state = self.read(runner, checkpoint, &mut buffer, |runner, bytes| {
-            runner.import_checkpoint(tokens.len(), bytes)
-        });
-        let state = match self.numbers(runner, checkpoint, state)? {
-            Ok(state) => state,
-            Err(why_not) => return Ok(why_not),
-        };
-        let Some((cache, node)) = self.cache.as_mut().zip(node) else {
-            runner.discard(state.id);
-            return Ok(BroughtIn::Unreadable);
-        };
-        discard_all(runner, cache.set_checkpoint(node, Some(state))?);
+    ) -> Result<(), NotBroughtIn> {
+        let node = self.node_at(here, end)?.ok_or(NotBroughtIn::Unreadable)?;
+        self.make_room_at(Some(node), checkpoint.num_extent_bytes(), claim)?;
+        let state = self.read(checkpoint, &mut RunBuffer::default(), |runner, bytes| {
+            runner.import_checkpoint(end, bytes)
+        })?;
+        self.replace_checkpoint(node, Some(state))?;
         self.persisted.stats.num_restored_bytes += state.num_bytes;
-        Ok(BroughtIn::Yes)
-    }
-
-    /// What was read, if it is numbers: nothing else was ever saved, whatever its checksum says.
-    fn numbers(
-        &mut self,
-        runner: &mut impl Runner,
-        piece: &Piece,
-        read: Result<StoredSegment, BroughtIn>,
-    ) -> Result<Result<StoredSegment, BroughtIn>, RunnerError> {
-        let Ok(stored) = read else { return Ok(read) };
-        if runner.is_finite(stored.id)? {
-            self.persisted.finite.insert(stored.id);
-            return Ok(read);
-        }
-        runner.discard(stored.id);
-        Ok(Err(piece.extents().first().map_or(BroughtIn::Unreadable, |extent| BroughtIn::Damaged(*extent))))
-    }
-
-    /// Makes a node end where what memory has of the tokens ends.
-    fn end_of(
-        &mut self,
-        runner: &mut impl Runner,
-        tokens: &[TokenId],
-    ) -> Result<Option<NodeId>, RunnerError> {
-        let Some(cache) = &self.cache else { return Ok(None) };
-        let here = cache.find(tokens);
-        Ok(match here.partial {
-            Some(partial) => Some(self.split(runner, partial.node, partial.num_tokens)?),
-            None => here.path.last().map(|step| step.node),
-        })
+        Ok(())
     }
 
     /// Has the runner take in the bytes of a piece, and drops that again where they are not sound.
-    fn read<R: Runner>(
+    fn read(
         &mut self,
-        runner: &mut R,
         piece: &Piece,
         buffer: &mut RunBuffer,
         import: impl FnOnce(&mut R, &mut (dyn Read + Send)) -> Result<StoredSegment, ImportError>,
-    ) -> Result<StoredSegment, BroughtIn> {
-        let snapshot = self.persisted.snapshot.as_ref().ok_or(BroughtIn::Unreadable)?;
-        let mut reader = snapshot.reader(piece, buffer).map_err(|_| BroughtIn::Unreadable)?;
-        let imported = import(runner, &mut reader);
+    ) -> Result<StoredSegment, NotBroughtIn> {
+        let snapshot = self.persisted.snapshot.as_ref().ok_or(NotBroughtIn::Unreadable)?;
+        let mut reader = snapshot.reader(piece, buffer).map_err(|_| NotBroughtIn::Unreadable)?;
+        let imported = import(&mut self.runner, &mut reader);
         let finished = reader.finish();
         self.persisted.stats.num_read_bytes += finished.as_ref().copied().unwrap_or(0);
-        match (imported, finished) {
-            (Ok(segment), Ok(_)) => Ok(segment),
+        let stored = imported.as_ref().ok().copied();
+        let why_not = match (imported, finished) {
+            (Ok(stored), Ok(_)) => {
+                self.persisted.finite.insert(stored.id);
+                return Ok(stored);
+            }
             // The file's entry is none the worse for it.
-            (Err(ImportError::Runner(_)), _) | (Err(_), Err(ReadError::Io(_))) => Err(BroughtIn::Unreadable),
-            (imported, Err(ReadError::Damaged(extent))) => {
-                if let Ok(segment) = imported {
-                    runner.discard(segment.id);
-                }
-                Err(BroughtIn::Damaged(extent))
-            }
-            (Ok(segment), Err(ReadError::Io(_))) => {
-                runner.discard(segment.id);
-                Err(BroughtIn::Unreadable)
-            }
-            (Err(ImportError::WrongBytes(_)), _) => Err(piece
+            (Err(ImportError::Runner(_)), _) | (_, Err(ReadError::Io(_))) => NotBroughtIn::Unreadable,
+            (_, Err(ReadError::Damaged(extent))) => NotBroughtIn::Damaged(extent),
+            // All of it is no use, so its first extent is none.
+            (Err(ImportError::WrongBytes(_)), Ok(_)) => piece
                 .extents()
                 .first()
-                .map_or(BroughtIn::Unreadable, |extent| BroughtIn::Damaged(*extent))),
-        }
+                .map_or(NotBroughtIn::Unreadable, |first| NotBroughtIn::Damaged(*first)),
+        };
+        self.discard_all(stored);
+        Err(why_not)
     }
 
     /// Saves what memory has and the file lacks.
-    pub(in crate::engine) fn save<R: Runner>(&mut self, runner: &mut R) -> Result<SaveReport, SnapshotError> {
-        let (Some(cache), Some(snapshot)) = (&self.cache, &mut self.persisted.snapshot) else {
+    pub(in crate::engine) fn save(&mut self) -> Result<SaveReport, SnapshotError> {
+        let Self { runner, cache, persisted, is_on, .. } = self;
+        let Some(snapshot) = persisted.snapshot.as_mut().filter(|_| *is_on) else {
             return Ok(SaveReport::default());
         };
         // What passes under way compute may yet fail.
@@ -332,8 +284,8 @@ impl Prefixes {
         let mut saving = snapshot.begin_save()?;
         let tree = cache.tree();
         let mut ends: HashMap<NodeId, NodeId> = HashMap::new();
-        let known = std::mem::take(&mut self.persisted.finite);
-        let finite = &mut self.persisted.finite;
+        let known = std::mem::take(&mut persisted.finite);
+        let finite = &mut persisted.finite;
         let mut is_finite = |runner: &mut R, id: SegmentId| -> Result<bool, SnapshotError> {
             let is_finite = known.contains(&id)
                 || runner.is_finite(id).map_err(|error| SnapshotError::Export(error.to_string()))?;
@@ -373,8 +325,9 @@ impl Prefixes {
                 })?;
             }
         }
+        persisted.version += 1;
         let report = saving.publish()?;
-        self.persisted.num_unsaved_bytes = 0;
+        persisted.num_unsaved_bytes = 0;
         Ok(report)
     }
 }

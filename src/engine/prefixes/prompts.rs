@@ -7,24 +7,22 @@
 //! then computes those tokens once more for itself, and leaves the checkpoint behind where its plan
 //! has others part from it and where it parts from the tree.
 
-use super::{
-    Due, DueKind, Prefixes, Unconfirmed, discard, discard_all, make_room, make_room_for, make_room_for_leaf,
-    segment_of,
-};
-use crate::cache::{Claim, Inserted, OwnerId, Place, PromptCache, Step, Tier};
+use super::{Prefixes, Unconfirmed};
+use crate::cache::{Claim, Inserted, NodeId, OwnerId, Place, Step, Tier};
+use crate::engine::hold::Piece;
 use crate::engine::sequence::Sequence;
-use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored, StoredSegment, TokenId};
+use crate::engine::{Cut, PromptPlan, Runner, RunnerError, Stored};
 
-impl Prefixes {
-    /// Of the tokens that may come from the cache, those that a sequence would resume with now; `None` if it should wait for another
-    /// that is computing more of them.
-    pub(in crate::engine) fn resumable(&self, reusable: &[TokenId]) -> Option<usize> {
-        let Some(cache) = &self.cache else { return Some(0) };
-        let found = cache.find(reusable);
+impl<R: Runner> Prefixes<R> {
+    /// Prompt tokens that a sequence would resume with now; `None` if it should wait for another that is computing
+    /// more of them.
+    pub(in crate::engine) fn resumable(&self, sequence: &mut Sequence) -> Option<usize> {
+        let Sequence { request, found, .. } = sequence;
+        self.cache.tree().find_again(found, request.reusable());
         if found.pending().is_some() {
             return None;
         }
-        let resume = cache.resume(&found);
+        let resume = self.cache.resume(found);
         let mut beyond = found.path.iter().skip(resume.num_nodes);
         if beyond.any(|step| self.awaited.contains_key(&step.node)) {
             return None;
@@ -38,53 +36,54 @@ impl Prefixes {
     /// Where that fails, nothing of it is left.
     pub(in crate::engine) fn admit(
         &mut self,
-        runner: &mut impl Runner,
         sequence: &mut Sequence,
         first_order: u64,
     ) -> Result<(), RunnerError> {
         self.now = self.now.max(first_order);
-        let begun = self.begin(runner, sequence);
+        let begun = self.begin(sequence);
         if begun.is_err() {
-            runner.release(sequence.id);
+            self.runner.release(sequence.id);
             // The error that came first is the one to tell.
-            let _ = self.let_go(runner, sequence);
+            let _ = self.let_go(sequence);
         }
         begun
     }
 
-    fn begin(&mut self, runner: &mut impl Runner, sequence: &mut Sequence) -> Result<(), RunnerError> {
-        let Some(cache) = &self.cache else { return Ok(()) };
-        let tokens = sequence.request.reusable();
-        let mut found = cache.find(tokens);
-        if let Some(partial) = found.partial.filter(|partial| partial.has_segment) {
-            self.split(runner, partial.node, partial.num_tokens)?;
-            let Some(cache) = &self.cache else { return Ok(()) };
-            found = cache.find(tokens);
+    fn begin(&mut self, sequence: &mut Sequence) -> Result<(), RunnerError> {
+        if !self.is_on {
+            sequence.hold.push(0, Piece::Own);
+            return Ok(());
         }
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        let resume = cache.resume(&found);
-        cache.record_hit(&found, &resume)?;
+        let mut found = std::mem::take(&mut sequence.found);
+        self.cache.tree().find_again(&mut found, sequence.request.reusable());
+        if let Some(partial) = found.partial.take_if(|partial| partial.has_segment) {
+            let node = self.split(partial.node, partial.num_tokens)?;
+            let end = found.num_tokens;
+            found.path.push(Step { node, end, has_segment: true, has_checkpoint: false });
+        }
+        let resume = self.cache.resume(&found);
+        self.cache.record_hit(&found, &resume)?;
         let (path, recomputed) = found.path.split_at(resume.num_nodes);
         if let Some(last) = path.last() {
-            let checkpoint = cache.tree().node(last.node).and_then(|node| node.checkpoint());
+            let checkpoint = self.cache.tree().node(last.node).and_then(|node| node.checkpoint());
             let checkpoint = checkpoint.map(|held| held.id);
-            let path = path.iter().map(|step| Ok(segment_of(cache, step.node)?.id));
-            runner.resume(sequence.id, &path.collect::<Result<Vec<_>, RunnerError>>()?, checkpoint)?;
+            let path = path.iter().map(|step| Ok(self.segment_of(step.node)?.id));
+            let path = path.collect::<Result<Vec<_>, RunnerError>>()?;
+            self.runner.resume(sequence.id, &path, checkpoint)?;
         }
-        sequence.hold.num_tokens = resume.num_tokens;
+        sequence.hold.push(resume.num_tokens, Piece::Resumed);
         if let Some(deepest) = found.path.last() {
-            cache.pin(deepest.node)?;
+            self.cache.pin(deepest.node)?;
             sequence.hold.node = Some(deepest.node);
         }
         for step in checkpoints_to_bring(recomputed, &sequence.request.plan) {
-            sequence.hold.due.push_back(Due { end: step.end, node: step.node, kind: DueKind::Checkpoint });
+            sequence.hold.push(step.end, Piece::Stateless { node: step.node });
             self.awaited.insert(step.node, sequence.id);
         }
-        self.take_over(runner, sequence)?;
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        announce(cache, sequence)?;
+        self.take_over(sequence)?;
+        self.announce(sequence)?;
         // Over the limit nothing stays that no sequence runs on, be it the only entry.
-        make_room_for(cache, runner, 0, self.now, Claim::Needed);
+        self.make_room_for(0, Claim::Needed);
         Ok(())
     }
 
@@ -92,30 +91,65 @@ impl Prefixes {
     /// it and nobody else is known to use it: it is held as what the sequence computes itself would be.
     ///
     /// So a cache file is of use to prompts that do not all fit under the limit together.
-    fn take_over(&mut self, runner: &mut impl Runner, sequence: &mut Sequence) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
+    fn take_over(&mut self, sequence: &mut Sequence) -> Result<(), RunnerError> {
         let hold = &mut sequence.hold;
-        if !hold.due.is_empty() {
+        if hold.next_due().is_some() {
             return Ok(());
         }
         let order = sequence.request.plan.order;
         // The halves of what was split may be all there is too much of.
-        make_room_for(cache, runner, 0, self.now, Claim::Spare);
-        while let Some(id) = hold.node.filter(|_| cache.is_over_limit()) {
-            let Some(node) = cache.tree().node(id) else { break };
+        self.make_room_for(0, Claim::Spare);
+        while let Some(id) = hold.node.filter(|_| self.cache.is_over_limit()) {
+            let Some(node) = self.cache.tree().node(id) else { break };
             let has_others = node.expected().is_some_and(|expected| expected.last > order);
             if !node.is_leaf() || node.num_pins() > 1 || has_others {
                 break;
             }
-            let (parent, num_tokens) = (node.parent(), node.tokens().len());
-            if let Some(parent) = parent {
-                cache.pin(parent)?;
+            hold.detach_from(node.end() - node.tokens().len());
+            hold.node = node.parent();
+            hold.node.map_or(Ok(()), |parent| self.cache.pin(parent))?;
+            self.cache.unpin(id)?;
+            self.remove(id)?;
+        }
+        Ok(())
+    }
+
+    /// Announces the rest of a prompt, cut where its plan says, up to the first piece that is private.
+    ///
+    /// Private pieces are announced one by one, each when the one before is stored: so each can go again
+    /// by itself where there is no room for it.
+    fn announce(&mut self, sequence: &mut Sequence) -> Result<(), RunnerError> {
+        let Sequence { id, request, hold, .. } = sequence;
+        if hold.is_detached() {
+            return Ok(());
+        }
+        let (plan, tokens) = (&request.plan, request.reusable());
+        let whole = Cut { position: tokens.len(), tier: Tier::User, users: plan.order..=plan.order };
+        let mut parent = hold.node;
+        let mut start = parent.and_then(|node| self.cache.tree().node(node)).map_or(0, |node| node.end());
+        for cut in plan.cuts.iter().chain([&whole]) {
+            let end = cut.position;
+            if end <= start || end > tokens.len() {
+                continue;
             }
-            hold.node = parent;
-            cache.unpin(id)?;
-            discard_all(runner, cache.remove(id)?);
-            hold.num_taken_over += num_tokens;
-            hold.is_detached = true;
+            let is_private = cut.is_private();
+            if is_private && plan.drops_private {
+                hold.push(tokens.len(), Piece::Own);
+                break;
+            }
+            let place = Place { parent, tokens: &tokens[start..end], tier: cut.tier };
+            let Inserted::New(node) = self.cache.announce(place, OwnerId(id.0))? else {
+                // Another, outside the plan, was faster.
+                hold.push(tokens.len(), Piece::Own);
+                break;
+            };
+            let claim = if is_private { Claim::Spare } else { Claim::Needed };
+            hold.push(end, Piece::Due { node, claim });
+            if is_private {
+                break;
+            }
+            self.cache.expect(node, cut.users.clone())?;
+            (parent, start) = (Some(node), end);
         }
         Ok(())
     }
@@ -123,81 +157,70 @@ impl Prefixes {
     /// Stores what a sequence has announced, as far as it is launched.
     pub(in crate::engine) fn reached(
         &mut self,
-        runner: &mut impl Runner,
         sequence: &mut Sequence,
         position: usize,
     ) -> Result<(), RunnerError> {
-        while let Some(&due) = sequence.hold.due.front().filter(|due| due.end <= position) {
-            sequence.hold.due.pop_front();
-            let num_tokens = due.end - sequence.hold.num_tokens;
-            let stored = runner.store(sequence.id, num_tokens)?;
-            sequence.hold.num_tokens = due.end;
-            match due.kind {
-                DueKind::Checkpoint => self.bring_checkpoint(runner, due, stored)?,
-                DueKind::Shared | DueKind::Private => {
-                    if self.fulfil(runner, sequence, due, stored)? {
-                        sequence.hold.num_kept_tokens += num_tokens;
-                    }
-                }
+        while let Some((end, piece)) = sequence.hold.next_due().filter(|(end, _)| *end <= position) {
+            let stored = self.runner.store(sequence.id, end - sequence.hold.num_tokens())?;
+            match piece {
+                Piece::Due { node, claim } => self.fulfil(sequence, node, claim, stored)?,
+                Piece::Stateless { node } => self.bring_checkpoint(sequence, node, stored)?,
+                _ => unreachable!("what is due is no {piece:?}"),
             }
         }
         Ok(())
     }
 
-    /// Gives an announced node what was stored for it; says whether the cache keeps it. What it does not
-    /// keep stays in memory as the sequence's own as long as that runs.
+    /// Gives an announced node what was stored for it. What the cache does not keep stays in memory as the
+    /// sequence's own as long as that runs.
     fn fulfil(
         &mut self,
-        runner: &mut impl Runner,
         sequence: &mut Sequence,
-        due: Due,
+        node: NodeId,
+        claim: Claim,
         stored: Stored,
-    ) -> Result<bool, RunnerError> {
-        self.note_stored(Unconfirmed::Node(due.node));
-        let Some(cache) = &mut self.cache else { return Ok(false) };
-        let is_private = due.kind == DueKind::Private;
-        let claim = if is_private { Claim::Spare } else { Claim::Needed };
-        if !make_room_for(cache, runner, stored.num_bytes(), self.now, claim) && is_private {
+    ) -> Result<(), RunnerError> {
+        self.note_stored(Unconfirmed::Node(node));
+        let is_private = claim == Claim::Spare;
+        if !self.make_room_for(stored.num_bytes(), claim) && is_private {
+            sequence.hold.stored(Piece::Own);
             // Nothing else of it is announced: the private piece is the last.
-            cache.cancel(OwnerId(sequence.id.0));
-            discard(runner, stored);
-            sequence.hold.is_detached = true;
+            self.withdraw(sequence.id);
+            self.discard(stored);
             // What it would have continued is an entry by itself again.
-            make_room(cache, runner, self.now);
-            return Ok(false);
+            self.make_room();
+            return Ok(());
         }
-        cache.fulfil(due.node, stored.segment, stored.checkpoint)?;
+        self.cache.fulfil(node, stored.segment, stored.checkpoint)?;
         self.persisted.num_unsaved_bytes += stored.segment.num_bytes;
-        if is_private && !make_room_for_leaf(cache, runner, due.node, self.now)? {
-            sequence.hold.is_detached = true;
-            return Ok(false);
+        if is_private && !self.make_room_for_leaf(node)? {
+            sequence.hold.stored(Piece::Own);
+            return Ok(());
         }
-        cache.pin(due.node)?;
-        if let Some(before) = sequence.hold.node.replace(due.node) {
-            cache.unpin(before)?;
+        sequence.hold.stored(Piece::Kept);
+        self.cache.pin(node)?;
+        if let Some(before) = sequence.hold.node.replace(node) {
+            self.cache.unpin(before)?;
         }
         if is_private {
-            announce(cache, sequence)?;
-        } else {
-            make_room(cache, runner, self.now);
+            return self.announce(sequence);
         }
-        Ok(true)
+        self.make_room();
+        Ok(())
     }
 
     /// Gives a stored node the recurrent state at its end. The KV that came with it is the
     /// sequence's own copy of what the tree has.
     fn bring_checkpoint(
         &mut self,
-        runner: &mut impl Runner,
-        due: Due,
+        sequence: &mut Sequence,
+        node: NodeId,
         stored: Stored,
     ) -> Result<(), RunnerError> {
-        self.awaited.remove(&due.node);
-        runner.discard(stored.segment.id);
-        match stored.checkpoint {
-            Some(checkpoint) => self.set_checkpoint(runner, due.node, checkpoint),
-            None => Ok(()),
-        }
+        sequence.hold.stored(Piece::ComputedTwice);
+        self.awaited.remove(&node);
+        self.runner.discard(stored.segment.id);
+        stored.checkpoint.map_or(Ok(()), |checkpoint| self.set_checkpoint(node, checkpoint))
     }
 }
 
@@ -207,44 +230,4 @@ fn checkpoints_to_bring<'a>(recomputed: &'a [Step], plan: &'a PromptPlan) -> imp
     let last = recomputed.len().saturating_sub(1);
     let chosen = recomputed.iter().enumerate();
     chosen.filter(move |(index, step)| *index == last || is_shared(step)).map(|(_, step)| step)
-}
-
-/// Announces the rest of a prompt, cut where its plan says, up to the first piece that is private.
-///
-/// Private pieces are announced one by one, each when the one before is stored: so each can go again
-/// by itself where there is no room for it.
-fn announce(cache: &mut PromptCache<StoredSegment>, sequence: &mut Sequence) -> Result<(), RunnerError> {
-    let Sequence { id, request, hold, .. } = sequence;
-    if hold.is_detached {
-        return Ok(());
-    }
-    let (plan, tokens) = (&request.plan, request.reusable());
-    let whole = Cut { position: tokens.len(), tier: Tier::User, users: plan.order..=plan.order };
-    let mut parent = hold.node;
-    let mut start = parent.and_then(|node| cache.tree().node(node)).map_or(0, |node| node.end());
-    for cut in plan.cuts.iter().chain([&whole]) {
-        let end = cut.position;
-        if end <= start || end > tokens.len() {
-            continue;
-        }
-        let is_private = cut.is_private();
-        if is_private && plan.drops_private {
-            hold.is_detached = true;
-            break;
-        }
-        let place = Place { parent, tokens: &tokens[start..end], tier: cut.tier };
-        let Inserted::New(node) = cache.announce(place, OwnerId(id.0))? else {
-            // Another, outside the plan, was faster.
-            hold.is_detached = true;
-            break;
-        };
-        let kind = if is_private { DueKind::Private } else { DueKind::Shared };
-        hold.due.push_back(Due { end, node, kind });
-        if is_private {
-            break;
-        }
-        cache.expect(node, cut.users.clone())?;
-        (parent, start) = (Some(node), end);
-    }
-    Ok(())
 }

@@ -3,12 +3,12 @@
 //! Owns finding them, when a row that ran on them has no token, and parting running sequences from
 //! them. They are not looked for otherwise: whoever computes such a prefix anew gets the same.
 
-use super::{Prefixes, discard_all, make_room};
-use crate::cache::{NodeId, OwnerId, PromptCache};
+use super::Prefixes;
+use crate::cache::NodeId;
 use crate::engine::sequence::Sequence;
-use crate::engine::{Runner, RunnerError, StoredSegment};
+use crate::engine::{Runner, RunnerError};
 
-impl Prefixes {
+impl<R: Runner> Prefixes<R> {
     /// Drops what is no number of the stored path of a sequence that has no next token, with all that
     /// continues it; no other sequence begins with it any more.
     ///
@@ -16,57 +16,50 @@ impl Prefixes {
     /// only so far back may yet find numbers.
     pub(in crate::engine) fn drop_unsound(
         &mut self,
-        runner: &mut impl Runner,
         running: &mut [Sequence],
         index: usize,
     ) -> Result<(), RunnerError> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        let mut unsound = None;
-        for id in path_to(cache, running[index].hold.node) {
-            let Some(node) = cache.tree().node(id) else { break };
-            for stored in node.segment().into_iter().chain(node.checkpoint()) {
-                if !runner.is_finite(stored.id)? {
-                    unsound = Some((id, node.parent(), node.end() - node.tokens().len()));
-                }
-            }
-            if unsound.is_some() {
-                break;
-            }
-        }
-        let Some((id, parent, start)) = unsound else { return Ok(()) };
+        let Some(id) = self.first_unsound(running[index].hold.node)? else { return Ok(()) };
+        let Some(node) = self.cache.tree().node(id) else { return Ok(()) };
+        let (parent, start) = (node.parent(), node.end() - node.tokens().len());
         for sequence in running {
-            let Some(held) = sequence.hold.node.filter(|&held| path_to(cache, Some(held)).contains(&id))
-            else {
-                continue;
-            };
-            cache.cancel(OwnerId(sequence.id.0));
-            self.awaited.retain(|_, owner| *owner != sequence.id);
-            if let Some(parent) = parent {
-                cache.pin(parent)?;
-            }
-            cache.unpin(held)?;
-            let num_dropped = sequence.num_cached_tokens.saturating_sub(start);
-            let hold = &mut sequence.hold;
-            hold.node = parent;
-            hold.due.clear();
-            hold.num_taken_over = hold.num_taken_over.max(num_dropped);
-            hold.num_tokens = hold.num_tokens.min(start);
-            hold.is_detached = true;
+            let held = sequence.hold.node.filter(|held| self.path_to(Some(*held)).contains(&id));
+            let Some(held) = held else { continue };
+            self.withdraw(sequence.id);
+            parent.map_or(Ok(()), |parent| self.cache.pin(parent))?;
+            self.cache.unpin(held)?;
+            sequence.hold.node = parent;
+            sequence.hold.detach_from(start);
         }
-        discard_all(runner, cache.remove(id)?);
+        self.remove(id)?;
         // What it continued may be an entry by itself again.
-        make_room(cache, runner, self.now);
+        self.make_room();
         Ok(())
     }
-}
 
-/// The nodes from the root down to this one.
-fn path_to(cache: &PromptCache<StoredSegment>, mut node: Option<NodeId>) -> Vec<NodeId> {
-    let mut path = Vec::new();
-    while let Some(id) = node {
-        path.push(id);
-        node = cache.tree().node(id).and_then(|node| node.parent());
+    /// The first node on the way to this one that holds anything but numbers.
+    fn first_unsound(&mut self, node: Option<NodeId>) -> Result<Option<NodeId>, RunnerError> {
+        for id in self.path_to(node) {
+            let node = self.cache.tree().node(id);
+            for stored in
+                node.into_iter().flat_map(|node| node.segment().into_iter().chain(node.checkpoint()))
+            {
+                if !self.runner.is_finite(stored.id)? {
+                    return Ok(Some(id));
+                }
+            }
+        }
+        Ok(None)
     }
-    path.reverse();
-    path
+
+    /// The nodes from the root down to this one.
+    fn path_to(&self, mut node: Option<NodeId>) -> Vec<NodeId> {
+        let mut path = Vec::new();
+        while let Some(id) = node {
+            path.push(id);
+            node = self.cache.tree().node(id).and_then(|node| node.parent());
+        }
+        path.reverse();
+        path
+    }
 }

@@ -10,8 +10,9 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Engine;
 use crate::engine::guiding::Guided;
+use crate::engine::hold::Piece;
 use crate::engine::pass::{Awaits, Pass, Row};
-use crate::engine::prefixes::{Prefixes, Resumable};
+use crate::engine::prefixes::Resumable;
 use crate::engine::scheduler::Composer;
 use crate::engine::sequence::{Sequence, State, Work};
 use crate::engine::{
@@ -68,8 +69,8 @@ impl<R: Runner> Engine<R> {
         }
         // And only then: those rows may have been meant to run on what the failed passes stored.
         if has_failed {
-            let taken_back = self.prefixes.passes_failed(&mut self.runner);
-            taken_back.unwrap_or_else(|error| self.note_failure(error, Vec::new()));
+            let taken_back = self.prefixes.passes_failed();
+            self.note_outcome(taken_back);
         }
     }
 
@@ -79,19 +80,17 @@ impl<R: Runner> Engine<R> {
     /// behind who can run do: else prompts in groups, each with a prefix of its own, would come in one
     /// group a pass. For all else nobody overtakes.
     fn compose(&mut self) -> Option<Vec<(usize, Work)>> {
-        let mut failed = None;
-        let mut not_brought_in = None;
         let limits = self.limits.clone();
         let mut composer = Composer::new(&limits, self.running.iter().map(Sequence::counts));
-        let num_restored_bytes = |prefixes: &Prefixes| prefixes.persist_stats().num_restored_bytes;
-        let before = num_restored_bytes(&self.prefixes);
+        let max_restored_bytes =
+            self.persist_stats().num_restored_bytes.saturating_add(limits.max_restored_bytes);
         let mut index = 0;
         composer.set_held(self.num_held_tokens());
         while composer.has_free_row()
             && index < self.waiting.len()
-            && num_restored_bytes(&self.prefixes) - before <= limits.max_restored_bytes
+            && self.persist_stats().num_restored_bytes <= max_restored_bytes
         {
-            match self.entry_of(&composer, index, &mut not_brought_in) {
+            match self.entry_of(&composer, index) {
                 Entry::Waits => {
                     index += 1;
                     continue;
@@ -102,9 +101,9 @@ impl<R: Runner> Engine<R> {
             let orders = self.waiting.iter().map(|sequence| sequence.request.plan.order);
             let first_order = orders.min().unwrap_or_default();
             let mut sequence = self.waiting.remove(index).expect("it was looked at just now");
-            if let Err(error) = self.prefixes.admit(&mut self.runner, &mut sequence, first_order) {
+            if let Err(error) = self.prefixes.admit(&mut sequence, first_order) {
                 sequence.num_cached_tokens = 0;
-                failed = Some((error, sequence.finished(FinishReason::Error)));
+                self.note_failure(error, vec![sequence.finished(FinishReason::Error)]);
                 break;
             }
             self.stats.num_admitted += 1;
@@ -116,12 +115,6 @@ impl<R: Runner> Engine<R> {
             composer.set_held(self.num_held_tokens());
         }
         let work = composer.into_work();
-        if let Some(error) = not_brought_in {
-            self.note_failure(error, Vec::new());
-        }
-        if let Some((error, finished)) = failed {
-            self.note_failure(error, vec![finished]);
-        }
         (!work.is_empty()).then_some(work)
     }
 
@@ -131,37 +124,32 @@ impl<R: Runner> Engine<R> {
         let num_over_limit = self.prefixes.num_tokens_over_limit(self.limits.kv_bytes_per_token);
         // One that only waits for its last tokens holds what it has stored, and is charged for nothing.
         let charged = self.running.iter().filter(|sequence| sequence.counts().is_running());
-        num_over_limit.saturating_sub(charged.map(|sequence| sequence.hold.num_kept_tokens()).sum())
+        num_over_limit.saturating_sub(charged.map(|sequence| sequence.hold.num_tokens_as(Piece::Kept)).sum())
     }
 
     /// Whether one that waits can enter the pass. What a cache file has of its prompt is brought in once
     /// there is a place: before, it would only push out what others use, and be pushed out in turn.
-    fn entry_of(
-        &mut self,
-        composer: &Composer<'_>,
-        index: usize,
-        not_brought_in: &mut Option<RunnerError>,
-    ) -> Entry {
+    fn entry_of(&mut self, composer: &Composer<'_>, index: usize) -> Entry {
         let sequence = &mut self.waiting[index];
-        let resumable = self.prefixes.resumable_with_file(sequence.request.reusable());
+        let resumable = self.prefixes.resumable_with_file(sequence);
         let mut entry = Entry::of(composer, sequence, resumable);
+        let mut brought_in = Ok(());
         if entry == Entry::Enters {
-            if let Err(error) = self.prefixes.bring_in(&mut self.runner, &sequence.request) {
-                // Computed instead.
-                not_brought_in.get_or_insert(error);
-            }
-            let resumable = self.prefixes.resumable(sequence.request.reusable());
+            // Where that fails it is computed instead.
+            brought_in = self.prefixes.bring_in(sequence);
+            let resumable = self.prefixes.resumable(sequence);
             let resumable = resumable.map(|num_here| Resumable { num_here, num_with_file: num_here });
             entry = Entry::of(composer, sequence, resumable);
             if entry != Entry::Enters {
                 // Nobody resumes on what was brought in.
-                self.prefixes.make_room(&mut self.runner);
+                self.prefixes.make_room();
             }
         }
         if entry != Entry::Enters {
             sequence.state = State::Waiting;
             sequence.num_cached_tokens = 0;
         }
+        self.note_outcome(brought_in);
         entry
     }
 
@@ -169,7 +157,7 @@ impl<R: Runner> Engine<R> {
     fn launch(&mut self, work: &[(usize, Work)]) -> Result<(), (RunnerError, Vec<Row>)> {
         let groups: Vec<Group> = work.iter().map(|(index, work)| self.running[*index].group(work)).collect();
         let pass = Pass::new(&groups);
-        if let Err(error) = self.runner.launch(&groups) {
+        if let Err(error) = self.prefixes.runner.launch(&groups) {
             return Err((error, pass.rows));
         }
         self.stats.peak_rows = self.stats.peak_rows.max(pass.rows.len());
@@ -190,13 +178,13 @@ impl<R: Runner> Engine<R> {
     fn after_launch(&mut self, index: usize, work: &Work) -> Result<(), RunnerError> {
         let sequence = &mut self.running[index];
         if let Work::Prefill(range) = work {
-            self.prefixes.reached(&mut self.runner, sequence, range.end)?;
+            self.prefixes.reached(sequence, range.end)?;
         }
         // Its last token is launched: row and KV go to the next in line one pass early.
         if sequence.state == State::Draining {
             let end = sequence.num_prefill_tokens() + sequence.request.max_new_tokens;
-            let taken = self.prefixes.take_rest(&mut self.runner, sequence, end);
-            self.runner.release(sequence.id);
+            let taken = self.prefixes.take_rest(sequence, end);
+            self.prefixes.runner.release(sequence.id);
             match taken {
                 Ok(rest) => sequence.rest = rest.map(|rest| (rest, end)),
                 // The answer is whole, it only cannot be kept.
@@ -215,6 +203,7 @@ impl<R: Runner> Engine<R> {
             pass.rows.iter().filter(|row| row.is_guided).map(|row| row.sequence).collect();
         let guided = self.ask_guides(&rows);
         let chosen = self
+            .prefixes
             .runner
             .choose(rows.iter().map(|sequence| guided.get(sequence).and_then(Guided::allowed)).collect());
         for sequence in rows {
@@ -264,7 +253,7 @@ impl<R: Runner> Engine<R> {
     /// failed, and with it those launched on top of it.
     fn collect(&mut self) -> bool {
         let Some(mut pass) = self.passes.pop_front() else { return true };
-        let outcomes = match self.runner.collect().and_then(|outcomes| as_asked(&pass, outcomes)) {
+        let outcomes = match self.prefixes.runner.collect().and_then(|outcomes| as_asked(&pass, outcomes)) {
             Ok(outcomes) => outcomes,
             Err(error) => {
                 self.fail_under_way(error, pass.rows);
@@ -324,9 +313,8 @@ impl<R: Runner> Engine<R> {
     fn end_without_numbers(&mut self, index: usize) {
         self.stats.num_without_token += 1;
         // What it ran on may be to blame: nobody else is to begin with that.
-        if let Err(error) = self.prefixes.drop_unsound(&mut self.runner, &mut self.running, index) {
-            self.note_failure(error, Vec::new());
-        }
+        let dropped = self.prefixes.drop_unsound(&mut self.running, index);
+        self.note_outcome(dropped);
         let finished = self.remove_running(index, false).finished(FinishReason::NotNumbers);
         self.events.push(finished);
     }
@@ -335,7 +323,7 @@ impl<R: Runner> Engine<R> {
     fn fail_under_way(&mut self, error: RunnerError, mut rows: Vec<Row>) {
         for pass in mem::take(&mut self.passes) {
             // Built on what failed; collected only to be rid of it, so its outcome is no news.
-            let _ = self.runner.collect();
+            let _ = self.prefixes.runner.collect();
             rows.extend(pass.rows);
         }
         self.fail(error, &rows);

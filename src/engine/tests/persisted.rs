@@ -103,6 +103,74 @@ fn what_one_engine_has_stored_and_saved_the_next_brings_in() {
 }
 
 #[test]
+fn a_prompts_tokens_are_compared_once_wherever_they_are_before_it_enters() {
+    // Each prompt was looked up when it was submitted, twice or more in every pass that it waited for, and three to
+    // six times when it entered: more with each piece that the file had of it.
+    let compared = |engine: &mut Engine<FakeRunner>, requests: &[GenerationRequest]| {
+        let num_compared = |engine: &mut Engine<FakeRunner>| {
+            engine.cache_mut().expect("it has one").tree().num_compared.get()
+        };
+        let before = num_compared(engine);
+        requests.iter().for_each(|request| engine.submit(request.clone()).expect("there is room"));
+        let mut num_begun = 0;
+        while num_begun < requests.len() {
+            engine.step().expect("nothing fails");
+            num_begun += engine.admitted().len();
+        }
+        let num_compared = num_compared(engine) - before;
+        while !engine.is_idle() {
+            engine.step().expect("nothing fails");
+        }
+        num_compared
+    };
+    let new = [request(0, words(0, 30), 9, &[])];
+    let parts = [request(1, [words(0, 12), words(100, 8)].concat(), 9, &[])];
+    let follower = request(3, [words(200, 20), words(300, 8)].concat(), 2, &[]);
+    let leader = GenerationRequest { id: RequestId(2), ..follower.clone() };
+    for rule in RULES {
+        for max_rows in [1, 4] {
+            let file = CacheFile::new();
+            let mut engine = file.engine(limits(max_rows, 4, true), rule);
+            assert_eq!(compared(&mut engine, &new), 0, "{rule:?}: it is new");
+            assert_eq!(compared(&mut engine, &new), 29, "{rule:?}: it is in memory");
+            assert_eq!(compared(&mut engine, &parts), 12, "{rule:?}: it parts from what is in memory");
+            // The second waits while the first is computed, or for a row.
+            assert_eq!(
+                compared(&mut engine, &[leader.clone(), follower.clone()][..max_rows.min(2)]),
+                27 * (max_rows.min(2) - 1),
+                "{rule:?}"
+            );
+            engine.save_snapshot().expect("there is room");
+            let mut engine = file.engine(limits(max_rows, 4, true), rule);
+            for requests in [&new, &parts] {
+                let num_reusable = requests[0].num_reusable();
+                assert_eq!(compared(&mut engine, requests), num_reusable, "{rule:?}: it is in the file");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_limits_nothing_is_stored_and_a_file_is_left_alone() {
+    let mut requests = with_a_shared_prefix(4);
+    requests.push(request(4, words(7, 1), 3, &[]));
+    for rule in RULES {
+        let file = CacheFile::new();
+        saved(answered(file.engine(limits(4, 64, true), rule), &requests[..2]));
+        let before = std::fs::read(&file.path).expect("it was saved");
+        let limits = limits(4, 64, true);
+        let runner = FakeRunner::new(limits.clone()).with_rule(rule);
+        let mut run = answered(file.attach(Engine::new(runner, limits, None), rule), &requests);
+        assert_eq!(run.engine.runner().num_prefilled(), 4 * 29, "{rule:?}");
+        assert_eq!((run.engine.cache_usage(), num_restored(&run.engine)), (None, 0));
+        assert!(!run.engine.has_much_unsaved());
+        assert_eq!(run.engine.save_snapshot().expect("there is nothing to do").num_tokens, 0);
+        assert_eq!(std::fs::read(&file.path).expect("it is still there"), before, "{rule:?}");
+        checks::at_the_end(&mut run.engine);
+    }
+}
+
+#[test]
 fn what_is_no_number_is_not_saved_and_the_rest_is() {
     for rule in RULES {
         let file = CacheFile::new();
