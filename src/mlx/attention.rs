@@ -38,6 +38,11 @@ pub(super) use sinks::Sinks;
 use partial::Partial;
 use strip_rows::StripRows;
 
+/// Whether prefill chunks are attended in MLX's fused kernel, which wants all that they see in one array.
+pub(super) fn chunks_are_fused(device: ComputeDevice, spec: &AttentionSpec) -> bool {
+    device == ComputeDevice::Gpu && spec.score_softcap.is_none()
+}
+
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention<'a> {
@@ -120,7 +125,7 @@ impl Attention<'_> {
         }
         for (run, part) in kv.runs_of(rows) {
             let queries = queries_of(&part)?;
-            attended.push(if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
+            attended.push(if chunks_are_fused(self.device, self.spec) {
                 self.run_fused(&queries, &part, run)?
             } else {
                 self.run_by_products(&self.scaled(&queries)?, &part, run)?

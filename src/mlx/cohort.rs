@@ -84,7 +84,9 @@ pub(super) struct Piece {
 pub(super) struct Cohorts {
     costs: Costs,
     /// Bytes that copies of stored tokens may take, in the slab and in joined pieces.
-    max_copied_bytes: u64,
+    pub max_copied_bytes: u64,
+    /// Bytes that they take.
+    pub num_copied_bytes: u64,
     /// The rows, those that see the same pieces side by side, and where each sees its tokens in the slab.
     pub rows: Vec<(SequenceId, Place)>,
     /// In the order of their first rows.
@@ -136,7 +138,14 @@ fn token_bytes(segment: &Segment) -> (f64, f64) {
 impl Cohorts {
     /// No rows yet.
     pub(super) fn new(costs: Costs, max_copied_bytes: u64) -> Self {
-        Self { costs, max_copied_bytes, rows: Vec::new(), pieces: Vec::new(), is_outdated: false }
+        Self {
+            costs,
+            max_copied_bytes,
+            num_copied_bytes: 0,
+            rows: Vec::new(),
+            pieces: Vec::new(),
+            is_outdated: false,
+        }
     }
 
     /// No rows again.
@@ -252,6 +261,7 @@ impl Cohorts {
                 });
             }
         }
+        formed.num_copied_bytes = num_copied_bytes;
         formed.rows = order.iter().map(|(row, place)| (row.sequence, **place)).collect();
         formed.check(&order)?;
         Ok(formed)

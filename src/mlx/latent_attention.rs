@@ -111,7 +111,7 @@ impl LatentAttention {
             pass.settle(&[normed, &keys])?;
             parts.push(Planes::within_keys(keys, rank));
         }
-        Ok(Rc::new(pass.live.append(self.place.kv_index, &parts, pass.rows)?))
+        Ok(Rc::new(pass.live.append(self.place.kv_index, self.spec.attention.window, &parts, pass.rows)?))
     }
 
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.

@@ -11,6 +11,7 @@
 //! ```
 
 mod live_pass;
+mod prompts;
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -26,6 +27,7 @@ use super::{
     kv::{LayerKv, is_short},
     packed::PassChunk,
     planes::Planes,
+    prompt_kv::PromptKv,
     segment::{Checkpoint, Segment, SegmentStore, long_segments},
     slab::{Joining, Slab},
     states::{LiveStates, RecurrentState},
@@ -44,6 +46,10 @@ struct Sequence {
     own: Vec<LayerKv>,
     /// Whether they may be views of more than they are.
     is_own_shared: bool,
+    /// What the prompt has so far, own tokens included, which then are nowhere else.
+    prompt_kv: Option<PromptKv>,
+    /// Position up to which it prefills, as far as that is known.
+    prefill_end: usize,
     num_own_tokens: usize,
     /// Of all of it, the slab included.
     num_tokens: usize,
@@ -71,6 +77,10 @@ impl Sequence {
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
     slab: Slab,
+    /// Whether a chunk attends to all that it sees as one array.
+    chunks_want_one_array: bool,
+    /// What copies of stored tokens may take, prompts' and the decode rows' together.
+    max_copied_bytes: u64,
     /// Of what is stored.
     copying: Copying,
     /// The decode rows; they follow from what these run on.
@@ -91,6 +101,8 @@ impl LiveKv {
         Self {
             sequences: HashMap::new(),
             slab: Slab::default(),
+            chunks_want_one_array: false,
+            max_copied_bytes,
             copying: Copying::of(device),
             cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
             are_decoding: false,
@@ -181,7 +193,9 @@ impl LiveKv {
                 sequence.0
             )));
         }
-        let layers = if num_tokens == state.num_own_tokens && !state.is_own_shared {
+        let layers = if let Some(prompt) = &state.prompt_kv {
+            prompt.compact(&(first..first + num_tokens), self.copying)?
+        } else if num_tokens == state.num_own_tokens && !state.is_own_shared {
             // A prefill stores all it has: the arrays themselves.
             std::mem::take(&mut state.own)
         } else if num_tokens <= state.num_own_tokens {
@@ -200,6 +214,7 @@ impl LiveKv {
         if num_tokens == state.num_own_tokens {
             state.forget_own();
             state.path.push(Rc::clone(&segment));
+            self.note_stored_prompt(sequence);
         }
         Ok(segment)
     }
@@ -280,6 +295,12 @@ impl LiveKv {
         for sequence in waiting {
             self.leave_slab(sequence)?;
         }
+        for sequence in decoding {
+            if let Some(state) = self.sequences.get_mut(sequence) {
+                state.leave_prompt_kv(self.copying)?;
+            }
+        }
+        self.cohorts.max_copied_bytes = self.max_copied_bytes.saturating_sub(self.num_prompt_copied_bytes());
         let places = self.cohorts.places(&rows_of_cohorts(&self.sequences, &self.slab, decoding));
         for (&sequence, _) in decoding.iter().zip(&places).filter(|(_, place)| place.leaves_slab) {
             self.leave_slab(sequence)?;
@@ -335,6 +356,7 @@ impl LiveKv {
 
     /// Starts a pass: one decode row for each of the sequences that were made such, then the chunks.
     pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>) -> Result<LivePass> {
+        chunks.iter().for_each(|chunk| self.join_prompt(chunk));
         let mut pass = LivePass { runs: self.runs_of(&chunks), chunks, ..LivePass::default() };
         if self.are_decoding {
             self.slab.step()?;
@@ -356,10 +378,14 @@ impl LiveKv {
         Ok(pass)
     }
 
-    /// Long segments that a sequence runs on; chunks on the same ones are to be next to each other.
+    /// Long segments that a sequence runs on and attends to apart; chunks on the same ones are to be next to each
+    /// other.
     pub(super) fn long_path(&self, sequence: SequenceId) -> Vec<SegmentId> {
-        let path = self.sequences.get(&sequence).map_or(&[][..], |state| &state.path);
-        long_segments(path).map(|segment| segment.id).collect()
+        let Some(state) = self.sequences.get(&sequence) else { return Vec::new() };
+        if state.prompt_kv.is_some() && self.chunks_want_one_array {
+            return Vec::new();
+        }
+        long_segments(&state.path).map(|segment| segment.id).collect()
     }
 
     /// Divides the chunks of a pass by the long segments they run on.
@@ -387,13 +413,23 @@ impl LiveKv {
             if let Some(state) = self.sequences.get_mut(&chunk.sequence) {
                 state.num_own_tokens += chunk.num_tokens;
                 state.num_tokens += chunk.num_tokens;
+                if state.prompt_kv.is_some() {
+                    state.own.clear();
+                }
             }
         }
     }
 
     /// Appends the packed rows' KV of one layer, which comes in parts, planes of `(n, H_kv, D)`
-    /// after RoPE; decode rows are in the first part. Returns the layer as the rows see it.
-    pub(super) fn append(&mut self, layer: usize, parts: &[Planes], pass: &LivePass) -> Result<PassKv> {
+    /// after RoPE; decode rows are in the first part. No later row sees more than `window` of the layer's tokens.
+    /// Returns the layer as the rows see it.
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        window: Option<usize>,
+        parts: &[Planes],
+        pass: &LivePass,
+    ) -> Result<PassKv> {
         let num_decode = pass.decode_positions.len();
         let decode = if num_decode == 0 {
             None
@@ -419,6 +455,17 @@ impl LiveKv {
                         Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)
                     })?);
                 }
+                let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
+                if state.prompt_kv.is_some() {
+                    let joined = if self.chunks_want_one_array { earlier.as_slice() } else { &[] };
+                    let own = state.append_to_prompt((layer, window), chunk.start, &by_head, joined)?;
+                    earlier.retain(|piece| {
+                        let is_shared = shared.iter().any(|shared| shared.first == piece.first);
+                        piece.end() <= own.first && !is_shared
+                    });
+                    chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
+                    continue;
+                }
                 let own = match by_head.as_slice() {
                     [planes] if as_views[index] => {
                         state.is_own_shared = true;
@@ -427,7 +474,6 @@ impl LiveKv {
                     several => LayerKv::after(state.own.get(layer), chunk.start, several)?,
                 };
                 put(&mut state.own, layer, own.clone());
-                let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
                 earlier.retain(|piece| !shared.iter().any(|shared| shared.first == piece.first));
                 let num_seen: usize = shared.iter().chain(&earlier).map(LayerKv::num_tokens).sum();
                 if num_seen != state.num_path_tokens() {
@@ -457,7 +503,7 @@ impl LiveKv {
                 let (chunk, rows) = (&pass.chunks[*index], &pass.chunk_rows[*index]);
                 let state = self.sequences.get(&chunk.sequence);
                 is_short(chunk.num_tokens)
-                    && state.is_none_or(|state| state.num_own_tokens == 0)
+                    && state.is_none_or(|state| state.num_own_tokens == 0 && state.prompt_kv.is_none())
                     && overlap(rows, &of_part) == *rows
             };
             let candidates: Vec<usize> = (0..pass.chunks.len()).filter(is_candidate).collect();
@@ -486,7 +532,10 @@ impl LiveKv {
         self.sequences
             .get(&sequence)
             .into_iter()
-            .flat_map(|state| state.own.iter().flat_map(|kv| kv.planes.arrays()))
+            .flat_map(|state| {
+                let prompt = state.prompt_kv.iter().flat_map(PromptKv::arrays);
+                prompt.chain(state.own.iter().flat_map(|kv| kv.planes.arrays()))
+            })
             .chain(self.states.arrays(sequence))
     }
 }

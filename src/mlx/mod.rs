@@ -33,6 +33,7 @@ mod ops;
 mod packed;
 mod per_layer;
 mod planes;
+mod prompt_kv;
 mod publishers;
 mod quantized;
 mod read_shared;

@@ -140,7 +140,9 @@ impl SelfAttention {
             pass.settle(&[normed, &new_keys, &new_values])?;
             parts.push(Planes::new(new_keys, new_values));
         }
-        let kv = Rc::new(pass.live.append(self.place.kv_index, &parts, pass.rows)?);
+        // Later layers that use them too may see further.
+        let window = self.spec.window.filter(|_| !layer.are_shared);
+        let kv = Rc::new(pass.live.append(self.place.kv_index, window, &parts, pass.rows)?);
         if layer.are_shared {
             pass.kv_of_layers.insert(self.place.kv_index, Rc::clone(&kv));
         }

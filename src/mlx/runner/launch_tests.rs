@@ -58,6 +58,28 @@ fn launches(outputs: &[Array]) -> (usize, usize) {
     (names.iter().map(launches_of).sum(), sources.len())
 }
 
+/// Bytes written by operations, not computed yet, that bring arrays together: all of a concatenation, of an update what
+/// is new.
+fn bytes_written(outputs: &[Array]) -> usize {
+    let text = sys::operations_of(outputs);
+    let bytes_of = |array: &str| {
+        let (_, shape) = array.split_once(" [(").expect("a name and a shape");
+        let (shape, dtype) = shape.split_once("), ").expect("a shape and a type");
+        let sizes = shape.split(',').filter_map(|size| size.trim().parse::<usize>().ok());
+        sizes.product::<usize>() * if dtype.starts_with("float32") { 4 } else { 2 }
+    };
+    let written = |line: &str| {
+        let (made_of, made) = line.split_once(" -> ")?;
+        let inputs: Vec<&str> = made_of.split("], ").collect();
+        match line.split(' ').next()? {
+            "Concatenate" => Some(bytes_of(made)),
+            "SliceUpdate" => Some(bytes_of(inputs[1])),
+            _ => None,
+        }
+    };
+    text.lines().filter_map(written).sum()
+}
+
 /// Launches beyond one that each of MLX's fused operations falls back on here: of a norm, a rotation and an
 /// attention without and with a mask.
 fn fallbacks(dtype: mlx_rs::Dtype) -> (usize, usize, [usize; 2]) {
@@ -106,11 +128,22 @@ impl Steps {
         Self { runner, rows: Vec::new(), num_sequences: 0, prefix: Vec::new(), prefix_end: 0 }
     }
 
-    fn prefill(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) {
+    fn chunk(sequence: SequenceId, start: usize, num_tokens: usize) -> Group {
         let tokens = (0..num_tokens).map(|at| ((start + at) * 7 % 300) as u32 + sequence.0 as u32 % 3);
-        let input = Input::Prompt(tokens.collect());
-        self.runner.launch(&[Group { sequence, input, start, want: Want::Nothing }]).unwrap();
+        Group { sequence, input: Input::Prompt(tokens.collect()), start, want: Want::Nothing }
+    }
+
+    fn prefill(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) {
+        self.runner.launch(&[Self::chunk(sequence, start, num_tokens)]).unwrap();
         self.runner.collect().unwrap();
+    }
+
+    /// Bytes that a chunk has written where KV is joined or written in place.
+    fn bytes_of_chunk(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) -> usize {
+        let (computed, kv) = self.runner.build_pass(&[Self::chunk(sequence, start, num_tokens)]).unwrap();
+        let num_bytes = bytes_written(&[&kv[..], &[computed.hidden]].concat());
+        transforms::eval(&kv).unwrap();
+        num_bytes
     }
 
     /// Stores a prefix of pieces of so many tokens; sequences that are added from now on begin with it.
@@ -166,7 +199,7 @@ impl Steps {
         let attention = if is_fused { attention[usize::from(rows.is_masked)] } else { 0 };
         let fused = (2 * NUM_LAYERS + 1) * norm + NUM_LAYERS * (2 * rope + attention);
         transforms::async_eval(&outputs).unwrap();
-        self.runner.launched.push_back(Launched { asked: Some(asked), last_kv: None });
+        self.runner.launched.push_back(Launched { asked: Some(asked), last_number: None });
         self.runner.collect().unwrap();
         for row in &mut self.rows {
             row.1 += 1;
@@ -276,4 +309,34 @@ fn a_shared_prefix_of_sixteen_bits_is_widened_once() {
     println!("32 rows of 16 bits on a segment: {num_launches}");
     // Queries, the slab's keys and values, and what comes of them change their type.
     assert!(num_launches <= REFERENCE + (8 + 4) * NUM_LAYERS, "{num_launches}");
+}
+
+/// Each chunk was attended to a fresh copy of all before it, and added to a fresh copy of what was not stored.
+#[test]
+fn a_chunk_brings_together_what_is_new_however_long_the_prompt() {
+    let (num_tokens, num_chunks) = (128, 16);
+    for num_prefix in [0, 700] {
+        let mut steps = Steps::new();
+        if num_prefix > 0 {
+            steps.store_prefix(&[num_prefix]);
+        }
+        let mut bytes_of_chunks = |sequence: u64, is_told: bool| -> Vec<usize> {
+            let sequence = SequenceId(sequence);
+            if num_prefix > 0 {
+                steps.runner.resume(sequence, &steps.prefix.clone(), None).unwrap();
+            }
+            if is_told {
+                steps.runner.expect_prefill(sequence, num_prefix + num_tokens * num_chunks);
+            }
+            let chunk = |index: usize| num_prefix + index * num_tokens;
+            (0..num_chunks).map(|index| steps.bytes_of_chunk(sequence, chunk(index), num_tokens)).collect()
+        };
+        let copied = bytes_of_chunks(1, false);
+        let joined = bytes_of_chunks(2, true);
+        println!("behind {num_prefix} tokens: {joined:?} bytes, copied {copied:?}");
+        assert!(joined[2..].iter().all(|num_bytes| *num_bytes == joined[2]), "{joined:?}");
+        let [copied, joined] = [copied, joined].map(|num_bytes| num_bytes.iter().sum::<usize>());
+        // Both have what rotations bring together here, which is one operation on a GPU.
+        assert!(2 * joined < copied, "{joined} of {copied}");
+    }
 }
