@@ -43,6 +43,23 @@ pub(super) fn chunks_are_fused(device: ComputeDevice, spec: &AttentionSpec) -> b
     device == ComputeDevice::Gpu && spec.score_softcap.is_none()
 }
 
+/// How the rows of a layer see its KV, as far as that decides how it is kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct KvSight {
+    /// No row, of this layer or of one that uses its KV too, sees more of the last tokens than so many.
+    pub window: Option<usize>,
+    /// Decode rows always see it by products in float32.
+    pub is_capped: bool,
+}
+
+impl KvSight {
+    /// That of a layer, whose KV others may use too.
+    pub(super) fn of(spec: &AttentionSpec, are_shared: bool) -> Self {
+        // They may see further.
+        Self { window: spec.window.filter(|_| !are_shared), is_capped: spec.score_softcap.is_some() }
+    }
+}
+
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attention<'a> {

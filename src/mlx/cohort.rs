@@ -82,7 +82,7 @@ pub(super) struct Piece {
 /// How decode rows are divided.
 #[derive(Debug)]
 pub(super) struct Cohorts {
-    costs: Costs,
+    pub costs: Costs,
     /// Bytes that copies of stored tokens may take, in the slab and in joined pieces.
     pub max_copied_bytes: u64,
     /// Bytes that they take.
@@ -151,6 +151,15 @@ impl Cohorts {
     /// No rows again.
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.costs, self.max_copied_bytes);
+    }
+
+    /// Whether any row, of those at these positions, sees something of its pieces through a window.
+    pub(super) fn see_pieces(&self, positions: &[usize], window: Option<usize>) -> bool {
+        self.pieces.iter().any(|piece| {
+            let oldest_row = positions[piece.rows.clone()].iter().min();
+            let oldest = oldest_row.zip(window).map_or(0, |(row, window)| (row + 1).saturating_sub(window));
+            oldest < piece.first + piece.num_tokens
+        })
     }
 
     /// Drops what was made of a segment that is there no more, so that its memory is free. Cohorts must be

@@ -19,7 +19,7 @@ use mlx_rs::Array;
 
 use super::{
     arrays::{Copying, overlap, rows_in_parts, rows_of},
-    attention::{ChunkKv, DecodeKv, PassKv, PieceKv, RunKv, SlabKv},
+    attention::{ChunkKv, DecodeKv, KvSight, PassKv, PieceKv, RunKv, SlabKv},
     cohort::{Cohorts, Piece, Row},
     costs::Costs,
     device::ComputeDevice,
@@ -87,6 +87,8 @@ pub(super) struct LiveKv {
     cohorts: Cohorts,
     /// Whether they are in the next pass: a pass of chunks alone leaves them as they are.
     are_decoding: bool,
+    /// Whether the limit on copies has room for the slab in float32.
+    slab_may_be_wide: bool,
     pub states: LiveStates,
 }
 
@@ -106,6 +108,7 @@ impl LiveKv {
             copying: Copying::of(device),
             cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
             are_decoding: false,
+            slab_may_be_wide: false,
             states: LiveStates::new(initial_states),
         }
     }
@@ -162,6 +165,12 @@ impl LiveKv {
             pieces: self.cohorts.pieces.len(),
             is_masked: widths.windows(2).any(|pair| pair[0] != pair[1]),
         }
+    }
+
+    /// Bytes that the slab takes more in float32.
+    #[cfg(test)]
+    pub(super) fn slab_bytes_beyond_kv(&self) -> u64 {
+        self.slab.widening_bytes().0
     }
 
     /// Drops a sequence.
@@ -360,6 +369,9 @@ impl LiveKv {
         let mut pass = LivePass { runs: self.runs_of(&chunks), chunks, ..LivePass::default() };
         if self.are_decoding {
             self.slab.step()?;
+            let others = self.num_prompt_copied_bytes().saturating_add(self.cohorts.num_copied_bytes);
+            let with_slab = others.saturating_add(self.slab.widening_bytes().1);
+            self.slab_may_be_wide = self.cohorts.costs.are_widened() && with_slab <= self.max_copied_bytes;
             let mut rows = Vec::with_capacity(self.cohorts.rows.len());
             for &(sequence, place) in &self.cohorts.rows {
                 let Some(state) = self.sequences.get_mut(&sequence) else { continue };
@@ -421,12 +433,11 @@ impl LiveKv {
     }
 
     /// Appends the packed rows' KV of one layer, which comes in parts, planes of `(n, H_kv, D)`
-    /// after RoPE; decode rows are in the first part. No later row sees more than `window` of the layer's tokens.
-    /// Returns the layer as the rows see it.
+    /// after RoPE; decode rows are in the first part. Returns the layer as the rows see it.
     pub(super) fn append(
         &mut self,
         layer: usize,
-        window: Option<usize>,
+        sight: KvSight,
         parts: &[Planes],
         pass: &LivePass,
     ) -> Result<PassKv> {
@@ -435,7 +446,7 @@ impl LiveKv {
             None
         } else {
             let step = |rows: &Array| rows_of(rows, &(0..num_decode), rows.dim(0) as usize);
-            Some(self.append_step(layer, &parts[0].map(step)?, pass)?)
+            Some(self.append_step((layer, sight), &parts[0].map(step)?, pass)?)
         };
         let part_rows: Vec<usize> = parts.iter().map(|part| part.keys().dim(0) as usize).collect();
         let as_views = self.chunks_as_views(&part_rows, pass);
@@ -458,7 +469,7 @@ impl LiveKv {
                 let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
                 if state.prompt_kv.is_some() {
                     let joined = if self.chunks_want_one_array { earlier.as_slice() } else { &[] };
-                    let own = state.append_to_prompt((layer, window), chunk.start, &by_head, joined)?;
+                    let own = state.append_to_prompt((layer, sight.window), chunk.start, &by_head, joined)?;
                     earlier.retain(|piece| {
                         let is_shared = shared.iter().any(|shared| shared.first == piece.first);
                         piece.end() <= own.first && !is_shared
@@ -516,9 +527,16 @@ impl LiveKv {
     }
 
     /// Fills the slab's new column in one layer with planes of `(B, H_kv, D)`, and returns the layer as the rows see it.
-    fn append_step(&mut self, layer: usize, rows: &Planes, pass: &LivePass) -> Result<DecodeKv> {
+    fn append_step(
+        &mut self,
+        (layer, sight): (usize, KvSight),
+        rows: &Planes,
+        pass: &LivePass,
+    ) -> Result<DecodeKv> {
         let column = |rows: &Array| -> Result<Array> { Ok(pass.slab_rows.by_slot(rows)?.expand_dims(2)?) };
-        let planes = self.slab.fill(layer, &rows.map(column)?)?;
+        // In one kernel it is seen as it comes, by products in float32.
+        let by_products = sight.is_capped || self.cohorts.see_pieces(&pass.decode_positions, sight.window);
+        let planes = self.slab.fill(layer, &rows.map(column)?, self.slab_may_be_wide && by_products)?;
         let piece = |piece: &Piece| PieceKv { rows: piece.rows.clone(), kv: piece.layers[layer].clone() };
         Ok(DecodeKv {
             positions: pass.decode_positions.clone(),

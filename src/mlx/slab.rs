@@ -45,6 +45,8 @@ pub(super) struct Slab {
     capacity: usize,
     /// `(S, H_kv, C, D)`; they come into being with the first tokens.
     layers: Vec<Planes>,
+    /// Of the tokens as they come and go; layers may be held in float32.
+    dtype: Option<Dtype>,
 }
 
 /// A row that joins: pieces of its KV one behind the other, one entry a layer each.
@@ -112,13 +114,15 @@ impl Slab {
         for layer in 0..num_layers {
             if self.layers.len() <= layer {
                 let like = &row.pieces.iter().find_map(|piece| piece.get(layer)).expect("one has this layer");
-                let new = like.planes.map(|like| self.empty(like))?;
+                let new = like.planes.map(|like| self.empty(like, like.dtype()))?;
+                self.dtype = Some(like.planes.keys().dtype());
                 self.layers.push(new);
             }
             let mut column = self.end - row.num_tokens;
             for kv in row.pieces.iter().map(|piece| &piece[layer]) {
                 self.layers[layer].replace(&kv.planes, |plane, piece| {
-                    Ok(sys::set_at(plane, &[slot, 0, column, 0], piece)?)
+                    let piece = piece.as_dtype(plane.dtype())?;
+                    Ok(sys::set_at(plane, &[slot, 0, column, 0], &piece)?)
                 })?;
                 column += kv.num_tokens();
             }
@@ -127,9 +131,9 @@ impl Slab {
     }
 
     /// A layer's plane without tokens; `like` is `(_, H_kv, _, D)`.
-    fn empty(&self, like: &Array) -> Result<Array> {
+    fn empty(&self, like: &Array, dtype: Dtype) -> Result<Array> {
         let shape = [self.slots.len() as i32, like.dim(1), self.capacity as i32, like.dim(3)];
-        Ok(ops::zeros_dtype(&shape, like.dtype())?)
+        Ok(ops::zeros_dtype(&shape, dtype)?)
     }
 
     /// Moves all rows to an array with so many slots, without holes between them, with room for
@@ -179,16 +183,32 @@ impl Slab {
     }
 
     /// Fills the step's column of one layer, `(S', H_kv, 1, D)` with S' slots from the first on that are read. Layers come
-    /// in order.
-    pub(super) fn fill(&mut self, layer: usize, new: &Planes) -> Result<Planes> {
+    /// in order. From now on the layer is held in float32 where it `is_wide`, and in the tokens' type where not.
+    pub(super) fn fill(&mut self, layer: usize, new: &Planes, is_wide: bool) -> Result<Planes> {
+        let own = *self.dtype.get_or_insert(new.keys().dtype());
+        let dtype = if is_wide { Dtype::Float32 } else { own };
         if self.layers.len() <= layer {
-            let empty = new.map(|like| self.empty(like))?;
+            let empty = new.map(|like| self.empty(like, dtype))?;
             self.layers.push(empty);
         }
         let column = self.end - 1;
         let planes = &mut self.layers[layer];
-        planes.replace(new, |plane, new| Ok(sys::set_at(plane, &[0, 0, column, 0], new)?))?;
+        if planes.keys().dtype() != dtype {
+            planes.replace_each(|plane| Ok(plane.as_dtype(dtype)?))?;
+        }
+        let new = new.of_dtype(dtype)?;
+        planes.replace(&new, |plane, new| Ok(sys::set_at(plane, &[0, 0, column, 0], new)?))?;
         Ok(planes.clone())
+    }
+
+    /// Bytes that layers held in float32 take beyond what they would in the tokens' type: now, and if all were.
+    pub(super) fn widening_bytes(&self) -> (u64, u64) {
+        let Some(dtype) = self.dtype else { return (0, 0) };
+        let beyond = (sys::element_bytes(Dtype::Float32) - sys::element_bytes(dtype)) as u64;
+        let arrays = || self.layers.iter().flat_map(Planes::arrays);
+        let num_bytes = |array: &Array| array.size() as u64 * beyond;
+        let wide = arrays().filter(|array| array.dtype() == Dtype::Float32);
+        (wide.map(num_bytes).sum(), arrays().map(num_bytes).sum())
     }
 
     /// Some of a sequence's tokens, the first being the `skip`th it has here, as compact copies of every
@@ -204,7 +224,10 @@ impl Slab {
         let Some(slot) = self.slot_of(sequence) else { return Ok(Vec::new()) };
         let held = self.slots[slot].map_or(0, |slot| slot.num_tokens);
         let start = self.end - held + skip;
-        let pick = |plane: &Array| copying.tokens_of(plane, slot, start..start + num_tokens);
+        let pick = |plane: &Array| -> Result<Array> {
+            let tokens = copying.tokens_of(plane, slot, start..start + num_tokens)?;
+            Ok(tokens.as_dtype(self.dtype.unwrap_or(plane.dtype()))?)
+        };
         let layer = |planes: &Planes| -> Result<LayerKv> { Ok(LayerKv { first, planes: planes.map(pick)? }) };
         self.layers.iter().map(layer).collect()
     }

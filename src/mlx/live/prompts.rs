@@ -63,6 +63,12 @@ impl LiveKv {
         self.sequences.entry(sequence).or_default().prefill_end = end;
     }
 
+    /// Bytes that copies made for speed take: prompts', the decode rows', and what the slab takes more in float32.
+    fn num_copied_bytes(&self) -> u64 {
+        let of_prompts = self.num_prompt_copied_bytes();
+        of_prompts.saturating_add(self.cohorts.num_copied_bytes).saturating_add(self.slab.widening_bytes().0)
+    }
+
     /// Bytes that prompts in one array take of stored tokens.
     pub(super) fn num_prompt_copied_bytes(&self) -> u64 {
         self.sequences.values().map(Sequence::num_copied_bytes).sum()
@@ -70,7 +76,7 @@ impl LiveKv {
 
     /// Has a prompt in one array from a chunk on that is neither the first of its tokens nor the last.
     pub(super) fn join_prompt(&mut self, chunk: &PassChunk) {
-        let num_copied_bytes = self.num_prompt_copied_bytes().saturating_add(self.cohorts.num_copied_bytes);
+        let num_copied_bytes = self.num_copied_bytes();
         let Some(state) = self.sequences.get_mut(&chunk.sequence) else { return };
         let num_joined = if self.chunks_want_one_array { state.num_tokens } else { state.num_own_tokens };
         let is_last = chunk.start + chunk.num_tokens >= state.prefill_end;
@@ -87,7 +93,7 @@ impl LiveKv {
     /// Drops what is not needed of a prompt's arrays now that a sequence has stored all that it has computed: all of it
     /// where the prompt is over, or what is there twice has become too much.
     pub(super) fn note_stored_prompt(&mut self, sequence: SequenceId) {
-        let num_copied_bytes = self.num_prompt_copied_bytes().saturating_add(self.cohorts.num_copied_bytes);
+        let num_copied_bytes = self.num_copied_bytes();
         let Some(state) = self.sequences.get_mut(&sequence) else { return };
         let is_over = state.num_tokens >= state.prefill_end;
         if is_over || !self.chunks_want_one_array || num_copied_bytes > self.max_copied_bytes {

@@ -58,9 +58,8 @@ fn launches(outputs: &[Array]) -> (usize, usize) {
     (names.iter().map(launches_of).sum(), sources.len())
 }
 
-/// Bytes written by operations, not computed yet, that bring arrays together: all of a concatenation, of an update what
-/// is new.
-fn bytes_written(outputs: &[Array]) -> usize {
+/// Bytes written by operations of these names that are not computed yet; of an update what is new.
+fn bytes_written(outputs: &[Array], names: &[&str]) -> usize {
     let text = sys::operations_of(outputs);
     let bytes_of = |array: &str| {
         let (_, shape) = array.split_once(" [(").expect("a name and a shape");
@@ -71,11 +70,8 @@ fn bytes_written(outputs: &[Array]) -> usize {
     let written = |line: &str| {
         let (made_of, made) = line.split_once(" -> ")?;
         let inputs: Vec<&str> = made_of.split("], ").collect();
-        match line.split(' ').next()? {
-            "Concatenate" => Some(bytes_of(made)),
-            "SliceUpdate" => Some(bytes_of(inputs[1])),
-            _ => None,
-        }
+        let name = line.split(' ').next().filter(|name| names.contains(name))?;
+        Some(bytes_of(if name == "SliceUpdate" { inputs[1] } else { made }))
     };
     text.lines().filter_map(written).sum()
 }
@@ -111,6 +107,8 @@ struct Steps {
     num_sequences: u64,
     prefix: Vec<SegmentId>,
     prefix_end: usize,
+    /// Bytes that the last step wrote where it changed numbers' type.
+    num_cast_bytes: usize,
 }
 
 impl Steps {
@@ -119,13 +117,24 @@ impl Steps {
     }
 
     fn in_dtype(dtype: ComputeDtype) -> Self {
+        Self::with_limit(dtype, u64::MAX)
+    }
+
+    fn with_limit(dtype: ComputeDtype, max_copied_bytes: u64) -> Self {
         let folder = std::path::Path::new("fixtures/tiny-llama");
         let spec = read_config(&folder.join("config.json")).unwrap();
         assert_eq!(spec.layers.len(), NUM_LAYERS);
         let weights = WeightSource::Safetensors(vec![folder.join("model.safetensors")]);
         let model = LoadedModel::load(&spec, &weights, ComputeDevice::Gpu, dtype).unwrap();
-        let runner = MlxRunner::new(model, u64::MAX);
-        Self { runner, rows: Vec::new(), num_sequences: 0, prefix: Vec::new(), prefix_end: 0 }
+        let runner = MlxRunner::new(model, max_copied_bytes);
+        Self {
+            runner,
+            rows: Vec::new(),
+            num_sequences: 0,
+            prefix: Vec::new(),
+            prefix_end: 0,
+            num_cast_bytes: 0,
+        }
     }
 
     fn chunk(sequence: SequenceId, start: usize, num_tokens: usize) -> Group {
@@ -141,7 +150,8 @@ impl Steps {
     /// Bytes that a chunk has written where KV is joined or written in place.
     fn bytes_of_chunk(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) -> usize {
         let (computed, kv) = self.runner.build_pass(&[Self::chunk(sequence, start, num_tokens)]).unwrap();
-        let num_bytes = bytes_written(&[&kv[..], &[computed.hidden]].concat());
+        let outputs = [&kv[..], &[computed.hidden]].concat();
+        let num_bytes = bytes_written(&outputs, &["Concatenate", "SliceUpdate"]);
         transforms::eval(&kv).unwrap();
         num_bytes
     }
@@ -193,6 +203,7 @@ impl Steps {
         let asked = self.runner.ask(&computed, &[]).unwrap();
         let outputs: Vec<Array> = asked.arrays().cloned().collect();
         let (num_launches, num_sources) = launches(&outputs);
+        self.num_cast_bytes = bytes_written(&outputs, &["AsType"]);
         let (norm, rope, attention) = fallbacks(self.runner.decoder.precision.dtype.mlx());
         let rows = self.runner.live.decode_rows();
         let is_fused = rows.pieces == 0;
@@ -339,4 +350,52 @@ fn a_chunk_brings_together_what_is_new_however_long_the_prompt() {
         // Both have what rotations bring together here, which is one operation on a GPU.
         assert!(2 * joined < copied, "{joined} of {copied}");
     }
+}
+
+/// What rows of 16 bits have to themselves was widened at every step, too, where they share a prefix.
+#[test]
+fn beside_a_shared_prefix_what_rows_of_sixteen_bits_have_to_themselves_is_widened_once() {
+    let steps_of = |num_tokens: usize, max_copied_bytes: u64| {
+        let mut steps = Steps::with_limit(ComputeDtype::Bfloat16, max_copied_bytes);
+        steps.store_prefix(&[900]);
+        (0..32).for_each(|_| steps.add(num_tokens));
+        steps.steady();
+        assert_eq!(steps.runner.live.decode_rows().pieces, 1);
+        steps
+    };
+    let cast = [40, 160].map(|num_tokens| steps_of(num_tokens, u64::MAX).num_cast_bytes);
+    assert_eq!(cast[0], cast[1], "it does not grow with what rows have");
+    let mut wide = steps_of(160, u64::MAX);
+    let mut narrow = steps_of(160, 0);
+    println!(
+        "32 rows of 160 tokens: {} bytes change type in a step, {} without room",
+        cast[1], narrow.num_cast_bytes
+    );
+    assert!(10 * cast[1] < narrow.num_cast_bytes);
+    // It is what it was, and stored as it comes.
+    let tokens = |steps: &Steps| {
+        let last = |row: &(SequenceId, usize)| {
+            let SampledToken { tokens, row, .. } = &steps.runner.last_sampled[&row.0];
+            tokens.to_vec_exact::<u32>().unwrap()[*row]
+        };
+        steps.rows.iter().map(last).collect::<Vec<_>>()
+    };
+    assert_eq!(tokens(&wide), tokens(&narrow));
+    let of_token: u32 = wide.runner.plane_widths().iter().sum();
+    let mut stored = Vec::new();
+    for steps in [&mut wide, &mut narrow] {
+        let (sequence, num_tokens) = steps.rows[0];
+        let segment = steps.runner.store(sequence, num_tokens - 900).unwrap().segment;
+        assert_eq!(segment.num_bytes, u64::from(of_token) * (num_tokens - 900) as u64);
+        let mut bytes = Vec::new();
+        steps.runner.export(segment.id, 0..num_tokens - 900, &mut bytes).unwrap();
+        stored.push(bytes);
+    }
+    assert!(stored[0] == stored[1]);
+    // Without the prefix it is as narrow as ever.
+    let mut alone = Steps::in_dtype(ComputeDtype::Bfloat16);
+    (0..32).for_each(|_| alone.add(160));
+    alone.steady();
+    assert!(alone.num_cast_bytes < cast[1], "{}", alone.num_cast_bytes);
+    assert_eq!(alone.runner.live.slab_bytes_beyond_kv(), 0);
 }

@@ -27,7 +27,7 @@ fn step(slab: &mut Slab, rows: &[(SequenceId, f32)]) -> SlabRows {
     let new: Vec<f32> = rows.iter().map(|(_, number)| *number).collect();
     let new = Array::from_slice(&new, &[new.len() as i32, 1, 1, 1]);
     let new = rows_of_pass.by_slot(&new).unwrap();
-    slab.fill(0, &Planes::new(new.clone(), new)).unwrap();
+    slab.fill(0, &Planes::new(new.clone(), new), false).unwrap();
     rows_of_pass
 }
 
