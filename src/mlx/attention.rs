@@ -26,7 +26,7 @@ use super::{
     device::ComputeDevice,
     error::Result,
     kv::LayerKv,
-    ops::{Ops, Weights},
+    ops::{Ops, SoftmaxWeights},
 };
 use crate::models::AttentionSpec;
 
@@ -203,7 +203,7 @@ impl Attention<'_> {
         weigh: impl FnOnce(&[Array]) -> Result<Array>,
         by_row: impl Fn(&Array) -> Result<Array>,
     ) -> Result<Partial> {
-        let Weights { weights, max, sum } = self.ops.weights(scores)?;
+        let SoftmaxWeights { weights, max, sum } = self.ops.softmax_weights(scores)?;
         Ok(Partial { max: by_row(&max)?, sum: by_row(&sum)?, weighed: by_row(&weigh(&weights)?)? })
     }
 

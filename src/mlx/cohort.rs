@@ -340,7 +340,7 @@ impl Cohorts {
             }
             if !is_path || end != place.from || row.slab_first() > place.from {
                 return Err(MlxError::Unsupported(format!(
-                    "sequence {} would see {end} tokens in pieces and the rest from {} on, of {}",
+                    "sequence {} would see {end} tokens in pieces and the slab's from {} on, of {}",
                     row.sequence.0, place.from, row.num_tokens
                 )));
             }

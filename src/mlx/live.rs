@@ -214,8 +214,9 @@ impl LiveKv {
             let in_slab = self.slab.num_tokens(sequence).unwrap_or(0);
             let start = state.own_end();
             let skip = in_slab - (state.num_tokens - start);
-            let rest = self.slab.copy_out(sequence, skip, first + num_tokens - start, start, self.copying)?;
-            after(&state.own, rest)?
+            let from_slab =
+                self.slab.copy_out(sequence, skip, first + num_tokens - start, start, self.copying)?;
+            after(&state.own, from_slab)?
         };
         mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| kv.planes.arrays()))?;
         let segment = store.insert(first, num_tokens, layers);
@@ -352,10 +353,10 @@ impl LiveKv {
             let start = state.own_end();
             let num_tokens = state.num_tokens - start;
             if num_tokens > 0 {
-                let rest =
+                let from_slab =
                     self.slab.copy_out(sequence, in_slab - num_tokens, num_tokens, start, self.copying)?;
-                mlx_rs::transforms::async_eval(rest.iter().flat_map(|kv| kv.planes.arrays()))?;
-                state.own = after(&state.own, rest)?;
+                mlx_rs::transforms::async_eval(from_slab.iter().flat_map(|kv| kv.planes.arrays()))?;
+                state.own = after(&state.own, from_slab)?;
                 state.num_own_tokens += num_tokens;
             }
         }
@@ -586,11 +587,11 @@ fn rows_of_cohorts<'a>(
 }
 
 /// KV of every layer, and that of the tokens after it.
-fn after(own: &[LayerKv], rest: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
+fn after(own: &[LayerKv], from_slab: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
     if own.is_empty() {
-        return Ok(rest);
+        return Ok(from_slab);
     }
-    own.iter().zip(&rest).map(|(own, rest)| LayerKv::joined([own, rest].into_iter())).collect()
+    own.iter().zip(&from_slab).map(|(own, after)| LayerKv::joined([own, after].into_iter())).collect()
 }
 
 /// Sets the entry of a layer; layers come in order.

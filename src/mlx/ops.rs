@@ -36,7 +36,7 @@ const MIN_FUSED: usize = 1 << 8;
 
 /// What a softmax over several pieces of scores is made of.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(super) struct SoftmaxWeights {
     /// e^(score - max) in place of each piece's scores.
     pub weights: Vec<Array>,
     /// Largest score of each row in all pieces, finite: `(…, 1)`, float32.
@@ -108,7 +108,7 @@ impl Ops {
     /// Weights have the scores' type; maxima and sums are float32 whatever that is: thousands of weights
     /// do not add up in 16 bits, where 256 + 1 is 256, and float16 has no number for a row that sees
     /// nothing.
-    pub(super) fn weights(&self, scores: Vec<Array>) -> Result<Weights> {
+    pub(super) fn softmax_weights(&self, scores: Vec<Array>) -> Result<SoftmaxWeights> {
         let num_scores: usize = scores.iter().map(Array::size).sum();
         if num_scores >= MIN_FUSED && scores.iter().all(|scores| self.uses_polynomial(scores)) {
             return Self::weights_in_one_pass(scores);
@@ -123,17 +123,17 @@ impl Ops {
             sums.push(precise.sum_axis(-1, true)?);
             weights.push(precise.as_dtype(scores.dtype())?);
         }
-        Ok(Weights { weights, max, sum: total(&sums)? })
+        Ok(SoftmaxWeights { weights, max, sum: total(&sums)? })
     }
 
-    fn weights_in_one_pass(scores: Vec<Array>) -> Result<Weights> {
+    fn weights_in_one_pass(scores: Vec<Array>) -> Result<SoftmaxWeights> {
         let mut shape = scores[0].shape().to_vec();
         *shape.last_mut().expect("scores have an axis of keys") = 1;
         let num_rows = shape.iter().product::<i32>() as usize;
         let mut found = (Vec::new(), Vec::new());
         let weights = sys::changed_in_place(scores, |pieces| found = fused::weigh_rows(pieces, num_rows))?;
         let of_rows = |numbers: &[f32]| Array::from_slice(numbers, &shape);
-        Ok(Weights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
+        Ok(SoftmaxWeights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
     }
 
     /// An activation of `up`, by its gate where it has one. It takes both, as `gated` does.
@@ -299,7 +299,7 @@ mod tests {
         let (many, few) = (MIN_FUSED as i32 / 64, 1);
         let of = |num_rows: i32| {
             let pieces = vec![array(num_rows, 90), array(num_rows, 7)];
-            let weights = ops.weights(pieces).unwrap();
+            let weights = ops.softmax_weights(pieces).unwrap();
             let gated = [Activation::Silu, Activation::GeluTanh, Activation::SquaredRelu]
                 .map(|activation| ops.gated(activation, array(num_rows, 64), array(num_rows, 64)).unwrap());
             let of_few = |array: &Array| {
