@@ -107,6 +107,12 @@ impl Decoder {
         })
     }
 
+    /// Has activations made as on a real GPU: computed on a CPU, they would want a C++ compiler.
+    #[cfg(test)]
+    pub(super) fn compile_activations(&mut self) {
+        self.ops = Ops::compiling(self.device);
+    }
+
     /// Runs the packed tokens through all blocks and returns their hidden states, `(T, hidden)`.
     ///
     /// `tokens` is `(T,)`; `pass` says whose they are, and `live` gets their KV.

@@ -10,6 +10,7 @@ mod blas;
 mod block;
 mod block_pass;
 mod cohort;
+mod compiled;
 mod costs;
 mod decoder;
 mod device;

@@ -7,6 +7,7 @@
 use mlx_rs::{Array, Dtype, error::Exception, ops};
 
 use super::{
+    compiled::CompiledActivations,
     device::ComputeDevice,
     fused::{self, EXP2, GELU_CUBIC, GELU_SCALE, MAX_EXPONENT, MIN_EXPONENT, NOTHING_SEEN, ROUNDER},
     sys,
@@ -19,6 +20,8 @@ type Result<T> = std::result::Result<T, Exception>;
 #[derive(Debug)]
 pub(super) struct Ops {
     device: ComputeDevice,
+    /// Where the device gains by them.
+    compiled: Option<CompiledActivations>,
     polynomial: Vec<Array>,
     rounder: Array,
     mantissa_bits: Array,
@@ -47,8 +50,19 @@ pub(super) struct SoftmaxWeights {
 
 impl Ops {
     pub(super) fn new(device: ComputeDevice) -> Self {
+        Self { compiled: CompiledActivations::of(device), ..Self::by_operations(device) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn compiling(device: ComputeDevice) -> Self {
+        Self { compiled: Some(CompiledActivations::default()), ..Self::by_operations(device) }
+    }
+
+    /// All functions by operations of their own.
+    pub(super) fn by_operations(device: ComputeDevice) -> Self {
         Self {
             device,
+            compiled: None,
             polynomial: EXP2.iter().map(|&coefficient| Array::from_f32(coefficient)).collect(),
             rounder: Array::from_f32(ROUNDER),
             mantissa_bits: Array::from_int(23),
@@ -140,6 +154,7 @@ impl Ops {
     pub(super) fn activated(&self, activation: Activation, gate: Option<Array>, up: Array) -> Result<Array> {
         match gate {
             Some(gate) => self.gated(activation, gate, up),
+            None if self.compiled.is_some() => self.gated(activation, up.clone(), up),
             None => {
                 let positive = ops::maximum(&up, Array::from_f32(0.0).as_dtype(up.dtype())?)?;
                 positive.multiply(up)
@@ -150,6 +165,9 @@ impl Ops {
     /// An activation of `gate`, times `up`. It takes both for that: nobody else may hold these or what they
     /// were cut from.
     pub(super) fn gated(&self, activation: Activation, gate: Array, up: Array) -> Result<Array> {
+        if let Some(compiled) = &self.compiled {
+            return compiled.gated(activation, &gate, &up);
+        }
         if gate.size() >= MIN_FUSED && self.uses_polynomial(&gate) && self.uses_polynomial(&up) {
             let both = sys::changed_in_place(vec![gate, up], |both| {
                 let [gate, up] = both else { return };

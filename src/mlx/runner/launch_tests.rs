@@ -188,6 +188,18 @@ impl Steps {
 
     /// One step of all rows: launches, each fused operation as one, and the arrays that it begins with.
     fn step(&mut self, sampling: impl Fn(usize) -> SamplingParams) -> (usize, usize) {
+        let (asked, counts) = self.build_step(sampling);
+        transforms::async_eval(asked.arrays()).unwrap();
+        self.runner.launched.push_back(Launched { asked: Some(asked), last_number: None });
+        self.runner.collect().unwrap();
+        for row in &mut self.rows {
+            row.1 += 1;
+        }
+        counts
+    }
+
+    /// The same, not computed.
+    fn build_step(&mut self, sampling: impl Fn(usize) -> SamplingParams) -> (Asked, (usize, usize)) {
         let groups: Vec<Group> = self
             .rows
             .iter()
@@ -209,13 +221,7 @@ impl Steps {
         let is_fused = rows.pieces == 0;
         let attention = if is_fused { attention[usize::from(rows.is_masked)] } else { 0 };
         let fused = (2 * NUM_LAYERS + 1) * norm + NUM_LAYERS * (2 * rope + attention);
-        transforms::async_eval(&outputs).unwrap();
-        self.runner.launched.push_back(Launched { asked: Some(asked), last_number: None });
-        self.runner.collect().unwrap();
-        for row in &mut self.rows {
-            row.1 += 1;
-        }
-        (num_launches - fused, num_sources)
+        (asked, (num_launches - fused, num_sources))
     }
 
     fn greedy_step(&mut self) -> (usize, usize) {
@@ -398,4 +404,18 @@ fn beside_a_shared_prefix_what_rows_of_sixteen_bits_have_to_themselves_is_widene
     alone.steady();
     assert!(alone.num_cast_bytes < cast[1], "{}", alone.num_cast_bytes);
     assert_eq!(alone.runner.live.slab_bytes_beyond_kv(), 0);
+}
+
+/// As on a real GPU; here such a step is only made. Its graph has one node for a kernel, however often it is launched:
+/// what is counted are the lines.
+#[test]
+fn a_compiled_activation_is_one_launch_a_layer() {
+    let mut steps = Steps::new();
+    (0..3).for_each(|_| steps.add(20));
+    steps.steady();
+    steps.runner.decoder.compile_activations();
+    let (asked, _) = steps.build_step(|_| sampling(0.0, 0));
+    let operations = sys::operations_of(&asked.arrays().cloned().collect::<Vec<_>>());
+    let num_of = |name: &str| operations.lines().filter(|line| line.starts_with(name)).count();
+    assert_eq!((num_of("Compiled"), num_of("Sigmoid")), (NUM_LAYERS, 0));
 }
