@@ -9,6 +9,8 @@
 
 mod chunk;
 mod decode;
+#[cfg(target_os = "linux")]
+mod host_products;
 mod partial;
 mod run;
 mod shared;
@@ -25,6 +27,7 @@ use super::{
     costs::Costs,
     device::ComputeDevice,
     error::Result,
+    host,
     kv::LayerKv,
     ops::{Ops, SoftmaxWeights},
 };
@@ -37,6 +40,7 @@ pub(super) use sinks::Sinks;
 
 use partial::Partial;
 use strip_rows::StripRows;
+use strips::HeadShape;
 
 /// Whether prefill chunks are attended in MLX's fused kernel, which wants all that they see in one array.
 pub(super) fn chunks_are_fused(device: ComputeDevice, spec: &AttentionSpec) -> bool {
@@ -123,6 +127,15 @@ impl Attention<'_> {
         (self.spec.num_kv_heads as i32, self.spec.head_dim as i32)
     }
 
+    fn head_shape(&self) -> HeadShape {
+        HeadShape {
+            num_kv_heads: self.spec.num_kv_heads,
+            num_groups: self.num_groups() as usize,
+            key_dim: self.spec.head_dim,
+            value_dim: self.spec.value_dim(),
+        }
+    }
+
     /// Width of what rows make of what they see, all heads' together.
     fn width(&self) -> i32 {
         (self.spec.num_heads * self.spec.value_dim()) as i32
@@ -186,7 +199,7 @@ impl Attention<'_> {
                 }
             });
         }
-        concatenated(attended, 0)
+        host::stacked(attended, self.device)
     }
 
     /// Whether so many scores of each head are made better by so many matrix products than in a loop.
@@ -241,12 +254,8 @@ impl Attention<'_> {
     /// `(n, H, D)` → `(n, H_kv, G, D)`, scaled.
     fn scaled(&self, queries: &Array) -> Result<Array> {
         let (num_kv_heads, head_dim) = self.dims();
-        Ok(queries.multiply(Array::from_f32(self.spec.scale).as_dtype(queries.dtype())?)?.reshape(&[
-            queries.dim(0),
-            num_kv_heads,
-            self.num_groups(),
-            head_dim,
-        ])?)
+        let shape = [queries.dim(0), num_kv_heads, self.num_groups(), head_dim];
+        host::scaled(queries, self.spec.scale, &shape, self.device)
     }
 
     fn cap(&self, scores: Array) -> Result<Array> {

@@ -12,6 +12,7 @@ use super::{
     attention::PassKv,
     block_pass::BlockPass,
     error::Result,
+    host::summed,
     latent_attention::LatentAttention,
     loader::Loader,
     mlp::Mlp,
@@ -218,7 +219,7 @@ impl DecoderBlock {
         (row_block, pass): (usize, &BlockPass<'_>),
     ) -> Result<Array> {
         let mixed = self.scaled(normed_by(self.mixer_post_norm.as_ref(), mixed)?)?;
-        self.follow(hidden.add(mixed)?, normed, (row_block, pass))
+        self.follow(summed(hidden, &mixed, pass.device)?, normed, (row_block, pass))
     }
 
     /// What follows the mixer of one row block, if anything does.
@@ -238,7 +239,8 @@ impl DecoderBlock {
                 Rest::Moe(moe) => moe.forward(&normed, pass.ops)?,
                 Rest::Both(both) => both.forward(&hidden, &normed, pass.ops)?,
             };
-            hidden = hidden.add(self.scaled(normed_by(self.mlp_post_norm.as_ref(), update)?)?)?;
+            let update = self.scaled(normed_by(self.mlp_post_norm.as_ref(), update)?)?;
+            hidden = summed(&hidden, &update, pass.device)?;
         }
         if let Some(input) = &self.per_layer_input {
             let inputs = &pass.per_layer_inputs[row_block];

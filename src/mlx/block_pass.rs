@@ -10,6 +10,7 @@ use super::{
     attention::PassKv,
     device::ComputeDevice,
     error::Result,
+    host::by_head,
     live::{LiveKv, LivePass},
     ops::Ops,
     rope::{Rope, RopeTable},
@@ -55,11 +56,16 @@ pub(super) fn row_blocks(device: ComputeDevice, num_rows: usize, num_decode: usi
 }
 
 impl BlockPass<'_> {
-    /// Rotates the heads of one row block, `(n, H, D)`, where the layer has positions.
-    pub(super) fn rotate(&self, rope: Option<usize>, row_block: usize, heads: Array) -> Result<Array> {
-        let Some(rope) = rope else { return Ok(heads) };
+    /// The heads of one row block, `(n, H·D)` or `(n, H, D)`, rotated where the layer has positions: `(n, H, D)`.
+    pub(super) fn rotate(
+        &self,
+        rope: Option<usize>,
+        row_block: usize,
+        (rows, num_heads): (&Array, usize),
+    ) -> Result<Array> {
+        let Some(rope) = rope else { return by_head(rows, num_heads, self.device) };
         let (rope, tables) = &self.rotations[rope];
-        rope.rotate(&heads, &tables[row_block])
+        rope.rotate(rows, num_heads, &tables[row_block])
     }
 
     /// Queries of one row block, `(n, H, D)`, times what the layer's scale makes of their positions, where it has one.

@@ -14,13 +14,14 @@ use super::{
     block_pass::{BlockPass, row_blocks},
     device::ComputeDevice,
     error::{MlxError, Result},
+    host::{rows_at, stacked},
     linear::{Embedding, Linear, MatrixShape, Precision},
     live::{LiveKv, LivePass},
     loader::Loader,
     norm::Norm,
     ops::Ops,
     per_layer::PerLayerInputs,
-    rope::Rope,
+    rope::{Rope, RopeTable},
     sampler::Chosen,
     states::RecurrentState,
     weights::Weights,
@@ -134,7 +135,7 @@ impl Decoder {
                 let table = |rows: &Range<usize>| rope.table(&positions[rows.clone()], dtype);
                 Ok((rope, row_blocks.iter().map(table).collect::<Result<_>>()?))
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let mut hidden = Vec::with_capacity(row_blocks.len());
         let mut per_layer_inputs = Vec::new();
         for rows in &row_blocks {
@@ -148,6 +149,11 @@ impl Decoder {
                 per_layer_inputs.push(inputs.of(&tokens, &rows)?);
             }
             hidden.push(rows);
+        }
+        if self.device == ComputeDevice::Cpu {
+            // What the blocks read one after the other is waited for once.
+            let tables = rotations.iter().flat_map(|(_, tables): &(_, Vec<RopeTable>)| tables);
+            mlx_rs::transforms::eval(hidden.iter().chain(tables.flat_map(RopeTable::arrays)))?;
         }
         let mut block_pass = BlockPass {
             ops: &self.ops,
@@ -169,7 +175,7 @@ impl Decoder {
             }
         }
         live.end_pass(pass);
-        concatenated(hidden, 0)
+        stacked(hidden, self.device)
     }
 
     /// The states of all recurrent layers before the first token.
@@ -228,8 +234,7 @@ impl Decoder {
     }
 
     fn normed_rows(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {
-        let rows = Array::from_slice(rows, &[rows.len() as i32]);
-        self.norm.forward(&hidden.take_axis(&rows, 0)?)
+        self.norm.forward(&rows_at(hidden, rows, self.device)?)
     }
 
     fn finish_logits(&self, logits: Array) -> Result<Array> {

@@ -204,8 +204,7 @@ impl Experts {
         let (Some(stacks), Some(down)) = (stacks, self.down.quantized()) else { return Ok(None) };
         let num_rows = rows.dim(0);
         let project = |stacks: &[&Quantized], rows: &Array| -> Result<Option<Vec<Array>>> {
-            let rows = rows.contiguous()?;
-            rows.eval()?;
+            let rows = sys::in_order(rows)?;
             let Ok(rows) = rows.try_as_slice::<f32>() else { return Ok(None) };
             let results = multiply_on_host(stacks, rows, groups);
             let array = |numbers: Vec<f32>| {

@@ -106,7 +106,8 @@ impl LatentAttention {
             // One head.
             let made = self.latent.forward(normed)?.expand_dims(1)?;
             let latents = self.latent_norm.forward(&sys::slice_axis(&made, 2, 0, rank)?)?;
-            let rotated = pass.rotate(self.place.rope, index, sys::slice_axis(&made, 2, rank, width)?)?;
+            let rotated = sys::slice_axis(&made, 2, rank, width)?;
+            let rotated = pass.rotate(self.place.rope, index, (&rotated, 1))?;
             let keys = concatenated(vec![latents, rotated], 2)?;
             pass.settle(&[normed, &keys])?;
             parts.push(Planes::within_keys(keys, rank));
@@ -133,7 +134,7 @@ impl LatentAttention {
         let both = projected.reshape(&[num_rows, spec.num_heads as i32, -1])?;
         let plain = self.embed_query.forward(&sys::slice_axis(&both, 2, 0, plain_dim)?)?;
         let rotated = sys::slice_axis(&both, 2, plain_dim, plain_dim + self.spec.rotated_dim())?;
-        let rotated = pass.rotate(self.place.rope, row_block, rotated)?;
+        let rotated = pass.rotate(self.place.rope, row_block, (&rotated, spec.num_heads))?;
         let queries = concatenated(vec![plain, rotated], 2)?;
         let queries = pass.scaled_by_position(spec.position_scale, row_block, queries)?;
         let attention =

@@ -10,7 +10,9 @@ use mlx_rs::{Array, Dtype};
 use super::{
     device::{ComputeDevice, ComputeDtype},
     error::Result,
+    host::summed,
     low_rank::{LowRank, StoredUpdate},
+    products::multiplied,
     quantized::Quantized,
     sys,
     weights::Weights,
@@ -41,6 +43,7 @@ enum Matrix {
     /// The transposed view, `(inputs, outputs)`.
     Dense {
         transposed: Array,
+        device: ComputeDevice,
     },
     Quantized {
         matrix: Quantized,
@@ -67,8 +70,7 @@ impl Matrix {
                 weights.take(&format!("{path}.weight"), &shape)?.as_dtype(dtype)?
             }
         };
-        weight.eval()?;
-        Ok(Self::Dense { transposed: weight.t() })
+        Self::dense(&weight, precision.device)
     }
 
     /// Loads the matrix with its update, which is returned where it stays beside it.
@@ -94,8 +96,7 @@ impl Matrix {
             None => Ok((self, None)),
             Some(update) if precision.fuse_updates => {
                 let weight = update.fused_into(self.numbers()?)?.as_dtype(dtype)?;
-                weight.eval()?;
-                Ok((Self::Dense { transposed: weight.t() }, None))
+                Ok((Self::dense(&weight, precision.device)?, None))
             }
             Some(update) => {
                 let beside = update.beside(dtype, || self.numbers())?;
@@ -104,10 +105,24 @@ impl Matrix {
         }
     }
 
+    /// A matrix of numbers, `(outputs, inputs)`.
+    fn dense(weight: &Array, device: ComputeDevice) -> Result<Self> {
+        let transposed = weight.t();
+        transposed.eval()?;
+        Ok(Self::Dense { transposed, device })
+    }
+
+    fn device(&self) -> ComputeDevice {
+        match self {
+            Self::Dense { device, .. } => *device,
+            Self::Quantized { precision, .. } => precision.device,
+        }
+    }
+
     /// All of the matrix as numbers, `(outputs, inputs)`.
     fn numbers(&self) -> Result<Array> {
         match self {
-            Self::Dense { transposed } => Ok(transposed.t()),
+            Self::Dense { transposed, .. } => Ok(transposed.t()),
             Self::Quantized { matrix, .. } => matrix.numbers(Dtype::Float32),
         }
     }
@@ -115,7 +130,7 @@ impl Matrix {
     /// The chosen rows of the matrix as numbers: `(rows, inputs)`.
     fn rows(&self, indices: &Array) -> Result<Array> {
         match self {
-            Self::Dense { transposed } => Ok(transposed.t().take_axis(indices, 0)?),
+            Self::Dense { transposed, .. } => Ok(transposed.t().take_axis(indices, 0)?),
             Self::Quantized { matrix, precision } => matrix.rows(indices)?.numbers(precision.dtype.mlx()),
         }
     }
@@ -123,9 +138,10 @@ impl Matrix {
     /// Some of its outputs as a matrix, as a view.
     fn part(&self, outputs: &Range<usize>) -> Result<Self> {
         Ok(match self {
-            Self::Dense { transposed } => {
-                Self::Dense { transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)? }
-            }
+            Self::Dense { transposed, device } => Self::Dense {
+                transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)?,
+                device: *device,
+            },
             Self::Quantized { matrix, precision } => {
                 Self::Quantized { matrix: matrix.part(outputs)?, precision: *precision }
             }
@@ -135,7 +151,7 @@ impl Matrix {
     /// `(T, inputs)` → `(T, outputs)`.
     fn multiply(&self, x: &Array) -> Result<Array> {
         Ok(match self {
-            Self::Dense { transposed } => x.matmul(transposed)?,
+            Self::Dense { transposed, device } => multiplied(x, transposed, *device)?,
             Self::Quantized { matrix, precision } if precision.device == ComputeDevice::Cpu => {
                 matrix.multiply_on_cpu(x)?
             }
@@ -182,7 +198,9 @@ impl Linear {
             None => y,
         };
         Ok(match &self.bias {
-            Some(bias) => y.add(sys::slice_axis(bias, 0, outputs.start, outputs.end)?)?,
+            Some(bias) => {
+                summed(&y, &sys::slice_axis(bias, 0, outputs.start, outputs.end)?, self.matrix.device())?
+            }
             None => y,
         })
     }
@@ -195,7 +213,7 @@ impl Linear {
             None => y,
         };
         Ok(match &self.bias {
-            Some(bias) => y.add(bias)?,
+            Some(bias) => summed(&y, bias, self.matrix.device())?,
             None => y,
         })
     }

@@ -18,12 +18,13 @@ use std::{collections::HashMap, rc::Rc};
 use mlx_rs::Array;
 
 use super::{
-    arrays::{Copying, overlap, rows_in_parts, rows_of},
+    arrays::{Copying, overlap, rows_in_parts},
     attention::{ChunkKv, DecodeKv, KvSight, PassKv, PieceKv, RunKv, SlabKv},
     cohort::{Cohorts, Piece, Row},
     costs::Costs,
     device::ComputeDevice,
     error::{MlxError, Result},
+    host::{as_sequence, is_for_host},
     kv::{LayerKv, is_short},
     packed::PassChunk,
     planes::Planes,
@@ -81,6 +82,7 @@ pub(super) struct LiveKv {
     chunks_want_one_array: bool,
     /// What copies of stored tokens may take, prompts' and the decode rows' together.
     max_copied_bytes: u64,
+    device: ComputeDevice,
     /// Of what is stored.
     copying: Copying,
     /// The decode rows; they follow from what these run on.
@@ -102,7 +104,8 @@ impl LiveKv {
     ) -> Self {
         Self {
             sequences: HashMap::new(),
-            slab: Slab::default(),
+            slab: Slab::new(device),
+            device,
             chunks_want_one_array: false,
             max_copied_bytes,
             copying: Copying::of(device),
@@ -443,14 +446,16 @@ impl LiveKv {
         pass: &LivePass,
     ) -> Result<PassKv> {
         let num_decode = pass.decode_positions.len();
-        let decode = if num_decode == 0 {
-            None
-        } else {
-            let step = |rows: &Array| rows_of(rows, &(0..num_decode), rows.dim(0) as usize);
-            Some(self.append_step((layer, sight), &parts[0].map(step)?, pass)?)
+        let decode = match num_decode {
+            0 => None,
+            _ => Some(self.append_step((layer, sight), &parts[0], pass)?),
         };
         let part_rows: Vec<usize> = parts.iter().map(|part| part.keys().dim(0) as usize).collect();
-        let as_views = self.chunks_as_views(&part_rows, pass);
+        let are_copies = is_for_host(parts[0].keys(), self.device);
+        let as_views = match are_copies {
+            true => vec![false; pass.chunks.len()],
+            false => self.chunks_as_views(&part_rows, pass),
+        };
         let mut runs = Vec::with_capacity(pass.runs.len());
         for run in &pass.runs {
             let of_layer = |segment: &Rc<Segment>| segment.layers[layer].clone();
@@ -462,10 +467,7 @@ impl LiveKv {
                 let state = self.sequences.get_mut(&chunk.sequence).expect("begin_pass has made it");
                 let mut by_head = Vec::new();
                 for (part, rows) in rows_in_parts(&part_rows, &rows) {
-                    by_head.push(parts[part].map(|plane| {
-                        let rows = rows_of(plane, &rows, part_rows[part])?;
-                        Ok(rows.expand_dims(0)?.transpose_axes(&[0, 2, 1, 3])?)
-                    })?);
+                    by_head.push(parts[part].map(|plane| as_sequence(plane, &rows, self.device))?);
                 }
                 let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
                 if state.prompt_kv.is_some() {
@@ -478,12 +480,13 @@ impl LiveKv {
                     chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
                     continue;
                 }
-                let own = match by_head.as_slice() {
-                    [planes] if as_views[index] => {
+                let own = match (by_head.as_slice(), state.own.get(layer)) {
+                    ([planes], None) if are_copies => LayerKv { first: chunk.start, planes: planes.clone() },
+                    ([planes], _) if as_views[index] => {
                         state.is_own_shared = true;
                         LayerKv { first: chunk.start, planes: planes.clone() }
                     }
-                    several => LayerKv::after(state.own.get(layer), chunk.start, several)?,
+                    (several, earlier) => LayerKv::after(earlier, chunk.start, several)?,
                 };
                 put(&mut state.own, layer, own.clone());
                 earlier.retain(|piece| !shared.iter().any(|shared| shared.first == piece.first));
@@ -527,17 +530,18 @@ impl LiveKv {
         as_views
     }
 
-    /// Fills the slab's new column in one layer with planes of `(B, H_kv, D)`, and returns the layer as the rows see it.
+    /// Fills the slab's new column in one layer with the first of packed rows, planes of `(n, H_kv, D)`, and returns
+    /// the layer as the decode rows see it.
     fn append_step(
         &mut self,
         (layer, sight): (usize, KvSight),
-        rows: &Planes,
+        packed: &Planes,
         pass: &LivePass,
     ) -> Result<DecodeKv> {
-        let column = |rows: &Array| -> Result<Array> { Ok(pass.slab_rows.by_slot(rows)?.expand_dims(2)?) };
         // In one kernel it is seen as it comes, by products in float32.
         let by_products = sight.is_capped || self.cohorts.see_pieces(&pass.decode_positions, sight.window);
-        let planes = self.slab.fill(layer, &rows.map(column)?, self.slab_may_be_wide && by_products)?;
+        let is_wide = self.slab_may_be_wide && by_products;
+        let planes = self.slab.fill(layer, packed, &pass.slab_rows, is_wide)?;
         let piece = |piece: &Piece| PieceKv { rows: piece.rows.clone(), kv: piece.layers[layer].clone() };
         Ok(DecodeKv {
             positions: pass.decode_positions.clone(),

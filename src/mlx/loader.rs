@@ -48,13 +48,23 @@ impl<'a> Loader<'a> {
     pub(super) fn norm(&mut self, path: &str, size: usize) -> Result<Norm> {
         let factor =
             if self.less_one { self.factor(path, size, 1.0)? } else { self.factor(path, size, 0.0)? };
-        Ok(Norm { kind: self.spec.norm.kind, weight: Some(factor), eps: self.spec.norm.eps })
+        Ok(Norm {
+            kind: self.spec.norm.kind,
+            weight: Some(factor),
+            eps: self.spec.norm.eps,
+            device: self.precision.device,
+        })
     }
 
     /// A norm that is stored as its factor in every family.
     pub(super) fn plain_norm(&mut self, path: &str, size: usize) -> Result<Norm> {
         let factor = self.factor(path, size, 0.0)?;
-        Ok(Norm { kind: NormKind::RootMeanSquare, weight: Some(factor), eps: self.spec.norm.eps })
+        Ok(Norm {
+            kind: NormKind::RootMeanSquare,
+            weight: Some(factor),
+            eps: self.spec.norm.eps,
+            device: self.precision.device,
+        })
     }
 
     /// What a norm multiplies by: its weight and this.

@@ -14,7 +14,7 @@ use super::{
     ops::Ops,
     sys,
 };
-use crate::models::{ExpertGroups, GroupScore, MoeNames, MoeSpec, NormKind, RouterScore};
+use crate::models::{ExpertGroups, GroupScore, MoeNames, MoeSpec, RouterScore};
 
 /// A mixture of experts.
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl Moe {
                     loader.vector(&path(names.router_norm), hidden)?.multiply(Array::from_f32(scale))?;
                 let factors = factors.as_dtype(loader.precision.dtype.mlx())?;
                 factors.eval()?;
-                let kind = NormKind::RootMeanSquare;
-                Some(Norm { kind, weight: Some(factors), eps: loader.spec.norm.eps })
+                let plain = Norm::weightless(loader.spec.norm.eps, loader.precision.device);
+                Some(Norm { weight: Some(factors), ..plain })
             }
             false => None,
         };

@@ -12,8 +12,10 @@ use mlx_rs::{Array, Dtype};
 use self::kernel::{Format, Product, QuantizedRows, Scales};
 
 use super::{
+    device::ComputeDevice,
     error::{MlxError, Result},
     linear::{MatrixShape, Precision},
+    products::multiplied_by_transpose,
     sys::{self, Packing, QuantizedParts},
     weights::Weights,
 };
@@ -155,8 +157,7 @@ impl Quantized {
     /// The same on the CPU, whose own products with quantised matrices are slow and, in 16 bits, inexact.
     pub(super) fn multiply_on_cpu(&self, x: &Array) -> Result<Array> {
         let num_rows = x.dim(0) as usize;
-        let x = x.contiguous()?;
-        x.eval()?;
+        let x = sys::in_order(x)?;
         // It may be a part of another.
         self.settle()?;
         if let Ok(rows) = x.try_as_slice::<f32>()
@@ -165,14 +166,13 @@ impl Quantized {
         {
             return Ok(Array::from_slice(&results[0], &[num_rows as i32, self.shape().0 as i32]));
         }
-        Ok(x.matmul(self.numbers_of_matrix(0, x.dtype())?.t())?)
+        multiplied_by_transpose(&x, &self.numbers_of_matrix(0, x.dtype())?, ComputeDevice::Cpu)
     }
 
     /// `(E, T, inputs)` → `(E, T, outputs)` by each of E matrices, on the CPU.
     pub(super) fn multiply_each_on_cpu(&self, x: &Array) -> Result<Array> {
         let (num_matrices, num_rows) = (x.dim(0) as usize, x.dim(1) as usize);
-        let x = x.contiguous()?;
-        x.eval()?;
+        let x = sys::in_order(x)?;
         let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
         if let Ok(rows) = x.try_as_slice::<f32>()
             && num_rows < MIN_WIDENED_ROWS

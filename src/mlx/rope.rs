@@ -2,11 +2,18 @@
 //!
 //! Owns the rotation. The frequencies come from `models::RopeSpec`. On a GPU MLX's fused kernel
 //! rotates; on the CPU that kernel computes every sine anew for each layer and for queries and
-//! keys apart, so there one table serves the whole forward pass.
+//! keys apart, so there one table serves the whole forward pass. The loop over it is `row_loops`'s.
 
 use mlx_rs::{Array, ops};
 
-use super::{arrays::concatenated, device::ComputeDevice, error::Result, sys};
+use super::{
+    arrays::concatenated,
+    device::ComputeDevice,
+    error::Result,
+    host::{by_head, is_for_host, made_by_host, shape_by_head},
+    row_loops::{Rotation, rotate_heads},
+    sys,
+};
 use crate::models::RopeSpec;
 
 /// Rotation by one set of frequencies.
@@ -15,7 +22,7 @@ pub(super) struct Rope {
     spec: RopeSpec,
     device: ComputeDevice,
     frequencies: Array,
-    inverse_frequencies: Array,
+    inverse_frequencies: Vec<f32>,
 }
 
 /// What a forward pass needs to rotate its tokens.
@@ -29,15 +36,24 @@ pub(super) enum RopeTable {
     Positions(Array),
 }
 
+impl RopeTable {
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let (first, second) = match self {
+            Self::CosSin { cos, sin } => (cos, Some(sin)),
+            Self::Positions(positions) => (positions, None),
+        };
+        std::iter::once(first).chain(second)
+    }
+}
+
 impl Rope {
     pub(super) fn new(spec: &RopeSpec, device: ComputeDevice) -> Self {
         let half = spec.frequencies.len() as i32;
-        let inverse: Vec<f32> = spec.frequencies.iter().map(|frequency| 1.0 / frequency).collect();
         Self {
             spec: spec.clone(),
             device,
             frequencies: Array::from_slice(&spec.frequencies, &[half]),
-            inverse_frequencies: Array::from_slice(&inverse, &[1, 1, half]),
+            inverse_frequencies: spec.frequencies.iter().map(|frequency| 1.0 / frequency).collect(),
         }
     }
 
@@ -47,18 +63,30 @@ impl Rope {
         if self.device == ComputeDevice::Gpu {
             return Ok(RopeTable::Positions(Array::from_slice(positions, &[num_tokens])));
         }
-        let positions: Vec<f32> = positions.iter().map(|&position| position as f32).collect();
-        let angles =
-            Array::from_slice(&positions, &[num_tokens, 1, 1]).multiply(&self.inverse_frequencies)?;
-        let input_scale = Array::from_f32(self.spec.input_scale);
-        Ok(RopeTable::CosSin {
-            cos: angles.cos()?.multiply(&input_scale)?.as_dtype(dtype)?,
-            sin: angles.sin()?.multiply(&input_scale)?.as_dtype(dtype)?,
-        })
+        let angles = |turn: fn(f32) -> f32| -> Result<Array> {
+            let of_position = |&position: &i32| {
+                let angle = move |inverse: &f32| turn(position as f32 * inverse) * self.spec.input_scale;
+                self.inverse_frequencies.iter().map(angle)
+            };
+            let numbers: Vec<f32> = positions.iter().flat_map(of_position).collect();
+            let half = self.inverse_frequencies.len() as i32;
+            Ok(Array::from_slice(&numbers, &[num_tokens, 1, half]).as_dtype(dtype)?)
+        };
+        Ok(RopeTable::CosSin { cos: angles(f32::cos)?, sin: angles(f32::sin)? })
     }
 
-    /// Rotates packed heads: `(T, H, D)` → `(T, H, D)`.
-    pub(super) fn rotate(&self, x: &Array, table: &RopeTable) -> Result<Array> {
+    /// Rotates packed heads: `(T, H·D)` or `(T, H, D)` → `(T, H, D)`.
+    pub(super) fn rotate(&self, rows: &Array, num_heads: usize, table: &RopeTable) -> Result<Array> {
+        match table {
+            RopeTable::CosSin { cos, sin } if is_for_host(rows, self.device) => {
+                self.rotate_by_host(rows, num_heads, cos, sin)
+            }
+            _ => self.rotate_by_operations(&by_head(rows, num_heads, self.device)?, table),
+        }
+    }
+
+    /// `(T, H, D)` → `(T, H, D)`.
+    fn rotate_by_operations(&self, x: &Array, table: &RopeTable) -> Result<Array> {
         match table {
             RopeTable::Positions(positions) => {
                 let rows = self.scale_inputs(x)?.expand_dims(2)?;
@@ -75,6 +103,19 @@ impl Rope {
             }
             RopeTable::CosSin { cos, sin } => self.rotate_by_table(x, cos, sin),
         }
+    }
+
+    fn rotate_by_host(&self, rows: &Array, num_heads: usize, cos: &Array, sin: &Array) -> Result<Array> {
+        let shape = shape_by_head(rows, num_heads);
+        let rotation = Rotation {
+            num_heads,
+            head_dim: shape[2] as usize,
+            dims: self.spec.dims,
+            interleaved: self.spec.interleaved,
+        };
+        made_by_host([rows, cos, sin], &shape, |[heads, cosines, sines], rotated| {
+            rotate_heads(heads, rotation, (cosines, sines), rotated);
+        })
     }
 
     /// Multiplies the rotated dimensions by the input scale.
@@ -126,9 +167,10 @@ impl Rope {
 mod tests {
     use super::*;
 
-    /// The table and MLX's own fused kernel rotate alike, for both pairings and partial rotation.
+    /// MLX's own fused kernel, the table by operations and the loop over it rotate alike, for both pairings and
+    /// partial rotation, whole heads and parts of wider ones.
     #[test]
-    fn the_table_agrees_with_the_fused_kernel() {
+    fn all_ways_rotate_alike() {
         for (dims, interleaved, input_scale) in
             [(8, false, 1.0), (8, true, 1.0), (4, false, 1.25), (4, true, 1.0)]
         {
@@ -140,18 +182,20 @@ mod tests {
                 may_rest: false,
                 long: None,
             };
-            let values: Vec<f32> = (0..3 * 2 * 8).map(|i| (i as f32 * 0.37).sin()).collect();
-            let x = Array::from_slice(&values, &[3, 2, 8]);
-            let mut rotated = Vec::new();
-            for device in [ComputeDevice::Cpu, ComputeDevice::Gpu] {
-                let rope = Rope::new(&spec, device);
-                let table = rope.table(&[0, 7, 1000], mlx_rs::Dtype::Float32).unwrap();
-                let y = rope.rotate(&x, &table).unwrap().contiguous().unwrap();
-                y.eval().unwrap();
-                rotated.push(y.to_vec_exact::<f32>().unwrap());
-            }
-            for (ours, fused) in rotated[0].iter().zip(&rotated[1]) {
-                assert!((ours - fused).abs() < 2e-4, "{ours} {fused}");
+            let values: Vec<f32> = (0..3 * 2 * 12).map(|i| (i as f32 * 0.37).sin()).collect();
+            let wide = Array::from_slice(&values, &[3, 2, 12]);
+            for x in [sys::slice_axis(&wide, 2, 0, 8).unwrap(), wide] {
+                let [cpu, gpu] = ComputeDevice::KINDS.map(|device| {
+                    let rope = Rope::new(&spec, device);
+                    let table = rope.table(&[0, 7, 1000], mlx_rs::Dtype::Float32).unwrap();
+                    (rope, table)
+                });
+                let numbers = |y: Array| y.contiguous().unwrap().to_vec_exact::<f32>().unwrap();
+                let by_host = numbers(cpu.0.rotate(&x, 2, &cpu.1).unwrap());
+                assert_eq!(by_host, numbers(cpu.0.rotate_by_operations(&x, &cpu.1).unwrap()));
+                for (ours, fused) in by_host.iter().zip(numbers(gpu.0.rotate(&x, 2, &gpu.1).unwrap())) {
+                    assert!((ours - fused).abs() < 2e-4, "{ours} {fused}");
+                }
             }
         }
     }

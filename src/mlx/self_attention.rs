@@ -11,6 +11,7 @@ use super::{
     attention::{Attention, KvSight, PassKv, Sinks},
     block_pass::BlockPass,
     error::{MlxError, Result},
+    host::by_head,
     linear::Linear,
     loader::Loader,
     norm::{Norm, normed_by},
@@ -99,7 +100,9 @@ impl SelfAttention {
                     KeyValueSource::ValuesFromKeys => None,
                     _ => Some(loader.linear(&path(names.value), kv_width, hidden, spec.qkv_bias)?),
                 },
-                value_norm: spec.value_norm.then(|| Norm::weightless(loader.spec.norm.eps)),
+                value_norm: spec
+                    .value_norm
+                    .then(|| Norm::weightless(loader.spec.norm.eps, loader.precision.device)),
                 are_shared: is_shared,
             }),
         };
@@ -134,9 +137,12 @@ impl SelfAttention {
                 Some(value) => value.forward(normed)?,
                 None => projected.clone(),
             };
-            let new_values = normed_by(layer.value_norm.as_ref(), Self::heads(&new_values, num_heads)?)?;
+            let new_values = match &layer.value_norm {
+                Some(norm) => norm.by_head(&new_values, num_heads)?,
+                None => by_head(&new_values, num_heads, pass.device)?,
+            };
             let new_keys = self.normed_heads(layer.key_norm.as_ref(), projected, num_heads)?;
-            let new_keys = pass.rotate(self.place.rope, index, new_keys)?;
+            let new_keys = pass.rotate(self.place.rope, index, (&new_keys, num_heads))?;
             pass.settle(&[normed, &new_keys, &new_values])?;
             parts.push(Planes::new(new_keys, new_values));
         }
@@ -158,7 +164,7 @@ impl SelfAttention {
     ) -> Result<Array> {
         let projected = self.query.forward(normed)?;
         let (queries, gate) = if self.spec.output_gate {
-            let both = Self::heads(&projected, self.spec.num_heads)?;
+            let both = by_head(&projected, self.spec.num_heads, pass.device)?;
             let head_dim = self.spec.head_dim;
             let gate = sys::slice_axis(&both, 2, head_dim, 2 * head_dim)?;
             (sys::slice_axis(&both, 2, 0, head_dim)?, Some(gate))
@@ -166,7 +172,7 @@ impl SelfAttention {
             (projected, None)
         };
         let queries = self.normed_heads(self.query_norm.as_ref(), queries, self.spec.num_heads)?;
-        let queries = pass.rotate(self.place.rope, row_block, queries)?;
+        let queries = pass.rotate(self.place.rope, row_block, (&queries, self.spec.num_heads))?;
         let queries = pass.scaled_by_position(self.spec.position_scale, row_block, queries)?;
         let attention = Attention {
             spec: &self.spec,
@@ -183,17 +189,11 @@ impl SelfAttention {
         self.output.forward(&attended)
     }
 
-    /// `(n, H·D)` or `(n, H, D)` → `(n, H, D)`, normed as this layer norms heads.
+    /// Heads `(n, H·D)` or `(n, H, D)`, normed as this layer norms them.
     fn normed_heads(&self, norm: Option<&Norm>, rows: Array, num_heads: usize) -> Result<Array> {
-        match self.spec.head_norms {
-            HeadNorms::FullWidth => Self::heads(&normed_by(norm, rows)?, num_heads),
-            _ => normed_by(norm, Self::heads(&rows, num_heads)?),
+        match (norm, self.spec.head_norms) {
+            (Some(norm), HeadNorms::PerHead) => norm.by_head(&rows, num_heads),
+            (norm, _) => normed_by(norm, rows),
         }
-    }
-
-    /// `(n, H·X)` → `(n, H, X)`.
-    fn heads(projected: &Array, num_heads: usize) -> Result<Array> {
-        let num_rows = projected.dim(0);
-        Ok(projected.reshape(&[num_rows, num_heads as i32, -1])?)
     }
 }

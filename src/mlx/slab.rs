@@ -11,13 +11,15 @@
 //!                            end  capacity
 //! ```
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use mlx_rs::{Array, Dtype, ops};
 
 use super::{
-    arrays::{Copying, padded_around},
-    error::Result,
+    arrays::{Copying, padded_around, rows_of},
+    device::ComputeDevice,
+    error::{MlxError, Result},
+    host::{is_for_host, made_by_host, numbers_of},
     kv::LayerKv,
     planes::Planes,
     sys,
@@ -37,8 +39,9 @@ struct Slot {
 }
 
 /// What decoding rows have to themselves.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slab {
+    device: ComputeDevice,
     slots: Vec<Option<Slot>>,
     /// Columns in use, the same for all slots.
     end: usize,
@@ -58,6 +61,10 @@ pub(super) struct Joining<'a> {
 }
 
 impl Slab {
+    pub(super) fn new(device: ComputeDevice) -> Self {
+        Self { device, slots: Vec::new(), end: 0, capacity: 0, layers: Vec::new(), dtype: None }
+    }
+
     /// Sequences that have a slot.
     pub(super) fn sequences(&self) -> impl Iterator<Item = SequenceId> + '_ {
         self.slots.iter().flatten().map(|slot| slot.sequence)
@@ -84,7 +91,7 @@ impl Slab {
             self.slots[slot] = None;
         }
         if self.slots.iter().all(Option::is_none) {
-            *self = Self::default();
+            *self = Self::new(self.device);
         }
     }
 
@@ -130,9 +137,12 @@ impl Slab {
         Ok(())
     }
 
-    /// A layer's plane without tokens; `like` is `(_, H_kv, _, D)`.
+    /// A layer's plane without tokens; `like` is `(_, H_kv, …, D)`.
     fn empty(&self, like: &Array, dtype: Dtype) -> Result<Array> {
-        let shape = [self.slots.len() as i32, like.dim(1), self.capacity as i32, like.dim(3)];
+        let shape = [self.slots.len() as i32, like.dim(1), self.capacity as i32, like.dim(-1)];
+        if is_for_host(like, self.device) {
+            return Ok(Array::from_slice(&vec![0.0_f32; shape.iter().product::<i32>() as usize], &shape));
+        }
         Ok(ops::zeros_dtype(&shape, dtype)?)
     }
 
@@ -151,6 +161,10 @@ impl Slab {
         );
         for planes in &mut self.layers {
             planes.replace_each(|plane| {
+                if is_for_host(&plane, self.device) {
+                    let columns = (self.end - used..self.end, end - used, capacity);
+                    return moved_by_host(&plane, &kept, num_slots, columns);
+                }
                 let plane = sys::slice_axis(&plane, 2, self.end - used, self.end)?;
                 let plane = if in_order {
                     sys::slice_axis(&plane, 0, 0, kept.len())?
@@ -182,22 +196,34 @@ impl Slab {
         Ok(())
     }
 
-    /// Fills the step's column of one layer, `(S', H_kv, 1, D)` with S' slots from the first on that are read. Layers come
-    /// in order. From now on the layer is held in float32 where it `is_wide`, and in the tokens' type where not.
-    pub(super) fn fill(&mut self, layer: usize, new: &Planes, is_wide: bool) -> Result<Planes> {
-        let own = *self.dtype.get_or_insert(new.keys().dtype());
+    /// Fills the step's column of one layer with the first of packed rows, planes of `(n, H_kv, D)`. Layers come in
+    /// order. From now on the layer is held in float32 where it `is_wide`, and in the tokens' type where not.
+    pub(super) fn fill(
+        &mut self,
+        layer: usize,
+        packed: &Planes,
+        rows: &SlabRows,
+        is_wide: bool,
+    ) -> Result<Planes> {
+        let own = *self.dtype.get_or_insert(packed.keys().dtype());
         let dtype = if is_wide { Dtype::Float32 } else { own };
         if self.layers.len() <= layer {
-            let empty = new.map(|like| self.empty(like, dtype))?;
+            let empty = packed.map(|like| self.empty(like, dtype))?;
             self.layers.push(empty);
         }
-        let column = self.end - 1;
+        let (column, device) = (self.end - 1, self.device);
         let planes = &mut self.layers[layer];
         if planes.keys().dtype() != dtype {
             planes.replace_each(|plane| Ok(plane.as_dtype(dtype)?))?;
         }
-        let new = new.of_dtype(dtype)?;
-        planes.replace(&new, |plane, new| Ok(sys::set_at(plane, &[0, 0, column, 0], new)?))?;
+        planes.replace(packed, |plane, packed| {
+            if is_for_host(packed, device) {
+                return filled_by_host(plane, packed, &rows.slots, column);
+            }
+            let new = rows_of(packed, &(0..rows.slots.len()), packed.dim(0) as usize)?;
+            let new = rows.by_slot(&new.as_dtype(dtype)?)?.expand_dims(2)?;
+            Ok(sys::set_at(plane, &[0, 0, column, 0], &new)?)
+        })?;
         Ok(planes.clone())
     }
 
@@ -238,6 +264,47 @@ impl Slab {
         let seen_from = order.iter().map(|(_, num_seen)| self.end - num_seen).collect();
         SlabRows::new(slots, seen_from, self.end, self.num_read())
     }
+}
+
+/// A plane `(S, H_kv, C, D)` with the first of packed rows, `(n, H_kv, D)`, in a column, each in its slot. They are
+/// written in place: of what has been made of the plane all is computed.
+fn filled_by_host(plane: Array, packed: &Array, slots: &[usize], column: usize) -> Result<Array> {
+    let (num_heads, width, capacity) =
+        (packed.dim(1) as usize, packed.dim(2) as usize, plane.dim(2) as usize);
+    let packed = sys::in_order(packed)?;
+    let rows = numbers_of(&packed)?;
+    let filled = sys::changed_in_place(vec![plane], |plane| {
+        for (&slot, row) in slots.iter().zip(rows.chunks_exact(num_heads * width)) {
+            for (head, numbers) in row.chunks_exact(width).enumerate() {
+                let first = ((slot * num_heads + head) * capacity + column) * width;
+                plane[0][first..first + width].copy_from_slice(numbers);
+            }
+        }
+    })?;
+    Ok(filled.into_iter().next().expect("as many as were given"))
+}
+
+/// These slots of a plane `(S, H_kv, C, D)`, and as many empty ones as there are to be more, their columns moved to
+/// another place among others.
+fn moved_by_host(
+    plane: &Array,
+    kept: &[usize],
+    num_slots: usize,
+    (columns, first, capacity): (Range<usize>, usize, usize),
+) -> Result<Array> {
+    let &[_, num_heads, old_capacity, width] = plane.shape() else {
+        return Err(MlxError::Unsupported(format!("a slab of shape {:?}", plane.shape())));
+    };
+    let shape = [num_slots.max(kept.len()) as i32, num_heads, capacity as i32, width];
+    let [num_heads, old_capacity, width] = [num_heads, old_capacity, width].map(|size| size as usize);
+    made_by_host([plane], &shape, |[old], new| {
+        for (index, head) in (0..kept.len()).flat_map(|index| (0..num_heads).map(move |head| (index, head))) {
+            let from = ((kept[index] * num_heads + head) * old_capacity + columns.start) * width;
+            let to = ((index * num_heads + head) * capacity + first) * width;
+            let size = columns.len() * width;
+            new[to..to + size].copy_from_slice(&old[from..from + size]);
+        }
+    })
 }
 
 /// A pass's decode rows in the slab, in the order in which the pass has them.

@@ -12,11 +12,11 @@ mod quantized;
 mod vectors;
 
 pub(super) use arrays::{
-    append_bytes, array_of_bytes, changed_in_place, copied_part, element_bytes, left_shift,
+    append_bytes, array_of_bytes, changed_in_place, copied_part, element_bytes, in_order, left_shift,
     reversed_last_axis, set_at, slice_axis, strided_numbers,
 };
 #[cfg(target_os = "linux")]
-pub(super) use blas::{library_of, openblas_kernels, set_openblas_threads};
+pub(super) use blas::{is_for_blas, library_of, multiply_rows, openblas_kernels, set_openblas_threads};
 pub(super) use library::{gpu_is_available, mlx_version};
 #[cfg(test)]
 pub(super) use library::{graph_of, operations_of};

@@ -108,7 +108,12 @@ impl Attention<'_> {
         while first < rows.len() {
             let start = chunk.position(rows.start + first);
             let num_keys = self.spec.window.map_or(start, |window| start.min(window)) + MAX_BLOCK_ROWS;
-            let last = (first + num_block_rows(self.spec.num_heads, num_keys)).min(rows.len());
+            // Head by head, rows come in blocks as small as that needs.
+            let num_rows = match cfg!(target_os = "linux") && self.ops.works_on_slices(queries) {
+                true => MAX_BLOCK_ROWS,
+                false => num_block_rows(self.spec.num_heads, num_keys),
+            };
+            let last = (first + num_rows).min(rows.len());
             // The block's own keys apart: only they need a mask, and it is the same for all blocks.
             let before = chunk.own.slice(chunk.own.first..start)?;
             let within = chunk.own.slice(start..chunk.position(rows.start + last))?;
@@ -127,7 +132,7 @@ impl Attention<'_> {
             blocks.push(block);
             first = last;
         }
-        Partial::of_rows(blocks)
+        Partial::of_rows(blocks, self.device)
     }
 
     /// Attends a block of scaled query rows `(n, H_kv, G, D)` whose last row is the last key.
@@ -135,6 +140,13 @@ impl Attention<'_> {
         let (num_kv_heads, head_dim) = self.dims();
         let num_groups = self.num_groups();
         let num_rows = queries.dim(0);
+        #[cfg(target_os = "linux")]
+        {
+            let positions: Vec<usize> = (start..start + num_rows as usize).collect();
+            if let Some(partial) = self.products_by_host((queries, 0), &positions, pieces)? {
+                return Ok(partial);
+            }
+        }
         // All heads that share a KV head as the rows of one matrix.
         let queries = queries.transpose_axes(&[1, 2, 0, 3])?.reshape(&[
             1,

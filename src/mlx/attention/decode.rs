@@ -219,8 +219,8 @@ impl Attention<'_> {
                 }
                 continue;
             }
-            let queries = rows_of(scaled, seers, scaled.dim(0) as usize)?;
-            for part in self.shared(&queries, &kv.positions[seers.clone()], std::slice::from_ref(piece))? {
+            let positions = &kv.positions[seers.clone()];
+            for part in self.shared((scaled, seers.start), positions, std::slice::from_ref(piece))? {
                 let part = strips.add_partial(&part)?;
                 seers.clone().enumerate().for_each(|(index, row)| rows[row].parts.push((part, index)));
             }

@@ -7,8 +7,11 @@ use mlx_rs::{Array, ops};
 
 use super::Result;
 use crate::mlx::{
-    arrays::concatenated,
+    device::ComputeDevice,
+    fused::{NOTHING_SEEN, weight_of},
+    host::{is_for_host, numbers_of, stacked},
     ops::{Ops, total},
+    sys,
 };
 
 /// What rows make of some keys, `(n, H_kv, G, X)` each; maxima and sums are float32.
@@ -24,7 +27,7 @@ pub(super) struct Partial {
 
 impl Partial {
     /// Consecutive rows' as those of all of them.
-    pub(super) fn of_rows(parts: Vec<Self>) -> Result<Self> {
+    pub(super) fn of_rows(parts: Vec<Self>, device: ComputeDevice) -> Result<Self> {
         let (mut max, mut sum, mut weighed) = (Vec::new(), Vec::new(), Vec::new());
         for part in parts {
             max.push(part.max);
@@ -32,15 +35,21 @@ impl Partial {
             weighed.push(part.weighed);
         }
         Ok(Self {
-            max: concatenated(max, 0)?,
-            sum: concatenated(sum, 0)?,
-            weighed: concatenated(weighed, 0)?,
+            max: stacked(max, device)?,
+            sum: stacked(sum, device)?,
+            weighed: stacked(weighed, device)?,
         })
     }
 
     /// Attention over all keys of which these are parts, `(n, H_kv, G, D)`, of the values' type.
     pub(super) fn merged(parts: &[Self], ops: &Ops) -> Result<Array> {
         let (first, rest) = parts.split_first().expect("rows see themselves at least");
+        let are_alike = |part: &Self| {
+            is_for_host(&part.weighed, ops.device()) && part.weighed.shape() == first.weighed.shape()
+        };
+        if parts.iter().all(are_alike) {
+            return Self::merged_by_host(parts);
+        }
         let dtype = first.weighed.dtype();
         if rest.is_empty() {
             return Ok(first.weighed.divide(&first.sum)?.as_dtype(dtype)?);
@@ -58,9 +67,37 @@ impl Partial {
         Ok(total(&weighed)?.divide(total(&sums)?)?.as_dtype(dtype)?)
     }
 
-    /// The same with its numbers one behind the other.
-    pub(super) fn contiguous(&self) -> Result<Self> {
+    /// [`Self::merged`] of float32 numbers of as many rows in each part.
+    fn merged_by_host(parts: &[Self]) -> Result<Array> {
+        let parts = parts.iter().map(Self::in_order).collect::<Result<Vec<_>>>()?;
+        let numbers = parts
+            .iter()
+            .map(|part| Ok((numbers_of(&part.max)?, numbers_of(&part.sum)?, numbers_of(&part.weighed)?)));
+        let numbers = numbers.collect::<Result<Vec<_>>>()?;
+        let shape = parts[0].weighed.shape();
+        let width = parts[0].weighed.dim(-1) as usize;
+        let mut merged = vec![0.0; parts[0].weighed.size()];
+        for (row, merged) in merged.chunks_exact_mut(width).enumerate() {
+            // The largest; one that is no number stays none.
+            let largest =
+                |left: f32, (max, ..): &(&[f32], _, _)| if max[row] <= left { left } else { max[row] };
+            let largest = numbers.iter().fold(NOTHING_SEEN, largest);
+            let mut all = 0.0;
+            for (max, sum, weighed) in &numbers {
+                let scale = weight_of(max[row], largest);
+                all += sum[row] * scale;
+                let weighed = &weighed[row * width..][..width];
+                merged.iter_mut().zip(weighed).for_each(|(merged, value)| *merged += value * scale);
+            }
+            merged.iter_mut().for_each(|value| *value /= all);
+        }
+        Ok(Array::from_slice(&merged, shape))
+    }
+
+    /// The same, computed, its numbers one behind the other.
+    pub(super) fn in_order(&self) -> Result<Self> {
         let Self { max, sum, weighed } = self;
-        Ok(Self { max: max.contiguous()?, sum: sum.contiguous()?, weighed: weighed.contiguous()? })
+        let [max, sum, weighed] = [max, sum, weighed].map(sys::in_order);
+        Ok(Self { max: max?, sum: sum?, weighed: weighed? })
     }
 }

@@ -62,8 +62,7 @@ impl Attention<'_> {
         if !self.are_products(run.shared.len(), num_shared) {
             shared_strips.extend(run.shared.iter().map(|kv| (kv, strips.add_planes(kv.planes.clone()))));
         } else {
-            let queries = rows_of(scaled, &(first..first + rows.len()), scaled.dim(0) as usize)?;
-            for part in self.shared(&queries, &positions(&parts), &run.shared)? {
+            for part in self.shared((scaled, first), &positions(&parts), &run.shared)? {
                 shared_parts.push(strips.add_partial(&part)?);
             }
         }
@@ -103,8 +102,8 @@ impl Attention<'_> {
         let own = parts.iter().map(|(chunk, part)| {
             self.chunk_partial(&rows_of(queries, &within(part, rows), rows.len())?, part, chunk)
         });
-        let mut partials = vec![Partial::of_rows(own.collect::<Result<Vec<_>>>()?)?];
-        partials.extend(self.shared(queries, &positions(&parts), &run.shared)?);
+        let mut partials = vec![Partial::of_rows(own.collect::<Result<Vec<_>>>()?, self.device)?];
+        partials.extend(self.shared((queries, 0), &positions(&parts), &run.shared)?);
         if let Some(sinks) = self.sinks {
             partials.push(sinks.partial()?);
         }

@@ -9,11 +9,11 @@ use super::{Attention, LayerKv, Result, chunk::num_block_rows, partial::Partial,
 use crate::mlx::device::ComputeDevice;
 
 impl Attention<'_> {
-    /// Attends scaled queries `(n, H_kv, G, D)` of rows at these positions to pieces that are all before
-    /// them.
+    /// Attends rows at these positions, from the first on among scaled queries `(n, H_kv, G, D)`, to pieces that are
+    /// all before them.
     pub(super) fn shared(
         &self,
-        queries: &Array,
+        (queries, first): (&Array, usize),
         positions: &[usize],
         pieces: &[LayerKv],
     ) -> Result<Vec<Partial>> {
@@ -22,7 +22,15 @@ impl Attention<'_> {
         for piece in pieces {
             let seen = piece.visible_from(oldest_row, self.spec.window)?;
             if seen.num_tokens() > 0 {
-                partials.push(self.shared_in_blocks(queries, positions, &seen)?);
+                #[cfg(target_os = "linux")]
+                if let Some(partial) =
+                    self.products_by_host((queries, first), positions, std::slice::from_ref(&seen))?
+                {
+                    partials.push(partial);
+                    continue;
+                }
+                let queries = rows_of(queries, &(first..first + positions.len()), queries.dim(0) as usize)?;
+                partials.push(self.shared_in_blocks(&queries, positions, &seen)?);
             }
         }
         Ok(partials)
@@ -40,7 +48,7 @@ impl Attention<'_> {
             }
             blocks.push(block);
         }
-        Partial::of_rows(blocks)
+        Partial::of_rows(blocks, self.device)
     }
 
     fn shared_block(&self, queries: &Array, positions: &[usize], piece: &LayerKv) -> Result<Partial> {

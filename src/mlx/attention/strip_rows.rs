@@ -12,7 +12,7 @@ use super::{
     partial::Partial,
     strips::{self, HeadShape, Part, Plane, Strip, StripRow},
 };
-use crate::mlx::{error::MlxError, planes::Planes, sys};
+use crate::mlx::{error::MlxError, host::numbers_of, planes::Planes, sys};
 
 /// Rows of one layer, in the order in which they were added.
 #[derive(Debug, Default)]
@@ -61,7 +61,7 @@ impl StripRows {
 
     /// Adds what rows make of other keys.
     pub(super) fn add_partial(&mut self, partial: &Partial) -> Result<PartialIndex> {
-        self.partials.push(partial.contiguous()?);
+        self.partials.push(partial.in_order()?);
         Ok(PartialIndex(self.partials.len() - 1))
     }
 
@@ -75,33 +75,25 @@ impl StripRows {
 
     /// Attends the rows, whose scaled queries are among these, `(n, H_kv, G, D)`: numbers of `(B, H·D)`.
     pub(super) fn attend(&self, attention: &Attention<'_>, scaled: &Array) -> Result<Vec<f32>> {
-        let scaled = scaled.contiguous()?;
         mlx_rs::transforms::eval(
-            std::iter::once(&scaled).chain(self.planes.iter().flat_map(Planes::arrays)).chain(
+            std::iter::once(scaled).chain(self.planes.iter().flat_map(Planes::arrays)).chain(
                 self.partials.iter().flat_map(|partial| [&partial.max, &partial.sum, &partial.weighed]),
             ),
         )?;
         let spec = attention.spec;
-        let shape = HeadShape {
-            num_kv_heads: spec.num_kv_heads,
-            num_groups: attention.num_groups() as usize,
-            key_dim: spec.head_dim,
-            value_dim: spec.value_dim(),
-        };
-        let planes = self.planes.iter().map(|planes| {
-            let values = SlotPlanes::of(planes.value_rows(), shape.value_dim)?;
-            Ok((SlotPlanes::of(planes.keys(), shape.key_dim)?, values))
-        });
+        let shape = attention.head_shape();
+        let planes = self.planes.iter().map(|planes| SlotPlanes::pair(planes, shape));
         let planes = planes.collect::<Result<Vec<_>>>()?;
         let partials = self.partials.iter().map(|partial| {
             Ok(Part {
-                max: in_order(&partial.max)?,
-                sum: in_order(&partial.sum)?,
-                weighed: in_order(&partial.weighed)?,
+                max: numbers_of(&partial.max)?,
+                sum: numbers_of(&partial.sum)?,
+                weighed: numbers_of(&partial.weighed)?,
             })
         });
         let partials = partials.collect::<Result<Vec<_>>>()?;
-        let (queries, width) = (in_order(&scaled)?, spec.num_heads * spec.head_dim);
+        let scaled = sys::in_order(scaled)?;
+        let (queries, width) = (numbers_of(&scaled)?, spec.num_heads * spec.head_dim);
         let rows = self.rows.iter().map(|row| StripRow {
             queries: &queries[row.query * width..][..width],
             strips: row.strips.iter().map(|strip| strip_of(&planes[strip.planes.0], strip)).collect(),
@@ -118,13 +110,19 @@ impl StripRows {
 }
 
 /// The heads of several sequences.
-struct SlotPlanes<'a> {
+pub(super) struct SlotPlanes<'a> {
     /// The first sequence's, with the others behind them.
     first: Plane<'a>,
     slot_step: usize,
 }
 
 impl<'a> SlotPlanes<'a> {
+    /// Keys and values of a layer.
+    pub(super) fn pair(planes: &'a Planes, shape: HeadShape) -> Result<(Self, Self)> {
+        let values = Self::of(planes.value_rows(), shape.value_dim)?;
+        Ok((Self::of(planes.keys(), shape.key_dim)?, values))
+    }
+
     /// `(S, H_kv, L, D)`, of whose last axis so many are used.
     fn of(array: &'a Array, width: usize) -> Result<Self> {
         let (numbers, strides) = sys::strided_numbers(array)?;
@@ -139,7 +137,7 @@ impl<'a> SlotPlanes<'a> {
         Ok(Self { first: Plane { numbers, head_step, token_step }, slot_step })
     }
 
-    fn slot(&self, slot: usize) -> Plane<'a> {
+    pub(super) fn slot(&self, slot: usize) -> Plane<'a> {
         Plane { numbers: &self.first.numbers[slot * self.slot_step..], ..self.first }
     }
 }
@@ -157,11 +155,4 @@ fn part_of<'a>(part: &Part<'a>, row: usize, num_heads: usize) -> Part<'a> {
         sum: &part.sum[heads.clone()],
         weighed: &part.weighed[heads.start * value_dim..heads.end * value_dim],
     }
-}
-
-/// The numbers of a computed array in row-major order.
-fn in_order(array: &Array) -> Result<&[f32]> {
-    array
-        .try_as_slice::<f32>()
-        .map_err(|error| MlxError::Unsupported(format!("numbers of attention cannot be read: {error}")))
 }

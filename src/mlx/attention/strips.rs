@@ -48,7 +48,7 @@ pub(super) struct Plane<'a> {
 
 impl<'a> Plane<'a> {
     /// A head's numbers from a token on.
-    fn from(&self, head: usize, token: usize) -> &'a [f32] {
+    pub(super) fn from(&self, head: usize, token: usize) -> &'a [f32] {
         &self.numbers[head * self.head_step + token * self.token_step..]
     }
 }

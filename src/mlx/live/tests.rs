@@ -19,7 +19,7 @@ fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
         (&[30, 20, 30], &[40, 40], &[true, false, true]),
     ];
     for (lengths, parts, expected) in cases {
-        let mut live = LiveKv::new(Vec::new(), ComputeDevice::Cpu, u64::MAX);
+        let mut live = LiveKv::new(Vec::new(), ComputeDevice::Gpu, u64::MAX);
         let chunks = (0..).zip(lengths).map(|(sequence, &length)| chunk(sequence, length)).collect();
         let pass = live.begin_pass(chunks).unwrap();
         assert_eq!(live.chunks_as_views(parts, &pass), expected, "{lengths:?}");

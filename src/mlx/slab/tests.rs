@@ -25,20 +25,23 @@ fn step(slab: &mut Slab, rows: &[(SequenceId, f32)]) -> SlabRows {
     let order: Vec<_> = rows.iter().map(|&(row, _)| (row, slab.num_tokens(row).unwrap())).collect();
     let rows_of_pass = slab.rows(&order);
     let new: Vec<f32> = rows.iter().map(|(_, number)| *number).collect();
-    let new = Array::from_slice(&new, &[new.len() as i32, 1, 1, 1]);
-    let new = rows_of_pass.by_slot(&new).unwrap();
-    slab.fill(0, &Planes::new(new.clone(), new), false).unwrap();
+    let new = Array::from_slice(&new, &[new.len() as i32, 1, 1]);
+    slab.fill(0, &Planes::new(new.clone(), new), &rows_of_pass, false).unwrap();
     rows_of_pass
 }
 
 #[test]
 fn rows_hold_what_they_were_given_whoever_comes_and_goes() {
+    ComputeDevice::KINDS.into_iter().for_each(rows_hold_what_they_were_given_whoever_comes_and_goes_on);
+}
+
+fn rows_hold_what_they_were_given_whoever_comes_and_goes_on(device: ComputeDevice) {
     let mut random = 7_u64;
     let mut next = |below: usize| {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as usize % below
     };
-    let mut slab = Slab::default();
+    let mut slab = Slab::new(device);
     let mut model: BTreeMap<u64, Vec<f32>> = BTreeMap::new();
     let (mut num_joined, mut number) = (0, 0.0);
     for _ in 0..400 {
@@ -116,8 +119,14 @@ fn rows_hold_what_they_were_given_whoever_comes_and_goes() {
 
 #[test]
 fn steps_are_written_in_place_while_there_is_room_and_holes_are_taken() {
+    ComputeDevice::KINDS
+        .into_iter()
+        .for_each(steps_are_written_in_place_while_there_is_room_and_holes_are_taken_on);
+}
+
+fn steps_are_written_in_place_while_there_is_room_and_holes_are_taken_on(device: ComputeDevice) {
     let memory = |slab: &Slab| slab.layers[0].keys().try_as_slice::<f32>().unwrap().as_ptr();
-    let mut slab = Slab::default();
+    let mut slab = Slab::new(device);
     let tokens = piece(&[0.5; 100]);
     let joining = |sequence: u64| Joining {
         sequence: SequenceId(sequence),
@@ -151,7 +160,11 @@ fn steps_are_written_in_place_while_there_is_room_and_holes_are_taken() {
 
 #[test]
 fn a_window_moves_with_the_end() {
-    let mut slab = Slab::default();
+    ComputeDevice::KINDS.into_iter().for_each(a_window_moves_with_the_end_on);
+}
+
+fn a_window_moves_with_the_end_on(device: ComputeDevice) {
+    let mut slab = Slab::new(device);
     let (long, short) = (piece(&[1.0; 9]), piece(&[2.0; 2]));
     let joining = [(1, &long), (2, &short)].map(|(id, tokens)| Joining {
         sequence: SequenceId(id),

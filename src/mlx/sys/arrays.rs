@@ -101,6 +101,20 @@ pub(in crate::mlx) fn set_at(array: Array, starts: &[usize], update: &Array) -> 
     })
 }
 
+/// An array that is computed and whose elements lie one behind the other in row-major order: itself where they do.
+pub(in crate::mlx) fn in_order(array: &Array) -> Result<Array, Exception> {
+    array.eval()?;
+    let mut is_in_order = false;
+    // SAFETY: the handle is alive during the call, and there is room for its answer.
+    let status = unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut is_in_order, array.as_ptr()) };
+    if status == 0 && is_in_order {
+        return Ok(array.clone());
+    }
+    let in_order = array.contiguous()?;
+    in_order.eval()?;
+    Ok(in_order)
+}
+
 /// Arrays of float32 after `change` has been at their numbers, in row-major order; nothing is copied where
 /// they are in that order.
 ///
@@ -113,9 +127,9 @@ pub(in crate::mlx) fn changed_in_place(
     if let Some(array) = arrays.iter().find(|array| array.dtype() != Dtype::Float32) {
         return Err(Exception::custom(format!("{:?} numbers are not changed in place", array.dtype())));
     }
-    let in_order = arrays.iter().map(|array| array.contiguous()).collect::<Result<Vec<_>, _>>()?;
+    mlx_rs::transforms::eval(&arrays)?;
+    let in_order = arrays.iter().map(in_order).collect::<Result<Vec<_>, _>>()?;
     drop(arrays);
-    mlx_rs::transforms::eval(&in_order)?;
     let mut slices: Vec<&mut [f32]> = Vec::with_capacity(in_order.len());
     for array in &in_order {
         // SAFETY: the array is evaluated and in order, so its numbers lie one behind the other; they are

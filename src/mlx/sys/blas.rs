@@ -15,9 +15,9 @@ mod single_row {
     type Gemv =
         unsafe extern "C" fn(i32, i32, i32, i32, f32, *const f32, i32, *const f32, i32, f32, *mut f32, i32);
 
-    const ROW_MAJOR: i32 = 101;
-    const PLAIN: i32 = 111;
-    const TRANSPOSED: i32 = 112;
+    pub(super) const ROW_MAJOR: i32 = 101;
+    pub(super) const PLAIN: i32 = 111;
+    pub(super) const TRANSPOSED: i32 = 112;
 
     #[cfg(test)]
     pub(in crate::mlx) static NUM_SINGLE_ROWS: std::sync::atomic::AtomicUsize =
@@ -51,7 +51,7 @@ mod single_row {
     /// `c = alpha · op(a) · op(b) + beta · c`, with `op(a)` of `m` rows and `k` columns.
     #[unsafe(no_mangle)]
     #[rustfmt::skip]
-    unsafe extern "C" fn cblas_sgemm(
+    pub(super) unsafe extern "C" fn cblas_sgemm(
         layout: i32, transpose_a: i32, transpose_b: i32, m: i32, n: i32, k: i32,
         alpha: f32, a: *const f32, lda: i32, b: *const f32, ldb: i32, beta: f32, c: *mut f32, ldc: i32,
     ) {
@@ -73,6 +73,91 @@ mod single_row {
                 )
             }
         }
+    }
+}
+
+/// Numbers of a matrix `(inputs, outputs)` from its first to its last, its size along the two axes, and how far
+/// neighbours along each lie apart.
+pub(in crate::mlx) type StridedMatrix<'a> = (&'a [f32], (usize, usize), (usize, usize));
+
+/// Whether [`multiply_rows`] takes a matrix: along one of its axes neighbours lie side by side, and it is not so large
+/// that a BLAS could not count it.
+pub(in crate::mlx) fn is_for_blas(matrix: StridedMatrix<'_>) -> bool {
+    BlasMatrix::of(matrix).is_some()
+}
+
+/// Rows `(n, inputs)` times a matrix, `(n, outputs)`, which are added to the results where `adds`.
+///
+/// Panics where the matrix is not for a BLAS, or there are not as many results as rows.
+pub(in crate::mlx) fn multiply_rows(
+    rows: &[f32],
+    matrix: StridedMatrix<'_>,
+    adds: bool,
+    results: &mut [f32],
+) {
+    let matrix = BlasMatrix::of(matrix).expect("the caller's matrix is for a BLAS");
+    let (inputs, outputs) = (matrix.num_inputs, matrix.num_outputs);
+    let num_rows = rows.len() / inputs as usize;
+    assert_eq!(rows.len(), num_rows * inputs as usize, "whole rows");
+    assert_eq!(results.len(), num_rows * outputs as usize, "a result for each row and output");
+    let transpose = if matrix.is_by_output { single_row::TRANSPOSED } else { single_row::PLAIN };
+    let (a, b, c) = (rows.as_ptr(), matrix.numbers.as_ptr(), results.as_mut_ptr());
+    let num_rows = i32::try_from(num_rows).expect("a pass has fewer rows");
+    let beta = if adds { 1.0 } else { 0.0 };
+    // SAFETY: rows and results are as large as was asserted, the matrix as was checked when it was made.
+    unsafe {
+        single_row::cblas_sgemm(
+            single_row::ROW_MAJOR,
+            single_row::PLAIN,
+            transpose,
+            num_rows,
+            outputs,
+            inputs,
+            1.0,
+            a,
+            inputs,
+            b,
+            matrix.step,
+            beta,
+            c,
+            outputs,
+        );
+    }
+}
+
+/// A matrix as a BLAS takes it.
+#[derive(Debug, Clone, Copy)]
+struct BlasMatrix<'a> {
+    numbers: &'a [f32],
+    num_inputs: i32,
+    num_outputs: i32,
+    /// Whether an output's numbers lie side by side, otherwise an input's do.
+    is_by_output: bool,
+    /// From one of these rows in memory to the next.
+    step: i32,
+}
+
+impl<'a> BlasMatrix<'a> {
+    fn of(
+        (numbers, (num_inputs, num_outputs), (input_step, output_step)): StridedMatrix<'a>,
+    ) -> Option<Self> {
+        let is_by_output = input_step == 1 || num_inputs == 1;
+        let (width, num_rows, step) = match is_by_output {
+            true => (num_inputs, num_outputs, output_step),
+            false => (num_outputs, num_inputs, input_step),
+        };
+        if !is_by_output && output_step != 1 && num_outputs != 1 {
+            return None;
+        }
+        // With one row it is any number.
+        let step = if num_rows == 1 { width } else { step };
+        let needed = num_rows.checked_sub(1)?.checked_mul(step)?.checked_add(width)?;
+        if width == 0 || step < width || numbers.len() < needed {
+            return None;
+        }
+        let [num_inputs, num_outputs, step] =
+            [num_inputs, num_outputs, step].map(|number| i32::try_from(number).ok());
+        Some(Self { numbers, num_inputs: num_inputs?, num_outputs: num_outputs?, is_by_output, step: step? })
     }
 }
 
