@@ -59,7 +59,7 @@ impl Norm {
                 norm_rows(rows, width, spread, Some(factors), normed);
             }),
             None => {
-                made_by_host([x], x.shape(), |[rows], normed| norm_rows(rows, width, spread, None, normed))
+                made_by_host([x], shape, |[rows], normed| norm_rows(rows, width, spread, None, normed))
             }
         }
     }
@@ -95,6 +95,8 @@ mod tests {
                 for (rows, factors) in [(&whole, Some(&factors)), (&apart, Some(&factors)), (&whole, None)] {
                     let weight = factors.map(|factors| Array::from_slice(factors, &[width as i32]));
                     let norm = Norm { kind, weight, eps: 1e-3, device };
+                    let by_head = norm.by_head(rows, 1).unwrap();
+                    assert_eq!(by_head.shape(), [num_rows as i32, 1, width as i32]);
                     let found = norm.forward(rows).unwrap().contiguous().unwrap();
                     let found = found.to_vec_exact::<f32>().unwrap();
                     for (row, found) in numbers.chunks(width).zip(found.chunks(width)) {
