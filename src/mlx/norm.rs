@@ -58,9 +58,7 @@ impl Norm {
             Some(weight) => made_by_host([x, weight], shape, |[rows, factors], normed| {
                 norm_rows(rows, width, spread, Some(factors), normed);
             }),
-            None => {
-                made_by_host([x], shape, |[rows], normed| norm_rows(rows, width, spread, None, normed))
-            }
+            None => made_by_host([x], shape, |[rows], normed| norm_rows(rows, width, spread, None, normed)),
         }
     }
 }
