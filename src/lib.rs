@@ -32,6 +32,28 @@
 //! Several processes may answer one input, each a shard of it: which lines are whose follows from the lines alone
 //! (`plan` cuts, `batch` knows whose they are), and their results are joined by what lies beside them.
 //!
+//! Words, one for each thing:
+//!
+//! | word                   | means                                                                         |
+//! |------------------------|-------------------------------------------------------------------------------|
+//! | prefill, decode        | to compute a prompt's KV; one token of each running sequence                  |
+//! | pass, chunk, row       | one forward pass; what it computes of one prompt; one token of it             |
+//! | weights                | the model's parameters; those of attention are always softmax weights         |
+//! | block                  | one layer of the decoder; rows computed together are a row block              |
+//! | segment                | the stored KV of one run of tokens, in all layers                             |
+//! | checkpoint             | the states of recurrent layers at one position; never the model's weights     |
+//! | path                   | the stored segments that a sequence runs on, from position 0                  |
+//! | own                    | of a sequence's KV: what it has computed after its path and not stored        |
+//! | slab, piece            | what decode rows have each to themselves, side by side; what several see       |
+//! | cohort                 | decode rows that see the same pieces                                          |
+//! | private                | of a planned piece of a prompt: no other request begins with it               |
+//! | hold                   | what a sequence has pinned in the prompt cache and is yet to store            |
+//! | held                   | what stays in memory for running sequences beyond the prompt cache's limit     |
+//! | rest                   | the KV of an answer that was stored before its last tokens are known           |
+//! | cache file             | what `--persist-cache` names; its content, once opened, is the snapshot        |
+//! | restore, save          | from the cache file into memory; from memory into the cache file              |
+//! | admit, retire, evict   | into the running batch; out of it; out of the prompt cache                    |
+//!
 //! One seam, [`engine::Runner`], stands between `engine` and `mlx`, so scheduling is tested
 //! without tensors.
 

@@ -143,6 +143,10 @@ pub trait Runner {
         checkpoint: Option<SegmentId>,
     ) -> Result<(), RunnerError>;
 
+    /// Tells up to which position a sequence will prefill, before its first group; so room can be made once for all
+    /// of it. It changes no answer.
+    fn expect_prefill(&mut self, _sequence: SequenceId, _end: usize) {}
+
     /// Stores the first `num_tokens` tokens that a sequence has computed after its path.
     ///
     /// Of a sequence that prefills this is all it has computed, and the segment becomes the end of

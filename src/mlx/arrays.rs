@@ -65,6 +65,16 @@ pub(super) fn compact(array: &Array) -> Result<Array> {
     Ok(ops::concatenate(&[first, rest], axis as i32)?)
 }
 
+/// A copy of an array's first element, once more behind itself: there is no smaller one that MLX would copy.
+pub(super) fn first_number(array: &Array) -> Result<Array> {
+    let mut first = array.clone();
+    for axis in 0..array.ndim() {
+        first = sys::slice_axis(&first, axis, 0, 1)?;
+    }
+    let first = first.reshape(&[1])?;
+    Ok(ops::concatenate(&[&first, &first], 0)?)
+}
+
 /// How a part of an array becomes an array of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Copying {

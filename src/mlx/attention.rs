@@ -29,7 +29,7 @@ use super::{
     error::Result,
     host,
     kv::LayerKv,
-    ops::{Ops, Weights},
+    ops::{Ops, SoftmaxWeights},
 };
 use crate::models::AttentionSpec;
 
@@ -41,6 +41,28 @@ pub(super) use sinks::Sinks;
 use partial::Partial;
 use strip_rows::StripRows;
 use strips::HeadShape;
+
+/// Whether prefill chunks are attended in MLX's fused kernel, which wants all that they see in one array.
+pub(super) fn chunks_are_fused(device: ComputeDevice, spec: &AttentionSpec) -> bool {
+    device == ComputeDevice::Gpu && spec.score_softcap.is_none()
+}
+
+/// How the rows of a layer see its KV, as far as that decides how it is kept.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct KvSight {
+    /// No row, of this layer or of one that uses its KV too, sees more of the last tokens than so many.
+    pub window: Option<usize>,
+    /// Decode rows always see it by products in float32.
+    pub is_capped: bool,
+}
+
+impl KvSight {
+    /// That of a layer, whose KV others may use too.
+    pub(super) fn of(spec: &AttentionSpec, are_shared: bool) -> Self {
+        // They may see further.
+        Self { window: spec.window.filter(|_| !are_shared), is_capped: spec.score_softcap.is_some() }
+    }
+}
 
 /// Attention of one layer on one device.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +155,7 @@ impl Attention<'_> {
         }
         for (run, part) in kv.runs_of(rows) {
             let queries = queries_of(&part)?;
-            attended.push(if self.device == ComputeDevice::Gpu && self.spec.score_softcap.is_none() {
+            attended.push(if chunks_are_fused(self.device, self.spec) {
                 self.run_fused(&queries, &part, run)?
             } else {
                 self.run_by_products(&self.scaled(&queries)?, &part, run)?
@@ -194,7 +216,7 @@ impl Attention<'_> {
         weigh: impl FnOnce(&[Array]) -> Result<Array>,
         by_row: impl Fn(&Array) -> Result<Array>,
     ) -> Result<Partial> {
-        let Weights { weights, max, sum } = self.ops.weights(scores)?;
+        let SoftmaxWeights { weights, max, sum } = self.ops.softmax_weights(scores)?;
         Ok(Partial { max: by_row(&max)?, sum: by_row(&sum)?, weighed: by_row(&weigh(&weights)?)? })
     }
 

@@ -59,7 +59,7 @@ impl Places {
 }
 
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct DecoderBlock {
     mixer_norm: Option<Norm>,
     mixer: Option<Mixer>,
     mixer_post_norm: Option<Norm>,
@@ -112,7 +112,7 @@ struct Both {
     moe_post_norm: Norm,
 }
 
-impl Block {
+impl DecoderBlock {
     /// Loads layer `index`.
     pub(super) fn load(
         loader: &mut Loader<'_>,

@@ -82,9 +82,11 @@ pub(super) struct Piece {
 /// How decode rows are divided.
 #[derive(Debug)]
 pub(super) struct Cohorts {
-    costs: Costs,
+    pub costs: Costs,
     /// Bytes that copies of stored tokens may take, in the slab and in joined pieces.
-    max_copied_bytes: u64,
+    pub max_copied_bytes: u64,
+    /// Bytes that they take.
+    pub num_copied_bytes: u64,
     /// The rows, those that see the same pieces side by side, and where each sees its tokens in the slab.
     pub rows: Vec<(SequenceId, Place)>,
     /// In the order of their first rows.
@@ -136,12 +138,28 @@ fn token_bytes(segment: &Segment) -> (f64, f64) {
 impl Cohorts {
     /// No rows yet.
     pub(super) fn new(costs: Costs, max_copied_bytes: u64) -> Self {
-        Self { costs, max_copied_bytes, rows: Vec::new(), pieces: Vec::new(), is_outdated: false }
+        Self {
+            costs,
+            max_copied_bytes,
+            num_copied_bytes: 0,
+            rows: Vec::new(),
+            pieces: Vec::new(),
+            is_outdated: false,
+        }
     }
 
     /// No rows again.
     pub(super) fn clear(&mut self) {
         *self = Self::new(self.costs, self.max_copied_bytes);
+    }
+
+    /// Whether any row, of those at these positions, sees something of its pieces through a window.
+    pub(super) fn see_pieces(&self, positions: &[usize], window: Option<usize>) -> bool {
+        self.pieces.iter().any(|piece| {
+            let oldest_row = positions[piece.rows.clone()].iter().min();
+            let oldest = oldest_row.zip(window).map_or(0, |(row, window)| (row + 1).saturating_sub(window));
+            oldest < piece.first + piece.num_tokens
+        })
     }
 
     /// Drops what was made of a segment that is there no more, so that its memory is free. Cohorts must be
@@ -252,6 +270,7 @@ impl Cohorts {
                 });
             }
         }
+        formed.num_copied_bytes = num_copied_bytes;
         formed.rows = order.iter().map(|(row, place)| (row.sequence, **place)).collect();
         formed.check(&order)?;
         Ok(formed)
@@ -321,7 +340,7 @@ impl Cohorts {
             }
             if !is_path || end != place.from || row.slab_first() > place.from {
                 return Err(MlxError::Unsupported(format!(
-                    "sequence {} would see {end} tokens in pieces and the rest from {} on, of {}",
+                    "sequence {} would see {end} tokens in pieces and the slab's from {} on, of {}",
                     row.sequence.0, place.from, row.num_tokens
                 )));
             }

@@ -10,7 +10,7 @@ use mlx_rs::{Array, ops::indexing};
 use super::{
     arrays::{concatenated, rows_of},
     blas,
-    block::{Block, Places},
+    block::{DecoderBlock, Places},
     block_pass::{BlockPass, row_blocks},
     device::ComputeDevice,
     error::{MlxError, Result},
@@ -43,7 +43,7 @@ pub(super) struct Decoder {
     embedding: Embedding,
     embedding_scale: Option<Array>,
     per_layer_inputs: Option<PerLayerInputs>,
-    blocks: Vec<Block>,
+    blocks: Vec<DecoderBlock>,
     initial_states: Vec<RecurrentState>,
     /// The distinct rotations of the layers.
     ropes: Vec<Rope>,
@@ -75,7 +75,7 @@ impl Decoder {
             .layers
             .iter()
             .enumerate()
-            .map(|(index, layer)| Block::load(&mut loader, index, layer, &mut places))
+            .map(|(index, layer)| DecoderBlock::load(&mut loader, index, layer, &mut places))
             .collect::<Result<Vec<_>>>()?;
         let norm = loader.norm(spec.names.final_norm, spec.hidden_size)?;
         let head = if tied {
@@ -98,7 +98,7 @@ impl Decoder {
                 .map(|scale| Array::from_f32(scale).as_dtype(precision.dtype.mlx()))
                 .transpose()?,
             per_layer_inputs,
-            initial_states: blocks.iter().filter_map(Block::initial_state).collect::<Result<_>>()?,
+            initial_states: blocks.iter().filter_map(DecoderBlock::initial_state).collect::<Result<_>>()?,
             blocks,
             ropes: places.ropes.iter().map(|rope| Rope::new(rope, device)).collect(),
             norm,
@@ -106,6 +106,12 @@ impl Decoder {
             is_tied: tied,
             spec: spec.clone(),
         })
+    }
+
+    /// Has activations made as on a real GPU: computed on a CPU, they would want a C++ compiler.
+    #[cfg(test)]
+    pub(super) fn compile_activations(&mut self) {
+        self.ops = Ops::compiling(self.device);
     }
 
     /// Runs the packed tokens through all blocks and returns their hidden states, `(T, hidden)`.

@@ -10,7 +10,7 @@ use mlx_rs::Array;
 
 use super::{
     arrays::concatenated,
-    attention::{Attention, PassKv},
+    attention::{Attention, KvSight, PassKv},
     block_pass::BlockPass,
     device::ComputeDevice,
     error::Result,
@@ -112,7 +112,8 @@ impl LatentAttention {
             pass.settle(&[normed, &keys])?;
             parts.push(Planes::within_keys(keys, rank));
         }
-        Ok(Rc::new(pass.live.append(self.place.kv_index, &parts, pass.rows)?))
+        let sight = KvSight::of(&self.spec.attention, false);
+        Ok(Rc::new(pass.live.append(self.place.kv_index, sight, &parts, pass.rows)?))
     }
 
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.

@@ -11,6 +11,7 @@
 //! ```
 
 mod live_pass;
+mod prompts;
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -18,7 +19,7 @@ use mlx_rs::Array;
 
 use super::{
     arrays::{Copying, overlap, rows_in_parts},
-    attention::{ChunkKv, DecodeKv, PassKv, PieceKv, RunKv, SlabKv},
+    attention::{ChunkKv, DecodeKv, KvSight, PassKv, PieceKv, RunKv, SlabKv},
     cohort::{Cohorts, Piece, Row},
     costs::Costs,
     device::ComputeDevice,
@@ -27,6 +28,7 @@ use super::{
     kv::{LayerKv, is_short},
     packed::PassChunk,
     planes::Planes,
+    prompt_kv::PromptKv,
     segment::{Checkpoint, Segment, SegmentStore, long_segments},
     slab::{Joining, Slab},
     states::{LiveStates, RecurrentState},
@@ -45,6 +47,10 @@ struct Sequence {
     own: Vec<LayerKv>,
     /// Whether they may be views of more than they are.
     is_own_shared: bool,
+    /// What the prompt has so far, own tokens included, which then are nowhere else.
+    prompt_kv: Option<PromptKv>,
+    /// Position up to which it prefills, as far as that is known.
+    prefill_end: usize,
     num_own_tokens: usize,
     /// Of all of it, the slab included.
     num_tokens: usize,
@@ -72,6 +78,10 @@ impl Sequence {
 pub(super) struct LiveKv {
     sequences: HashMap<SequenceId, Sequence>,
     slab: Slab,
+    /// Whether a chunk attends to all that it sees as one array.
+    chunks_want_one_array: bool,
+    /// What copies of stored tokens may take, prompts' and the decode rows' together.
+    max_copied_bytes: u64,
     device: ComputeDevice,
     /// Of what is stored.
     copying: Copying,
@@ -79,6 +89,8 @@ pub(super) struct LiveKv {
     cohorts: Cohorts,
     /// Whether they are in the next pass: a pass of chunks alone leaves them as they are.
     are_decoding: bool,
+    /// Whether the limit on copies has room for the slab in float32.
+    slab_may_be_wide: bool,
     pub states: LiveStates,
 }
 
@@ -94,9 +106,12 @@ impl LiveKv {
             sequences: HashMap::new(),
             slab: Slab::new(device),
             device,
+            chunks_want_one_array: false,
+            max_copied_bytes,
             copying: Copying::of(device),
             cohorts: Cohorts::new(Costs::of(device), max_copied_bytes),
             are_decoding: false,
+            slab_may_be_wide: false,
             states: LiveStates::new(initial_states),
         }
     }
@@ -155,6 +170,12 @@ impl LiveKv {
         }
     }
 
+    /// Bytes that the slab takes more in float32.
+    #[cfg(test)]
+    pub(super) fn slab_bytes_beyond_kv(&self) -> u64 {
+        self.slab.widening_bytes().0
+    }
+
     /// Drops a sequence.
     pub(super) fn release(&mut self, sequence: SequenceId) {
         self.sequences.remove(&sequence);
@@ -184,7 +205,9 @@ impl LiveKv {
                 sequence.0
             )));
         }
-        let layers = if num_tokens == state.num_own_tokens && !state.is_own_shared {
+        let layers = if let Some(prompt) = &state.prompt_kv {
+            prompt.compact(&(first..first + num_tokens), self.copying)?
+        } else if num_tokens == state.num_own_tokens && !state.is_own_shared {
             // A prefill stores all it has: the arrays themselves.
             std::mem::take(&mut state.own)
         } else if num_tokens <= state.num_own_tokens {
@@ -194,8 +217,9 @@ impl LiveKv {
             let in_slab = self.slab.num_tokens(sequence).unwrap_or(0);
             let start = state.own_end();
             let skip = in_slab - (state.num_tokens - start);
-            let rest = self.slab.copy_out(sequence, skip, first + num_tokens - start, start, self.copying)?;
-            after(&state.own, rest)?
+            let from_slab =
+                self.slab.copy_out(sequence, skip, first + num_tokens - start, start, self.copying)?;
+            after(&state.own, from_slab)?
         };
         mlx_rs::transforms::async_eval(layers.iter().flat_map(|kv| kv.planes.arrays()))?;
         let segment = store.insert(first, num_tokens, layers);
@@ -203,6 +227,7 @@ impl LiveKv {
         if num_tokens == state.num_own_tokens {
             state.forget_own();
             state.path.push(Rc::clone(&segment));
+            self.note_stored_prompt(sequence);
         }
         Ok(segment)
     }
@@ -283,6 +308,12 @@ impl LiveKv {
         for sequence in waiting {
             self.leave_slab(sequence)?;
         }
+        for sequence in decoding {
+            if let Some(state) = self.sequences.get_mut(sequence) {
+                state.leave_prompt_kv(self.copying)?;
+            }
+        }
+        self.cohorts.max_copied_bytes = self.max_copied_bytes.saturating_sub(self.num_prompt_copied_bytes());
         let places = self.cohorts.places(&rows_of_cohorts(&self.sequences, &self.slab, decoding));
         for (&sequence, _) in decoding.iter().zip(&places).filter(|(_, place)| place.leaves_slab) {
             self.leave_slab(sequence)?;
@@ -325,10 +356,10 @@ impl LiveKv {
             let start = state.own_end();
             let num_tokens = state.num_tokens - start;
             if num_tokens > 0 {
-                let rest =
+                let from_slab =
                     self.slab.copy_out(sequence, in_slab - num_tokens, num_tokens, start, self.copying)?;
-                mlx_rs::transforms::async_eval(rest.iter().flat_map(|kv| kv.planes.arrays()))?;
-                state.own = after(&state.own, rest)?;
+                mlx_rs::transforms::async_eval(from_slab.iter().flat_map(|kv| kv.planes.arrays()))?;
+                state.own = after(&state.own, from_slab)?;
                 state.num_own_tokens += num_tokens;
             }
         }
@@ -338,9 +369,13 @@ impl LiveKv {
 
     /// Starts a pass: one decode row for each of the sequences that were made such, then the chunks.
     pub(super) fn begin_pass(&mut self, chunks: Vec<PassChunk>) -> Result<LivePass> {
+        chunks.iter().for_each(|chunk| self.join_prompt(chunk));
         let mut pass = LivePass { runs: self.runs_of(&chunks), chunks, ..LivePass::default() };
         if self.are_decoding {
             self.slab.step()?;
+            let others = self.num_prompt_copied_bytes().saturating_add(self.cohorts.num_copied_bytes);
+            let with_slab = others.saturating_add(self.slab.widening_bytes().1);
+            self.slab_may_be_wide = self.cohorts.costs.are_widened() && with_slab <= self.max_copied_bytes;
             let mut rows = Vec::with_capacity(self.cohorts.rows.len());
             for &(sequence, place) in &self.cohorts.rows {
                 let Some(state) = self.sequences.get_mut(&sequence) else { continue };
@@ -359,10 +394,14 @@ impl LiveKv {
         Ok(pass)
     }
 
-    /// Long segments that a sequence runs on; chunks on the same ones are to be next to each other.
+    /// Long segments that a sequence runs on and attends to apart; chunks on the same ones are to be next to each
+    /// other.
     pub(super) fn long_path(&self, sequence: SequenceId) -> Vec<SegmentId> {
-        let path = self.sequences.get(&sequence).map_or(&[][..], |state| &state.path);
-        long_segments(path).map(|segment| segment.id).collect()
+        let Some(state) = self.sequences.get(&sequence) else { return Vec::new() };
+        if state.prompt_kv.is_some() && self.chunks_want_one_array {
+            return Vec::new();
+        }
+        long_segments(&state.path).map(|segment| segment.id).collect()
     }
 
     /// Divides the chunks of a pass by the long segments they run on.
@@ -390,15 +429,27 @@ impl LiveKv {
             if let Some(state) = self.sequences.get_mut(&chunk.sequence) {
                 state.num_own_tokens += chunk.num_tokens;
                 state.num_tokens += chunk.num_tokens;
+                if state.prompt_kv.is_some() {
+                    state.own.clear();
+                }
             }
         }
     }
 
     /// Appends the packed rows' KV of one layer, which comes in parts, planes of `(n, H_kv, D)`
     /// after RoPE; decode rows are in the first part. Returns the layer as the rows see it.
-    pub(super) fn append(&mut self, layer: usize, parts: &[Planes], pass: &LivePass) -> Result<PassKv> {
+    pub(super) fn append(
+        &mut self,
+        layer: usize,
+        sight: KvSight,
+        parts: &[Planes],
+        pass: &LivePass,
+    ) -> Result<PassKv> {
         let num_decode = pass.decode_positions.len();
-        let decode = if num_decode == 0 { None } else { Some(self.append_step(layer, &parts[0], pass)?) };
+        let decode = match num_decode {
+            0 => None,
+            _ => Some(self.append_step((layer, sight), &parts[0], pass)?),
+        };
         let part_rows: Vec<usize> = parts.iter().map(|part| part.keys().dim(0) as usize).collect();
         let are_copies = is_for_host(parts[0].keys(), self.device);
         let as_views = match are_copies {
@@ -418,6 +469,17 @@ impl LiveKv {
                 for (part, rows) in rows_in_parts(&part_rows, &rows) {
                     by_head.push(parts[part].map(|plane| as_sequence(plane, &rows, self.device))?);
                 }
+                let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
+                if state.prompt_kv.is_some() {
+                    let joined = if self.chunks_want_one_array { earlier.as_slice() } else { &[] };
+                    let own = state.append_to_prompt((layer, sight.window), chunk.start, &by_head, joined)?;
+                    earlier.retain(|piece| {
+                        let is_shared = shared.iter().any(|shared| shared.first == piece.first);
+                        piece.end() <= own.first && !is_shared
+                    });
+                    chunks.push(ChunkKv { rows, start: chunk.start, earlier, own });
+                    continue;
+                }
                 let own = match (by_head.as_slice(), state.own.get(layer)) {
                     ([planes], None) if are_copies => LayerKv { first: chunk.start, planes: planes.clone() },
                     ([planes], _) if as_views[index] => {
@@ -427,7 +489,6 @@ impl LiveKv {
                     (several, earlier) => LayerKv::after(earlier, chunk.start, several)?,
                 };
                 put(&mut state.own, layer, own.clone());
-                let mut earlier: Vec<LayerKv> = state.path.iter().map(of_layer).collect();
                 earlier.retain(|piece| !shared.iter().any(|shared| shared.first == piece.first));
                 let num_seen: usize = shared.iter().chain(&earlier).map(LayerKv::num_tokens).sum();
                 if num_seen != state.num_path_tokens() {
@@ -457,7 +518,7 @@ impl LiveKv {
                 let (chunk, rows) = (&pass.chunks[*index], &pass.chunk_rows[*index]);
                 let state = self.sequences.get(&chunk.sequence);
                 is_short(chunk.num_tokens)
-                    && state.is_none_or(|state| state.num_own_tokens == 0)
+                    && state.is_none_or(|state| state.num_own_tokens == 0 && state.prompt_kv.is_none())
                     && overlap(rows, &of_part) == *rows
             };
             let candidates: Vec<usize> = (0..pass.chunks.len()).filter(is_candidate).collect();
@@ -471,8 +532,16 @@ impl LiveKv {
 
     /// Fills the slab's new column in one layer with the first of packed rows, planes of `(n, H_kv, D)`, and returns
     /// the layer as the decode rows see it.
-    fn append_step(&mut self, layer: usize, packed: &Planes, pass: &LivePass) -> Result<DecodeKv> {
-        let planes = self.slab.fill(layer, packed, &pass.slab_rows)?;
+    fn append_step(
+        &mut self,
+        (layer, sight): (usize, KvSight),
+        packed: &Planes,
+        pass: &LivePass,
+    ) -> Result<DecodeKv> {
+        // In one kernel it is seen as it comes, by products in float32.
+        let by_products = sight.is_capped || self.cohorts.see_pieces(&pass.decode_positions, sight.window);
+        let is_wide = self.slab_may_be_wide && by_products;
+        let planes = self.slab.fill(layer, packed, &pass.slab_rows, is_wide)?;
         let piece = |piece: &Piece| PieceKv { rows: piece.rows.clone(), kv: piece.layers[layer].clone() };
         Ok(DecodeKv {
             positions: pass.decode_positions.clone(),
@@ -486,7 +555,10 @@ impl LiveKv {
         self.sequences
             .get(&sequence)
             .into_iter()
-            .flat_map(|state| state.own.iter().flat_map(|kv| kv.planes.arrays()))
+            .flat_map(|state| {
+                let prompt = state.prompt_kv.iter().flat_map(PromptKv::arrays);
+                prompt.chain(state.own.iter().flat_map(|kv| kv.planes.arrays()))
+            })
             .chain(self.states.arrays(sequence))
     }
 }
@@ -519,11 +591,11 @@ fn rows_of_cohorts<'a>(
 }
 
 /// KV of every layer, and that of the tokens after it.
-fn after(own: &[LayerKv], rest: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
+fn after(own: &[LayerKv], from_slab: Vec<LayerKv>) -> Result<Vec<LayerKv>> {
     if own.is_empty() {
-        return Ok(rest);
+        return Ok(from_slab);
     }
-    own.iter().zip(&rest).map(|(own, rest)| LayerKv::joined([own, rest].into_iter())).collect()
+    own.iter().zip(&from_slab).map(|(own, after)| LayerKv::joined([own, after].into_iter())).collect()
 }
 
 /// Sets the entry of a layer; layers come in order.

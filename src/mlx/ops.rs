@@ -7,6 +7,7 @@
 use mlx_rs::{Array, Dtype, error::Exception, ops};
 
 use super::{
+    compiled::CompiledActivations,
     device::ComputeDevice,
     fused::{self, EXP2, GELU_CUBIC, GELU_SCALE, MAX_EXPONENT, MIN_EXPONENT, NOTHING_SEEN, ROUNDER},
     sys,
@@ -19,6 +20,8 @@ type Result<T> = std::result::Result<T, Exception>;
 #[derive(Debug)]
 pub(super) struct Ops {
     device: ComputeDevice,
+    /// Where the device gains by them.
+    compiled: Option<CompiledActivations>,
     polynomial: Vec<Array>,
     rounder: Array,
     mantissa_bits: Array,
@@ -36,7 +39,7 @@ const MIN_FUSED: usize = 1 << 8;
 
 /// What a softmax over several pieces of scores is made of.
 #[derive(Debug)]
-pub(super) struct Weights {
+pub(super) struct SoftmaxWeights {
     /// e^(score - max) in place of each piece's scores.
     pub weights: Vec<Array>,
     /// Largest score of each row in all pieces, finite: `(…, 1)`, float32.
@@ -47,8 +50,19 @@ pub(super) struct Weights {
 
 impl Ops {
     pub(super) fn new(device: ComputeDevice) -> Self {
+        Self { compiled: CompiledActivations::of(device), ..Self::by_operations(device) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn compiling(device: ComputeDevice) -> Self {
+        Self { compiled: Some(CompiledActivations::default()), ..Self::by_operations(device) }
+    }
+
+    /// All functions by operations of their own.
+    pub(super) fn by_operations(device: ComputeDevice) -> Self {
         Self {
             device,
+            compiled: None,
             polynomial: EXP2.iter().map(|&coefficient| Array::from_f32(coefficient)).collect(),
             rounder: Array::from_f32(ROUNDER),
             mantissa_bits: Array::from_int(23),
@@ -108,7 +122,7 @@ impl Ops {
     /// Weights have the scores' type; maxima and sums are float32 whatever that is: thousands of weights
     /// do not add up in 16 bits, where 256 + 1 is 256, and float16 has no number for a row that sees
     /// nothing.
-    pub(super) fn weights(&self, scores: Vec<Array>) -> Result<Weights> {
+    pub(super) fn softmax_weights(&self, scores: Vec<Array>) -> Result<SoftmaxWeights> {
         let num_scores: usize = scores.iter().map(Array::size).sum();
         if num_scores >= MIN_FUSED && scores.iter().all(|scores| self.uses_polynomial(scores)) {
             return Self::weights_in_one_pass(scores);
@@ -123,23 +137,24 @@ impl Ops {
             sums.push(precise.sum_axis(-1, true)?);
             weights.push(precise.as_dtype(scores.dtype())?);
         }
-        Ok(Weights { weights, max, sum: total(&sums)? })
+        Ok(SoftmaxWeights { weights, max, sum: total(&sums)? })
     }
 
-    fn weights_in_one_pass(scores: Vec<Array>) -> Result<Weights> {
+    fn weights_in_one_pass(scores: Vec<Array>) -> Result<SoftmaxWeights> {
         let mut shape = scores[0].shape().to_vec();
         *shape.last_mut().expect("scores have an axis of keys") = 1;
         let num_rows = shape.iter().product::<i32>() as usize;
         let mut found = (Vec::new(), Vec::new());
         let weights = sys::changed_in_place(scores, |pieces| found = fused::weigh_rows(pieces, num_rows))?;
         let of_rows = |numbers: &[f32]| Array::from_slice(numbers, &shape);
-        Ok(Weights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
+        Ok(SoftmaxWeights { weights, max: of_rows(&found.0), sum: of_rows(&found.1) })
     }
 
     /// An activation of `up`, by its gate where it has one. It takes both, as `gated` does.
     pub(super) fn activated(&self, activation: Activation, gate: Option<Array>, up: Array) -> Result<Array> {
         match gate {
             Some(gate) => self.gated(activation, gate, up),
+            None if self.compiled.is_some() => self.gated(activation, up.clone(), up),
             None => {
                 let positive = ops::maximum(&up, Array::from_f32(0.0).as_dtype(up.dtype())?)?;
                 positive.multiply(up)
@@ -150,6 +165,9 @@ impl Ops {
     /// An activation of `gate`, times `up`. It takes both for that: nobody else may hold these or what they
     /// were cut from.
     pub(super) fn gated(&self, activation: Activation, gate: Array, up: Array) -> Result<Array> {
+        if let Some(compiled) = &self.compiled {
+            return compiled.gated(activation, &gate, &up);
+        }
         if gate.size() >= MIN_FUSED && self.uses_polynomial(&gate) && self.uses_polynomial(&up) {
             let both = sys::changed_in_place(vec![gate, up], |both| {
                 let [gate, up] = both else { return };
@@ -299,7 +317,7 @@ mod tests {
         let (many, few) = (MIN_FUSED as i32 / 64, 1);
         let of = |num_rows: i32| {
             let pieces = vec![array(num_rows, 90), array(num_rows, 7)];
-            let weights = ops.weights(pieces).unwrap();
+            let weights = ops.softmax_weights(pieces).unwrap();
             let gated = [Activation::Silu, Activation::GeluTanh, Activation::SquaredRelu]
                 .map(|activation| ops.gated(activation, array(num_rows, 64), array(num_rows, 64)).unwrap());
             let of_few = |array: &Array| {

@@ -10,8 +10,9 @@ use std::ops::Range;
 use mlx_rs::{Array, ops, transforms};
 
 use super::{
-    arrays::concatenated,
+    arrays::{concatenated, first_number},
     asked::{Asked, PassRows},
+    attention::chunks_are_fused,
     decoder::Decoder,
     error::{MlxError, Result},
     live::LiveKv,
@@ -52,8 +53,9 @@ fn stored(segment: &Segment) -> StoredSegment {
 struct Launched {
     /// `None` until its tokens are chosen.
     asked: Option<Asked>,
-    /// What to wait for where nothing else is asked for.
-    last_kv: Option<Array>,
+    /// A number of the last KV, to wait for where nothing else is asked for. A copy: arrays that somebody holds are
+    /// not written in place by the next pass.
+    last_number: Option<Array>,
 }
 
 /// What a pass has computed and what is to come of it.
@@ -83,8 +85,10 @@ impl MlxRunner {
     /// `max_copied_bytes`.
     pub fn new(model: LoadedModel, max_copied_bytes: u64) -> Self {
         let decoder = model.into_decoder();
+        let are_fused = decoder.spec.kv_layers().all(|spec| chunks_are_fused(decoder.device(), spec));
+        let live = LiveKv::new(decoder.initial_states().to_vec(), decoder.device(), max_copied_bytes);
         Self {
-            live: LiveKv::new(decoder.initial_states().to_vec(), decoder.device(), max_copied_bytes),
+            live: live.with_chunks_on_one_array(are_fused),
             decoder,
             segments: SegmentStore::default(),
             last_sampled: HashMap::new(),
@@ -104,14 +108,14 @@ impl MlxRunner {
         if groups.iter().any(Group::is_guided) {
             transforms::async_eval(std::iter::once(&unchosen.hidden).chain(&kv))?;
             self.unchosen = Some(unchosen);
-            self.launched.push_back(Launched { asked: None, last_kv: None });
+            self.launched.push_back(Launched { asked: None, last_number: None });
             return Ok(());
         }
         let asked = self.ask(&unchosen, &[])?;
-        transforms::async_eval(asked.arrays().chain(&kv))?;
-        // A pass that is asked for nothing else is over when its last KV is there.
-        let last_kv = if asked.arrays().next().is_none() { kv.last().cloned() } else { None };
-        self.launched.push_back(Launched { asked: Some(asked), last_kv });
+        let is_asked = asked.arrays().next().is_some();
+        let last_number = kv.last().filter(|_| !is_asked).map(first_number).transpose()?;
+        transforms::async_eval(asked.arrays().chain(&kv).chain(&last_number))?;
+        self.launched.push_back(Launched { asked: Some(asked), last_number });
         Ok(())
     }
 
@@ -299,8 +303,8 @@ impl MlxRunner {
             self.unchosen = None;
             return Err(MlxError::Unsupported("a pass is collected before its tokens are chosen".to_owned()));
         };
-        if let Some(kv) = pass.last_kv {
-            kv.eval()?;
+        if let Some(number) = pass.last_number {
+            number.eval()?;
         }
         asked.read()
     }
@@ -346,8 +350,8 @@ impl Drop for MlxRunner {
         for pass in self.launched.drain(..) {
             // Nobody is left to hear of a failure.
             let _ = transforms::eval(pass.asked.iter().flat_map(Asked::arrays));
-            if let Some(kv) = &pass.last_kv {
-                let _ = kv.eval();
+            if let Some(number) = &pass.last_number {
+                let _ = number.eval();
             }
         }
     }
@@ -375,6 +379,10 @@ impl Runner for MlxRunner {
         let path = path.iter().map(|&segment| self.segments.get(segment)).collect::<Result<Vec<_>>>()?;
         let checkpoint = checkpoint.map(|id| self.segments.checkpoint(id)).transpose()?;
         Ok(self.live.resume(sequence, path, checkpoint.as_deref())?)
+    }
+
+    fn expect_prefill(&mut self, sequence: SequenceId, end: usize) {
+        self.live.expect_prefill(sequence, end);
     }
 
     fn store(&mut self, sequence: SequenceId, num_tokens: usize) -> std::result::Result<Stored, RunnerError> {
@@ -455,3 +463,7 @@ impl Runner for MlxRunner {
 #[cfg(test)]
 #[path = "runner/launch_tests.rs"]
 mod launch_tests;
+
+#[cfg(test)]
+#[path = "runner/prompt_tests.rs"]
+mod prompt_tests;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use mlx_rs::Array;
 
 use super::{
-    attention::{Attention, PassKv, Sinks},
+    attention::{Attention, KvSight, PassKv, Sinks},
     block_pass::BlockPass,
     error::{MlxError, Result},
     host::by_head,
@@ -146,7 +146,8 @@ impl SelfAttention {
             pass.settle(&[normed, &new_keys, &new_values])?;
             parts.push(Planes::new(new_keys, new_values));
         }
-        let kv = Rc::new(pass.live.append(self.place.kv_index, &parts, pass.rows)?);
+        let sight = KvSight::of(&self.spec, layer.are_shared);
+        let kv = Rc::new(pass.live.append(self.place.kv_index, sight, &parts, pass.rows)?);
         if layer.are_shared {
             pass.kv_of_layers.insert(self.place.kv_index, Rc::clone(&kv));
         }

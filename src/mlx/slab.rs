@@ -48,6 +48,8 @@ pub(super) struct Slab {
     capacity: usize,
     /// `(S, H_kv, C, D)`; they come into being with the first tokens.
     layers: Vec<Planes>,
+    /// Of the tokens as they come and go; layers may be held in float32.
+    dtype: Option<Dtype>,
 }
 
 /// A row that joins: pieces of its KV one behind the other, one entry a layer each.
@@ -60,7 +62,7 @@ pub(super) struct Joining<'a> {
 
 impl Slab {
     pub(super) fn new(device: ComputeDevice) -> Self {
-        Self { device, slots: Vec::new(), end: 0, capacity: 0, layers: Vec::new() }
+        Self { device, slots: Vec::new(), end: 0, capacity: 0, layers: Vec::new(), dtype: None }
     }
 
     /// Sequences that have a slot.
@@ -119,13 +121,15 @@ impl Slab {
         for layer in 0..num_layers {
             if self.layers.len() <= layer {
                 let like = &row.pieces.iter().find_map(|piece| piece.get(layer)).expect("one has this layer");
-                let new = like.planes.map(|like| self.empty(like))?;
+                let new = like.planes.map(|like| self.empty(like, like.dtype()))?;
+                self.dtype = Some(like.planes.keys().dtype());
                 self.layers.push(new);
             }
             let mut column = self.end - row.num_tokens;
             for kv in row.pieces.iter().map(|piece| &piece[layer]) {
                 self.layers[layer].replace(&kv.planes, |plane, piece| {
-                    Ok(sys::set_at(plane, &[slot, 0, column, 0], piece)?)
+                    let piece = piece.as_dtype(plane.dtype())?;
+                    Ok(sys::set_at(plane, &[slot, 0, column, 0], &piece)?)
                 })?;
                 column += kv.num_tokens();
             }
@@ -134,12 +138,12 @@ impl Slab {
     }
 
     /// A layer's plane without tokens; `like` is `(_, H_kv, …, D)`.
-    fn empty(&self, like: &Array) -> Result<Array> {
+    fn empty(&self, like: &Array, dtype: Dtype) -> Result<Array> {
         let shape = [self.slots.len() as i32, like.dim(1), self.capacity as i32, like.dim(-1)];
         if is_for_host(like, self.device) {
             return Ok(Array::from_slice(&vec![0.0_f32; shape.iter().product::<i32>() as usize], &shape));
         }
-        Ok(ops::zeros_dtype(&shape, like.dtype())?)
+        Ok(ops::zeros_dtype(&shape, dtype)?)
     }
 
     /// Moves all rows to an array with so many slots, without holes between them, with room for
@@ -193,22 +197,44 @@ impl Slab {
     }
 
     /// Fills the step's column of one layer with the first of packed rows, planes of `(n, H_kv, D)`. Layers come in
-    /// order.
-    pub(super) fn fill(&mut self, layer: usize, packed: &Planes, rows: &SlabRows) -> Result<Planes> {
+    /// order. From now on the layer is held in float32 where it `is_wide`, and in the tokens' type where not.
+    pub(super) fn fill(
+        &mut self,
+        layer: usize,
+        packed: &Planes,
+        rows: &SlabRows,
+        is_wide: bool,
+    ) -> Result<Planes> {
+        let own = *self.dtype.get_or_insert(packed.keys().dtype());
+        let dtype = if is_wide { Dtype::Float32 } else { own };
         if self.layers.len() <= layer {
-            let empty = packed.map(|like| self.empty(like))?;
+            let empty = packed.map(|like| self.empty(like, dtype))?;
             self.layers.push(empty);
         }
         let (column, device) = (self.end - 1, self.device);
         let planes = &mut self.layers[layer];
+        if planes.keys().dtype() != dtype {
+            planes.replace_each(|plane| Ok(plane.as_dtype(dtype)?))?;
+        }
         planes.replace(packed, |plane, packed| {
             if is_for_host(packed, device) {
                 return filled_by_host(plane, packed, &rows.slots, column);
             }
             let new = rows_of(packed, &(0..rows.slots.len()), packed.dim(0) as usize)?;
-            Ok(sys::set_at(plane, &[0, 0, column, 0], &rows.by_slot(&new)?.expand_dims(2)?)?)
+            let new = rows.by_slot(&new.as_dtype(dtype)?)?.expand_dims(2)?;
+            Ok(sys::set_at(plane, &[0, 0, column, 0], &new)?)
         })?;
         Ok(planes.clone())
+    }
+
+    /// Bytes that layers held in float32 take beyond what they would in the tokens' type: now, and if all were.
+    pub(super) fn widening_bytes(&self) -> (u64, u64) {
+        let Some(dtype) = self.dtype else { return (0, 0) };
+        let beyond = (sys::element_bytes(Dtype::Float32) - sys::element_bytes(dtype)) as u64;
+        let arrays = || self.layers.iter().flat_map(Planes::arrays);
+        let num_bytes = |array: &Array| array.size() as u64 * beyond;
+        let wide = arrays().filter(|array| array.dtype() == Dtype::Float32);
+        (wide.map(num_bytes).sum(), arrays().map(num_bytes).sum())
     }
 
     /// Some of a sequence's tokens, the first being the `skip`th it has here, as compact copies of every
@@ -224,7 +250,10 @@ impl Slab {
         let Some(slot) = self.slot_of(sequence) else { return Ok(Vec::new()) };
         let held = self.slots[slot].map_or(0, |slot| slot.num_tokens);
         let start = self.end - held + skip;
-        let pick = |plane: &Array| copying.tokens_of(plane, slot, start..start + num_tokens);
+        let pick = |plane: &Array| -> Result<Array> {
+            let tokens = copying.tokens_of(plane, slot, start..start + num_tokens)?;
+            Ok(tokens.as_dtype(self.dtype.unwrap_or(plane.dtype()))?)
+        };
         let layer = |planes: &Planes| -> Result<LayerKv> { Ok(LayerKv { first, planes: planes.map(pick)? }) };
         self.layers.iter().map(layer).collect()
     }

@@ -17,9 +17,9 @@ pub(super) use arrays::{
 };
 #[cfg(target_os = "linux")]
 pub(super) use blas::{is_for_blas, library_of, multiply_rows, openblas_kernels, set_openblas_threads};
-#[cfg(test)]
-pub(super) use library::graph_of;
 pub(super) use library::{gpu_is_available, mlx_version};
+#[cfg(test)]
+pub(super) use library::{graph_of, operations_of};
 pub(super) use process::{exit_at_once, ignore_file_size_signal, map_file, peak_resident_bytes};
 pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,

@@ -92,7 +92,8 @@ impl Attention<'_> {
     /// All in one kernel.
     fn fused(&self, queries: &Array, slab: &SlabKv) -> Result<Array> {
         let (first, mask) = slab.rows.mask(self.spec.window, queries.dtype())?;
-        let planes = slab.columns(first)?;
+        // Where it is held in float32 for the sake of another layer.
+        let planes = slab.columns(first)?.of_dtype(queries.dtype())?;
         let queries = slab.rows.by_slot(queries)?.expand_dims(2)?;
         let mask = mask.as_ref().map(fast::ScaledDotProductAttentionMask::Array);
         let sinks = self.sinks_of(&queries)?;

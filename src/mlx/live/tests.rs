@@ -25,7 +25,7 @@ fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
         assert_eq!(live.chunks_as_views(parts, &pass), expected, "{lengths:?}");
         let planes: Vec<Planes> =
             parts.iter().map(|&num_rows| Planes::new(part(num_rows), part(num_rows))).collect();
-        live.append(0, &planes, &pass).unwrap();
+        live.append(0, KvSight::default(), &planes, &pass).unwrap();
         let own = |sequence| live.sequences[&SequenceId(sequence)].is_own_shared;
         assert_eq!((0..).map(own).take(lengths.len()).collect::<Vec<_>>(), expected, "{lengths:?}");
     }

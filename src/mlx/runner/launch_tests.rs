@@ -58,6 +58,24 @@ fn launches(outputs: &[Array]) -> (usize, usize) {
     (names.iter().map(launches_of).sum(), sources.len())
 }
 
+/// Bytes written by operations of these names that are not computed yet; of an update what is new.
+fn bytes_written(outputs: &[Array], names: &[&str]) -> usize {
+    let text = sys::operations_of(outputs);
+    let bytes_of = |array: &str| {
+        let (_, shape) = array.split_once(" [(").expect("a name and a shape");
+        let (shape, dtype) = shape.split_once("), ").expect("a shape and a type");
+        let sizes = shape.split(',').filter_map(|size| size.trim().parse::<usize>().ok());
+        sizes.product::<usize>() * if dtype.starts_with("float32") { 4 } else { 2 }
+    };
+    let written = |line: &str| {
+        let (made_of, made) = line.split_once(" -> ")?;
+        let inputs: Vec<&str> = made_of.split("], ").collect();
+        let name = line.split(' ').next().filter(|name| names.contains(name))?;
+        Some(bytes_of(if name == "SliceUpdate" { inputs[1] } else { made }))
+    };
+    text.lines().filter_map(written).sum()
+}
+
 /// Launches beyond one that each of MLX's fused operations falls back on here: of a norm, a rotation and an
 /// attention without and with a mask.
 fn fallbacks(dtype: mlx_rs::Dtype) -> (usize, usize, [usize; 2]) {
@@ -89,6 +107,8 @@ struct Steps {
     num_sequences: u64,
     prefix: Vec<SegmentId>,
     prefix_end: usize,
+    /// Bytes that the last step wrote where it changed numbers' type.
+    num_cast_bytes: usize,
 }
 
 impl Steps {
@@ -97,20 +117,43 @@ impl Steps {
     }
 
     fn in_dtype(dtype: ComputeDtype) -> Self {
+        Self::with_limit(dtype, u64::MAX)
+    }
+
+    fn with_limit(dtype: ComputeDtype, max_copied_bytes: u64) -> Self {
         let folder = std::path::Path::new("fixtures/tiny-llama");
         let spec = read_config(&folder.join("config.json")).unwrap();
         assert_eq!(spec.layers.len(), NUM_LAYERS);
         let weights = WeightSource::Safetensors(vec![folder.join("model.safetensors")]);
         let model = LoadedModel::load(&spec, &weights, ComputeDevice::Gpu, dtype).unwrap();
-        let runner = MlxRunner::new(model, u64::MAX);
-        Self { runner, rows: Vec::new(), num_sequences: 0, prefix: Vec::new(), prefix_end: 0 }
+        let runner = MlxRunner::new(model, max_copied_bytes);
+        Self {
+            runner,
+            rows: Vec::new(),
+            num_sequences: 0,
+            prefix: Vec::new(),
+            prefix_end: 0,
+            num_cast_bytes: 0,
+        }
+    }
+
+    fn chunk(sequence: SequenceId, start: usize, num_tokens: usize) -> Group {
+        let tokens = (0..num_tokens).map(|at| ((start + at) * 7 % 300) as u32 + sequence.0 as u32 % 3);
+        Group { sequence, input: Input::Prompt(tokens.collect()), start, want: Want::Nothing }
     }
 
     fn prefill(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) {
-        let tokens = (0..num_tokens).map(|at| ((start + at) * 7 % 300) as u32 + sequence.0 as u32 % 3);
-        let input = Input::Prompt(tokens.collect());
-        self.runner.launch(&[Group { sequence, input, start, want: Want::Nothing }]).unwrap();
+        self.runner.launch(&[Self::chunk(sequence, start, num_tokens)]).unwrap();
         self.runner.collect().unwrap();
+    }
+
+    /// Bytes that a chunk has written where KV is joined or written in place.
+    fn bytes_of_chunk(&mut self, sequence: SequenceId, start: usize, num_tokens: usize) -> usize {
+        let (computed, kv) = self.runner.build_pass(&[Self::chunk(sequence, start, num_tokens)]).unwrap();
+        let outputs = [&kv[..], &[computed.hidden]].concat();
+        let num_bytes = bytes_written(&outputs, &["Concatenate", "SliceUpdate"]);
+        transforms::eval(&kv).unwrap();
+        num_bytes
     }
 
     /// Stores a prefix of pieces of so many tokens; sequences that are added from now on begin with it.
@@ -145,6 +188,18 @@ impl Steps {
 
     /// One step of all rows: launches, each fused operation as one, and the arrays that it begins with.
     fn step(&mut self, sampling: impl Fn(usize) -> SamplingParams) -> (usize, usize) {
+        let (asked, counts) = self.build_step(sampling);
+        transforms::async_eval(asked.arrays()).unwrap();
+        self.runner.launched.push_back(Launched { asked: Some(asked), last_number: None });
+        self.runner.collect().unwrap();
+        for row in &mut self.rows {
+            row.1 += 1;
+        }
+        counts
+    }
+
+    /// The same, not computed.
+    fn build_step(&mut self, sampling: impl Fn(usize) -> SamplingParams) -> (Asked, (usize, usize)) {
         let groups: Vec<Group> = self
             .rows
             .iter()
@@ -160,18 +215,13 @@ impl Steps {
         let asked = self.runner.ask(&computed, &[]).unwrap();
         let outputs: Vec<Array> = asked.arrays().cloned().collect();
         let (num_launches, num_sources) = launches(&outputs);
+        self.num_cast_bytes = bytes_written(&outputs, &["AsType"]);
         let (norm, rope, attention) = fallbacks(self.runner.decoder.precision.dtype.mlx());
         let rows = self.runner.live.decode_rows();
         let is_fused = rows.pieces == 0;
         let attention = if is_fused { attention[usize::from(rows.is_masked)] } else { 0 };
         let fused = (2 * NUM_LAYERS + 1) * norm + NUM_LAYERS * (2 * rope + attention);
-        transforms::async_eval(&outputs).unwrap();
-        self.runner.launched.push_back(Launched { asked: Some(asked), last_kv: None });
-        self.runner.collect().unwrap();
-        for row in &mut self.rows {
-            row.1 += 1;
-        }
-        (num_launches - fused, num_sources)
+        (asked, (num_launches - fused, num_sources))
     }
 
     fn greedy_step(&mut self) -> (usize, usize) {
@@ -276,4 +326,96 @@ fn a_shared_prefix_of_sixteen_bits_is_widened_once() {
     println!("32 rows of 16 bits on a segment: {num_launches}");
     // Queries, the slab's keys and values, and what comes of them change their type.
     assert!(num_launches <= REFERENCE + (8 + 4) * NUM_LAYERS, "{num_launches}");
+}
+
+/// Each chunk was attended to a fresh copy of all before it, and added to a fresh copy of what was not stored.
+#[test]
+fn a_chunk_brings_together_what_is_new_however_long_the_prompt() {
+    let (num_tokens, num_chunks) = (128, 16);
+    for num_prefix in [0, 700] {
+        let mut steps = Steps::new();
+        if num_prefix > 0 {
+            steps.store_prefix(&[num_prefix]);
+        }
+        let mut bytes_of_chunks = |sequence: u64, is_told: bool| -> Vec<usize> {
+            let sequence = SequenceId(sequence);
+            if num_prefix > 0 {
+                steps.runner.resume(sequence, &steps.prefix.clone(), None).unwrap();
+            }
+            if is_told {
+                steps.runner.expect_prefill(sequence, num_prefix + num_tokens * num_chunks);
+            }
+            let chunk = |index: usize| num_prefix + index * num_tokens;
+            (0..num_chunks).map(|index| steps.bytes_of_chunk(sequence, chunk(index), num_tokens)).collect()
+        };
+        let copied = bytes_of_chunks(1, false);
+        let joined = bytes_of_chunks(2, true);
+        println!("behind {num_prefix} tokens: {joined:?} bytes, copied {copied:?}");
+        assert!(joined[2..].iter().all(|num_bytes| *num_bytes == joined[2]), "{joined:?}");
+        let [copied, joined] = [copied, joined].map(|num_bytes| num_bytes.iter().sum::<usize>());
+        // Both have what rotations bring together here, which is one operation on a GPU.
+        assert!(2 * joined < copied, "{joined} of {copied}");
+    }
+}
+
+/// What rows of 16 bits have to themselves was widened at every step, too, where they share a prefix.
+#[test]
+fn beside_a_shared_prefix_what_rows_of_sixteen_bits_have_to_themselves_is_widened_once() {
+    let steps_of = |num_tokens: usize, max_copied_bytes: u64| {
+        let mut steps = Steps::with_limit(ComputeDtype::Bfloat16, max_copied_bytes);
+        steps.store_prefix(&[900]);
+        (0..32).for_each(|_| steps.add(num_tokens));
+        steps.steady();
+        assert_eq!(steps.runner.live.decode_rows().pieces, 1);
+        steps
+    };
+    let cast = [40, 160].map(|num_tokens| steps_of(num_tokens, u64::MAX).num_cast_bytes);
+    assert_eq!(cast[0], cast[1], "it does not grow with what rows have");
+    let mut wide = steps_of(160, u64::MAX);
+    let mut narrow = steps_of(160, 0);
+    println!(
+        "32 rows of 160 tokens: {} bytes change type in a step, {} without room",
+        cast[1], narrow.num_cast_bytes
+    );
+    assert!(10 * cast[1] < narrow.num_cast_bytes);
+    // It is what it was, and stored as it comes.
+    let tokens = |steps: &Steps| {
+        let last = |row: &(SequenceId, usize)| {
+            let SampledToken { tokens, row, .. } = &steps.runner.last_sampled[&row.0];
+            tokens.to_vec_exact::<u32>().unwrap()[*row]
+        };
+        steps.rows.iter().map(last).collect::<Vec<_>>()
+    };
+    assert_eq!(tokens(&wide), tokens(&narrow));
+    let of_token: u32 = wide.runner.plane_widths().iter().sum();
+    let mut stored = Vec::new();
+    for steps in [&mut wide, &mut narrow] {
+        let (sequence, num_tokens) = steps.rows[0];
+        let segment = steps.runner.store(sequence, num_tokens - 900).unwrap().segment;
+        assert_eq!(segment.num_bytes, u64::from(of_token) * (num_tokens - 900) as u64);
+        let mut bytes = Vec::new();
+        steps.runner.export(segment.id, 0..num_tokens - 900, &mut bytes).unwrap();
+        stored.push(bytes);
+    }
+    assert!(stored[0] == stored[1]);
+    // Without the prefix it is as narrow as ever.
+    let mut alone = Steps::in_dtype(ComputeDtype::Bfloat16);
+    (0..32).for_each(|_| alone.add(160));
+    alone.steady();
+    assert!(alone.num_cast_bytes < cast[1], "{}", alone.num_cast_bytes);
+    assert_eq!(alone.runner.live.slab_bytes_beyond_kv(), 0);
+}
+
+/// As on a real GPU; here such a step is only made. Its graph has one node for a kernel, however often it is launched:
+/// what is counted are the lines.
+#[test]
+fn a_compiled_activation_is_one_launch_a_layer() {
+    let mut steps = Steps::new();
+    (0..3).for_each(|_| steps.add(20));
+    steps.steady();
+    steps.runner.decoder.compile_activations();
+    let (asked, _) = steps.build_step(|_| sampling(0.0, 0));
+    let operations = sys::operations_of(&asked.arrays().cloned().collect::<Vec<_>>());
+    let num_of = |name: &str| operations.lines().filter(|line| line.starts_with(name)).count();
+    assert_eq!((num_of("Compiled"), num_of("Sigmoid")), (NUM_LAYERS, 0));
 }

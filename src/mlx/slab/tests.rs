@@ -26,7 +26,7 @@ fn step(slab: &mut Slab, rows: &[(SequenceId, f32)]) -> SlabRows {
     let rows_of_pass = slab.rows(&order);
     let new: Vec<f32> = rows.iter().map(|(_, number)| *number).collect();
     let new = Array::from_slice(&new, &[new.len() as i32, 1, 1]);
-    slab.fill(0, &Planes::new(new.clone(), new), &rows_of_pass).unwrap();
+    slab.fill(0, &Planes::new(new.clone(), new), &rows_of_pass, false).unwrap();
     rows_of_pass
 }
 

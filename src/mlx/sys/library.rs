@@ -45,6 +45,26 @@ pub(in crate::mlx) fn gpu_is_available() -> bool {
 /// inputs point to operations and these to their outputs.
 #[cfg(test)]
 pub(in crate::mlx) fn graph_of(outputs: &[Array]) -> String {
+    written_graph(outputs, |stream, namer, vector| {
+        // SAFETY: the caller's handles are alive.
+        unsafe { mlx_sys::mlx_export_to_dot(stream, namer, vector) }
+    })
+}
+
+/// The same as a line for each operation: its name, its inputs and its outputs, each with shape and type.
+#[cfg(test)]
+pub(in crate::mlx) fn operations_of(outputs: &[Array]) -> String {
+    written_graph(outputs, |stream, namer, vector| {
+        // SAFETY: the caller's handles are alive.
+        unsafe { mlx_sys::mlx_print_graph(stream, namer, vector) }
+    })
+}
+
+#[cfg(test)]
+fn written_graph(
+    outputs: &[Array],
+    write: impl Fn(*mut mlx_sys::FILE, mlx_sys::mlx_node_namer, mlx_sys::mlx_vector_array) -> i32,
+) -> String {
     use std::ffi::CString;
     let file = tempfile::NamedTempFile::new().expect("there is room for a file");
     let path = CString::new(file.path().to_str().expect("a path of text")).expect("without NUL");
@@ -55,7 +75,7 @@ pub(in crate::mlx) fn graph_of(outputs: &[Array]) -> String {
         let handles: Vec<_> = outputs.iter().map(Array::as_ptr).collect();
         let vector = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
         let namer = mlx_sys::mlx_node_namer_new();
-        let status = mlx_sys::mlx_export_to_dot(stream.cast(), namer, vector);
+        let status = write(stream.cast(), namer, vector);
         mlx_sys::mlx_node_namer_free(namer);
         mlx_sys::mlx_vector_array_free(vector);
         libc::fclose(stream);
