@@ -106,7 +106,7 @@ impl<R: Runner> Engine<R> {
                 self.note_failure(error, vec![sequence.finished(FinishReason::Error)]);
                 break;
             }
-            self.runner.expect_prefill(sequence.id, sequence.num_prefill_tokens());
+            self.prefixes.runner.expect_prefill(sequence.id, sequence.num_prefill_tokens());
             self.stats.num_admitted += 1;
             self.admitted.push(sequence.request_id());
             self.stats.num_prompt_tokens += sequence.request.prompt.len();
