@@ -19,7 +19,7 @@ use super::{
     arrays::{Copying, padded_around, rows_of},
     device::ComputeDevice,
     error::{MlxError, Result},
-    host::{is_for_host, made_by_host, numbers_of},
+    host::{is_for_host, made_by_host, numbers_of, zeros},
     kv::LayerKv,
     planes::Planes,
     sys,
@@ -141,7 +141,7 @@ impl Slab {
     fn empty(&self, like: &Array, dtype: Dtype) -> Result<Array> {
         let shape = [self.slots.len() as i32, like.dim(1), self.capacity as i32, like.dim(-1)];
         if is_for_host(like, self.device) {
-            return Ok(Array::from_slice(&vec![0.0_f32; shape.iter().product::<i32>() as usize], &shape));
+            return Ok(zeros(&shape));
         }
         Ok(ops::zeros_dtype(&shape, dtype)?)
     }
