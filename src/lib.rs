@@ -50,6 +50,7 @@
 //! | hold                   | what a sequence has pinned in the prompt cache and is yet to store            |
 //! | held                   | what stays in memory for running sequences beyond the prompt cache's limit     |
 //! | rest                   | the KV of an answer that was stored before its last tokens are known           |
+//! | host                   | the program's own threads: what they make of arrays, MLX's device does not       |
 //! | cache file             | what `--persist-cache` names; its content, once opened, is the snapshot        |
 //! | restore, save          | from the cache file into memory; from memory into the cache file              |
 //! | admit, retire, evict   | into the running batch; out of it; out of the prompt cache                    |

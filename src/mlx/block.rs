@@ -64,7 +64,7 @@ pub(super) struct DecoderBlock {
     mixer: Option<Mixer>,
     mixer_post_norm: Option<Norm>,
     mlp_norm: Option<Norm>,
-    rest: Option<Rest>,
+    feed_forward: Option<FeedForward>,
     mlp_post_norm: Option<Norm>,
     residual_scale: Option<Array>,
     is_parallel: bool,
@@ -96,7 +96,7 @@ enum AttentionMixer {
 
 /// What follows the mixer.
 #[derive(Debug)]
-enum Rest {
+enum FeedForward {
     Dense(Box<Mlp>),
     Moe(Box<Moe>),
     Both(Box<Both>),
@@ -137,8 +137,8 @@ impl DecoderBlock {
             },
             mixer_post_norm: norm(loader, mixes, names.mixer_post_norm)?,
             mlp_norm: norm(loader, follows, names.mlp_norm)?,
-            rest: match &layer.mlp {
-                Some(mlp) => Some(Rest::load(loader, (&block_path, names), mlp)?),
+            feed_forward: match &layer.mlp {
+                Some(mlp) => Some(FeedForward::load(loader, (&block_path, names), mlp)?),
                 None => None,
             },
             mlp_post_norm: norm(loader, follows, names.mlp_post_norm)?,
@@ -229,15 +229,15 @@ impl DecoderBlock {
         normed: Array,
         (row_block, pass): (usize, &BlockPass<'_>),
     ) -> Result<Array> {
-        if let Some(rest) = &self.rest {
+        if let Some(feed_forward) = &self.feed_forward {
             let normed = match self.is_parallel {
                 true => normed,
                 false => normed_by(self.mlp_norm.as_ref(), hidden.clone())?,
             };
-            let update = match rest {
-                Rest::Dense(mlp) => mlp.forward(&normed, pass.ops)?,
-                Rest::Moe(moe) => moe.forward(&normed, pass.ops)?,
-                Rest::Both(both) => both.forward(&hidden, &normed, pass.ops)?,
+            let update = match feed_forward {
+                FeedForward::Dense(mlp) => mlp.forward(&normed, pass.ops)?,
+                FeedForward::Moe(moe) => moe.forward(&normed, pass.ops)?,
+                FeedForward::Both(both) => both.forward(&hidden, &normed, pass.ops)?,
             };
             let update = self.scaled(normed_by(self.mlp_post_norm.as_ref(), update)?)?;
             hidden = summed(&hidden, &update, pass.device)?;
@@ -309,7 +309,7 @@ impl AttentionMixer {
     }
 }
 
-impl Rest {
+impl FeedForward {
     fn load(
         loader: &mut Loader<'_>,
         (block_path, names): (&str, BlockNames),

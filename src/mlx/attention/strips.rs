@@ -14,7 +14,7 @@ use crate::mlx::{
 use crate::threads::on_threads;
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
-const BLOCK_TOKENS: usize = 64;
+const TILE_TOKENS: usize = 64;
 
 /// Numbers that are worked on side by side.
 const NUM_LANES: usize = 16;
@@ -133,7 +133,7 @@ struct Head {
 impl Head {
     fn new(shape: HeadShape, cap: Option<f32>) -> Self {
         let num_groups = shape.num_groups;
-        let scores = vec![0.0; num_groups * BLOCK_TOKENS];
+        let scores = vec![0.0; num_groups * TILE_TOKENS];
         Self { shape, cap, scores, max: vec![0.0; num_groups], sum: vec![0.0; num_groups] }
     }
 
@@ -165,7 +165,7 @@ impl Head {
         for strip in &row.strips {
             let mut start = strip.tokens.start;
             while start < strip.tokens.end {
-                let num_tokens = (strip.tokens.end - start).min(BLOCK_TOKENS);
+                let num_tokens = (strip.tokens.end - start).min(TILE_TOKENS);
                 let keys = (strip.keys.from(head, start), strip.keys.token_step);
                 let values = (strip.values.from(head, start), strip.values.token_step);
                 self.add_block(queries, num_tokens, keys, values, weighed);
@@ -191,11 +191,11 @@ impl Head {
         for token in 0..num_tokens {
             let key = &keys[token * key_step..][..key_dim];
             for (group, query) in queries.chunks_exact(key_dim).enumerate() {
-                self.scores[group * BLOCK_TOKENS + token] = dot(query, key);
+                self.scores[group * TILE_TOKENS + token] = dot(query, key);
             }
         }
         for group in 0..num_groups {
-            let scores = &mut self.scores[group * BLOCK_TOKENS..][..num_tokens];
+            let scores = &mut self.scores[group * TILE_TOKENS..][..num_tokens];
             if let Some(cap) = self.cap {
                 scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
             }

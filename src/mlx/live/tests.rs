@@ -5,6 +5,7 @@
 use mlx_rs::ops;
 
 use super::*;
+use crate::mlx::{attention::KvSight, planes::Planes};
 
 #[test]
 fn short_chunks_are_views_where_they_are_most_of_what_is_kept_with_them() {
