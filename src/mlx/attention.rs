@@ -2,8 +2,8 @@
 //!
 //! Owns which packed rows are attended how, and what all ways have in common. A prefill chunk (one
 //! sequence, many query rows) is `chunk`'s, several on the same segments are `run`'s, a decode step (many
-//! sequences, one row each) is `decode`'s, what many sequences see alike `shared`'s, and rows for which
-//! no products are worth making are `strip_rows`'s. All see their keys in
+//! sequences, one row each) is `decode`'s, what many sequences see alike `shared`'s, products on the CPU are
+//! `host_products`'s, and rows for which no products are worth making are `strip_rows`'s. All see their keys in
 //! pieces that are never joined; what comes of each is merged into the softmax of plain attention, which
 //! is `partial`'s. Where the KV comes from is `live`'s business.
 

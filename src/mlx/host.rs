@@ -44,7 +44,7 @@ pub(super) fn made_by_host<const N: usize>(
 
 /// Zeros that a new array is filled with: what is made is written into the array itself. They are never written, so
 /// that all of them are one page of memory, and to read them costs nothing.
-static ZEROS: [f32; 1 << 22] = [0.0; 1 << 22];
+static ZEROS: [f32; 1 << 23] = [0.0; 1 << 23];
 
 /// A new array of zeros of float32.
 pub(super) fn zeros(shape: &[i32]) -> Array {

@@ -30,7 +30,7 @@ impl Norm {
     }
 
     pub(super) fn forward(&self, x: &Array) -> Result<Array> {
-        if is_for_host(x, self.device) {
+        if self.is_for_host(x) {
             return self.by_host(x, x.shape());
         }
         Ok(match self.kind {
@@ -41,10 +41,15 @@ impl Norm {
 
     /// The heads of rows, `(n, H·D)` or `(n, H, D)`, each by itself: `(n, H, D)`.
     pub(super) fn by_head(&self, rows: &Array, num_heads: usize) -> Result<Array> {
-        if is_for_host(rows, self.device) {
+        if self.is_for_host(rows) {
             return self.by_host(rows, &shape_by_head(rows, num_heads));
         }
         self.forward(&by_head(rows, num_heads, self.device)?)
+    }
+
+    /// Rows may be float32 where the factors are of 16 bits.
+    fn is_for_host(&self, rows: &Array) -> bool {
+        is_for_host(rows, self.device) && self.weight.iter().all(|factors| is_for_host(factors, self.device))
     }
 
     /// `x` in another shape, of whose last axis each row is normed by itself.
@@ -73,7 +78,26 @@ pub(super) fn normed_by(norm: Option<&Norm>, rows: Array) -> Result<Array> {
 
 #[cfg(test)]
 mod tests {
+    use mlx_rs::Dtype;
+
     use super::*;
+
+    /// Recurrent layers have float32 rows in models of 16 bits, too; on the CPU the factors were not read then.
+    #[test]
+    fn factors_of_16_bits_norm_rows_of_float32() {
+        let rows = Array::from_slice(&[1.0_f32, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]);
+        for kind in [NormKind::RootMeanSquare, NormKind::Layer] {
+            let of = |dtype: Dtype| {
+                let weight = Array::from_slice(&[0.5_f32, 1.5, 2.0], &[3]).as_dtype(dtype).unwrap();
+                let norm = Norm { kind, weight: Some(weight), eps: 1e-5, device: ComputeDevice::Cpu };
+                let normed = [norm.forward(&rows).unwrap(), norm.by_head(&rows, 1).unwrap()];
+                normed.map(|rows| rows.as_dtype(Dtype::Float32).unwrap().to_vec_exact::<f32>().unwrap())
+            };
+            for (narrow, wide) in of(Dtype::Bfloat16).iter().zip(&of(Dtype::Float32)) {
+                assert!(narrow.iter().zip(wide).all(|(left, right)| (left - right).abs() < 1e-5));
+            }
+        }
+    }
 
     #[test]
     fn norms_are_as_in_double_precision_on_both_kinds_of_device() {

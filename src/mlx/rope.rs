@@ -78,7 +78,9 @@ impl Rope {
     /// Rotates packed heads: `(T, H·D)` or `(T, H, D)` → `(T, H, D)`.
     pub(super) fn rotate(&self, rows: &Array, num_heads: usize, table: &RopeTable) -> Result<Array> {
         match table {
-            RopeTable::CosSin { cos, sin } if is_for_host(rows, self.device) => {
+            RopeTable::CosSin { cos, sin }
+                if is_for_host(rows, self.device) && is_for_host(cos, self.device) =>
+            {
                 self.rotate_by_host(rows, num_heads, cos, sin)
             }
             _ => self.rotate_by_operations(&by_head(rows, num_heads, self.device)?, table),

@@ -217,7 +217,7 @@ impl Slab {
             planes.replace_each(|plane| Ok(plane.as_dtype(dtype)?))?;
         }
         planes.replace(packed, |plane, packed| {
-            if is_for_host(packed, device) {
+            if is_for_host(packed, device) && is_for_host(&plane, device) {
                 return filled_by_host(plane, packed, &rows.slots, column);
             }
             let new = rows_of(packed, &(0..rows.slots.len()), packed.dim(0) as usize)?;

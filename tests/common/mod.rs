@@ -90,6 +90,12 @@ pub fn load_for_long_contexts(model: &str, device: ComputeDevice) -> MlxRunner {
     MlxRunner::new(loaded, u64::MAX)
 }
 
+/// Loads a tiny model whose numbers are of 16 bits.
+pub fn load_narrow(model: &str, dtype: ComputeDtype) -> MlxRunner {
+    let (spec, weights) = described(model);
+    MlxRunner::new(LoadedModel::load(&spec, &weights, ComputeDevice::Cpu, dtype).unwrap(), u64::MAX)
+}
+
 /// Loads a tiny model that may copy so many bytes of KV to decode faster.
 pub fn load_with(model: &str, device: ComputeDevice, max_copied_bytes: u64) -> MlxRunner {
     let (spec, weights) = described(model);
