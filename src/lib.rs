@@ -19,6 +19,7 @@
 //! | `deep`       | threads with deep stacks, and how long what strangers wrote is waited for   |
 //! | `jinja`      | templates that somebody else wrote, within limits of text, time and stack       |
 //! | `json`       | JSON text with every digit                                                  |
+//! | `new_file`   | files that are given their name once they are whole                         |
 //! | `small_file` | files of a few mebibytes that strangers wrote, and nothing else in their place  |
 //! | `threads`    | work that several threads share                                             |
 //! | `web`        | HTTP as hub downloads, inputs and outputs speak it                          |
@@ -70,6 +71,7 @@ mod json;
 mod machine_memory;
 pub mod mlx;
 pub mod models;
+mod new_file;
 mod panics;
 pub mod plan;
 mod small_file;

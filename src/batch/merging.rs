@@ -21,7 +21,8 @@ use super::paths::{Inputs, OutputPath};
 use super::reader::{ReaderOptions, RequestReader};
 use super::record::{REQUEST_ID_PREFIX, hex};
 use super::request::RequestHead;
-use super::writer::{folder_of, manifest_path, new_file_in};
+use super::writer::manifest_path;
+use crate::new_file::create_beside;
 use crate::terminal::shown_in_short;
 
 /// What was joined.
@@ -68,7 +69,7 @@ pub fn merge(results: &[PathBuf], output: &OutputPath, options: &MergeOptions) -
         }
         OutputPath::File(path) => {
             let failed = |source| not_written(output, source);
-            let file = new_file_in(folder_of(path)).map_err(failed)?;
+            let file = create_beside(path, 0o666).map_err(failed)?;
             let merged = join(&mut parts, lines, file.as_file(), output)?;
             file.as_file().sync_all().map_err(failed)?;
             file.persist(path).map_err(|error| failed(error.error))?;
@@ -101,7 +102,7 @@ fn check_paths(results: &[PathBuf], output: &OutputPath) -> Result<(), MergeErro
 fn leave_manifest(parts: &[Part], output: &Path, merged: Merged) -> io::Result<()> {
     let path = manifest_path(output);
     match parts.first().and_then(|part| part.manifest.clone()).filter(|_| merged.num_failed > 0) {
-        Some(manifest) => manifest.without_shard().write(&path, folder_of(output)),
+        Some(manifest) => manifest.without_shard().write(&path, output),
         None => match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 pub(super) use self::earlier::place_of;
 pub use self::earlier::{Kept, Resume};
 use self::file::FileOutput;
-pub(super) use self::file::{folder_of, new_file_in};
 pub use self::file::{manifest_path, partial_path, records_path};
 pub use self::manifest::Manifest;
 use self::published::PublishedForm;

@@ -15,6 +15,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use super::SnapshotError;
+use crate::new_file::{create_beside, folder_of};
 
 /// An open file.
 #[derive(Debug)]
@@ -132,8 +133,7 @@ impl Disk {
     /// A file without a name yet, readable by its owner only, in the folder of `path`.
     pub(super) fn create_beside(path: &Path) -> io::Result<NewDisk> {
         faults::check(Operation::Open)?;
-        let folder = folder_of(path);
-        let named = tempfile::Builder::new().prefix(&temporary_prefix(path)).tempfile_in(folder)?;
+        let named = create_beside(path, 0o600)?;
         // Not by its name: another process may tidy that away.
         let file = named.as_file().try_clone()?;
         Ok(NewDisk { disk: Self { file, path: path.to_path_buf() }, named })
@@ -214,28 +214,6 @@ impl NewDisk {
         sync_folder(&self.disk.path)?;
         Ok(self.disk)
     }
-}
-
-/// What names of files that are to take the place of `path` begin with.
-fn temporary_prefix(path: &Path) -> String {
-    format!(".{}.new-", path.file_name().unwrap_or_default().to_string_lossy())
-}
-
-/// Removes what killed processes have left beside a file that is locked.
-pub(super) fn remove_leftovers(path: &Path) {
-    let prefix = temporary_prefix(path);
-    let Ok(entries) = std::fs::read_dir(folder_of(path)) else { return };
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) {
-            // It takes space and does no harm.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
-/// The folder that a file is in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes a new name safe.

@@ -14,12 +14,15 @@ use std::{
 use super::{
     Extent, FileStamp, Identity, Piece, SnapshotError,
     catalogue::Catalogue,
-    disk::{Disk, Patience, failed, folder_of},
+    disk::{Disk, Patience, failed},
     extent::{PieceReader, ReadError, RunBuffer, read_piece},
     format::{self, BLOCK_BYTES, FORMAT_VERSION, Kind, Root},
     index::{self, Index, MAX_INDEX_BYTES, Source},
 };
-use crate::cache::{NodeId, TokenId};
+use crate::{
+    cache::{NodeId, TokenId},
+    new_file::folder_of,
+};
 
 /// What a run may do with its cache file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

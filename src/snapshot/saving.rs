@@ -17,13 +17,16 @@ use std::{collections::BTreeMap, io, ops::Range};
 use super::{
     CacheMode, Extent, Opening, Piece, Snapshot, SnapshotError,
     catalogue::Catalogue,
-    disk::{Disk, NewDisk, failed, remove_leftovers},
+    disk::{Disk, NewDisk, failed},
     extent::{ReadError, read_extent},
     format::{self, ALIGNMENT, BLOCK_BYTES, FORMAT_VERSION, MAX_RUN_TOKENS, Root},
     index,
     open::{Content, OTHER_PLANES, Sound, read_content, seconds_since_1970},
 };
-use crate::cache::{NodeId, Place, Tier};
+use crate::{
+    cache::{NodeId, Place, Tier},
+    new_file::remove_leftovers,
+};
 
 /// A file is compacted when more than this share of it, in percent, is no longer in use.
 const MAX_GARBAGE_PERCENT: u64 = 25;

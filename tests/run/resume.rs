@@ -62,9 +62,9 @@ fn a_run_killed_anywhere_and_gone_on_with_writes_what_an_uninterrupted_one_does(
     let (mut num_killed, mut num_resumed) = (0, 0);
     while num_killed < num_kills {
         // An older whole result is there or not; it must never be touched before the new one is.
-        let is_older_there = next() < 0.5;
-        if is_older_there {
-            desk.write("out.jsonl", &expected[..expected.len() / 2]);
+        let older = (next() < 0.5).then_some(&expected[..expected.len() / 2]);
+        if let Some(older) = older {
+            desk.write("out.jsonl", older);
         }
         let mut is_first = true;
         loop {
@@ -86,8 +86,9 @@ fn a_run_killed_anywhere_and_gone_on_with_writes_what_an_uninterrupted_one_does(
             }
             assert!(matches!(code, None | Some(130)), "{code:?}");
             num_killed += 1;
-            let older = desk.path("out.jsonl").exists().then(|| desk.read("out.jsonl"));
-            assert_eq!(older.as_deref(), is_older_there.then_some(&expected[..expected.len() / 2]));
+            let found = desk.path("out.jsonl").exists().then(|| desk.read("out.jsonl"));
+            // The kill may have come when all was done.
+            assert!(found.as_deref() == older || found.as_deref() == Some(&expected), "{found:?}");
         }
         assert_eq!(desk.read("out.jsonl"), expected);
         assert_eq!(desk.names(), ["in.jsonl", "out.jsonl", "out.jsonl.manifest"]);

@@ -99,20 +99,16 @@ impl Desk {
 
     /// The binary alone, under limits that a shell sets.
     pub fn limited(&self, limits: &str) -> Command {
-        let mut command = Command::new("sh");
+        let mut command = self.program("sh".as_ref());
         command.args(["-c", &format!("{limits}; exec \"$@\""), "sh"]);
         command.arg(assert_cmd::cargo::cargo_bin("mlxbatch"));
-        command.current_dir(self.path("")).env("OPENBLAS_NUM_THREADS", "1");
-        command
+        Command::from_std(command)
     }
 
     /// Runs `mlxbatch run in.jsonl -o out.jsonl` with a model, under limits that a shell sets.
     pub fn run_under(&self, limits: &str, model: &Path) -> std::process::Output {
-        let mut command = std::process::Command::new("sh");
-        command.args(["-c", &format!("{limits}; exec \"$@\""), "sh"]);
-        command.arg(assert_cmd::cargo::cargo_bin("mlxbatch"));
+        let mut command = self.limited(limits);
         command.args(["run", "in.jsonl", "-o", "out.jsonl", "--model"]).arg(model);
-        command.current_dir(self.path("")).env("OPENBLAS_NUM_THREADS", "1");
         command.output().expect("a shell starts")
     }
 
@@ -125,7 +121,12 @@ impl Desk {
     }
 
     fn std_command(&self) -> std::process::Command {
-        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("mlxbatch"));
+        self.program(&assert_cmd::cargo::cargo_bin("mlxbatch"))
+    }
+
+    /// A program in this folder, without what the environment would have it do otherwise.
+    fn program(&self, program: &Path) -> std::process::Command {
+        let mut command = std::process::Command::new(program);
         command.current_dir(self.0.path());
         for name in [
             "MLXBATCH_MODEL",
@@ -137,6 +138,7 @@ impl Desk {
             "RANK",
             "CI_NODE_INDEX",
             "GITHUB_STEP_SUMMARY",
+            "OPENBLAS_CORETYPE",
         ] {
             command.env_remove(name);
         }

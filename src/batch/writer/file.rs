@@ -6,13 +6,12 @@
 //! it lets a later run go on from it; what that keeps is found by `earlier`.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use tempfile::NamedTempFile;
 
 use super::super::error::BatchError;
 use super::super::input_lines::LineSpace;
@@ -23,6 +22,7 @@ use super::manifest::Manifest;
 use super::order_index::{Extent, OrderIndex};
 use super::published::PublishedForm;
 use super::{Flow, Published, input_that_is, is_same_file};
+use crate::new_file::{create_beside, folder_of, remove_leftovers};
 
 /// How many results of earlier, killed runs are kept beside the output.
 const MAX_LEFTOVERS: u32 = 10_000;
@@ -63,6 +63,8 @@ impl FileOutput {
         }
         let mut warnings = Vec::new();
         let mut partial = open_partial(&partial_path)?;
+        // What was to become the output of a run that was killed over it.
+        remove_leftovers(&output);
         if has_content(&partial) && !goes_on {
             let aside = move_aside(&partial_path)?;
             warnings.push(format!(
@@ -92,7 +94,7 @@ impl FileOutput {
     /// Says what the results will be made with, before the first of them.
     pub fn begin(&mut self, manifest: &Manifest) -> Result<(), BatchError> {
         let path = manifest_path(&self.partial_path);
-        let written = manifest.write(&path, folder_of(&self.output));
+        let written = manifest.write(&path, &self.output);
         written.map_err(|source| BatchError::CreateOutput { path, source })
     }
 
@@ -247,21 +249,20 @@ impl FileOutput {
 
     /// Returns whether the partial file is still there.
     fn move_to_output(&mut self) -> io::Result<bool> {
-        let folder = folder_of(&self.output).to_path_buf();
         let is_output = self.next_in_order.is_some() && self.form.is_plain();
         if is_output {
             self.partial.sync_all()?;
             fs::rename(&self.partial_path, &self.output)?;
         } else {
-            self.write_in_order(&folder)?;
+            self.write_in_order()?;
         }
         // Makes the rename itself durable; some file systems cannot, and then it is done already.
-        let _ = File::open(&folder).and_then(|folder| folder.sync_all());
+        let _ = File::open(folder_of(&self.output)).and_then(|folder| folder.sync_all());
         Ok(!is_output)
     }
 
-    fn write_in_order(&mut self, folder: &Path) -> io::Result<()> {
-        let ordered = new_file_in(folder)?;
+    fn write_in_order(&mut self) -> io::Result<()> {
+        let ordered = create_beside(&self.output, 0o666)?;
         let mut writer = BufWriter::with_capacity(1 << 16, ordered.as_file());
         let (partial, index, num_results) = (&self.partial, &mut self.index, self.num_results);
         let mut buffer = Vec::new();
@@ -353,24 +354,6 @@ fn move_aside(partial: &Path) -> Result<PathBuf, BatchError> {
     }
     let source = io::Error::other("every name up to here is taken; remove what you do not need");
     Err(failed(with_suffix(partial, &format!(".{MAX_LEFTOVERS}")), source))
-}
-
-/// Makes a file that is to be given its name once it is whole.
-pub(in crate::batch) fn new_file_in(folder: &Path) -> io::Result<NamedTempFile> {
-    // As any program creates files: the process's umask takes its share.
-    let mut builder = tempfile::Builder::new();
-    builder
-        .prefix(".mlxbatch-")
-        .suffix(".jsonl")
-        .permissions(Permissions::from_mode(0o666))
-        .tempfile_in(folder)
-}
-
-pub(in crate::batch) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 /// Where the results of a run lie until they are published as its output.

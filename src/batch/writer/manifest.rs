@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::super::shards::ShardFacts;
+use crate::new_file::create_beside;
 use crate::small_file;
 
 /// Far more than a run has to say.
@@ -104,9 +105,9 @@ impl Manifest {
         serde_json::from_slice(&small_file::read(path, MAX_BYTES)?).map_err(io::Error::other)
     }
 
-    /// Writes it whole or not at all.
-    pub(in crate::batch) fn write(&self, path: &Path, folder: &Path) -> io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".mlxbatch-").tempfile_in(folder)?;
+    /// Writes it whole or not at all, beside the output that it goes with.
+    pub(in crate::batch) fn write(&self, path: &Path, output: &Path) -> io::Result<()> {
+        let mut file = create_beside(output, 0o666)?;
         serde_json::to_writer_pretty(&mut file, self).map_err(io::Error::other)?;
         file.write_all(b"\n")?;
         file.as_file().sync_all()?;
@@ -130,7 +131,7 @@ mod tests {
         earlier.digest("weights", "ab12");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl.partial.manifest");
-        earlier.write(&path, folder.path()).unwrap();
+        earlier.write(&path, &path).unwrap();
         assert_eq!(Manifest::read(&path).unwrap(), earlier);
         assert_eq!(earlier.differences(&earlier), Vec::<String>::new());
 
@@ -142,7 +143,7 @@ mod tests {
         };
         let mut part = earlier.clone();
         part.set_shard(facts(2));
-        part.write(&path, folder.path()).unwrap();
+        part.write(&path, &path).unwrap();
         let read = Manifest::read(&path).unwrap();
         assert_eq!(read.shard(), Some(&facts(2)));
         let mut other = read.clone();

@@ -140,6 +140,18 @@ fn what_a_killed_run_left_is_moved_aside_never_lost() {
     assert_eq!(names_in(folder.path()), ["out.jsonl.partial.1", "out.jsonl.partial.2"]);
 }
 
+/// A run that was killed while it put its results in order left a copy of them under a name that nobody knew.
+#[test]
+fn what_was_to_become_the_output_of_a_killed_run_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.jsonl");
+    crate::new_file::create_beside(&output, 0o666).unwrap().keep().unwrap();
+    let mut writer = open(&output).unwrap();
+    write_all(&mut writer, [1, 0]);
+    writer.finish(false).unwrap();
+    assert_eq!(names_in(folder.path()), ["out.jsonl"]);
+}
+
 #[test]
 fn two_runs_cannot_share_an_output() {
     let folder = tempfile::tempdir().unwrap();

@@ -233,7 +233,7 @@ fn what_a_run_has_used_counts_as_used_though_others_have_saved_meanwhile() -> Re
 /// away in between: of writers that start together one now and then could not save.
 #[test]
 fn a_new_file_is_made_though_another_process_tidies_up() {
-    use crate::snapshot::disk::{Disk, remove_leftovers};
+    use crate::{new_file::remove_leftovers, snapshot::disk::Disk};
     let file = place();
     let path = file.path.as_path();
     let is_done = std::sync::atomic::AtomicBool::new(false);
