@@ -10,10 +10,6 @@ use super::device::ComputeDevice;
 #[cfg(not(target_os = "macos"))]
 use super::sys;
 
-/// Matrices of this many numbers and less are too small to be shared among threads: OpenBLAS's wait for each other by
-/// spinning, so that with tiny-llama half of the processors' time went into that, and it was no faster.
-const MAX_UNSHARED_NUMBERS: usize = 1 << 17;
-
 /// Which BLAS serves matrix products on the CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Blas {
@@ -88,14 +84,10 @@ pub fn restart_with_better_kernels() {
     kernels::restart_with_better();
 }
 
-/// Has products computed on one thread where the largest matrix of a model has few numbers; the user's own setting stands.
-pub(super) fn fit_threads(largest_matrix_numbers: usize) {
+/// Leaves it to the crew which threads products are shared among; the user's own setting counts for that.
+pub(super) fn leave_threads_to_crew() {
     #[cfg(target_os = "linux")]
-    if ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"].into_iter().all(|name| std::env::var_os(name).is_none()) {
-        sys::set_openblas_threads(usize::from(largest_matrix_numbers <= MAX_UNSHARED_NUMBERS));
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = largest_matrix_numbers;
+    sys::set_openblas_threads(1);
 }
 
 #[cfg(test)]

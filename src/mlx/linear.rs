@@ -24,10 +24,21 @@ use crate::models::QuantizationSpec;
 pub(super) struct Precision {
     pub dtype: ComputeDtype,
     pub device: ComputeDevice,
-    /// Expands quantised matrices at load: more memory, but the CPU's fast BLAS can serve them.
+    /// Expands quantised matrices at load that only MLX could multiply by, which a CPU's BLAS does far faster with
+    /// more memory.
     pub widen_quantized: bool,
     /// Adds an adapter's updates into the numbers of the matrices, which are widened for it.
     pub fuse_updates: bool,
+}
+
+impl Precision {
+    /// Whether products with quantised matrices are made by the program's own loops, which read less memory than
+    /// products with their numbers. On a Mac's CPU the BLAS has instructions that loops cannot have.
+    pub(super) fn multiplies_packed(&self) -> bool {
+        cfg!(target_os = "linux")
+            && self.device == ComputeDevice::Cpu
+            && self.dtype == ComputeDtype::Float32
+    }
 }
 
 /// Outputs and inputs of a matrix stored as `(outputs, inputs)`.
@@ -60,8 +71,7 @@ impl Matrix {
     ) -> Result<Self> {
         let dtype = precision.dtype.mlx();
         let weight = match Quantized::take(weights, path, (None, shape), (settings, precision))? {
-            Some(matrix) if !precision.widen_quantized => {
-                matrix.settle()?;
+            Some(matrix) if !matrix.is_widened(precision)? => {
                 return Ok(Self::Quantized { matrix, precision });
             }
             Some(matrix) => matrix.numbers(dtype)?,

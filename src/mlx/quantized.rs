@@ -4,6 +4,8 @@
 //! matrix stays quantised is the business of `linear` and `experts`.
 
 mod kernel;
+#[cfg(target_os = "linux")]
+mod tiles;
 
 use std::ops::Range;
 
@@ -14,6 +16,7 @@ use self::kernel::{Format, Product, QuantizedRows, Scales};
 use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
+    host::made_by_host,
     linear::{MatrixShape, Precision},
     products::multiplied_by_transpose,
     sys::{self, Packing, QuantizedParts},
@@ -26,7 +29,7 @@ use crate::models::{Quantization, QuantizationMode, QuantizationSpec};
 pub(super) const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
 
 /// Rows from which on the CPU's BLAS makes up for making numbers of a matrix first.
-pub(super) const MIN_WIDENED_ROWS: usize = 40;
+pub(super) const MIN_WIDENED_ROWS: usize = 64;
 
 /// Matrices `(outputs, inputs)`, or `(E, outputs, inputs)`, as MLX quantises them. A clone shares its memory.
 #[derive(Debug, Clone)]
@@ -81,6 +84,15 @@ impl Quantized {
         };
         let scales = if is_affine { scales.as_dtype(dtype)? } else { scales };
         Ok(Some(Self { words, scales, biases, factor, quantization }))
+    }
+
+    /// Whether it is expanded at load; has computed what it is made of where it is not.
+    pub(super) fn is_widened(&self, precision: Precision) -> Result<bool> {
+        if precision.widen_quantized && !precision.multiplies_packed() {
+            return Ok(true);
+        }
+        self.settle()?;
+        Ok(precision.widen_quantized && self.on_host().is_none())
     }
 
     /// Has everything computed that it is made of.
@@ -156,16 +168,21 @@ impl Quantized {
 
     /// The same on the CPU, whose own products with quantised matrices are slow and, in 16 bits, inexact.
     pub(super) fn multiply_on_cpu(&self, x: &Array) -> Result<Array> {
-        let num_rows = x.dim(0) as usize;
-        let x = sys::in_order(x)?;
         // It may be a part of another.
         self.settle()?;
-        if let Ok(rows) = x.try_as_slice::<f32>()
-            && num_rows < MIN_WIDENED_ROWS
-            && let Some(results) = multiply_on_host(&[self], rows, &[(0, num_rows)])
+        if x.dtype() == Dtype::Float32
+            && x.size() > 0
+            && let Some(parts) = self.on_host()
         {
-            return Ok(Array::from_slice(&results[0], &[num_rows as i32, self.shape().0 as i32]));
+            let matrix = self.rows_of_matrix(&parts, 0);
+            let shape = [x.dim(0), self.shape().0 as i32];
+            if x.dim(0) < MIN_WIDENED_ROWS as i32 {
+                return made_by_host([x], &shape, |[x], y| kernel::multiply(vec![Product { matrix, x, y }]));
+            }
+            #[cfg(target_os = "linux")]
+            return made_by_host([x], &shape, |[x], y| tiles::multiply(Product { matrix, x, y }));
         }
+        let x = sys::in_order(x)?;
         multiplied_by_transpose(&x, &self.numbers_of_matrix(0, x.dtype())?, ComputeDevice::Cpu)
     }
 

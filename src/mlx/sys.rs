@@ -6,6 +6,9 @@
 mod arrays;
 #[cfg(target_os = "linux")]
 mod blas;
+mod crew;
+#[cfg(target_os = "linux")]
+mod gemm;
 mod library;
 mod process;
 mod quantized;
@@ -16,7 +19,8 @@ pub(super) use arrays::{
     reversed_last_axis, set_at, slice_axis, strided_numbers,
 };
 #[cfg(target_os = "linux")]
-pub(super) use blas::{is_for_blas, library_of, multiply_rows, openblas_kernels, set_openblas_threads};
+pub(super) use blas::{is_for_blas, library_of, multiply_rows, multiply_rows_into_parts, openblas_kernels, set_openblas_threads};
+pub(super) use crew::{crew_size, on_crew};
 pub(super) use library::{gpu_is_available, mlx_version};
 #[cfg(test)]
 pub(super) use library::{graph_of, operations_of};

@@ -52,7 +52,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
         let in_tensor = |reason: String| unreadable(file, format!("tensor '{}': {reason}", tensor.name));
         let blocks = Blocks::of(tensor, &maps[tensor.file], form).map_err(in_tensor)?;
         let packed = match name.strip_suffix(".weight") {
-            Some(path) if !precision.widen_quantized => {
+            Some(path) if !precision.widen_quantized || precision.multiplies_packed() => {
                 blocks.packed(precision.dtype)?.map(|packed| (path, packed))
             }
             _ => None,
@@ -83,6 +83,9 @@ struct Packed {
     /// Of affine groups.
     biases: Option<Array>,
 }
+
+/// Numbers of a matrix that several threads share the unpacking of.
+const MIN_SHARED_NUMBERS: usize = 1 << 16;
 
 /// A tensor's blocks, row by row.
 struct Blocks<'a> {
@@ -187,18 +190,22 @@ impl<'a> Blocks<'a> {
         let num_groups = self.row_size / GROUP_SIZE;
         let num_rows = self.num_rows();
         let mut words = vec![0_u32; num_rows * num_groups * affine.bits];
-        let mut scales = Vec::with_capacity(num_rows * num_groups);
-        let mut biases = Vec::with_capacity(num_rows * num_groups);
-        for (row, words) in words.chunks_mut(num_groups * affine.bits).enumerate() {
-            let blocks = self.row(row).chunks_exact(self.block_bytes);
-            for (block, words) in blocks.zip(words.chunks_mut(affine.groups_per_block * affine.bits)) {
-                for (group, words) in words.chunks_mut(affine.bits).enumerate() {
-                    let (scale, bias) = affine.unpack(block, group, words);
-                    scales.push(scale);
-                    biases.push(bias);
+        let [mut scales, mut biases] = [(); 2].map(|()| vec![0.0_f32; num_rows * num_groups]);
+        let rows = (words.chunks_mut(num_groups * affine.bits))
+            .zip(scales.chunks_mut(num_groups).zip(biases.chunks_mut(num_groups)))
+            .enumerate();
+        let rows = Mutex::new(rows);
+        let next = || rows.lock().expect("no thread panics while it holds the lock").next();
+        on_threads(num_rows * self.row_size / MIN_SHARED_NUMBERS, || {
+            while let Some((row, (words, (scales, biases)))) = next() {
+                let blocks = self.row(row).chunks_exact(self.block_bytes);
+                let groups = blocks.flat_map(|block| (0..affine.groups_per_block).map(move |group| (block, group)));
+                let stored = words.chunks_mut(affine.bits).zip(scales.iter_mut().zip(biases));
+                for ((block, group), (words, (scale, bias))) in groups.zip(stored) {
+                    (*scale, *bias) = affine.unpack(block, group, words);
                 }
             }
-        }
+        });
         let largest_f16 = 65504.0;
         if dtype == ComputeDtype::Float16
             && scales.iter().chain(&biases).any(|number| number.is_finite() && number.abs() > largest_f16)

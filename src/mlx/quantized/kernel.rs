@@ -11,10 +11,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{
-    mlx::sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add},
-    threads::on_threads,
-};
+use crate::mlx::sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add, on_crew};
 use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Lanes, NUM_LANES, multiply_add};
 pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
 
@@ -27,8 +24,13 @@ impl Chunk {
     const ZERO: Self = Self([[0.0; NUM_LANES]; CHUNK_VECTORS]);
 }
 
-/// Outputs that are decoded before they are multiplied: with their chunks they take a third of the first cache.
-const TILE_OUTPUTS: usize = 4;
+/// Outputs whose sums are in registers at once, for as many rows.
+const GROUP_OUTPUTS: usize = 4;
+
+const TILE_GROUPS: usize = 2;
+
+/// Outputs that are decoded before they are multiplied: with their chunks they take half of the first cache.
+const TILE_OUTPUTS: usize = TILE_GROUPS * GROUP_OUTPUTS;
 
 /// Vectors of products that are summed up before the sum is added to that of the row.
 const BLOCK_VECTORS: usize = 8;
@@ -36,8 +38,8 @@ const BLOCK_VECTORS: usize = 8;
 /// Rows that are multiplied by decoded numbers before the next ones are decoded; their sums stay in the second cache.
 const MAX_ROWS: usize = 64;
 
-/// Numbers that a thread takes at once, and that another thread is started for.
-const PIECE_NUMBERS: usize = 1 << 17;
+/// Numbers that a thread takes at once, and that another thread is asked for.
+const PIECE_NUMBERS: usize = 1 << 15;
 
 /// Rows to be multiplied by the transpose of a matrix.
 #[derive(Debug)]
@@ -67,7 +69,7 @@ pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
     let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
     let num_threads = (1 + num_numbers / PIECE_NUMBERS).min(pieces.len());
     let pieces = Mutex::new(pieces.into_iter());
-    on_threads(num_threads, || {
+    on_crew(num_threads, || {
         let mut tile = Tile::new();
         while let Some(mut piece) = next(&pieces) {
             let (piece, tile) = (&mut piece, &mut tile);
@@ -149,7 +151,7 @@ impl QuantizedRows<'_> {
         let num_outputs = self.outputs_of_piece();
         let num_threads = numbers.len().div_ceil(PIECE_NUMBERS);
         let pieces = Mutex::new(numbers.chunks_mut(num_outputs * self.num_inputs).enumerate());
-        on_threads(num_threads, || {
+        on_crew(num_threads, || {
             while let Some((index, numbers)) = next(&pieces) {
                 let first_output = index * num_outputs;
                 if has_fused_multiply_add() {
@@ -201,7 +203,11 @@ impl Tile {
 /// Of a row the outputs' sums, lane by lane.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Sums([Lanes; TILE_OUTPUTS]);
+struct Sums([[Lanes; GROUP_OUTPUTS]; TILE_GROUPS]);
+
+impl Sums {
+    const ZERO: Self = Self([[[0.0; NUM_LANES]; GROUP_OUTPUTS]; TILE_GROUPS]);
+}
 
 /// Computes a piece.
 struct Multiply<'a, 'b, const FUSED: bool> {
@@ -218,7 +224,7 @@ impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
             for first in (0..num_outputs).step_by(TILE_OUTPUTS) {
                 let outputs = first..(first + TILE_OUTPUTS).min(num_outputs);
                 tile.sums.clear();
-                tile.sums.resize(y.len(), Sums([[0.0; NUM_LANES]; TILE_OUTPUTS]));
+                tile.sums.resize(y.len(), Sums::ZERO);
                 for (chunk, x) in x.chunks_exact(y.len()).enumerate() {
                     let first_input = chunk * CHUNK_INPUTS;
                     let num_vectors = (matrix.num_inputs - first_input).min(CHUNK_INPUTS) / NUM_LANES;
@@ -231,22 +237,25 @@ impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
                     let (fours, rest) = tile.sums.as_chunks_mut::<4>();
                     let (x_fours, x_rest) = x.as_chunks::<4>();
                     for (sums, x) in fours.iter_mut().zip(x_fours) {
-                        add_products::<4, 1, FUSED>(&tile.numbers, num_blocks, x, sums);
+                        add_products::<4, FUSED>(&tile.numbers, num_blocks, x, sums);
                     }
                     let (twos, rest) = rest.as_chunks_mut::<2>();
                     let (x_twos, x_rest) = x_rest.as_chunks::<2>();
                     for (sums, x) in twos.iter_mut().zip(x_twos) {
-                        add_products::<2, 2, FUSED>(&tile.numbers, num_blocks, x, sums);
+                        add_products::<2, FUSED>(&tile.numbers, num_blocks, x, sums);
                     }
                     let (ones, _) = rest.as_chunks_mut::<1>();
                     let (x_ones, _) = x_rest.as_chunks::<1>();
                     for (sums, x) in ones.iter_mut().zip(x_ones) {
-                        add_products::<1, 4, FUSED>(&tile.numbers, num_blocks, x, sums);
+                        add_products::<1, FUSED>(&tile.numbers, num_blocks, x, sums);
                     }
                 }
                 for (y, sums) in y.iter_mut().zip(&tile.sums) {
-                    for (y, sums) in y[outputs.clone()].iter_mut().zip(&sums.0) {
-                        *y = sum(*sums);
+                    for (y, sums) in y[outputs.clone()].chunks_mut(GROUP_OUTPUTS).zip(&sums.0) {
+                        match <&mut [f32; GROUP_OUTPUTS]>::try_from(&mut *y) {
+                            Ok(y) => *y = sums_of(sums),
+                            Err(_) => y.copy_from_slice(&sums_of(sums)[..y.len()]),
+                        }
                     }
                 }
             }
@@ -254,65 +263,59 @@ impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
     }
 }
 
-/// Adds the products of R rows' chunks with the outputs' to the rows' sums, O outputs at a time; R · O is 4.
+/// Adds the products of R rows' chunks with the outputs' to the rows' sums, four outputs at a time: so many sums as
+/// registers hold beside what is multiplied.
 #[inline(always)]
-fn add_products<const R: usize, const O: usize, const FUSED: bool>(
+fn add_products<const R: usize, const FUSED: bool>(
     numbers: &[Chunk; TILE_OUTPUTS],
     num_blocks: usize,
     x: &[Chunk; R],
     sums: &mut [Sums; R],
 ) {
-    for block in 0..num_blocks {
-        for first_output in (0..TILE_OUTPUTS).step_by(O) {
-            let numbers = |index: usize| &numbers[first_output + index / R].0.as_chunks().0[block];
-            let x = |index: usize| &x[index % R].0.as_chunks().0[block];
-            let sums_of = |index: usize| (index % R, first_output + index / R);
-            let mut four_sums = [[0.0; NUM_LANES]; 4];
-            for (index, four_sums) in four_sums.iter_mut().enumerate() {
-                let (row, output) = sums_of(index);
-                *four_sums = sums[row].0[output];
+    for (group, numbers) in numbers.as_chunks::<GROUP_OUTPUTS>().0.iter().enumerate() {
+        let mut of_group = sums.each_ref().map(|sums| sums.0[group]);
+        for block in 0..num_blocks {
+            let numbers = numbers.each_ref().map(|chunk| &chunk.0.as_chunks::<BLOCK_VECTORS>().0[block]);
+            let x = x.each_ref().map(|chunk| &chunk.0.as_chunks::<BLOCK_VECTORS>().0[block]);
+            // Lane by lane, so that the compiler takes all lanes at once.
+            for lane in 0..NUM_LANES {
+                let mut products = [[0.0; GROUP_OUTPUTS]; R];
+                for vector in 0..BLOCK_VECTORS {
+                    for (products, x) in products.iter_mut().zip(x) {
+                        for (product, numbers) in products.iter_mut().zip(numbers) {
+                            *product = multiply_add::<FUSED>(numbers[vector][lane], x[vector][lane], *product);
+                        }
+                    }
+                }
+                for (sums, products) in of_group.iter_mut().zip(products) {
+                    for (sum, product) in sums.iter_mut().zip(products) {
+                        sum[lane] += product;
+                    }
+                }
             }
-            let numbers = [numbers(0), numbers(1), numbers(2), numbers(3)];
-            add_four_products::<FUSED>(numbers, [x(0), x(1), x(2), x(3)], &mut four_sums);
-            for (index, four_sums) in four_sums.iter().enumerate() {
-                let (row, output) = sums_of(index);
-                sums[row].0[output] = *four_sums;
-            }
+        }
+        for (sums, of_group) in sums.iter_mut().zip(of_group) {
+            sums.0[group] = of_group;
         }
     }
 }
 
-/// Adds to four sums, lane by lane, their vectors' products: side by side, so that none waits for itself.
+/// The sum of the lanes of each of four, in halves, as vectors are added up: one after the other they would wait for
+/// each other.
 #[inline(always)]
-fn add_four_products<const FUSED: bool>(
-    numbers: [&[Lanes; BLOCK_VECTORS]; 4],
-    x: [&[Lanes; BLOCK_VECTORS]; 4],
-    sums: &mut [Lanes; 4],
-) {
-    for lane in 0..NUM_LANES {
-        let (mut first, mut second, mut third, mut fourth) = (0.0, 0.0, 0.0, 0.0);
-        for vector in 0..BLOCK_VECTORS {
-            first = multiply_add::<FUSED>(numbers[0][vector][lane], x[0][vector][lane], first);
-            second = multiply_add::<FUSED>(numbers[1][vector][lane], x[1][vector][lane], second);
-            third = multiply_add::<FUSED>(numbers[2][vector][lane], x[2][vector][lane], third);
-            fourth = multiply_add::<FUSED>(numbers[3][vector][lane], x[3][vector][lane], fourth);
-        }
-        sums[0][lane] += first;
-        sums[1][lane] += second;
-        sums[2][lane] += third;
-        sums[3][lane] += fourth;
-    }
+fn sums_of(lanes: &[Lanes; GROUP_OUTPUTS]) -> [f32; GROUP_OUTPUTS] {
+    halved::<4, 2>(&halved::<8, 4>(&halved::<16, 8>(lanes))).map(|[left, right]| left + right)
 }
 
-/// In halves, as vectors are added up; one after the other they would wait for each other.
 #[inline(always)]
-fn sum(mut lanes: Lanes) -> f32 {
-    let mut width = NUM_LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
+fn halved<const N: usize, const HALF: usize>(
+    numbers: &[[f32; N]; GROUP_OUTPUTS],
+) -> [[f32; HALF]; GROUP_OUTPUTS] {
+    let mut halves = [[0.0; HALF]; GROUP_OUTPUTS];
+    for (half, numbers) in halves.iter_mut().zip(numbers) {
+        for lane in 0..HALF {
+            half[lane] = numbers[lane] + numbers[lane + HALF];
         }
-        width /= 2;
     }
-    lanes[0]
+    halves
 }

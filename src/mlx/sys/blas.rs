@@ -1,80 +1,8 @@
-//! The one BLAS call that the executable has in front of the library's, and what OpenBLAS tells and is told.
+//! Products that are handed to the BLAS as `gemm` has it, and what OpenBLAS tells and is told.
+//!
+//! Owns checking that slices are as large as a BLAS takes them to be.
 
-/// Matrix products of one row: as a matrix-vector product OpenBLAS reads the matrix twice as fast as in
-/// `cblas_sgemm`, and a single sequence decodes as fast as its weights are read.
-///
-/// MLX knows no such call on the CPU. The dynamic linker has its `cblas_sgemm` be the executable's own,
-/// this one, which hands everything else on to the library that comes next.
-mod single_row {
-    use std::{ffi::CStr, sync::OnceLock};
-
-    #[rustfmt::skip]
-    type Gemm = unsafe extern "C" fn(
-        i32, i32, i32, i32, i32, i32, f32, *const f32, i32, *const f32, i32, f32, *mut f32, i32,
-    );
-    type Gemv =
-        unsafe extern "C" fn(i32, i32, i32, i32, f32, *const f32, i32, *const f32, i32, f32, *mut f32, i32);
-
-    pub(super) const ROW_MAJOR: i32 = 101;
-    pub(super) const PLAIN: i32 = 111;
-    pub(super) const TRANSPOSED: i32 = 112;
-
-    #[cfg(test)]
-    pub(in crate::mlx) static NUM_SINGLE_ROWS: std::sync::atomic::AtomicUsize =
-        std::sync::atomic::AtomicUsize::new(0);
-
-    fn next(symbol: &CStr) -> *mut libc::c_void {
-        // SAFETY: a NUL-terminated name.
-        unsafe { libc::dlsym(libc::RTLD_NEXT, symbol.as_ptr()) }
-    }
-
-    fn next_gemm() -> Gemm {
-        static GEMM: OnceLock<Gemm> = OnceLock::new();
-        *GEMM.get_or_init(|| {
-            let gemm = next(c"cblas_sgemm");
-            assert!(!gemm.is_null(), "libmlx is linked to a BLAS");
-            // SAFETY: the function of this name has this type in every CBLAS of 32-bit integers, which
-            // is what MLX is built for.
-            unsafe { std::mem::transmute::<*mut libc::c_void, Gemm>(gemm) }
-        })
-    }
-
-    fn next_gemv() -> Option<Gemv> {
-        static GEMV: OnceLock<Option<Gemv>> = OnceLock::new();
-        *GEMV.get_or_init(|| {
-            let gemv = next(c"cblas_sgemv");
-            // SAFETY: as above.
-            (!gemv.is_null()).then(|| unsafe { std::mem::transmute::<*mut libc::c_void, Gemv>(gemv) })
-        })
-    }
-
-    /// `c = alpha · op(a) · op(b) + beta · c`, with `op(a)` of `m` rows and `k` columns.
-    #[unsafe(no_mangle)]
-    #[rustfmt::skip]
-    pub(super) unsafe extern "C" fn cblas_sgemm(
-        layout: i32, transpose_a: i32, transpose_b: i32, m: i32, n: i32, k: i32,
-        alpha: f32, a: *const f32, lda: i32, b: *const f32, ldb: i32, beta: f32, c: *mut f32, ldc: i32,
-    ) {
-        if layout == ROW_MAJOR && m == 1 && let Some(gemv) = next_gemv() {
-            #[cfg(test)]
-            NUM_SINGLE_ROWS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let step_a = if transpose_a == PLAIN { 1 } else { lda };
-            // As it is stored: `n` rows if `op` transposes it, else `k`.
-            let (rows, columns, transpose) =
-                if transpose_b == PLAIN { (k, n, TRANSPOSED) } else { (n, k, PLAIN) };
-            // SAFETY: the caller's arrays are as large as its sizes say; the same elements are read and
-            // written as by the product that it asked for.
-            unsafe { gemv(layout, transpose, rows, columns, alpha, b, ldb, a, step_a, beta, c, 1) }
-        } else {
-            // SAFETY: handed on as it came.
-            unsafe {
-                next_gemm()(
-                    layout, transpose_a, transpose_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc,
-                )
-            }
-        }
-    }
-}
+use super::gemm;
 
 /// Numbers of a matrix `(inputs, outputs)` from its first to its last, its size along the two axes, and how far
 /// neighbours along each lie apart.
@@ -95,32 +23,76 @@ pub(in crate::mlx) fn multiply_rows(
     adds: bool,
     results: &mut [f32],
 ) {
+    let num_outputs = matrix.1.1;
+    let num_rows = results.len() / num_outputs.max(1);
+    assert_eq!(results.len(), num_rows * num_outputs, "whole rows of results");
+    // SAFETY: so many rows of results there are, one right after the other.
+    unsafe { multiply_to(rows, matrix, adds, (results.as_mut_ptr(), num_rows, num_outputs)) }
+}
+
+/// The same into parts of rows, which lie as far from one another as the rows of one matrix.
+///
+/// Panics where they do not, where the matrix is not for a BLAS, or there are not as many parts as rows.
+pub(in crate::mlx) fn multiply_rows_into_parts(
+    rows: &[f32],
+    matrix: StridedMatrix<'_>,
+    parts: &mut [&mut [f32]],
+) {
+    let num_outputs = matrix.1.1;
+    let addresses: Vec<*mut f32> = parts.iter_mut().map(|part| part.as_mut_ptr()).collect();
+    let distance = |from: *mut f32, to: *mut f32| {
+        (to as usize).checked_sub(from as usize).map(|num_bytes| num_bytes / size_of::<f32>())
+    };
+    let step = match addresses.as_slice() {
+        [] => return,
+        [_] => num_outputs,
+        [first, second, ..] => distance(*first, *second).expect("parts follow one another"),
+    };
+    assert!(
+        addresses.windows(2).all(|pair| distance(pair[0], pair[1]) == Some(step)),
+        "parts of the rows of one matrix"
+    );
+    assert!(step >= num_outputs && parts.iter().all(|part| part.len() == num_outputs), "a result each");
+    // SAFETY: each part is borrowed, as long as was asserted, and where it was asserted to be.
+    unsafe { multiply_to(rows, matrix, false, (addresses[0], addresses.len(), step)) }
+}
+
+/// Panics where the matrix is not for a BLAS, or there are not so many rows.
+///
+/// # Safety
+///
+/// There are so many rows of results from the address on, so far from one another, of as many numbers as the matrix
+/// has outputs.
+unsafe fn multiply_to(
+    rows: &[f32],
+    matrix: StridedMatrix<'_>,
+    adds: bool,
+    (results, num_rows, step): (*mut f32, usize, usize),
+) {
     let matrix = BlasMatrix::of(matrix).expect("the caller's matrix is for a BLAS");
-    let (inputs, outputs) = (matrix.num_inputs, matrix.num_outputs);
-    let num_rows = rows.len() / inputs as usize;
-    assert_eq!(rows.len(), num_rows * inputs as usize, "whole rows");
-    assert_eq!(results.len(), num_rows * outputs as usize, "a result for each row and output");
-    let transpose = if matrix.is_by_output { single_row::TRANSPOSED } else { single_row::PLAIN };
-    let (a, b, c) = (rows.as_ptr(), matrix.numbers.as_ptr(), results.as_mut_ptr());
+    let inputs = matrix.num_inputs;
+    assert_eq!(rows.len(), num_rows * inputs as usize, "whole rows, and as many as results");
+    let transpose = if matrix.is_by_output { gemm::TRANSPOSED } else { gemm::PLAIN };
     let num_rows = i32::try_from(num_rows).expect("a pass has fewer rows");
+    let step = i32::try_from(step).expect("a matrix of results has fewer columns");
     let beta = if adds { 1.0 } else { 0.0 };
-    // SAFETY: rows and results are as large as was asserted, the matrix as was checked when it was made.
+    // SAFETY: rows are as many as was asserted, the matrix is as was checked when it was made.
     unsafe {
-        single_row::cblas_sgemm(
-            single_row::ROW_MAJOR,
-            single_row::PLAIN,
+        gemm::cblas_sgemm(
+            gemm::ROW_MAJOR,
+            gemm::PLAIN,
             transpose,
             num_rows,
-            outputs,
+            matrix.num_outputs,
             inputs,
             1.0,
-            a,
+            rows.as_ptr(),
             inputs,
-            b,
+            matrix.numbers.as_ptr(),
             matrix.step,
             beta,
-            c,
-            outputs,
+            results,
+            step,
         );
     }
 }
@@ -229,10 +201,10 @@ mod tests {
             let both = rows.matmul(&matrix).unwrap();
             both.eval().unwrap();
             for row in 0..2 {
-                let before = single_row::NUM_SINGLE_ROWS.load(Ordering::Relaxed);
+                let before = gemm::NUM_SINGLE_ROWS.load(Ordering::Relaxed);
                 let one = slice_axis(&rows, 0, row, row + 1).unwrap().matmul(&matrix).unwrap();
                 one.eval().unwrap();
-                assert!(single_row::NUM_SINGLE_ROWS.load(Ordering::Relaxed) > before, "it was served here");
+                assert!(gemm::NUM_SINGLE_ROWS.load(Ordering::Relaxed) > before, "it was served here");
                 let expected = slice_axis(&both, 0, row, row + 1).unwrap();
                 let difference = ops::abs(one.subtract(expected).unwrap()).unwrap().max(None).unwrap();
                 assert!(difference.item_exact::<f32>() < 1e-5, "row {row}");

@@ -3,6 +3,8 @@
 //! Owns the formats and loops that make numbers of them, a chunk of one output at a time, in the order of the inputs.
 //! Which outputs are made where, and what they are multiplied by, is `kernel`'s.
 
+#[cfg(target_os = "linux")]
+use std::ops::Range;
 use std::{
     hint::black_box,
     sync::atomic::{Ordering, compiler_fence},
@@ -14,7 +16,7 @@ pub(super) const NUM_LANES: usize = 16;
 pub(super) type Lanes = [f32; NUM_LANES];
 
 /// Vectors of one output that are decoded before they are multiplied, so many that they fill whole groups.
-pub(super) const CHUNK_VECTORS: usize = 64;
+pub(super) const CHUNK_VECTORS: usize = 48;
 
 /// Numbers of one output that are decoded before they are multiplied.
 pub(super) const CHUNK_INPUTS: usize = CHUNK_VECTORS * NUM_LANES;
@@ -55,7 +57,24 @@ pub(in crate::mlx) struct QuantizedRows<'a> {
     pub(in crate::mlx) format: Format,
 }
 
-impl QuantizedRows<'_> {
+impl<'a> QuantizedRows<'a> {
+    /// Some of its outputs.
+    #[cfg(target_os = "linux")]
+    pub(in crate::mlx) fn part(&self, outputs: Range<usize>) -> Self {
+        let of_outputs = |per_output: usize| outputs.start * per_output..outputs.end * per_output;
+        let groups = of_outputs(self.num_inputs / self.group_size);
+        Self {
+            words: &self.words[of_outputs(self.num_inputs * self.bits() / 32)],
+            scales: match self.scales {
+                Scales::Numbers(scales) => Scales::Numbers(&scales[groups.clone()]),
+                Scales::Bytes(scales) => Scales::Bytes(&scales[groups.clone()]),
+            },
+            biases: self.biases.map(|biases| &biases[groups]),
+            num_outputs: outputs.len(),
+            ..*self
+        }
+    }
+
     fn bits(&self) -> usize {
         match self.format {
             Format::Affine { bits } => bits,

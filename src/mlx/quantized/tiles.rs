@@ -1,0 +1,71 @@
+//! Products of many rows with quantised matrices, on a Linux CPU.
+//!
+//! Owns having the numbers of some outputs at a time made and multiplied by the BLAS, each thread with numbers of its
+//! own: there never are those of the whole matrix, which would be made in memory and read from there. Few rows are
+//! `kernel`'s.
+
+use std::{
+    cell::RefCell,
+    sync::{Mutex, PoisonError},
+};
+
+use super::kernel::{Product, QuantizedRows};
+use crate::mlx::sys::{self, crew_size, on_crew};
+
+/// Numbers of a tile: for larger ones the second cache is too small, for smaller ones the BLAS packs the rows too often.
+const MAX_TILE_NUMBERS: usize = 1 << 20;
+
+thread_local! {
+    /// A tile's numbers, kept from product to product: new memory is slower to come by than to fill.
+    static NUMBERS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Some outputs of a product.
+struct Tile<'a> {
+    matrix: QuantizedRows<'a>,
+    /// Of each row the tile's outputs.
+    y: Vec<&'a mut [f32]>,
+}
+
+/// Computes a product.
+///
+/// Panics where slices have not the sizes that the matrix states.
+pub(super) fn multiply(product: Product<'_>) {
+    let Product { matrix, x, y } = product;
+    let num_threads = crew_size();
+    let num_outputs = (MAX_TILE_NUMBERS / matrix.num_inputs.max(1))
+        .min(matrix.num_outputs.div_ceil(num_threads))
+        .next_multiple_of(OUTPUTS_TOGETHER);
+    let mut tiles: Vec<Tile<'_>> = (0..matrix.num_outputs)
+        .step_by(num_outputs)
+        .map(|first| {
+            let outputs = first..(first + num_outputs).min(matrix.num_outputs);
+            Tile { matrix: matrix.part(outputs), y: Vec::with_capacity(x.len() / matrix.num_inputs) }
+        })
+        .collect();
+    for row in y.chunks_mut(matrix.num_outputs) {
+        for (tile, outputs) in tiles.iter_mut().zip(row.chunks_mut(num_outputs)) {
+            tile.y.push(outputs);
+        }
+    }
+    let num_tiles = tiles.len();
+    let tiles = Mutex::new(tiles.into_iter());
+    let next = || tiles.lock().unwrap_or_else(PoisonError::into_inner).next();
+    on_crew(num_threads.min(num_tiles), || {
+        NUMBERS.with_borrow_mut(|numbers| {
+            while let Some(Tile { matrix, mut y }) = next() {
+                let size = matrix.num_outputs * matrix.num_inputs;
+                if numbers.len() < size {
+                    numbers.resize(size, 0.0);
+                }
+                let numbers = &mut numbers[..size];
+                matrix.numbers_into(numbers);
+                let shape = (matrix.num_inputs, matrix.num_outputs);
+                sys::multiply_rows_into_parts(x, (numbers, shape, (1, matrix.num_inputs)), &mut y);
+            }
+        });
+    });
+}
+
+/// As many outputs as the BLAS takes at once.
+const OUTPUTS_TOGETHER: usize = 16;
