@@ -21,7 +21,7 @@ pub(super) struct Costs {
     /// What a score costs more in a loop over its keys and values than as one of a product, and a number of those.
     loop_score_ns: f64,
     loop_number_ns: f64,
-    /// Of work that another thread is started for.
+    /// Of work that another thread is asked for.
     thread_ns: f64,
 }
 
@@ -47,7 +47,7 @@ impl Costs {
                 products_ns: 2e5,
                 loop_score_ns: 2.0,
                 loop_number_ns: 0.05,
-                thread_ns: 6e4,
+                thread_ns: 1e4,
             },
             // Seven launches of two microseconds, and 100 GB/s: what a small Mac has.
             ComputeDevice::Gpu => Self {

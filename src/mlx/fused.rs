@@ -3,7 +3,10 @@
 //! Owns these loops over slices. MLX's CPU backend makes a pass over memory for each operation, some
 //! twenty for an exponential, on one core. Which arrays they are for is the business of `ops`.
 
-use super::sys::{WideWork, do_with_wide_vectors, with_wide_vectors};
+use super::{
+    lanes::NUM_LANES,
+    sys::{WideWork, do_with_wide_vectors, with_wide_vectors},
+};
 
 /// Coefficients of 2^f on [-0.5, 0.5], highest power first (Cephes, `exp2f.c`).
 pub(super) const EXP2: [f32; 7] =
@@ -22,9 +25,6 @@ pub(super) const MAX_EXPONENT: f32 = 126.0;
 /// 0.044715 of GELU's tanh approximation, and twice √(2/π).
 pub(super) const GELU_CUBIC: f32 = 0.044_715;
 pub(super) const GELU_SCALE: f32 = 1.595_769;
-
-/// Numbers that are worked on side by side.
-const NUM_LANES: usize = 16;
 
 /// So many of them are added up in float32.
 const SUMMED_CHUNKS: usize = 16;

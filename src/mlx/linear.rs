@@ -35,9 +35,7 @@ impl Precision {
     /// Whether products with quantised matrices are made by the program's own loops, which read less memory than
     /// products with their numbers. On a Mac's CPU the BLAS has instructions that loops cannot have.
     pub(super) fn multiplies_packed(&self) -> bool {
-        cfg!(target_os = "linux")
-            && self.device == ComputeDevice::Cpu
-            && self.dtype == ComputeDtype::Float32
+        cfg!(target_os = "linux") && self.device == ComputeDevice::Cpu && self.dtype == ComputeDtype::Float32
     }
 }
 

@@ -10,16 +10,13 @@ use mlx_rs::Array;
 
 use super::error::{MlxError, Result};
 use super::fused::{MIN_EXPONENT, NOTHING_SEEN, exp2_in_range, max_of, sum_of_weights};
-use super::sys::with_wide_vectors;
+use super::lanes::NUM_LANES;
+use super::sys::{on_crew, with_wide_vectors};
 use crate::engine::{SamplingParams, TokenReport};
 use crate::guide::TokenSet;
-use crate::threads::on_threads;
-
-/// Numbers that are looked at together.
-const NUM_LANES: usize = 16;
 
 /// Logits from which on several threads look at them.
-const MIN_SHARED_LOGITS: usize = 1 << 17;
+const MIN_SHARED_LOGITS: usize = 1 << 15;
 
 /// How far the search for the tokens that make up a probability widens each time.
 const WIDENING: f32 = 16.0;
@@ -34,7 +31,7 @@ pub(super) fn of_each<T: Send>(logits: &Array, work: impl Fn(usize, &[f32]) -> T
         .map_err(|error| MlxError::Unsupported(format!("logits cannot be read: {error}")))?;
     let max_threads = if all.len() < MIN_SHARED_LOGITS { 1 } else { num_rows };
     let next = AtomicUsize::new(0);
-    let of_thread = on_threads(max_threads, || {
+    let of_thread = on_crew(max_threads, || {
         let mut made = Vec::new();
         loop {
             let row = next.fetch_add(1, Ordering::Relaxed);

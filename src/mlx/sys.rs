@@ -19,7 +19,9 @@ pub(super) use arrays::{
     reversed_last_axis, set_at, slice_axis, strided_numbers,
 };
 #[cfg(target_os = "linux")]
-pub(super) use blas::{is_for_blas, library_of, multiply_rows, multiply_rows_into_parts, openblas_kernels, set_openblas_threads};
+pub(super) use blas::{
+    is_for_blas, library_of, multiply_rows, multiply_rows_into_parts, openblas_kernels, set_openblas_threads,
+};
 pub(super) use crew::{crew_size, on_crew};
 pub(super) use library::{gpu_is_available, mlx_version};
 #[cfg(test)]

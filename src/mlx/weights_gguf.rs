@@ -199,7 +199,8 @@ impl<'a> Blocks<'a> {
         on_threads(num_rows * self.row_size / MIN_SHARED_NUMBERS, || {
             while let Some((row, (words, (scales, biases)))) = next() {
                 let blocks = self.row(row).chunks_exact(self.block_bytes);
-                let groups = blocks.flat_map(|block| (0..affine.groups_per_block).map(move |group| (block, group)));
+                let groups =
+                    blocks.flat_map(|block| (0..affine.groups_per_block).map(move |group| (block, group)));
                 let stored = words.chunks_mut(affine.bits).zip(scales.iter_mut().zip(biases));
                 for ((block, group), (words, (scale, bias))) in groups.zip(stored) {
                     (*scale, *bias) = affine.unpack(block, group, words);

@@ -13,21 +13,18 @@ use super::{
     strip_rows::SlotPlanes,
     strips::{HeadShape, Plane},
 };
-use crate::{
-    mlx::{
-        fused::weigh_rows,
-        host::{is_for_host, numbers_of},
-        sys,
-    },
-    threads::{num_cores, on_threads},
+use crate::mlx::{
+    fused::weigh_rows,
+    host::{is_for_host, numbers_of},
+    sys::{self, crew_size, on_crew},
 };
 
 /// Scores of one head that are made together: they stay in the second cache. But so few rows make products slow.
 const MAX_SCORES: usize = 1 << 18;
 const MIN_ROWS: usize = 16;
 
-/// Scores that another thread is started for.
-const MIN_THREAD_SCORES: usize = 1 << 16;
+/// Scores that another thread is asked for.
+const MIN_THREAD_SCORES: usize = 1 << 13;
 
 /// A piece that rows see, and which of its tokens each row does; `None`: all do all.
 struct Seen<'a> {
@@ -218,7 +215,7 @@ impl Seen<'_> {
 /// [`weigh_rows`], by as many threads as there is work for.
 fn weighed_on_threads(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32>, Vec<f32>) {
     let num_scores: usize = pieces.iter().map(|piece| piece.len()).sum();
-    let num_threads = (num_scores / MIN_THREAD_SCORES).clamp(1, num_cores());
+    let num_threads = (num_scores / MIN_THREAD_SCORES).clamp(1, crew_size());
     if num_threads == 1 {
         return weigh_rows(pieces, num_rows);
     }
@@ -239,7 +236,7 @@ fn weighed_on_threads(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32>, 
         left -= taken;
     }
     let parts = std::sync::Mutex::new(parts.into_iter().enumerate());
-    let found = on_threads(num_threads, || {
+    let found = on_crew(num_threads, || {
         let mut found = Vec::new();
         loop {
             let next = parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();

@@ -9,18 +9,24 @@ use std::{ops::Range, sync::Mutex};
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    sys::{WideWork, do_with_wide_vectors},
+    lanes::{Lanes, NUM_LANES, multiply_add, sums_of_four},
+    sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add, on_crew},
 };
-use crate::threads::on_threads;
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
 const TILE_TOKENS: usize = 64;
 
-/// Numbers that are worked on side by side.
-const NUM_LANES: usize = 16;
-
-/// The same of what does not fill these.
+/// Numbers that are worked on side by side where they do not fill the lanes.
 const NUM_NARROW_LANES: usize = 8;
+
+/// Vectors of a query or a value that are worked on side by side, where there are so many.
+const BLOCK_VECTORS: usize = 4;
+
+/// Keys that are scored side by side.
+const KEYS_TOGETHER: usize = 4;
+
+/// Values that are weighed one right after the other.
+const TOKENS_TOGETHER: usize = 4;
 
 /// Heads of one layer.
 #[derive(Debug, Clone, Copy)]
@@ -97,15 +103,20 @@ pub(super) fn attend(
             let queries = &row.queries[kv_head * num_groups * key_dim..][..num_groups * key_dim];
             let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
             head.begin(sinks);
-            do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
+            let (head, row) = (&mut head, row);
+            if has_fused_multiply_add() {
+                do_with_wide_vectors(Attend::<true> { head, queries, row, kv_head, weighed });
+            } else {
+                do_with_wide_vectors(Attend::<false> { head, queries, row, kv_head, weighed });
+            }
         }
     };
-    on_threads(max_threads, work);
+    on_crew(max_threads, work);
     attended
 }
 
 /// Attends one KV head's queries of one row.
-struct Attend<'a, 'b> {
+struct Attend<'a, 'b, const FUSED: bool> {
     head: &'a mut Head,
     queries: &'a [f32],
     row: &'a StripRow<'b>,
@@ -113,10 +124,10 @@ struct Attend<'a, 'b> {
     weighed: &'a mut [f32],
 }
 
-impl WideWork for Attend<'_, '_> {
+impl<const FUSED: bool> WideWork for Attend<'_, '_, FUSED> {
     #[inline(always)]
     fn run(self) {
-        self.head.attend(self.queries, self.row, self.kv_head, self.weighed);
+        self.head.attend::<FUSED>(self.queries, self.row, self.kv_head, self.weighed);
     }
 }
 
@@ -153,7 +164,13 @@ impl Head {
 
     /// Attends queries `(G, D)` to what the row sees with KV head `head`; `weighed` is `(G, D)`, zeros.
     #[inline(always)]
-    fn attend(&mut self, queries: &[f32], row: &StripRow<'_>, head: usize, weighed: &mut [f32]) {
+    fn attend<const FUSED: bool>(
+        &mut self,
+        queries: &[f32],
+        row: &StripRow<'_>,
+        head: usize,
+        weighed: &mut [f32],
+    ) {
         let HeadShape { num_groups, value_dim, .. } = self.shape;
         for part in &row.parts {
             for group in 0..num_groups {
@@ -168,7 +185,7 @@ impl Head {
                 let num_tokens = (strip.tokens.end - start).min(TILE_TOKENS);
                 let keys = (strip.keys.from(head, start), strip.keys.token_step);
                 let values = (strip.values.from(head, start), strip.values.token_step);
-                self.add_block(queries, num_tokens, keys, values, weighed);
+                self.add_block::<FUSED>(queries, num_tokens, keys, values, weighed);
                 start += num_tokens;
             }
         }
@@ -179,7 +196,7 @@ impl Head {
 
     /// Adds a block of tokens; their keys and values lie so many numbers apart.
     #[inline(always)]
-    fn add_block(
+    fn add_block<const FUSED: bool>(
         &mut self,
         queries: &[f32],
         num_tokens: usize,
@@ -188,10 +205,14 @@ impl Head {
         weighed: &mut [f32],
     ) {
         let HeadShape { num_groups, key_dim, value_dim, .. } = self.shape;
-        for token in 0..num_tokens {
-            let key = &keys[token * key_step..][..key_dim];
+        let key = |token: usize| &keys[token * key_step..][..key_dim];
+        for token in (0..num_tokens).step_by(KEYS_TOGETHER) {
+            // The last one again where there are not so many.
+            let keys: [&[f32]; KEYS_TOGETHER] =
+                std::array::from_fn(|of_four| key((token + of_four).min(num_tokens - 1)));
             for (group, query) in queries.chunks_exact(key_dim).enumerate() {
-                self.scores[group * TILE_TOKENS + token] = dot(query, key);
+                let scores = &mut self.scores[group * TILE_TOKENS + token..][..KEYS_TOGETHER];
+                scores.copy_from_slice(&dots::<FUSED>(query, keys));
             }
         }
         for group in 0..num_groups {
@@ -209,7 +230,7 @@ impl Head {
                 self.max[group] = max;
             }
             self.sum[group] += sum;
-            add_weighed(scores, values, value_step, weighed);
+            add_weighed::<FUSED>(scores, values, value_step, weighed);
         }
     }
 
@@ -227,48 +248,119 @@ impl Head {
     }
 }
 
+/// The products of one with each of four.
 #[inline(always)]
-fn dot(left: &[f32], right: &[f32]) -> f32 {
-    let (wide, left, right) = dot_in_lanes::<NUM_LANES>(left, right);
-    // What is left over of narrow heads; numbers one by one would wait for each other.
-    let (narrow, left, right) = dot_in_lanes::<NUM_NARROW_LANES>(left, right);
-    let rest: f32 = left.iter().zip(right).map(|(left, right)| left * right).sum();
-    wide + narrow + rest
+fn dots<const FUSED: bool>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32; KEYS_TOGETHER] {
+    let mut lanes = [[0.0; NUM_LANES]; KEYS_TOGETHER];
+    let (lefts, left_rest) = left.as_chunks::<NUM_LANES>();
+    let rights = right.map(|right| &right.as_chunks::<NUM_LANES>().0[..lefts.len()]);
+    let (blocks, others) = lefts.as_chunks::<BLOCK_VECTORS>();
+    for (index, block) in blocks.iter().enumerate() {
+        let rights = rights.map(|right| &right.as_chunks::<BLOCK_VECTORS>().0[index]);
+        add_products::<BLOCK_VECTORS, FUSED>(block, rights, &mut lanes);
+    }
+    for (index, other) in others.iter().enumerate() {
+        let rights = rights.map(|right| &right.as_chunks::<1>().0[lefts.len() - others.len() + index]);
+        add_products::<1, FUSED>(&[*other], rights, &mut lanes);
+    }
+    if !left_rest.is_empty() {
+        // Narrow heads are all rest; numbers one by one would wait for each other.
+        let (narrow, last) = left_rest.as_chunks::<NUM_NARROW_LANES>();
+        for (lanes, right) in lanes.iter_mut().zip(right) {
+            let right_rest = &right[left.len() - left_rest.len()..];
+            let (narrow_right, last_right) = right_rest.as_chunks::<NUM_NARROW_LANES>();
+            for (left, right) in narrow.iter().zip(narrow_right) {
+                for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
+                    *lane = multiply_add::<FUSED>(*left, *right, *lane);
+                }
+            }
+            for ((lane, left), right) in lanes.iter_mut().zip(last).zip(last_right) {
+                *lane = multiply_add::<FUSED>(*left, *right, *lane);
+            }
+        }
+    }
+    sums_of_four(&lanes)
 }
 
-/// The product of as much as fills so many lanes, and the rest.
+/// Adds the products of N vectors with those of each of four.
 #[inline(always)]
-fn dot_in_lanes<'a, const N: usize>(left: &'a [f32], right: &'a [f32]) -> (f32, &'a [f32], &'a [f32]) {
-    let (left, left_rest) = left.as_chunks::<N>();
-    let (right, right_rest) = right.as_chunks::<N>();
-    let mut lanes = [0.0; N];
-    for (left, right) in left.iter().zip(right) {
-        for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
-            *lane += left * right;
+fn add_products<const N: usize, const FUSED: bool>(
+    left: &[Lanes; N],
+    right: [&[Lanes; N]; KEYS_TOGETHER],
+    lanes: &mut [Lanes; KEYS_TOGETHER],
+) {
+    // Lane by lane, so that the compiler takes all lanes at once.
+    for lane in 0..NUM_LANES {
+        let mut products = [0.0; KEYS_TOGETHER];
+        for vector in 0..N {
+            for (product, right) in products.iter_mut().zip(right) {
+                *product = multiply_add::<FUSED>(left[vector][lane], right[vector][lane], *product);
+            }
+        }
+        for (lanes, product) in lanes.iter_mut().zip(products) {
+            lanes[lane] += product;
         }
     }
-    // In halves, as vectors are added up; one after the other they would wait for each other.
-    let mut width = N / 2;
-    while width > 0 {
-        for lane in 0..width {
-            lanes[lane] += lanes[lane + width];
-        }
-        width /= 2;
-    }
-    (lanes[0], left_rest, right_rest)
 }
 
 /// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `step` numbers after the last one's.
 #[inline(always)]
-fn add_weighed(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
-    let num_wide = add_in_lanes::<NUM_LANES>(weights, values, step, weighed, 0);
-    let num_whole = add_in_lanes::<NUM_NARROW_LANES>(weights, values, step, weighed, num_wide);
-    add_in_lanes::<1>(weights, values, step, weighed, num_whole);
+fn add_weighed<const FUSED: bool>(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
+    let place = add_vectors::<BLOCK_VECTORS, FUSED>(weights, values, step, weighed, 0);
+    let place = add_vectors::<1, FUSED>(weights, values, step, weighed, place);
+    let place = add_in_lanes::<NUM_NARROW_LANES, FUSED>(weights, values, step, weighed, place);
+    add_in_lanes::<1, FUSED>(weights, values, step, weighed, place);
+}
+
+/// Adds as much of them as fills N vectors, from a place on; returns the place it has come to.
+#[inline(always)]
+fn add_vectors<const N: usize, const FUSED: bool>(
+    weights: &[f32],
+    values: &[f32],
+    step: usize,
+    weighed: &mut [f32],
+    mut place: usize,
+) -> usize {
+    let (fours, rest) = weights.as_chunks::<TOKENS_TOGETHER>();
+    let of_token = |token: usize, place: usize| -> &[Lanes; N] {
+        &values[token * step + place..].as_chunks::<NUM_LANES>().0.as_chunks::<N>().0[0]
+    };
+    for sums in weighed[place..].as_chunks_mut::<NUM_LANES>().0.as_chunks_mut::<N>().0 {
+        let mut lanes = *sums;
+        for (index, weights) in fours.iter().enumerate() {
+            let values: [&[Lanes; N]; TOKENS_TOGETHER] =
+                std::array::from_fn(|token| of_token(TOKENS_TOGETHER * index + token, place));
+            add_tokens::<N, TOKENS_TOGETHER, FUSED>(weights, values, &mut lanes);
+        }
+        for (index, weight) in rest.iter().enumerate() {
+            let token = weights.len() - rest.len() + index;
+            add_tokens::<N, 1, FUSED>(&[*weight], [of_token(token, place)], &mut lanes);
+        }
+        *sums = lanes;
+        place += N * NUM_LANES;
+    }
+    place
+}
+
+/// Adds N vectors of each of T tokens.
+#[inline(always)]
+fn add_tokens<const N: usize, const T: usize, const FUSED: bool>(
+    weights: &[f32; T],
+    values: [&[Lanes; N]; T],
+    sums: &mut [Lanes; N],
+) {
+    for lane in 0..NUM_LANES {
+        for (vector, sums) in sums.iter_mut().enumerate() {
+            for (weight, values) in weights.iter().zip(values) {
+                sums[lane] = multiply_add::<FUSED>(*weight, values[vector][lane], sums[lane]);
+            }
+        }
+    }
 }
 
 /// Adds as much of them as fills so many lanes, from a place on; returns the place it has come to.
 #[inline(always)]
-fn add_in_lanes<const N: usize>(
+fn add_in_lanes<const N: usize, const FUSED: bool>(
     weights: &[f32],
     values: &[f32],
     step: usize,
@@ -279,7 +371,7 @@ fn add_in_lanes<const N: usize>(
         let mut sums = *lanes;
         for (weight, value) in weights.iter().zip(values.chunks(step)) {
             for (sum, value) in sums.iter_mut().zip(&value[place..][..N]) {
-                *sum += weight * value;
+                *sum = multiply_add::<FUSED>(*weight, *value, *sum);
             }
         }
         *lanes = sums;

@@ -11,8 +11,11 @@ mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::mlx::sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add, on_crew};
-use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Lanes, NUM_LANES, multiply_add};
+use crate::mlx::{
+    lanes::{Lanes, NUM_LANES, multiply_add, sums_of_four},
+    sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add, on_crew},
+};
+use decode::{CHUNK_INPUTS, CHUNK_VECTORS};
 pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
 
 /// A chunk of one output or row, at the beginning of a cache line: vectors across two lines are read twice as slowly.
@@ -253,8 +256,8 @@ impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
                 for (y, sums) in y.iter_mut().zip(&tile.sums) {
                     for (y, sums) in y[outputs.clone()].chunks_mut(GROUP_OUTPUTS).zip(&sums.0) {
                         match <&mut [f32; GROUP_OUTPUTS]>::try_from(&mut *y) {
-                            Ok(y) => *y = sums_of(sums),
-                            Err(_) => y.copy_from_slice(&sums_of(sums)[..y.len()]),
+                            Ok(y) => *y = sums_of_four(sums),
+                            Err(_) => y.copy_from_slice(&sums_of_four(sums)[..y.len()]),
                         }
                     }
                 }
@@ -283,7 +286,8 @@ fn add_products<const R: usize, const FUSED: bool>(
                 for vector in 0..BLOCK_VECTORS {
                     for (products, x) in products.iter_mut().zip(x) {
                         for (product, numbers) in products.iter_mut().zip(numbers) {
-                            *product = multiply_add::<FUSED>(numbers[vector][lane], x[vector][lane], *product);
+                            *product =
+                                multiply_add::<FUSED>(numbers[vector][lane], x[vector][lane], *product);
                         }
                     }
                 }
@@ -298,24 +302,4 @@ fn add_products<const R: usize, const FUSED: bool>(
             sums.0[group] = of_group;
         }
     }
-}
-
-/// The sum of the lanes of each of four, in halves, as vectors are added up: one after the other they would wait for
-/// each other.
-#[inline(always)]
-fn sums_of(lanes: &[Lanes; GROUP_OUTPUTS]) -> [f32; GROUP_OUTPUTS] {
-    halved::<4, 2>(&halved::<8, 4>(&halved::<16, 8>(lanes))).map(|[left, right]| left + right)
-}
-
-#[inline(always)]
-fn halved<const N: usize, const HALF: usize>(
-    numbers: &[[f32; N]; GROUP_OUTPUTS],
-) -> [[f32; HALF]; GROUP_OUTPUTS] {
-    let mut halves = [[0.0; HALF]; GROUP_OUTPUTS];
-    for (half, numbers) in halves.iter_mut().zip(numbers) {
-        for lane in 0..HALF {
-            half[lane] = numbers[lane] + numbers[lane + HALF];
-        }
-    }
-    halves
 }

@@ -41,11 +41,8 @@ pub(in crate::mlx) fn on_crew<T: Send>(max_threads: usize, work: impl Fn() -> T 
         others_returned.lock().unwrap_or_else(PoisonError::into_inner).push(returned);
     };
     let others = &crew.hands[..crew.hands.len().min(max_threads - 1)];
-    let job = Job {
-        work: &work_of_others,
-        num_at_work: AtomicUsize::new(others.len()),
-        panic: Mutex::new(None),
-    };
+    let job =
+        Job { work: &work_of_others, num_at_work: AtomicUsize::new(others.len()), panic: Mutex::new(None) };
     let handed_over = HandedOver { job: &job, others };
     let address = handed_over.address();
     for hand in others {

@@ -115,7 +115,9 @@ impl Product {
     unsafe fn compute(self) {
         let Self { transposes: (transpose_a, transpose_b), shape: (m, n, k), alpha, beta, .. } = self;
         let ((a, lda), (b, ldb), (c, ldc)) = (self.a, self.b, self.c);
-        if m == 1 && let Some(gemv) = next_gemv() {
+        if m == 1
+            && let Some(gemv) = next_gemv()
+        {
             #[cfg(test)]
             NUM_SINGLE_ROWS.fetch_add(1, Ordering::Relaxed);
             let step_a = if transpose_a == PLAIN { 1 } else { lda };

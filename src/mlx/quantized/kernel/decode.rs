@@ -10,10 +10,7 @@ use std::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
-/// Numbers that are worked on side by side. Every group is a multiple of it.
-pub(super) const NUM_LANES: usize = 16;
-
-pub(super) type Lanes = [f32; NUM_LANES];
+use crate::mlx::lanes::{Lanes, NUM_LANES, multiply_add};
 
 /// Vectors of one output that are decoded before they are multiplied, so many that they fill whole groups.
 pub(super) const CHUNK_VECTORS: usize = 48;
@@ -52,7 +49,7 @@ pub(in crate::mlx) struct QuantizedRows<'a> {
     pub(in crate::mlx) biases: Option<&'a [f32]>,
     pub(in crate::mlx) num_outputs: usize,
     pub(in crate::mlx) num_inputs: usize,
-    /// Numbers that share a scale: 32, 64 or 128, or 16 where they have 4 or 8 bits.
+    /// Numbers that share a scale, a multiple of the lanes: 32, 64 or 128, or 16 where they have 4 or 8 bits.
     pub(in crate::mlx) group_size: usize,
     pub(in crate::mlx) format: Format,
 }
@@ -191,11 +188,6 @@ impl<'a> QuantizedRows<'a> {
             }
         }
     }
-}
-
-#[inline(always)]
-pub(super) fn multiply_add<const FUSED: bool>(left: f32, right: f32, sum: f32) -> f32 {
-    if FUSED { left.mul_add(right, sum) } else { left * right + sum }
 }
 
 /// Gives each vector what its group has.
