@@ -48,6 +48,14 @@ impl MemoryNeeds {
         let Description { spec, files, stored_dtype, adapter, .. } = model;
         let in_files = files.weight_bytes();
         let weight_bytes = match (device, stored_dtype) {
+            // Scales and biases come to be float32; at most half of the smallest groups is theirs.
+            (ComputeDevice::Cpu, _)
+                if (spec.quantization.is_some() || stored_dtype.is_none())
+                    && device.multiplies_packed(dtype)
+                    && !adapter.as_ref().is_some_and(|adapter| adapter.used().is_fused) =>
+            {
+                matrix_bytes(spec, dtype).min(in_files.saturating_add(in_files / 2))
+            }
             // Quantised ones are widened where they fit.
             (ComputeDevice::Cpu, _) => matrix_bytes(spec, dtype),
             (ComputeDevice::Gpu, Some(stored)) if spec.quantization.is_none() => {

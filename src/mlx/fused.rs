@@ -3,10 +3,7 @@
 //! Owns these loops over slices. MLX's CPU backend makes a pass over memory for each operation, some
 //! twenty for an exponential, on one core. Which arrays they are for is the business of `ops`.
 
-use super::{
-    lanes::NUM_LANES,
-    sys::{WideWork, do_with_wide_vectors, with_wide_vectors},
-};
+use super::sys::{Instructions, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors};
 
 /// Coefficients of 2^f on [-0.5, 0.5], highest power first (Cephes, `exp2f.c`).
 pub(super) const EXP2: [f32; 7] =
@@ -65,7 +62,7 @@ struct WeighRows<'a, 'b> {
 
 impl WideWork for WeighRows<'_, '_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Instructions>(self) {
         let num_rows = self.maxima.len().max(1);
         for (row, (max, sum)) in self.maxima.iter_mut().zip(self.sums).enumerate() {
             for piece in self.pieces.iter() {

@@ -32,10 +32,9 @@ pub(super) struct Precision {
 }
 
 impl Precision {
-    /// Whether products with quantised matrices are made by the program's own loops, which read less memory than
-    /// products with their numbers. On a Mac's CPU the BLAS has instructions that loops cannot have.
+    /// Whether products with quantised matrices are made by the program's own loops.
     pub(super) fn multiplies_packed(&self) -> bool {
-        cfg!(target_os = "linux") && self.device == ComputeDevice::Cpu && self.dtype == ComputeDtype::Float32
+        self.device.multiplies_packed(self.dtype)
     }
 }
 

@@ -10,8 +10,7 @@ use mlx_rs::Array;
 
 use super::error::{MlxError, Result};
 use super::fused::{MIN_EXPONENT, NOTHING_SEEN, exp2_in_range, max_of, sum_of_weights};
-use super::lanes::NUM_LANES;
-use super::sys::{on_crew, with_wide_vectors};
+use super::sys::{NUM_LANES, on_crew, with_wide_vectors};
 use crate::engine::{SamplingParams, TokenReport};
 use crate::guide::TokenSet;
 

@@ -20,7 +20,6 @@ mod facts;
 mod fused;
 mod host;
 mod kv;
-mod lanes;
 mod latent_attention;
 mod linear;
 mod live;

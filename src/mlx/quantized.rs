@@ -28,6 +28,9 @@ use crate::models::{Quantization, QuantizationMode, QuantizationSpec};
 /// elements'.
 pub(super) const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
 
+/// Numbers that share a scale in MLX's affine form, at least.
+const MIN_MLX_GROUP: usize = 32;
+
 /// Rows from which on the CPU's BLAS makes up for making numbers of a matrix first.
 pub(super) const MIN_WIDENED_ROWS: usize = 64;
 
@@ -55,7 +58,8 @@ impl Quantized {
         }
         let words = weights.take_any_shape(&format!("{path}.weight"))?;
         let scales = weights.take_any_shape(&format!("{path}.scales"))?;
-        let quantization = quantization_of(path, (num_matrices, shape), &words, &scales)?;
+        let quantization =
+            quantization_of(path, (num_matrices, shape), (&words, &scales), precision.multiplies_packed())?;
         if let Some(stated) = settings.and_then(|settings| settings.stated(path))
             && stated != Some(quantization)
         {
@@ -158,7 +162,23 @@ impl Quantized {
 
     /// Its numbers in `dtype`.
     pub(super) fn numbers(&self, dtype: Dtype) -> Result<Array> {
-        self.scaled(sys::dequantize(self.parts(), dtype)?)
+        if self.quantization.group_size >= MIN_MLX_GROUP || self.quantization.mode != QuantizationMode::Affine
+        {
+            return self.scaled(sys::dequantize(self.parts(), dtype)?);
+        }
+        self.settle()?;
+        let parts = self.on_host().ok_or_else(|| {
+            MlxError::Unsupported("small groups that are not in the host's memory".to_owned())
+        })?;
+        // All matrices as one.
+        let (num_outputs, num_inputs) = self.shape();
+        let num_outputs = num_outputs * if self.words.ndim() == 3 { self.words.dim(0) as usize } else { 1 };
+        let mut shape = self.words.shape().to_vec();
+        *shape.last_mut().expect("a matrix has inputs") = num_inputs as i32;
+        let matrix = QuantizedRows { num_outputs, ..self.rows_of_matrix(&parts, 0) };
+        let matrix =
+            QuantizedRows { words: parts.words, scales: parts.scales, biases: parts.biases, ..matrix };
+        Ok(made_by_host([], &shape, |[], numbers| matrix.numbers_into(numbers))?.as_dtype(dtype)?)
     }
 
     /// `(T, inputs)` → `(T, outputs)` by one matrix, or `(E, T, inputs)` → `(E, T, outputs)` by each of E.
@@ -323,8 +343,8 @@ pub(super) fn multiply_on_host(
 fn quantization_of(
     path: &str,
     (num_matrices, shape): (Option<usize>, MatrixShape),
-    words: &Array,
-    scales: &Array,
+    (words, scales): (&Array, &Array),
+    has_small_groups: bool,
 ) -> Result<Quantization> {
     let wrong = || {
         MlxError::Weights(format!(
@@ -353,7 +373,9 @@ fn quantization_of(
     }
     let mode = QuantizationMode::ALL.into_iter().find(|mode| {
         let is_affine = *mode == QuantizationMode::Affine;
-        is_affine == (scales.dtype() != Dtype::Uint8) && mode.allows(group_size, bits)
+        let is_small = is_affine && has_small_groups && group_size == MIN_MLX_GROUP / 2;
+        let allowed_size = if is_small { MIN_MLX_GROUP } else { group_size };
+        is_affine == (scales.dtype() != Dtype::Uint8) && mode.allows(allowed_size, bits)
     });
     Ok(Quantization { group_size, bits, mode: mode.ok_or_else(wrong)? })
 }

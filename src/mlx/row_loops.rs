@@ -4,7 +4,7 @@
 //! which is handed to another thread and goes through memory. Which arrays they are for is `norm`'s and `rope`'s
 //! business.
 
-use super::sys::{WideWork, do_with_wide_vectors};
+use super::sys::{Instructions, WideWork, do_with_wide_vectors};
 
 /// Numbers that are worked on side by side.
 const NUM_LANES: usize = 16;
@@ -44,7 +44,7 @@ struct NormRows<'a> {
 
 impl WideWork for NormRows<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Instructions>(self) {
         let width = self.width.max(1);
         for (row, normed) in self.rows.chunks_exact(width).zip(self.normed.chunks_exact_mut(width)) {
             let mean = match self.spread {
@@ -115,7 +115,7 @@ struct RotateHeads<'a> {
 
 impl WideWork for RotateHeads<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Instructions>(self) {
         let Rotation { num_heads, head_dim, dims, interleaved } = self.rotation;
         let half = dims / 2;
         let width = (num_heads * head_dim).max(1);

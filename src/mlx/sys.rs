@@ -30,4 +30,6 @@ pub(super) use process::{exit_at_once, ignore_file_size_signal, map_file, peak_r
 pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
 };
-pub(super) use vectors::{WideWork, do_with_wide_vectors, has_fused_multiply_add, with_wide_vectors};
+#[cfg(test)]
+pub(super) use vectors::Plain;
+pub(super) use vectors::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors};

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     models::{
         GgufHeader, GgufNames, GgufWeight, ModelSpec, StoredForm,
-        gguf::{Affine, Decode, GROUP_SIZE, GgufTensor, affine, decoder},
+        gguf::{Affine, Decode, GgufTensor, PART_SIZE, affine, decoder},
     },
     threads::on_threads,
 };
@@ -53,7 +53,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
         let blocks = Blocks::of(tensor, &maps[tensor.file], form).map_err(in_tensor)?;
         let packed = match name.strip_suffix(".weight") {
             Some(path) if !precision.widen_quantized || precision.multiplies_packed() => {
-                blocks.packed(precision.dtype)?.map(|packed| (path, packed))
+                blocks.packed(precision)?.map(|packed| (path, packed))
             }
             _ => None,
         };
@@ -172,14 +172,16 @@ impl<'a> Blocks<'a> {
         Ok(numbers)
     }
 
-    /// The matrices as MLX packs them; `None` where it has no such form, or not in the range of `dtype`.
-    fn packed(&self, dtype: ComputeDtype) -> Result<Option<Packed>> {
+    /// The matrices as MLX packs them, or in groups that are smaller than MLX has them where nobody else multiplies by
+    /// them; `None` where there is no such form, or not in the range of `dtype`.
+    fn packed(&self, precision: Precision) -> Result<Option<Packed>> {
         let (&[.., columns], 2 | 3) = (self.shape.as_slice(), self.shape.len()) else { return Ok(None) };
-        if columns == 0 || !(columns as usize).is_multiple_of(GROUP_SIZE) {
+        if columns == 0 || !(columns as usize).is_multiple_of(PART_SIZE) {
             return Ok(None);
         }
         match affine(self.type_code) {
-            Some(affine) => self.packed_affine(affine, dtype),
+            Some(affine) if affine.group_size < PART_SIZE && !precision.multiplies_packed() => Ok(None),
+            Some(affine) => self.packed_affine(affine, precision.dtype),
             None if self.type_code == MXFP4 => Ok(Some(self.packed_mxfp4())),
             None => Ok(None),
         }
@@ -187,24 +189,17 @@ impl<'a> Blocks<'a> {
 
     /// Groups of a scale and a bias each, which are float32.
     fn packed_affine(&self, affine: Affine, dtype: ComputeDtype) -> Result<Option<Packed>> {
-        let num_groups = self.row_size / GROUP_SIZE;
+        let num_groups = self.row_size / affine.group_size;
+        let num_words = self.row_size * affine.bits / 32;
         let num_rows = self.num_rows();
-        let mut words = vec![0_u32; num_rows * num_groups * affine.bits];
+        let mut words = vec![0_u32; num_rows * num_words];
         let [mut scales, mut biases] = [(); 2].map(|()| vec![0.0_f32; num_rows * num_groups]);
-        let rows = (words.chunks_mut(num_groups * affine.bits))
-            .zip(scales.chunks_mut(num_groups).zip(biases.chunks_mut(num_groups)))
-            .enumerate();
-        let rows = Mutex::new(rows);
+        let groups = scales.chunks_mut(num_groups).zip(biases.chunks_mut(num_groups));
+        let rows = Mutex::new(words.chunks_mut(num_words).zip(groups).enumerate());
         let next = || rows.lock().expect("no thread panics while it holds the lock").next();
         on_threads(num_rows * self.row_size / MIN_SHARED_NUMBERS, || {
-            while let Some((row, (words, (scales, biases)))) = next() {
-                let blocks = self.row(row).chunks_exact(self.block_bytes);
-                let groups =
-                    blocks.flat_map(|block| (0..affine.groups_per_block).map(move |group| (block, group)));
-                let stored = words.chunks_mut(affine.bits).zip(scales.iter_mut().zip(biases));
-                for ((block, group), (words, (scale, bias))) in groups.zip(stored) {
-                    (*scale, *bias) = affine.unpack(block, group, words);
-                }
+            while let Some((row, (words, groups))) = next() {
+                affine.unpack(self.row(row).chunks_exact(self.block_bytes), words, groups);
             }
         });
         let largest_f16 = 65504.0;
@@ -215,7 +210,7 @@ impl<'a> Blocks<'a> {
         }
         let groups = self.shape_of_rows(num_groups);
         Ok(Some(Packed {
-            words: Array::from_slice(&words, &self.shape_of_rows(num_groups * affine.bits)),
+            words: Array::from_slice(&words, &self.shape_of_rows(num_words)),
             scales: Array::from_slice(&scales, &groups),
             biases: Some(Array::from_slice(&biases, &groups)),
         }))
@@ -223,7 +218,7 @@ impl<'a> Blocks<'a> {
 
     /// Groups of a power of two and codes of four bits, which MLX has in the order of the numbers.
     fn packed_mxfp4(&self) -> Packed {
-        let num_groups = self.row_size / GROUP_SIZE;
+        let num_groups = self.row_size / PART_SIZE;
         let num_rows = self.num_rows();
         let mut words = Vec::with_capacity(num_rows * num_groups * 4);
         let mut scales = Vec::with_capacity(num_rows * num_groups);

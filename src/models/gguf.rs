@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-pub use affine::{Affine, GROUP_SIZE, affine};
+pub use affine::{Affine, PART_SIZE, affine};
 pub use decode::{Decode, decoder};
 use reader::Reader;
 pub use types::GgmlType;

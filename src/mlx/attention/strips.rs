@@ -9,8 +9,7 @@ use std::{ops::Range, sync::Mutex};
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    lanes::{Lanes, NUM_LANES, multiply_add, sums_of_four},
-    sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add, on_crew},
+    sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_crew},
 };
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
@@ -103,12 +102,7 @@ pub(super) fn attend(
             let queries = &row.queries[kv_head * num_groups * key_dim..][..num_groups * key_dim];
             let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
             head.begin(sinks);
-            let (head, row) = (&mut head, row);
-            if has_fused_multiply_add() {
-                do_with_wide_vectors(Attend::<true> { head, queries, row, kv_head, weighed });
-            } else {
-                do_with_wide_vectors(Attend::<false> { head, queries, row, kv_head, weighed });
-            }
+            do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
         }
     };
     on_crew(max_threads, work);
@@ -116,7 +110,7 @@ pub(super) fn attend(
 }
 
 /// Attends one KV head's queries of one row.
-struct Attend<'a, 'b, const FUSED: bool> {
+struct Attend<'a, 'b> {
     head: &'a mut Head,
     queries: &'a [f32],
     row: &'a StripRow<'b>,
@@ -124,10 +118,10 @@ struct Attend<'a, 'b, const FUSED: bool> {
     weighed: &'a mut [f32],
 }
 
-impl<const FUSED: bool> WideWork for Attend<'_, '_, FUSED> {
+impl WideWork for Attend<'_, '_> {
     #[inline(always)]
-    fn run(self) {
-        self.head.attend::<FUSED>(self.queries, self.row, self.kv_head, self.weighed);
+    fn run<I: Instructions>(self) {
+        self.head.attend::<I>(self.queries, self.row, self.kv_head, self.weighed);
     }
 }
 
@@ -164,7 +158,7 @@ impl Head {
 
     /// Attends queries `(G, D)` to what the row sees with KV head `head`; `weighed` is `(G, D)`, zeros.
     #[inline(always)]
-    fn attend<const FUSED: bool>(
+    fn attend<I: Instructions>(
         &mut self,
         queries: &[f32],
         row: &StripRow<'_>,
@@ -185,7 +179,7 @@ impl Head {
                 let num_tokens = (strip.tokens.end - start).min(TILE_TOKENS);
                 let keys = (strip.keys.from(head, start), strip.keys.token_step);
                 let values = (strip.values.from(head, start), strip.values.token_step);
-                self.add_block::<FUSED>(queries, num_tokens, keys, values, weighed);
+                self.add_block::<I>(queries, num_tokens, keys, values, weighed);
                 start += num_tokens;
             }
         }
@@ -196,7 +190,7 @@ impl Head {
 
     /// Adds a block of tokens; their keys and values lie so many numbers apart.
     #[inline(always)]
-    fn add_block<const FUSED: bool>(
+    fn add_block<I: Instructions>(
         &mut self,
         queries: &[f32],
         num_tokens: usize,
@@ -212,7 +206,7 @@ impl Head {
                 std::array::from_fn(|of_four| key((token + of_four).min(num_tokens - 1)));
             for (group, query) in queries.chunks_exact(key_dim).enumerate() {
                 let scores = &mut self.scores[group * TILE_TOKENS + token..][..KEYS_TOGETHER];
-                scores.copy_from_slice(&dots::<FUSED>(query, keys));
+                scores.copy_from_slice(&dots::<I>(query, keys));
             }
         }
         for group in 0..num_groups {
@@ -230,7 +224,7 @@ impl Head {
                 self.max[group] = max;
             }
             self.sum[group] += sum;
-            add_weighed::<FUSED>(scores, values, value_step, weighed);
+            add_weighed::<I>(scores, values, value_step, weighed);
         }
     }
 
@@ -250,18 +244,18 @@ impl Head {
 
 /// The products of one with each of four.
 #[inline(always)]
-fn dots<const FUSED: bool>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32; KEYS_TOGETHER] {
+fn dots<I: Instructions>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32; KEYS_TOGETHER] {
     let mut lanes = [[0.0; NUM_LANES]; KEYS_TOGETHER];
     let (lefts, left_rest) = left.as_chunks::<NUM_LANES>();
     let rights = right.map(|right| &right.as_chunks::<NUM_LANES>().0[..lefts.len()]);
     let (blocks, others) = lefts.as_chunks::<BLOCK_VECTORS>();
     for (index, block) in blocks.iter().enumerate() {
         let rights = rights.map(|right| &right.as_chunks::<BLOCK_VECTORS>().0[index]);
-        add_products::<BLOCK_VECTORS, FUSED>(block, rights, &mut lanes);
+        add_products::<BLOCK_VECTORS, I>(block, rights, &mut lanes);
     }
     for (index, other) in others.iter().enumerate() {
         let rights = rights.map(|right| &right.as_chunks::<1>().0[lefts.len() - others.len() + index]);
-        add_products::<1, FUSED>(&[*other], rights, &mut lanes);
+        add_products::<1, I>(&[*other], rights, &mut lanes);
     }
     if !left_rest.is_empty() {
         // Narrow heads are all rest; numbers one by one would wait for each other.
@@ -271,20 +265,20 @@ fn dots<const FUSED: bool>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32
             let (narrow_right, last_right) = right_rest.as_chunks::<NUM_NARROW_LANES>();
             for (left, right) in narrow.iter().zip(narrow_right) {
                 for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
-                    *lane = multiply_add::<FUSED>(*left, *right, *lane);
+                    *lane = I::multiply_add(*left, *right, *lane);
                 }
             }
             for ((lane, left), right) in lanes.iter_mut().zip(last).zip(last_right) {
-                *lane = multiply_add::<FUSED>(*left, *right, *lane);
+                *lane = I::multiply_add(*left, *right, *lane);
             }
         }
     }
-    sums_of_four(&lanes)
+    I::sums_of_four(&lanes)
 }
 
 /// Adds the products of N vectors with those of each of four.
 #[inline(always)]
-fn add_products<const N: usize, const FUSED: bool>(
+fn add_products<const N: usize, I: Instructions>(
     left: &[Lanes; N],
     right: [&[Lanes; N]; KEYS_TOGETHER],
     lanes: &mut [Lanes; KEYS_TOGETHER],
@@ -294,7 +288,7 @@ fn add_products<const N: usize, const FUSED: bool>(
         let mut products = [0.0; KEYS_TOGETHER];
         for vector in 0..N {
             for (product, right) in products.iter_mut().zip(right) {
-                *product = multiply_add::<FUSED>(left[vector][lane], right[vector][lane], *product);
+                *product = I::multiply_add(left[vector][lane], right[vector][lane], *product);
             }
         }
         for (lanes, product) in lanes.iter_mut().zip(products) {
@@ -305,16 +299,16 @@ fn add_products<const N: usize, const FUSED: bool>(
 
 /// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `step` numbers after the last one's.
 #[inline(always)]
-fn add_weighed<const FUSED: bool>(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
-    let place = add_vectors::<BLOCK_VECTORS, FUSED>(weights, values, step, weighed, 0);
-    let place = add_vectors::<1, FUSED>(weights, values, step, weighed, place);
-    let place = add_in_lanes::<NUM_NARROW_LANES, FUSED>(weights, values, step, weighed, place);
-    add_in_lanes::<1, FUSED>(weights, values, step, weighed, place);
+fn add_weighed<I: Instructions>(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
+    let place = add_vectors::<BLOCK_VECTORS, I>(weights, values, step, weighed, 0);
+    let place = add_vectors::<1, I>(weights, values, step, weighed, place);
+    let place = add_in_lanes::<NUM_NARROW_LANES, I>(weights, values, step, weighed, place);
+    add_in_lanes::<1, I>(weights, values, step, weighed, place);
 }
 
 /// Adds as much of them as fills N vectors, from a place on; returns the place it has come to.
 #[inline(always)]
-fn add_vectors<const N: usize, const FUSED: bool>(
+fn add_vectors<const N: usize, I: Instructions>(
     weights: &[f32],
     values: &[f32],
     step: usize,
@@ -330,11 +324,11 @@ fn add_vectors<const N: usize, const FUSED: bool>(
         for (index, weights) in fours.iter().enumerate() {
             let values: [&[Lanes; N]; TOKENS_TOGETHER] =
                 std::array::from_fn(|token| of_token(TOKENS_TOGETHER * index + token, place));
-            add_tokens::<N, TOKENS_TOGETHER, FUSED>(weights, values, &mut lanes);
+            add_tokens::<N, TOKENS_TOGETHER, I>(weights, values, &mut lanes);
         }
         for (index, weight) in rest.iter().enumerate() {
             let token = weights.len() - rest.len() + index;
-            add_tokens::<N, 1, FUSED>(&[*weight], [of_token(token, place)], &mut lanes);
+            add_tokens::<N, 1, I>(&[*weight], [of_token(token, place)], &mut lanes);
         }
         *sums = lanes;
         place += N * NUM_LANES;
@@ -344,7 +338,7 @@ fn add_vectors<const N: usize, const FUSED: bool>(
 
 /// Adds N vectors of each of T tokens.
 #[inline(always)]
-fn add_tokens<const N: usize, const T: usize, const FUSED: bool>(
+fn add_tokens<const N: usize, const T: usize, I: Instructions>(
     weights: &[f32; T],
     values: [&[Lanes; N]; T],
     sums: &mut [Lanes; N],
@@ -352,7 +346,7 @@ fn add_tokens<const N: usize, const T: usize, const FUSED: bool>(
     for lane in 0..NUM_LANES {
         for (vector, sums) in sums.iter_mut().enumerate() {
             for (weight, values) in weights.iter().zip(values) {
-                sums[lane] = multiply_add::<FUSED>(*weight, values[vector][lane], sums[lane]);
+                sums[lane] = I::multiply_add(*weight, values[vector][lane], sums[lane]);
             }
         }
     }
@@ -360,7 +354,7 @@ fn add_tokens<const N: usize, const T: usize, const FUSED: bool>(
 
 /// Adds as much of them as fills so many lanes, from a place on; returns the place it has come to.
 #[inline(always)]
-fn add_in_lanes<const N: usize, const FUSED: bool>(
+fn add_in_lanes<const N: usize, I: Instructions>(
     weights: &[f32],
     values: &[f32],
     step: usize,
@@ -371,7 +365,7 @@ fn add_in_lanes<const N: usize, const FUSED: bool>(
         let mut sums = *lanes;
         for (weight, value) in weights.iter().zip(values.chunks(step)) {
             for (sum, value) in sums.iter_mut().zip(&value[place..][..N]) {
-                *sum = multiply_add::<FUSED>(*weight, *value, *sum);
+                *sum = I::multiply_add(*weight, *value, *sum);
             }
         }
         *lanes = sums;

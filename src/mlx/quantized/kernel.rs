@@ -11,10 +11,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::mlx::{
-    lanes::{Lanes, NUM_LANES, multiply_add, sums_of_four},
-    sys::{WideWork, do_with_wide_vectors, has_fused_multiply_add, on_crew},
-};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_crew};
 use decode::{CHUNK_INPUTS, CHUNK_VECTORS};
 pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
 
@@ -76,11 +73,7 @@ pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
         let mut tile = Tile::new();
         while let Some(mut piece) = next(&pieces) {
             let (piece, tile) = (&mut piece, &mut tile);
-            if has_fused_multiply_add() {
-                do_with_wide_vectors(Multiply::<true> { piece, tile });
-            } else {
-                do_with_wide_vectors(Multiply::<false> { piece, tile });
-            }
+            do_with_wide_vectors(Multiply { piece, tile });
         }
     });
 }
@@ -157,11 +150,7 @@ impl QuantizedRows<'_> {
         on_crew(num_threads, || {
             while let Some((index, numbers)) = next(&pieces) {
                 let first_output = index * num_outputs;
-                if has_fused_multiply_add() {
-                    do_with_wide_vectors(Decode::<true> { matrix: self, first_output, numbers });
-                } else {
-                    do_with_wide_vectors(Decode::<false> { matrix: self, first_output, numbers });
-                }
+                do_with_wide_vectors(Decode { matrix: self, first_output, numbers });
             }
         });
     }
@@ -172,19 +161,19 @@ impl QuantizedRows<'_> {
 }
 
 /// Writes the numbers of some outputs.
-struct Decode<'a, const FUSED: bool> {
+struct Decode<'a> {
     matrix: &'a QuantizedRows<'a>,
     first_output: usize,
     numbers: &'a mut [f32],
 }
 
-impl<const FUSED: bool> WideWork for Decode<'_, FUSED> {
+impl WideWork for Decode<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Instructions>(self) {
         for (output, numbers) in self.numbers.chunks_mut(self.matrix.num_inputs).enumerate() {
             for (chunk, numbers) in numbers.chunks_mut(CHUNK_INPUTS).enumerate() {
                 let (vectors, _) = numbers.as_chunks_mut();
-                self.matrix.decode::<FUSED>(self.first_output + output, chunk * CHUNK_INPUTS, vectors);
+                self.matrix.decode::<I>(self.first_output + output, chunk * CHUNK_INPUTS, vectors);
             }
         }
     }
@@ -213,14 +202,14 @@ impl Sums {
 }
 
 /// Computes a piece.
-struct Multiply<'a, 'b, const FUSED: bool> {
+struct Multiply<'a, 'b> {
     piece: &'a mut Piece<'b>,
     tile: &'a mut Tile,
 }
 
-impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
+impl WideWork for Multiply<'_, '_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Instructions>(self) {
         let Self { piece: Piece { matrix, x, first_output, y }, tile } = self;
         for (y, x) in y.chunks_mut(MAX_ROWS).zip(x.iter()) {
             let num_outputs = y[0].len();
@@ -234,30 +223,30 @@ impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
                     let num_blocks = num_vectors.div_ceil(BLOCK_VECTORS);
                     for (numbers, output) in tile.numbers.iter_mut().zip(outputs.clone()) {
                         let (numbers, rest) = numbers.0.split_at_mut(num_vectors);
-                        matrix.decode::<FUSED>(*first_output + output, first_input, numbers);
+                        matrix.decode::<I>(*first_output + output, first_input, numbers);
                         rest.fill([0.0; NUM_LANES]);
                     }
                     let (fours, rest) = tile.sums.as_chunks_mut::<4>();
                     let (x_fours, x_rest) = x.as_chunks::<4>();
                     for (sums, x) in fours.iter_mut().zip(x_fours) {
-                        add_products::<4, FUSED>(&tile.numbers, num_blocks, x, sums);
+                        add_products::<4, I>(&tile.numbers, num_blocks, x, sums);
                     }
                     let (twos, rest) = rest.as_chunks_mut::<2>();
                     let (x_twos, x_rest) = x_rest.as_chunks::<2>();
                     for (sums, x) in twos.iter_mut().zip(x_twos) {
-                        add_products::<2, FUSED>(&tile.numbers, num_blocks, x, sums);
+                        add_products::<2, I>(&tile.numbers, num_blocks, x, sums);
                     }
                     let (ones, _) = rest.as_chunks_mut::<1>();
                     let (x_ones, _) = x_rest.as_chunks::<1>();
                     for (sums, x) in ones.iter_mut().zip(x_ones) {
-                        add_products::<1, FUSED>(&tile.numbers, num_blocks, x, sums);
+                        add_products::<1, I>(&tile.numbers, num_blocks, x, sums);
                     }
                 }
                 for (y, sums) in y.iter_mut().zip(&tile.sums) {
                     for (y, sums) in y[outputs.clone()].chunks_mut(GROUP_OUTPUTS).zip(&sums.0) {
                         match <&mut [f32; GROUP_OUTPUTS]>::try_from(&mut *y) {
-                            Ok(y) => *y = sums_of_four(sums),
-                            Err(_) => y.copy_from_slice(&sums_of_four(sums)[..y.len()]),
+                            Ok(y) => *y = I::sums_of_four(sums),
+                            Err(_) => y.copy_from_slice(&I::sums_of_four(sums)[..y.len()]),
                         }
                     }
                 }
@@ -269,7 +258,7 @@ impl<const FUSED: bool> WideWork for Multiply<'_, '_, FUSED> {
 /// Adds the products of R rows' chunks with the outputs' to the rows' sums, four outputs at a time: so many sums as
 /// registers hold beside what is multiplied.
 #[inline(always)]
-fn add_products<const R: usize, const FUSED: bool>(
+fn add_products<const R: usize, I: Instructions>(
     numbers: &[Chunk; TILE_OUTPUTS],
     num_blocks: usize,
     x: &[Chunk; R],
@@ -286,8 +275,7 @@ fn add_products<const R: usize, const FUSED: bool>(
                 for vector in 0..BLOCK_VECTORS {
                     for (products, x) in products.iter_mut().zip(x) {
                         for (product, numbers) in products.iter_mut().zip(numbers) {
-                            *product =
-                                multiply_add::<FUSED>(numbers[vector][lane], x[vector][lane], *product);
+                            *product = I::multiply_add(numbers[vector][lane], x[vector][lane], *product);
                         }
                     }
                 }

@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::mlx::sys::{WideWork, do_with_wide_vectors, on_crew};
+use crate::mlx::sys::{Instructions, WideWork, do_with_wide_vectors, on_crew};
 
 /// Parts that the rows of a memory are divided into, each with a sum of its own: as many whatever the machine and
 /// the batch, so that what is read does not depend on these.
@@ -79,7 +79,7 @@ struct WriteAndRead<'a> {
 
 impl WideWork for WriteAndRead<'_> {
     #[inline(always)]
-    fn run(self) {
+    fn run<I: Instructions>(self) {
         let Part { queries, keys, values } = self.step;
         for ((row, query), key) in self.part.chunks_mut(values.len()).zip(queries).zip(keys) {
             for ((number, value), sum) in row.iter_mut().zip(values).zip(self.sums.iter_mut()) {

@@ -1,4 +1,11 @@
 //! Loops compiled for the widest instructions that the machine has.
+//!
+//! Owns finding out which those are, and the few things that loops say in another way for each of them.
+
+/// Numbers of float32 in the widest vector that is made use of.
+pub(in crate::mlx) const NUM_LANES: usize = 16;
+
+pub(in crate::mlx) type Lanes = [f32; NUM_LANES];
 
 /// Does little work in instructions as wide as this machine has; where there is more to it than a loop or two,
 /// [`do_with_wide_vectors`] does.
@@ -29,11 +36,101 @@ pub(in crate::mlx) fn with_wide_vectors<T>(work: impl FnOnce() -> T) -> T {
 /// Work for [`do_with_wide_vectors`].
 pub(in crate::mlx) trait WideWork {
     /// Does it; `#[inline(always)]`, with all that it calls.
-    fn run(self);
+    fn run<I: Instructions>(self);
 }
 
-/// Does work in instructions as wide as this machine has, and with a fused multiply-add where
-/// [`has_fused_multiply_add`] says so.
+/// What is said in another way for each kind of instructions.
+pub(in crate::mlx) trait Instructions {
+    /// `left · right + sum`, in one instruction where there is one: a function that does the same is a hundred times
+    /// slower than two.
+    fn multiply_add(left: f32, right: f32, sum: f32) -> f32;
+
+    /// The sum of the lanes of each of four.
+    #[inline(always)]
+    fn sums_of_four(lanes: &[Lanes; 4]) -> [f32; 4] {
+        // In halves, as vectors are added up; one after the other they would wait for each other.
+        halved::<4, 2>(&halved::<8, 4>(&halved::<16, 8>(lanes))).map(|[left, right]| left + right)
+    }
+}
+
+#[inline(always)]
+fn halved<const N: usize, const HALF: usize>(numbers: &[[f32; N]; 4]) -> [[f32; HALF]; 4] {
+    let mut halves = [[0.0; HALF]; 4];
+    for (half, numbers) in halves.iter_mut().zip(numbers) {
+        for lane in 0..HALF {
+            half[lane] = numbers[lane] + numbers[lane + HALF];
+        }
+    }
+    halves
+}
+
+/// Those without a fused multiply-add.
+pub(in crate::mlx) struct Plain;
+
+impl Instructions for Plain {
+    #[inline(always)]
+    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
+        left * right + sum
+    }
+}
+
+/// Those with one.
+struct Fused;
+
+impl Instructions for Fused {
+    #[inline(always)]
+    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
+        left.mul_add(right, sum)
+    }
+}
+
+/// AVX-512. Only what is compiled for it may name this.
+#[cfg(target_arch = "x86_64")]
+struct Avx512;
+
+#[cfg(target_arch = "x86_64")]
+impl Instructions for Avx512 {
+    #[inline(always)]
+    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
+        left.mul_add(right, sum)
+    }
+
+    #[inline(always)]
+    fn sums_of_four(lanes: &[Lanes; 4]) -> [f32; 4] {
+        // SAFETY: only what is compiled for them names this.
+        unsafe { sums_of_four_in_512_bits(lanes) }
+    }
+}
+
+/// The four are laid across each other, twice, so that whole vectors are added: no lane waits for its neighbour.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn sums_of_four_in_512_bits(lanes: &[Lanes; 4]) -> [f32; 4] {
+    use std::arch::x86_64::{
+        _mm_add_ps, _mm_storeu_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_castps512_ps128,
+        _mm512_extractf32x4_ps, _mm512_loadu_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd,
+        _mm512_unpacklo_ps,
+    };
+    // SAFETY: as many numbers as are read.
+    let [a, b, c, d] = unsafe { [0, 1, 2, 3].map(|index: usize| _mm512_loadu_ps(lanes[index].as_ptr())) };
+    let pairs = |left, right| {
+        let (low, high) = (_mm512_unpacklo_ps(left, right), _mm512_unpackhi_ps(left, right));
+        _mm512_castps_pd(_mm512_add_ps(low, high))
+    };
+    let (ab, cd) = (pairs(a, b), pairs(c, d));
+    let (low, high) = (_mm512_unpacklo_pd(ab, cd), _mm512_unpackhi_pd(ab, cd));
+    // Of each quarter's lanes the four sums.
+    let quarters = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    let first = _mm_add_ps(_mm512_castps512_ps128(quarters), _mm512_extractf32x4_ps::<2>(quarters));
+    let second = _mm_add_ps(_mm512_extractf32x4_ps::<1>(quarters), _mm512_extractf32x4_ps::<3>(quarters));
+    let mut sums = [0.0; 4];
+    // SAFETY: as many numbers as are written.
+    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(first, second)) };
+    sums
+}
+
+/// Does work in instructions as wide as this machine has.
 ///
 /// A trait's method can be told to be inlined, a closure cannot: once it is large its three calls are not inlined,
 /// and what is not inlined is compiled for the narrow instructions that every machine has.
@@ -43,29 +140,25 @@ pub(in crate::mlx) fn do_with_wide_vectors(work: impl WideWork) {
     {
         #[target_feature(enable = "avx512f")]
         fn with_512_bits(work: impl WideWork) {
-            work.run();
+            work.run::<Avx512>();
         }
         #[target_feature(enable = "avx2,fma")]
         fn with_256_bits(work: impl WideWork) {
-            work.run();
+            work.run::<Fused>();
         }
-        if std::arch::is_x86_feature_detected!("avx512f") {
+        let has_fused = std::arch::is_x86_feature_detected!("fma");
+        if has_fused && std::arch::is_x86_feature_detected!("avx512f") {
             // SAFETY: the machine has them.
             return unsafe { with_512_bits(work) };
         }
-        if has_fused_multiply_add() {
+        if has_fused && std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: the machine has them.
             return unsafe { with_256_bits(work) };
         }
+        work.run::<Plain>();
     }
-    work.run();
-}
-
-/// Whether [`WideWork`] may use `f32::mul_add`: where the instructions have none it is a
-/// call of a function, a hundred times slower.
-pub(in crate::mlx) fn has_fused_multiply_add() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    cfg!(target_arch = "aarch64")
+    #[cfg(target_arch = "aarch64")]
+    work.run::<Fused>();
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    work.run::<Plain>();
 }

@@ -13,13 +13,14 @@ use crate::{
 
 const HIDDEN: u64 = 256;
 const NUM_HEADS: usize = 4;
+/// As for a device whose products the program does not make itself.
 const WIDENED: Precision = Precision {
     dtype: ComputeDtype::Float32,
-    device: ComputeDevice::Cpu,
+    device: ComputeDevice::Gpu,
     widen_quantized: true,
     fuse_updates: false,
 };
-const PACKED: Precision = Precision { widen_quantized: false, ..WIDENED };
+const PACKED: Precision = Precision { widen_quantized: false, device: ComputeDevice::Cpu, ..WIDENED };
 
 /// Blocks of noise, but for their scales, which are small numbers at the places where types have them.
 fn blocks(kind: GgmlType, num_elements: u64, seed: u64) -> Vec<u8> {
@@ -165,10 +166,13 @@ fn types_that_are_affine_groups_stay_packed_and_lose_nothing() {
     for kind in readable_types() {
         let (file, spec) = written(&model_of(kind));
         let mut weights = load(file.path(), &spec, PACKED).unwrap();
-        let bits = match kind.name() {
-            "Q4_0" | "Q4_1" | "Q4_K" => 4,
-            "Q5_0" | "Q5_1" | "Q5_K" => 5,
-            "Q8_0" => 8,
+        let (bits, group_size) = match kind.name() {
+            "Q2_K" if PACKED.multiplies_packed() => (2, 16),
+            "Q3_K" if PACKED.multiplies_packed() => (3, 16),
+            "Q6_K" if PACKED.multiplies_packed() => (6, 16),
+            "Q4_0" | "Q4_1" | "Q4_K" => (4, 32),
+            "Q5_0" | "Q5_1" | "Q5_K" => (5, 32),
+            "Q8_0" => (8, 32),
             "MXFP4" => {
                 assert!(weights.contains("model.embed_tokens.scales"));
                 assert!(!weights.contains("model.embed_tokens.biases"));
@@ -185,8 +189,20 @@ fn types_that_are_affine_groups_stay_packed_and_lose_nothing() {
             let [packed, scales, biases] = ["weight", "scales", "biases"]
                 .map(|part| weights.take_any_shape(&format!("{path}.{part}")).unwrap());
             assert_eq!(packed.dim(1) as u64 * 32, matrices()[number].1 * bits);
-            let numbers = mlx_rs::ops::dequantize(&packed, &scales, &biases, 32, bits as i32).unwrap();
-            assert_eq!(numbers_of(&numbers), expected(kind, number), "{} {name}", kind.name());
+            let expected = expected(kind, number);
+            let (scales, biases) = (numbers_of(&scales), numbers_of(&biases));
+            let words = packed.try_as_slice::<u32>().unwrap();
+            let code = |at: u64| {
+                (0..bits).fold(0, |code, bit| {
+                    let place = at * bits + bit;
+                    code | (words[place as usize / 32] >> (place % 32) & 1) << bit
+                })
+            };
+            for (at, expected) in expected.iter().enumerate() {
+                let group = at / group_size;
+                let number = (code(at as u64) as f32).mul_add(scales[group], biases[group]);
+                assert_eq!(number, *expected, "{} {name} {at}", kind.name());
+            }
         }
     }
 }
@@ -224,7 +240,7 @@ fn matrices_on_top_of_each_other_stay_packed() {
     let file = GgufFile::default().tensor("blk.0.ffn_up_exps.weight", 2, &[64, 3, 2], &data);
     let tensor = GgufTensor { offset_bytes: 0, ..file.header().tensors()[0].clone() };
     let blocks = Blocks::of(&tensor, &data, StoredForm::AsItIs).unwrap();
-    let Packed { words, scales, biases } = blocks.packed(ComputeDtype::Float32).unwrap().unwrap();
+    let Packed { words, scales, biases } = blocks.packed(PACKED).unwrap().unwrap();
     assert_eq!((words.shape(), scales.shape()), (&[2, 3, 8][..], &[2, 3, 2][..]));
     let unpacked = mlx_rs::ops::dequantize(&words, &scales, &biases.unwrap(), 32, 4).unwrap();
     assert_eq!(
@@ -244,8 +260,8 @@ fn a_bias_beyond_float16_is_not_packed_for_it() {
         file.header().tensors().iter().find(|tensor| tensor.name == "blk.0.attn_q.bias").unwrap().clone();
     let tensor = GgufTensor { shape: vec![1, 32], offset_bytes: 0, ..tensor };
     let blocks = Blocks::of(&tensor, &data, StoredForm::AsItIs).unwrap();
-    assert!(blocks.packed(ComputeDtype::Float16).unwrap().is_none());
-    assert!(blocks.packed(ComputeDtype::Bfloat16).unwrap().is_some());
+    assert!(blocks.packed(Precision { dtype: ComputeDtype::Float16, ..PACKED }).unwrap().is_none());
+    assert!(blocks.packed(Precision { dtype: ComputeDtype::Bfloat16, ..PACKED }).unwrap().is_some());
     let numbers = blocks.numbers(decoder(8).unwrap(), ComputeDtype::Float32).unwrap();
     assert_eq!(numbers_of(&numbers)[..2], [3072.0, 0.0]);
 }

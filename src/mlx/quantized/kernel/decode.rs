@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
-use crate::mlx::lanes::{Lanes, NUM_LANES, multiply_add};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES};
 
 /// Vectors of one output that are decoded before they are multiplied, so many that they fill whole groups.
 pub(super) const CHUNK_VECTORS: usize = 48;
@@ -49,7 +49,7 @@ pub(in crate::mlx) struct QuantizedRows<'a> {
     pub(in crate::mlx) biases: Option<&'a [f32]>,
     pub(in crate::mlx) num_outputs: usize,
     pub(in crate::mlx) num_inputs: usize,
-    /// Numbers that share a scale, a multiple of the lanes: 32, 64 or 128, or 16 where they have 4 or 8 bits.
+    /// Numbers that share a scale: 16, 32, 64 or 128. Each is as many vectors, or a few.
     pub(in crate::mlx) group_size: usize,
     pub(in crate::mlx) format: Format,
 }
@@ -84,11 +84,15 @@ impl<'a> QuantizedRows<'a> {
     pub(super) fn check(&self) {
         let bits = self.bits();
         assert!([2, 3, 4, 5, 6, 8].contains(&bits), "numbers have 2, 3, 4, 5, 6 or 8 bits");
-        let has_16 = matches!(bits, 4 | 8) && self.group_size == 16;
-        assert!(has_16 || [32, 64, 128].contains(&self.group_size), "groups have one of MLX's sizes");
+        assert!([16, 32, 64, 128].contains(&self.group_size), "groups have one of these sizes");
         assert!(
             self.num_inputs > 0 && self.num_inputs.is_multiple_of(self.group_size),
             "inputs are whole groups"
+        );
+        // Two vectors of other bits are whole words.
+        assert!(
+            matches!(bits, 4 | 8) || self.num_inputs.is_multiple_of(2 * NUM_LANES),
+            "outputs are whole words"
         );
         let num_groups = self.num_outputs * (self.num_inputs / self.group_size);
         assert_eq!(self.words.len() * 32, self.num_outputs * self.num_inputs * bits, "all numbers are there");
@@ -108,7 +112,7 @@ impl<'a> QuantizedRows<'a> {
 
     /// Decodes numbers of one output from an input on, where a chunk begins.
     #[inline(always)]
-    pub(super) fn decode<const FUSED: bool>(&self, output: usize, first_input: usize, numbers: &mut [Lanes]) {
+    pub(super) fn decode<I: Instructions>(&self, output: usize, first_input: usize, numbers: &mut [Lanes]) {
         let first_number = output * self.num_inputs + first_input;
         let num_inputs = numbers.len() * NUM_LANES;
         let bits = self.bits();
@@ -137,23 +141,23 @@ impl<'a> QuantizedRows<'a> {
                 each_vector(words, numbers, (&scales, &biases), |&[low, high]: &[u32; 2], scale, bias| {
                     each_lane(|lane| {
                         let word = if lane < 8 { low } else { high };
-                        multiply_add::<FUSED>(nibble(word, first_bits[lane]), scale, bias)
+                        I::multiply_add(nibble(word, first_bits[lane]), scale, bias)
                     })
                 });
             }
             Format::Affine { bits: 8 } => {
                 each_vector(words, numbers, (&scales, &biases), |words: &[u32; 4], scale, bias| {
                     let bytes = bytes_of(words);
-                    each_lane(|lane| multiply_add::<FUSED>(f32::from(bytes[lane]), scale, bias))
+                    each_lane(|lane| I::multiply_add(f32::from(bytes[lane]), scale, bias))
                 });
             }
             Format::Affine { bits } => {
                 let scales_and_biases = (&scales, &biases);
                 match bits {
-                    2 => decode_integers::<2, FUSED>(words, numbers, scales_and_biases),
-                    3 => decode_integers::<3, FUSED>(words, numbers, scales_and_biases),
-                    5 => decode_integers::<5, FUSED>(words, numbers, scales_and_biases),
-                    _ => decode_integers::<6, FUSED>(words, numbers, scales_and_biases),
+                    2 => decode_integers::<2, I>(words, numbers, scales_and_biases),
+                    3 => decode_integers::<3, I>(words, numbers, scales_and_biases),
+                    5 => decode_integers::<5, I>(words, numbers, scales_and_biases),
+                    _ => decode_integers::<6, I>(words, numbers, scales_and_biases),
                 }
             }
             Format::Mxfp4 | Format::Nvfp4 => {
@@ -261,7 +265,7 @@ fn each_vector<const N: usize>(
 
 /// Decodes integers of B bits, 32 of which are B words, some across two.
 #[inline(always)]
-fn decode_integers<const B: usize, const FUSED: bool>(
+fn decode_integers<const B: usize, I: Instructions>(
     words: &[u32],
     vectors: &mut [Lanes],
     (scales, biases): (&[f32; CHUNK_VECTORS], &[f32; CHUNK_VECTORS]),
@@ -270,9 +274,8 @@ fn decode_integers<const B: usize, const FUSED: bool>(
     let (pairs, _) = vectors.as_chunks_mut::<2>();
     for (index, (pair, words)) in pairs.iter_mut().zip(words).enumerate() {
         keep_in_order();
-        // Both vectors of a pair are of one group.
-        let (scale, bias) = (scales[2 * index], biases[2 * index]);
         for (half, vector) in pair.iter_mut().enumerate() {
+            let (scale, bias) = (scales[2 * index + half], biases[2 * index + half]);
             *vector = each_lane(|lane| {
                 let first_bit = (half * NUM_LANES + lane) * B;
                 let (word, shift) = (first_bit / 32, first_bit % 32);
@@ -280,7 +283,7 @@ fn decode_integers<const B: usize, const FUSED: bool>(
                 if shift + B > 32 {
                     number |= words[word + 1] << (32 - shift);
                 }
-                multiply_add::<FUSED>((number & ((1 << B) - 1)) as i32 as f32, scale, bias)
+                I::multiply_add((number & ((1 << B) - 1)) as i32 as f32, scale, bias)
             });
         }
     }

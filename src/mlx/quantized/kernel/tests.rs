@@ -1,4 +1,5 @@
 use super::*;
+use crate::mlx::sys::Plain;
 
 const AFFINE: [Format; 6] = [
     Format::Affine { bits: 2 },
@@ -11,7 +12,8 @@ const AFFINE: [Format; 6] = [
 
 /// All formats with all of their group sizes.
 fn formats() -> Vec<(Format, usize)> {
-    let affine = AFFINE.into_iter().flat_map(|format| [32, 64, 128].map(|group_size| (format, group_size)));
+    let affine =
+        AFFINE.into_iter().flat_map(|format| [16, 32, 64, 128].map(|group_size| (format, group_size)));
     affine.chain([(Format::Mxfp4, 32), (Format::Nvfp4, 16), (Format::Mxfp8, 32)]).collect()
 }
 
@@ -141,12 +143,14 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
 fn numbers_of_every_format_are_as_taken_bit_by_bit() {
     for (format, group_size) in formats() {
         // Less than a chunk, a chunk and a rest, and outputs of several threads.
-        for (num_outputs, num_inputs) in [(3, group_size), (9, CHUNK_INPUTS + 3 * group_size), (300, 1024)] {
+        for (num_outputs, num_inputs) in
+            [(3, 2 * group_size), (9, CHUNK_INPUTS + 6 * group_size), (300, 1024)]
+        {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
             let mut found = vec![f32::NAN; num_outputs * num_inputs];
             stored.rows().numbers_into(&mut found);
             let mut unfused = vec![f32::NAN; num_outputs * num_inputs];
-            Decode::<false> { matrix: &stored.rows(), first_output: 0, numbers: &mut unfused }.run();
+            Decode { matrix: &stored.rows(), first_output: 0, numbers: &mut unfused }.run::<Plain>();
             for (index, (found, unfused)) in found.iter().zip(unfused).enumerate() {
                 let expected = stored.number(index / num_inputs, index % num_inputs);
                 // Affine numbers are rounded, at most where the product and where the sum is.
@@ -164,9 +168,9 @@ fn numbers_of_every_format_are_as_taken_bit_by_bit() {
 fn products_of_every_format_are_as_in_double_precision() {
     for (format, group_size) in formats() {
         for (num_rows, num_outputs, num_inputs) in [
-            (1, 1, group_size),
-            (7, 13, 5 * group_size),
-            (2, 24, CHUNK_INPUTS + group_size),
+            (1, 1, 2 * group_size),
+            (7, 13, 6 * group_size),
+            (2, 24, CHUNK_INPUTS + 2 * group_size),
             (70, 9, 2 * CHUNK_INPUTS + 128),
         ] {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
@@ -174,7 +178,7 @@ fn products_of_every_format_are_as_in_double_precision() {
             let fused = stored.multiply(&x);
             let mut unfused = vec![f32::NAN; fused.len()];
             for mut piece in (Product { matrix: stored.rows(), x: &x, y: &mut unfused }).into_pieces() {
-                Multiply::<false> { piece: &mut piece, tile: &mut Tile::new() }.run();
+                Multiply { piece: &mut piece, tile: &mut Tile::new() }.run::<Plain>();
             }
             for ((expected, magnitude), (fused, unfused)) in
                 stored.product(&x).into_iter().zip(fused.into_iter().zip(unfused))
@@ -195,7 +199,7 @@ fn products_of_every_format_are_as_in_double_precision() {
 fn a_row_is_the_same_bit_by_bit_whoever_is_beside_it_and_whatever_else_is_multiplied() {
     for (format, group_size) in formats() {
         // A chunk and a rest, and outputs of two pieces.
-        let (num_outputs, num_inputs) = (203, CHUNK_INPUTS + group_size);
+        let (num_outputs, num_inputs) = (203, CHUNK_INPUTS + 2 * group_size);
         let stored = Stored::new((format, group_size), num_outputs, num_inputs);
         let other = Stored::new((format, group_size), 5, 2 * group_size);
         let num_rows = 67;
@@ -264,8 +268,8 @@ fn what_is_no_number_comes_out_as_none_and_only_where_it_belongs() {
                 with(&|stored| stored.words[group * 32 / 4] |= 0xff00_0000);
             }
         }
-        let small = Stored::new((format, group_size), 5, group_size);
-        let small_x = numbers(group_size, 8);
+        let small = Stored::new((format, group_size), 5, 2 * group_size);
+        let small_x = numbers(2 * group_size, 8);
         for stored in stored {
             // What a thread works with next does not meet what is left there.
             let mut y = vec![0.0; 5 * num_outputs];

@@ -7,30 +7,41 @@ use super::{f16_at, u32_at};
 
 /// 16 scales and minima of 4 bits; 2 bits each; scale of the scales, scale of the minima.
 pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
-    let (scales, bytes) = (&block[..16], &block[16..80]);
+    numbers_of_groups(block, out, q2_k_groups);
+}
+
+/// Two of a block's sixteen groups.
+pub(in crate::models::gguf) fn q2_k_groups(block: &[u8], pair: usize) -> AffineGroups {
     let (scale, minimum) = (f16_at(block, 80), f16_at(block, 82));
-    for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let part_scale = scale * f32::from(scales[part] & 0x0f);
-        let part_minimum = minimum * f32::from(scales[part] >> 4);
-        for (value, code) in values.iter_mut().zip(codes::<2, 32>(bytes, part * 16)) {
-            *value = part_scale * f32::from(code) - part_minimum;
-        }
+    let [first, second] = [0, 1].map(|half| block[2 * pair + half]);
+    let mut codes_of = codes::<2, 32>(&block[16..80], pair * 32);
+    AffineGroups {
+        scales: [first, second].map(|both| scale * f32::from(both & 0x0f)),
+        biases: [first, second].map(|both| -(minimum * f32::from(both >> 4))),
+        codes: std::array::from_fn(|_| codes_of.next().unwrap_or(0)),
     }
 }
 
 /// The third bits; 2 bits each; 16 scales of 6 bits, less 32; scale of the scales. Less 4.
 pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
+    centred_numbers(block, out, (q3_k_groups, 4));
+}
+
+/// Two of a block's sixteen groups.
+pub(in crate::models::gguf) fn q3_k_groups(block: &[u8], pair: usize) -> AffineGroups {
     let (third, lower, scales) = (&block[..32], &block[32..96], &block[96..108]);
-    let scale = f16_at(block, 108);
-    for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+    let scales = [0, 1].map(|half| {
+        let part = 2 * pair + half;
         // Four bits in the halves of the first eight bytes, two in the quarters of the last four.
         let low = scales[part % 8] >> (part / 8 * 4) & 0x0f;
         let high = scales[8 + part % 4] >> (part / 4 * 2) & 0x03;
-        let part_scale = scale * f32::from((low | high << 4) as i8 - 32);
-        let codes = codes::<2, 32>(lower, part * 16).zip(codes::<1, 32>(third, part * 16));
-        for (value, (low, high)) in values.iter_mut().zip(codes) {
-            *value = part_scale * f32::from((low | high << 2) as i8 - 4);
-        }
+        f16_at(block, 108) * f32::from((low | high << 4) as i8 - 32)
+    });
+    let mut codes_of = codes::<2, 32>(lower, pair * 32).zip(codes::<1, 32>(third, pair * 32));
+    AffineGroups {
+        scales,
+        biases: scales.map(|scale| -4.0 * scale),
+        codes: std::array::from_fn(|_| codes_of.next().map_or(0, |(low, high)| low | high << 2)),
     }
 }
 
@@ -44,53 +55,73 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     numbers_of_groups(block, out, q5_k_group);
 }
 
-/// 32 numbers, each scale · code + bias.
-pub struct AffineGroup {
-    pub scale: f32,
-    pub bias: f32,
+/// 32 numbers, each scale · code + bias, with the scales and biases of their two halves.
+pub struct AffineGroups {
+    pub scales: [f32; 2],
+    pub biases: [f32; 2],
     pub codes: [u8; 32],
 }
 
-fn numbers_of_groups(block: &[u8], out: &mut [f32; 256], group: fn(&[u8], usize) -> AffineGroup) {
+impl AffineGroups {
+    /// One group.
+    pub fn one(scale: f32, bias: f32, codes: [u8; 32]) -> Self {
+        Self { scales: [scale; 2], biases: [bias; 2], codes }
+    }
+}
+
+fn numbers_of_groups(block: &[u8], out: &mut [f32; 256], groups: fn(&[u8], usize) -> AffineGroups) {
     for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let AffineGroup { scale, bias, codes } = group(block, part);
-        for (value, code) in values.iter_mut().zip(codes) {
-            *value = scale * f32::from(code) + bias;
+        let AffineGroups { scales, biases, codes } = groups(block, part);
+        for (at, (value, code)) in values.iter_mut().zip(codes).enumerate() {
+            *value = scales[at / 16] * f32::from(code) + biases[at / 16];
+        }
+    }
+}
+
+/// The same of codes that count from a middle, as llama.cpp has it: a scale times a code may have a digit too many, and
+/// zeros have signs.
+fn centred_numbers(
+    block: &[u8],
+    out: &mut [f32; 256],
+    (groups, middle): (fn(&[u8], usize) -> AffineGroups, i8),
+) {
+    for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let AffineGroups { scales, codes, .. } = groups(block, part);
+        for (at, (value, code)) in values.iter_mut().zip(codes).enumerate() {
+            *value = scales[at / 16] * f32::from(code as i8 - middle);
         }
     }
 }
 
 /// One of a block's eight groups.
-pub(in crate::models::gguf) fn q4_k_group(block: &[u8], part: usize) -> AffineGroup {
+pub(in crate::models::gguf) fn q4_k_group(block: &[u8], part: usize) -> AffineGroups {
     let (scale, minimum) = scale_and_minimum(&block[..16], part);
-    let mut group = AffineGroup { scale, bias: -minimum, codes: [0; 32] };
-    for (code, found) in group.codes.iter_mut().zip(codes::<4, 32>(&block[16..], part * 32)) {
-        *code = found;
-    }
-    group
+    let mut codes_of = codes::<4, 32>(&block[16..], part * 32);
+    AffineGroups::one(scale, -minimum, std::array::from_fn(|_| codes_of.next().unwrap_or(0)))
 }
 
 /// One of a block's eight groups.
-pub(in crate::models::gguf) fn q5_k_group(block: &[u8], part: usize) -> AffineGroup {
+pub(in crate::models::gguf) fn q5_k_group(block: &[u8], part: usize) -> AffineGroups {
     let (scale, minimum) = scale_and_minimum(&block[..16], part);
-    let mut group = AffineGroup { scale, bias: -minimum, codes: [0; 32] };
-    let codes = codes::<4, 32>(&block[48..], part * 32).zip(codes::<1, 32>(&block[16..48], part * 32));
-    for (code, (low, high)) in group.codes.iter_mut().zip(codes) {
-        *code = low | high << 4;
-    }
-    group
+    let mut codes_of = codes::<4, 32>(&block[48..], part * 32).zip(codes::<1, 32>(&block[16..48], part * 32));
+    let codes = std::array::from_fn(|_| codes_of.next().map_or(0, |(low, high)| low | high << 4));
+    AffineGroups::one(scale, -minimum, codes)
 }
 
 /// The lower 4 bits; the upper 2 bits; 16 signed scales of 8 bits; scale of the scales. Less 32.
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
+    centred_numbers(block, out, (q6_k_groups, 32));
+}
+
+/// Two of a block's sixteen groups.
+pub(in crate::models::gguf) fn q6_k_groups(block: &[u8], pair: usize) -> AffineGroups {
     let (lower, upper, scales) = (&block[..128], &block[128..192], &block[192..208]);
-    let scale = f16_at(block, 208);
-    for (part, values) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let part_scale = scale * f32::from(scales[part] as i8);
-        let codes = codes::<4, 64>(lower, part * 16).zip(codes::<2, 32>(upper, part * 16));
-        for (value, (low, high)) in values.iter_mut().zip(codes) {
-            *value = part_scale * f32::from((low | high << 4) as i8 - 32);
-        }
+    let scales = [0, 1].map(|half| f16_at(block, 208) * f32::from(scales[2 * pair + half] as i8));
+    let mut codes_of = codes::<4, 64>(lower, pair * 32).zip(codes::<2, 32>(upper, pair * 32));
+    AffineGroups {
+        scales,
+        biases: scales.map(|scale| -32.0 * scale),
+        codes: std::array::from_fn(|_| codes_of.next().map_or(0, |(low, high)| low | high << 4)),
     }
 }
 
