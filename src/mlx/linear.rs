@@ -138,7 +138,14 @@ impl Matrix {
     fn rows(&self, indices: &Array) -> Result<Array> {
         match self {
             Self::Dense { transposed, .. } => Ok(transposed.t().take_axis(indices, 0)?),
-            Self::Quantized { matrix, precision } => matrix.rows(indices)?.numbers(precision.dtype.mlx()),
+            Self::Quantized { matrix, precision } => {
+                let by_host =
+                    if precision.multiplies_packed() { matrix.numbers_of_rows(indices)? } else { None };
+                match by_host {
+                    Some(numbers) => Ok(numbers),
+                    None => matrix.rows(indices)?.numbers(precision.dtype.mlx()),
+                }
+            }
         }
     }
 

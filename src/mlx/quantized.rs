@@ -170,15 +170,31 @@ impl Quantized {
         let parts = self.on_host().ok_or_else(|| {
             MlxError::Unsupported("small groups that are not in the host's memory".to_owned())
         })?;
-        // All matrices as one.
-        let (num_outputs, num_inputs) = self.shape();
-        let num_outputs = num_outputs * if self.words.ndim() == 3 { self.words.dim(0) as usize } else { 1 };
+        let all = self.all_rows(&parts);
         let mut shape = self.words.shape().to_vec();
-        *shape.last_mut().expect("a matrix has inputs") = num_inputs as i32;
-        let matrix = QuantizedRows { num_outputs, ..self.rows_of_matrix(&parts, 0) };
-        let matrix =
-            QuantizedRows { words: parts.words, scales: parts.scales, biases: parts.biases, ..matrix };
-        Ok(made_by_host([], &shape, |[], numbers| matrix.numbers_into(numbers))?.as_dtype(dtype)?)
+        *shape.last_mut().expect("a matrix has inputs") = all.num_inputs as i32;
+        Ok(made_by_host([], &shape, |[], numbers| all.numbers_into(numbers))?.as_dtype(dtype)?)
+    }
+
+    /// The chosen rows of one matrix as numbers in float32, made by the host; `None` where it does not take the matrix.
+    pub(super) fn numbers_of_rows(&self, indices: &Array) -> Result<Option<Array>> {
+        self.settle()?;
+        let indices = sys::in_order(indices)?;
+        indices.eval()?;
+        let (Some(parts), Ok(indices)) = (self.on_host(), indices.try_as_slice::<u32>()) else {
+            return Ok(None);
+        };
+        let all = self.all_rows(&parts);
+        if indices.iter().any(|&index| index as usize >= all.num_outputs) {
+            return Ok(None);
+        }
+        let shape = [indices.len() as i32, all.num_inputs as i32];
+        let made = made_by_host([], &shape, |[], numbers| {
+            for (&index, numbers) in indices.iter().zip(numbers.chunks_mut(all.num_inputs)) {
+                all.part(index as usize..index as usize + 1).numbers_into(numbers);
+            }
+        })?;
+        Ok(Some(made))
     }
 
     /// `(T, inputs)` → `(T, outputs)` by one matrix, or `(E, T, inputs)` → `(E, T, outputs)` by each of E.
@@ -253,23 +269,19 @@ impl Quantized {
 
     /// What the kernel takes of matrix `index` of E, or of the only one.
     fn rows_of_matrix<'a>(&self, parts: &HostParts<'a>, index: usize) -> QuantizedRows<'a> {
-        let (num_outputs, num_inputs) = self.shape();
+        let num_outputs = self.shape().0;
+        self.all_rows(parts).part(index * num_outputs..(index + 1) * num_outputs)
+    }
+
+    /// All matrices as one.
+    fn all_rows<'a>(
+        &self,
+        &HostParts { words, scales, biases, format }: &HostParts<'a>,
+    ) -> QuantizedRows<'a> {
+        let num_inputs = self.shape().1;
         let Quantization { group_size, bits, .. } = self.quantization;
-        let num_words = num_outputs * num_inputs * bits / 32;
-        let num_groups = num_outputs * num_inputs / group_size;
-        let groups = index * num_groups..(index + 1) * num_groups;
-        QuantizedRows {
-            words: &parts.words[index * num_words..][..num_words],
-            scales: match parts.scales {
-                Scales::Numbers(scales) => Scales::Numbers(&scales[groups.clone()]),
-                Scales::Bytes(scales) => Scales::Bytes(&scales[groups.clone()]),
-            },
-            biases: parts.biases.map(|biases| &biases[groups]),
-            num_outputs,
-            num_inputs,
-            group_size,
-            format: parts.format,
-        }
+        let num_outputs = words.len() * 32 / (num_inputs * bits).max(1);
+        QuantizedRows { words, scales, biases, num_outputs, num_inputs, group_size, format }
     }
 
     fn scaled(&self, numbers: Array) -> Result<Array> {

@@ -69,3 +69,48 @@ pub(super) fn multiply(product: Product<'_>) {
 
 /// As many outputs as the BLAS takes at once.
 const OUTPUTS_TOGETHER: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mlx::quantized::kernel::{self, Format, Scales};
+
+    #[test]
+    fn many_rows_become_what_few_become() {
+        for (num_outputs, num_inputs, num_rows) in
+            [(1, 32, 64), (5, 96, 65), (17, 928, 200), (700, 2080, 70), (3, 1 << 20, 2)]
+        {
+            let noise = |count: usize, seed: u32| -> Vec<u32> {
+                let next = |at: usize| (at as u32 + seed).wrapping_mul(0x9e37_79b9).rotate_left(13);
+                (0..count).map(|at| next(at).wrapping_mul(0x85eb_ca6b)).collect()
+            };
+            let numbers = |count: usize, seed: u32| -> Vec<f32> {
+                noise(count, seed)
+                    .into_iter()
+                    .map(|bits| (bits >> 8) as f32 / (1 << 24) as f32 - 0.5)
+                    .collect()
+            };
+            let num_groups = num_outputs * num_inputs / 32;
+            let (words, scales, biases) =
+                (noise(num_groups * 5, 1), numbers(num_groups, 2), numbers(num_groups, 3));
+            let matrix = QuantizedRows {
+                words: &words,
+                scales: Scales::Numbers(&scales),
+                biases: Some(&biases),
+                num_outputs,
+                num_inputs,
+                group_size: 32,
+                format: Format::Affine { bits: 5 },
+            };
+            let x = numbers(num_rows * num_inputs, 4);
+            let mut y = vec![f32::NAN; num_rows * num_outputs];
+            multiply(Product { matrix, x: &x, y: &mut y });
+            let mut expected = y.clone();
+            kernel::multiply(vec![Product { matrix, x: &x, y: &mut expected }]);
+            let tolerance = 1e-4 * (num_inputs as f32).sqrt();
+            for (index, (found, expected)) in y.iter().zip(expected).enumerate() {
+                assert!((found - expected).abs() < tolerance, "{num_outputs} {index}: {found} {expected}");
+            }
+        }
+    }
+}

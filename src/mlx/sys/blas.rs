@@ -188,6 +188,62 @@ mod tests {
     use super::*;
     use crate::mlx::sys::slice_axis;
 
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|at| ((at * 7 + seed) as f32 * 0.713).sin()).collect()
+    }
+
+    /// Large enough for several threads, by rows and by columns, and with what does not divide evenly.
+    #[test]
+    fn products_of_several_threads_are_the_numbers_that_they_should_be() {
+        for (num_rows, inputs, outputs) in [(70, 301, 1003), (1003, 301, 70), (1, 2049, 2051), (3, 5, 7)] {
+            let (rows, matrix) = (numbers(num_rows * inputs, 1), numbers(inputs * outputs, 2));
+            for steps in [(outputs, 1), (1, inputs)] {
+                let number = |input: usize, output: usize| matrix[input * steps.0 + output * steps.1];
+                let mut results = vec![1.0; num_rows * outputs];
+                multiply_rows(&rows, (&matrix, (inputs, outputs), steps), true, &mut results);
+                for (index, found) in results.iter().enumerate().step_by(97) {
+                    let (row, output) = (index / outputs, index % outputs);
+                    let products = (0..inputs).map(|input| {
+                        f64::from(rows[row * inputs + input]) * f64::from(number(input, output))
+                    });
+                    let expected = 1.0 + products.sum::<f64>();
+                    assert!((f64::from(*found) - expected).abs() < 1e-3, "{index}: {found} {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_rows_are_written_and_nothing_beside_them() {
+        let (rows, matrix) = (numbers(4 * 3, 1), numbers(3 * 5, 2));
+        let matrix = (matrix.as_slice(), (3, 5), (1, 3));
+        let mut whole = vec![0.0; 4 * 5];
+        multiply_rows(&rows, matrix, false, &mut whole);
+        let mut wide = vec![7.0; 4 * 9];
+        let mut parts: Vec<&mut [f32]> = wide.chunks_mut(9).map(|row| &mut row[2..7]).collect();
+        multiply_rows_into_parts(&rows, matrix, &mut parts);
+        for (row, expected) in wide.chunks(9).zip(whole.chunks(5)) {
+            assert_eq!((&row[..2], &row[7..]), (&[7.0, 7.0][..], &[7.0, 7.0][..]));
+            assert!(row[2..7].iter().zip(expected).all(|(left, right)| (left - right).abs() < 1e-6));
+        }
+        // Rows that lie elsewhere, and too few numbers.
+        let mut others = [vec![0.0; 5], vec![0.0; 50], vec![0.0; 5], vec![0.0; 5]];
+        let apart = |parts: &mut [&mut [f32]]| {
+            let rows = &rows;
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                multiply_rows_into_parts(rows, matrix, parts);
+            }))
+        };
+        let mut parts: Vec<&mut [f32]> = others.iter_mut().map(|row| &mut row[..5]).collect();
+        parts.swap(0, 1);
+        assert!(apart(&mut parts).is_err());
+        let mut narrow = vec![0.0; 4 * 4];
+        let mut parts: Vec<&mut [f32]> = narrow.chunks_mut(4).collect();
+        assert!(apart(&mut parts).is_err());
+        let mut parts: Vec<&mut [f32]> = wide.chunks_mut(9).take(3).map(|row| &mut row[2..7]).collect();
+        assert!(apart(&mut parts).is_err());
+    }
+
     #[test]
     fn a_product_of_one_row_is_that_row_of_a_product_of_two() {
         let numbers: Vec<f32> = (0..35 * 20).map(|number| (number as f32 * 0.7).sin()).collect();

@@ -51,6 +51,27 @@ pub(in crate::mlx) trait Instructions {
         // In halves, as vectors are added up; one after the other they would wait for each other.
         halved::<4, 2>(&halved::<8, 4>(&halved::<16, 8>(lanes))).map(|[left, right]| left + right)
     }
+
+    /// Writes two vectors of scale · code + bias each, the codes being 32 whole numbers of so many bits, which lie
+    /// behind each other from the lowest bits up, some across two words.
+    #[inline(always)]
+    fn write_scaled<const BITS: usize>(
+        vectors: &mut [Lanes; 2],
+        codes: &[u32; BITS],
+        scales_and_biases: [(f32, f32); 2],
+    ) {
+        for (half, (vector, (scale, bias))) in vectors.iter_mut().zip(scales_and_biases).enumerate() {
+            for (lane, number) in vector.iter_mut().enumerate() {
+                let first_bit = (half * NUM_LANES + lane) * BITS;
+                let (word, shift) = (first_bit / 32, first_bit % 32);
+                let mut code = codes[word] >> shift;
+                if shift + BITS > 32 {
+                    code |= codes[word + 1] << (32 - shift);
+                }
+                *number = Self::multiply_add((code & ((1 << BITS) - 1)) as i32 as f32, scale, bias);
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -99,6 +120,68 @@ impl Instructions for Avx512 {
     fn sums_of_four(lanes: &[Lanes; 4]) -> [f32; 4] {
         // SAFETY: only what is compiled for them names this.
         unsafe { sums_of_four_in_512_bits(lanes) }
+    }
+
+    #[inline(always)]
+    fn write_scaled<const BITS: usize>(
+        vectors: &mut [Lanes; 2],
+        codes: &[u32; BITS],
+        scales_and_biases: [(f32, f32); 2],
+    ) {
+        // SAFETY: only what is compiled for them names this.
+        unsafe { write_scaled_in_512_bits(vectors, codes, scales_and_biases) }
+    }
+}
+
+/// Each lane gets the word that its number begins in and the next one, and shifts them.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn write_scaled_in_512_bits<const BITS: usize>(
+    vectors: &mut [Lanes; 2],
+    codes: &[u32; BITS],
+    scales_and_biases: [(f32, f32); 2],
+) {
+    use std::arch::x86_64::{
+        _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_maskz_loadu_epi32,
+        _mm512_or_si512, _mm512_permutexvar_epi32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sllv_epi32,
+        _mm512_srlv_epi32, _mm512_storeu_ps,
+    };
+    /// For each half and lane: the word, the next one, how far the one goes right and the other left.
+    struct Places<const BITS: usize>;
+    impl<const BITS: usize> Places<BITS> {
+        const ALL: [[[u32; NUM_LANES]; 4]; 2] = {
+            let mut all = [[[0; NUM_LANES]; 4]; 2];
+            let mut index = 0;
+            while index < 2 * NUM_LANES {
+                let (half, lane) = (index / NUM_LANES, index % NUM_LANES);
+                let (word, shift) = ((index * BITS / 32) as u32, (index * BITS % 32) as u32);
+                all[half][0][lane] = word;
+                all[half][1][lane] = word + 1;
+                all[half][2][lane] = shift;
+                all[half][3][lane] = 32 - shift;
+                index += 1;
+            }
+            all
+        };
+    }
+    const { assert!(BITS < NUM_LANES, "all words fit into a vector") };
+    // SAFETY: as many numbers as are read and written; of the words those that there are.
+    unsafe {
+        let words = _mm512_maskz_loadu_epi32((1 << BITS) - 1, codes.as_ptr().cast());
+        for ((vector, places), (scale, bias)) in
+            vectors.iter_mut().zip(&Places::<BITS>::ALL).zip(scales_and_biases)
+        {
+            let [word, next, right, left] =
+                [0, 1, 2, 3].map(|place: usize| _mm512_loadu_si512(places[place].as_ptr().cast()));
+            let low = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word, words), right);
+            // Nothing is left of a word that goes as far as it is wide.
+            let high = _mm512_sllv_epi32(_mm512_permutexvar_epi32(next, words), left);
+            let bits = _mm512_and_si512(_mm512_or_si512(low, high), _mm512_set1_epi32((1 << BITS) - 1));
+            let numbers =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(bits), _mm512_set1_ps(scale), _mm512_set1_ps(bias));
+            _mm512_storeu_ps(vector.as_mut_ptr(), numbers);
+        }
     }
 }
 

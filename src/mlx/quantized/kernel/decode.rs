@@ -3,17 +3,16 @@
 //! Owns the formats and loops that make numbers of them, a chunk of one output at a time, in the order of the inputs.
 //! Which outputs are made where, and what they are multiplied by, is `kernel`'s.
 
-#[cfg(target_os = "linux")]
-use std::ops::Range;
 use std::{
     hint::black_box,
+    ops::Range,
     sync::atomic::{Ordering, compiler_fence},
 };
 
 use crate::mlx::sys::{Instructions, Lanes, NUM_LANES};
 
 /// Vectors of one output that are decoded before they are multiplied, so many that they fill whole groups.
-pub(super) const CHUNK_VECTORS: usize = 48;
+pub(super) const CHUNK_VECTORS: usize = 56;
 
 /// Numbers of one output that are decoded before they are multiplied.
 pub(super) const CHUNK_INPUTS: usize = CHUNK_VECTORS * NUM_LANES;
@@ -56,7 +55,6 @@ pub(in crate::mlx) struct QuantizedRows<'a> {
 
 impl<'a> QuantizedRows<'a> {
     /// Some of its outputs.
-    #[cfg(target_os = "linux")]
     pub(in crate::mlx) fn part(&self, outputs: Range<usize>) -> Self {
         let of_outputs = |per_output: usize| outputs.start * per_output..outputs.end * per_output;
         let groups = of_outputs(self.num_inputs / self.group_size);
@@ -274,18 +272,8 @@ fn decode_integers<const B: usize, I: Instructions>(
     let (pairs, _) = vectors.as_chunks_mut::<2>();
     for (index, (pair, words)) in pairs.iter_mut().zip(words).enumerate() {
         keep_in_order();
-        for (half, vector) in pair.iter_mut().enumerate() {
-            let (scale, bias) = (scales[2 * index + half], biases[2 * index + half]);
-            *vector = each_lane(|lane| {
-                let first_bit = (half * NUM_LANES + lane) * B;
-                let (word, shift) = (first_bit / 32, first_bit % 32);
-                let mut number = words[word] >> shift;
-                if shift + B > 32 {
-                    number |= words[word + 1] << (32 - shift);
-                }
-                I::multiply_add((number & ((1 << B) - 1)) as i32 as f32, scale, bias)
-            });
-        }
+        let of_vector = |half: usize| (scales[2 * index + half], biases[2 * index + half]);
+        I::write_scaled(pair, words, [of_vector(0), of_vector(1)]);
     }
 }
 
