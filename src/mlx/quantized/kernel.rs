@@ -226,9 +226,10 @@ impl WideWork for Multiply<'_, '_> {
                         matrix.decode::<I>(*first_output + output, first_input, numbers);
                         rest.fill([0.0; NUM_LANES]);
                     }
-                    let (fours, rest) = tile.sums.as_chunks_mut::<4>();
-                    let (x_fours, x_rest) = x.as_chunks::<4>();
-                    for (sums, x) in fours.iter_mut().zip(x_fours) {
+                    let num_in_fours = if I::HAS_MANY_REGISTERS { x.len() / 4 * 4 } else { 0 };
+                    let (fours, rest) = tile.sums.split_at_mut(num_in_fours);
+                    let (x_fours, x_rest) = x.split_at(num_in_fours);
+                    for (sums, x) in fours.as_chunks_mut::<4>().0.iter_mut().zip(x_fours.as_chunks::<4>().0) {
                         add_products::<4, I>(&tile.numbers, num_blocks, x, sums);
                     }
                     let (twos, rest) = rest.as_chunks_mut::<2>();
@@ -255,8 +256,8 @@ impl WideWork for Multiply<'_, '_> {
     }
 }
 
-/// Adds the products of R rows' chunks with the outputs' to the rows' sums, four outputs at a time: so many sums as
-/// registers hold beside what is multiplied.
+/// Adds the products of R rows' chunks with the outputs' to the rows' sums, four outputs at a time: the sums of four rows
+/// are as many as registers hold beside what is multiplied, where there are 32.
 #[inline(always)]
 fn add_products<const R: usize, I: Instructions>(
     numbers: &[Chunk; TILE_OUTPUTS],
