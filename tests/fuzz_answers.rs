@@ -143,8 +143,15 @@ impl Reference {
 /// alone makes ten times what it makes of the others': the CPU's and the GPU's ways, each on whole prompts of 477 random
 /// tokens, are 3e-4 apart at the worst of 40, where those of tiny-gemma3 and tiny-llama are 1e-5 and 4e-5. Behind one of
 /// 771 tokens an unlikely token is off by 5.1e-3 with the AVX-512 kernels of OpenBLAS, by less with others.
+/// tiny-qwen3_5's delta rule subtracts what its memory holds already from what is to be written: where that is nearly
+/// all, as in one of some thirty documents, rounding comes out a hundred times larger. Behind the same token of one
+/// document the CPU's ways are 1e-3 to 4e-3 apart by the kernels of OpenBLAS, the GPU's up to 1e-2 (seed 1003).
 fn max_error(model: &str) -> f32 {
-    if model == "tiny-gemma4" { 1e-2 } else { MAX_ERROR }
+    match model {
+        "tiny-gemma4" => 1e-2,
+        "tiny-qwen3_5" => 2e-2,
+        _ => MAX_ERROR,
+    }
 }
 
 /// What is wrong with reports on the same tokens, if anything.
