@@ -68,7 +68,7 @@ check_tools() {
     [ -z "$missing" ] || install_packages "${missing# }"
     command -v c++ >/dev/null 2>&1 || fail "no C++ compiler (c++) on PATH" "install g++ and run this again"
     command -v cargo >/dev/null 2>&1 ||
-        fail "no cargo on PATH" "install Rust 1.88 or newer with rustup (https://rustup.rs) and run this again"
+        fail "no cargo on PATH" "install Rust 1.89 or newer with rustup (https://rustup.rs) and run this again"
 }
 
 # Downloads the one package of a hash-pinned requirements file and unpacks it into a folder.

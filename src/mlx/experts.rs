@@ -9,7 +9,7 @@ use super::{
     arrays::concatenated,
     device::ComputeDevice,
     error::{MlxError, Result},
-    linear::{MatrixShape, Precision},
+    linear::MatrixShape,
     loader::Loader,
     low_rank::{LowRank, StoredUpdate},
     mlp::halves,
@@ -43,7 +43,6 @@ struct Projections {
     update: Option<LowRank>,
     /// `(E, outputs)`.
     biases: Option<Array>,
-    precision: Precision,
 }
 
 #[derive(Debug)]
@@ -273,7 +272,7 @@ impl Projections {
         } else {
             None
         };
-        Ok(Self { matrices, update, biases, precision })
+        Ok(Self { matrices, update, biases })
     }
 
     fn quantized(&self) -> Option<&Quantized> {
@@ -325,9 +324,7 @@ impl Projections {
         };
         let y = match &self.matrices {
             Matrices::Dense { transposed } => rows.matmul(of_expert(transposed)?)?,
-            Matrices::Quantized(matrices) => {
-                rows.matmul(matrices.numbers_of_matrix(expert, self.precision.dtype.mlx())?.t())?
-            }
+            Matrices::Quantized(matrices) => matrices.multiply_on_cpu(expert, rows)?,
         };
         let y = match &self.update {
             Some(update) => update.of_matrix(expert)?.added(rows, y)?,

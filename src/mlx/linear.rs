@@ -167,7 +167,7 @@ impl Matrix {
         Ok(match self {
             Self::Dense { transposed, device } => multiplied(x, transposed, *device)?,
             Self::Quantized { matrix, precision } if precision.device == ComputeDevice::Cpu => {
-                matrix.multiply_on_cpu(x)?
+                matrix.multiply_on_cpu(0, x)?
             }
             Self::Quantized { matrix, .. } => matrix.multiply(x)?,
         })

@@ -202,15 +202,16 @@ impl Quantized {
         self.scaled(sys::quantized_matmul(x, self.parts())?)
     }
 
-    /// The same on the CPU, whose own products with quantised matrices are slow and, in 16 bits, inexact.
-    pub(super) fn multiply_on_cpu(&self, x: &Array) -> Result<Array> {
+    /// `(T, inputs)` → `(T, outputs)` by matrix `index` of E, or by the only one, on the CPU, whose own products with
+    /// quantised matrices are slow and, in 16 bits, inexact.
+    pub(super) fn multiply_on_cpu(&self, index: usize, x: &Array) -> Result<Array> {
         // It may be a part of another.
         self.settle()?;
         if x.dtype() == Dtype::Float32
             && x.size() > 0
             && let Some(parts) = self.on_host()
         {
-            let matrix = self.rows_of_matrix(&parts, 0);
+            let matrix = self.rows_of_matrix(&parts, index);
             let shape = [x.dim(0), self.shape().0 as i32];
             if x.dim(0) < MIN_WIDENED_ROWS as i32 {
                 return made_by_host([x], &shape, |[x], y| kernel::multiply(vec![Product { matrix, x, y }]));
@@ -219,7 +220,7 @@ impl Quantized {
             return made_by_host([x], &shape, |[x], y| tiles::multiply(Product { matrix, x, y }));
         }
         let x = sys::in_order(x)?;
-        multiplied_by_transpose(&x, &self.numbers_of_matrix(0, x.dtype())?, ComputeDevice::Cpu)
+        multiplied_by_transpose(&x, &self.numbers_of_matrix(index, x.dtype())?, ComputeDevice::Cpu)
     }
 
     /// `(E, T, inputs)` → `(E, T, outputs)` by each of E matrices, on the CPU.
@@ -239,7 +240,7 @@ impl Quantized {
 
     /// Numbers of matrix `index` of E, or of the only one, by all cores of the CPU; everything it is made of must be
     /// computed.
-    pub(super) fn numbers_of_matrix(&self, index: usize, dtype: Dtype) -> Result<Array> {
+    fn numbers_of_matrix(&self, index: usize, dtype: Dtype) -> Result<Array> {
         let Some(parts) = self.on_host() else {
             return if self.words.ndim() == 3 {
                 self.matrix(index)?.numbers(dtype)

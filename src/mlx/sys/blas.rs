@@ -219,7 +219,7 @@ mod tests {
         let matrix = (matrix.as_slice(), (3, 5), (1, 3));
         let mut whole = vec![0.0; 4 * 5];
         multiply_rows(&rows, matrix, false, &mut whole);
-        let mut wide = vec![7.0; 4 * 9];
+        let mut wide = [7.0; 4 * 9];
         let mut parts: Vec<&mut [f32]> = wide.chunks_mut(9).map(|row| &mut row[2..7]).collect();
         multiply_rows_into_parts(&rows, matrix, &mut parts);
         for (row, expected) in wide.chunks(9).zip(whole.chunks(5)) {
@@ -237,7 +237,7 @@ mod tests {
         let mut parts: Vec<&mut [f32]> = others.iter_mut().map(|row| &mut row[..5]).collect();
         parts.swap(0, 1);
         assert!(apart(&mut parts).is_err());
-        let mut narrow = vec![0.0; 4 * 4];
+        let mut narrow = [0.0; 4 * 4];
         let mut parts: Vec<&mut [f32]> = narrow.chunks_mut(4).collect();
         assert!(apart(&mut parts).is_err());
         let mut parts: Vec<&mut [f32]> = wide.chunks_mut(9).take(3).map(|row| &mut row[2..7]).collect();

@@ -2,7 +2,9 @@
 //!
 //! Owns taking such a block apart, without rounding. Blocks of any type as numbers are `decode`'s.
 
-use super::decode::{AffineGroups, f16_at, q2_k_groups, q3_k_groups, q4_k_group, q5_k_group, q6_k_groups};
+use super::decode::{
+    AffineGroups, GroupsOf, f16_at, q2_k_groups, q3_k_groups, q4_k_group, q5_k_group, q6_k_groups,
+};
 
 /// How a type's blocks become groups of codes.
 #[derive(Clone, Copy)]
@@ -12,7 +14,7 @@ pub struct Affine {
     /// Numbers that share a scale and a bias: 16 or 32.
     pub group_size: usize,
     parts_per_block: usize,
-    part: fn(&[u8], usize) -> AffineGroups,
+    part: GroupsOf,
 }
 
 /// Numbers that are taken out of a block at once.
@@ -20,8 +22,7 @@ pub const PART_SIZE: usize = 32;
 
 /// The affine form of a tensor type, if it has one.
 pub fn affine(type_code: u32) -> Option<Affine> {
-    type Part = fn(&[u8], usize) -> AffineGroups;
-    let (bits, group_size, parts_per_block, part): (_, _, _, Part) = match type_code {
+    let (bits, group_size, parts_per_block, part): (_, _, _, GroupsOf) = match type_code {
         2 => (4, 32, 1, |block, _| centred(block, 4, four_bits(&block[2..]))),
         3 => (4, 32, 1, |block, _| with_bias(block, four_bits(&block[4..]))),
         6 => (5, 32, 1, |block, _| centred(block, 5, five_bits(&block[2..]))),

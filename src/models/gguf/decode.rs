@@ -12,7 +12,9 @@ mod k;
 #[cfg(test)]
 mod tests;
 
-pub(super) use self::k::{AffineGroups, q2_k_groups, q3_k_groups, q4_k_group, q5_k_group, q6_k_groups};
+pub(super) use self::k::{
+    AffineGroups, GroupsOf, q2_k_groups, q3_k_groups, q4_k_group, q5_k_group, q6_k_groups,
+};
 
 /// Decodes whole blocks of one type: `bytes` are n blocks, `values` n × block size numbers.
 ///

@@ -69,7 +69,10 @@ impl AffineGroups {
     }
 }
 
-fn numbers_of_groups(block: &[u8], out: &mut [f32; 256], groups: fn(&[u8], usize) -> AffineGroups) {
+/// Takes a number of the 32s of a block apart.
+pub type GroupsOf = fn(&[u8], usize) -> AffineGroups;
+
+fn numbers_of_groups(block: &[u8], out: &mut [f32; 256], groups: GroupsOf) {
     for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let AffineGroups { scales, biases, codes } = groups(block, part);
         for (at, (value, code)) in values.iter_mut().zip(codes).enumerate() {
@@ -80,11 +83,7 @@ fn numbers_of_groups(block: &[u8], out: &mut [f32; 256], groups: fn(&[u8], usize
 
 /// The same of codes that count from a middle, as llama.cpp has it: a scale times a code may have a digit too many, and
 /// zeros have signs.
-fn centred_numbers(
-    block: &[u8],
-    out: &mut [f32; 256],
-    (groups, middle): (fn(&[u8], usize) -> AffineGroups, i8),
-) {
+fn centred_numbers(block: &[u8], out: &mut [f32; 256], (groups, middle): (GroupsOf, i8)) {
     for (part, values) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let AffineGroups { scales, codes, .. } = groups(block, part);
         for (at, (value, code)) in values.iter_mut().zip(codes).enumerate() {
