@@ -59,7 +59,7 @@ impl Quantized {
         let words = weights.take_any_shape(&format!("{path}.weight"))?;
         let scales = weights.take_any_shape(&format!("{path}.scales"))?;
         let quantization =
-            quantization_of(path, (num_matrices, shape), (&words, &scales), precision.multiplies_packed())?;
+            quantization_of(path, (num_matrices, shape), (&words, &scales), weights.has_small_groups)?;
         if let Some(stated) = settings.and_then(|settings| settings.stated(path))
             && stated != Some(quantization)
         {
@@ -386,9 +386,88 @@ fn quantization_of(
     }
     let mode = QuantizationMode::ALL.into_iter().find(|mode| {
         let is_affine = *mode == QuantizationMode::Affine;
-        let is_small = is_affine && has_small_groups && group_size == MIN_MLX_GROUP / 2;
+        let is_small = is_affine
+            && has_small_groups
+            && group_size == MIN_MLX_GROUP / 2
+            && shape.inputs.is_multiple_of(MIN_MLX_GROUP);
         let allowed_size = if is_small { MIN_MLX_GROUP } else { group_size };
         is_affine == (scales.dtype() != Dtype::Uint8) && mode.allows(allowed_size, bits)
     });
     Ok(Quantization { group_size, bits, mode: mode.ok_or_else(wrong)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::mlx::device::ComputeDtype;
+
+    const PRECISION: Precision = Precision {
+        dtype: ComputeDtype::Float32,
+        device: ComputeDevice::Cpu,
+        widen_quantized: true,
+        fuse_updates: false,
+    };
+
+    fn taken(arrays: [(&str, Array); 3], shape: MatrixShape, has_small_groups: bool) -> Result<Quantized> {
+        let arrays = arrays.map(|(name, array)| (format!("m.{name}"), array));
+        let mut weights = Weights::from_arrays(HashMap::from(arrays));
+        weights.has_small_groups = has_small_groups;
+        let taken = Quantized::take(&mut weights, "m", (None, shape), (None, PRECISION))?;
+        Ok(taken.expect("it has scales"))
+    }
+
+    /// 64 numbers of 2 bits are 0, 1, 2, 3 and so on; group g has the scale g + 1 and the bias -g.
+    fn small_groups(inputs: usize) -> [(&'static str, Array); 3] {
+        let num_groups = inputs / 16;
+        let of_groups = |number: fn(usize) -> f32| {
+            Array::from_slice(&(0..num_groups).map(number).collect::<Vec<_>>(), &[1, num_groups as i32])
+        };
+        let words = vec![0xe4e4_e4e4_u32; inputs / 16];
+        [
+            ("weight", Array::from_slice(&words, &[1, words.len() as i32])),
+            ("scales", of_groups(|group| group as f32 + 1.0)),
+            ("biases", of_groups(|group| -(group as f32))),
+        ]
+    }
+
+    /// MLX has none, and no converter writes them: what looks so is another mistake.
+    #[test]
+    fn groups_of_16_come_from_gguf_alone() {
+        for (inputs, is_gguf) in [(64, false), (48, false), (48, true)] {
+            let error = taken(small_groups(inputs), MatrixShape { outputs: 1, inputs }, is_gguf).unwrap_err();
+            assert!(error.to_string().contains("do not fit"), "{inputs} {is_gguf}: {error}");
+        }
+        let matrix = taken(small_groups(64), MatrixShape { outputs: 1, inputs: 64 }, true).unwrap();
+        let numbers = matrix.numbers(Dtype::Float32).unwrap();
+        let expected: Vec<f32> =
+            (0..64).map(|at| (at / 16 + 1) as f32 * (at % 4) as f32 - (at / 16) as f32).collect();
+        assert_eq!(numbers.as_slice::<f32>(), expected);
+    }
+
+    /// MLX does not take rows of nvfp4 apart whose width is no multiple of 32.
+    #[test]
+    fn rows_are_numbers_whatever_their_width() {
+        let (num_rows, width) = (5, 48);
+        let words: Vec<u32> =
+            (0..num_rows * width as u32 / 8).map(|at| at.wrapping_mul(0x9e37_79b9)).collect();
+        let scales: Vec<u8> = (0..num_rows * 3).map(|at| 0x38 + at as u8).collect();
+        let arrays = HashMap::from([
+            ("m.weight".to_owned(), Array::from_slice(&words, &[num_rows as i32, width / 8])),
+            ("m.scales".to_owned(), Array::from_slice(&scales, &[num_rows as i32, 3])),
+        ]);
+        let mut weights = Weights::from_arrays(arrays);
+        let shape = MatrixShape { outputs: num_rows as usize, inputs: width as usize };
+        let matrix = Quantized::take(&mut weights, "m", (None, shape), (None, PRECISION)).unwrap().unwrap();
+        matrix.settle().unwrap();
+        let all = matrix.numbers_of_matrix(0, Dtype::Float32).unwrap();
+        let all = all.as_slice::<f32>().to_vec();
+        let indices = Array::from_slice(&[3_u32, 0, 3], &[3]);
+        let rows = matrix.numbers_of_rows(&indices).unwrap().expect("the host takes it");
+        let expected = [3, 0, 3].map(|row: usize| &all[row * width as usize..][..width as usize]).concat();
+        assert_eq!(rows.as_slice::<f32>(), expected);
+        let beyond = Array::from_slice(&[num_rows], &[1]);
+        assert!(matrix.numbers_of_rows(&beyond).unwrap().is_none());
+    }
 }

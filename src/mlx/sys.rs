@@ -26,7 +26,9 @@ pub(super) use crew::{crew_size, on_crew};
 pub(super) use library::{gpu_is_available, mlx_version};
 #[cfg(test)]
 pub(super) use library::{graph_of, operations_of};
-pub(super) use process::{exit_at_once, ignore_file_size_signal, map_file, peak_resident_bytes};
+pub(super) use process::{
+    exit_at_once, forget_pages, ignore_file_size_signal, map_file, peak_resident_bytes,
+};
 pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
 };

@@ -43,6 +43,8 @@ fn suffixes() -> impl Iterator<Item = (&'static str, bool)> {
 #[derive(Debug)]
 pub(super) struct Weights {
     arrays: HashMap<String, Array>,
+    /// Whether affine groups may be of 16 numbers, as GGUF files have them and MLX does not.
+    pub has_small_groups: bool,
 }
 
 impl Weights {
@@ -69,7 +71,7 @@ impl Weights {
 
     /// Takes over arrays that are already named as the decoder asks for them.
     pub(super) fn from_arrays(arrays: HashMap<String, Array>) -> Self {
-        Self { arrays }
+        Self { arrays, has_small_groups: false }
     }
 
     /// The weights not taken yet, under their full names.

@@ -72,8 +72,11 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
                 arrays.insert(name, blocks.numbers(decode, precision.dtype)?);
             }
         }
+        sys::forget_pages(&maps[tensor.file], tensor.offset_bytes, tensor.num_bytes);
     }
-    Ok(Weights::from_arrays(arrays))
+    let mut weights = Weights::from_arrays(arrays);
+    weights.has_small_groups = precision.multiplies_packed();
+    Ok(weights)
 }
 
 /// A matrix, or several on top of each other, as MLX packs them.

@@ -8,6 +8,16 @@ pub(in crate::mlx) fn map_file(path: &std::path::Path) -> std::io::Result<memmap
     unsafe { memmap2::Mmap::map(&file) }
 }
 
+/// Has a part of a mapped file no longer count as this process's memory, until it is read again.
+pub(in crate::mlx) fn forget_pages(map: &memmap2::Mmap, first_byte: u64, num_bytes: u64) {
+    let (Ok(first), Ok(len)) = (usize::try_from(first_byte), usize::try_from(num_bytes)) else { return };
+    if first.checked_add(len).is_none_or(|end| end > map.len()) {
+        return;
+    }
+    // SAFETY: nobody writes to the map, so what is read again is what the file has. Should it fail, the pages stay.
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, len) };
+}
+
 /// Ends the process without any clean-up, which may be waiting for a computation under way.
 pub(in crate::mlx) fn exit_at_once(code: u8) -> ! {
     // SAFETY: `_exit` may be called at any time from any thread.
