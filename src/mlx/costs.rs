@@ -47,7 +47,7 @@ impl Costs {
                 products_ns: 2e5,
                 loop_score_ns: 2.0,
                 loop_number_ns: 0.05,
-                thread_ns: 1e4,
+                thread_ns: 3e4,
             },
             // Seven launches of two microseconds, and 100 GB/s: what a small Mac has.
             ComputeDevice::Gpu => Self {

@@ -15,7 +15,7 @@ use crate::engine::{SamplingParams, TokenReport};
 use crate::guide::TokenSet;
 
 /// Logits from which on several threads look at them.
-const MIN_SHARED_LOGITS: usize = 1 << 15;
+const MIN_SHARED_LOGITS: usize = 1 << 16;
 
 /// How far the search for the tokens that make up a probability widens each time.
 const WIDENING: f32 = 16.0;

@@ -24,7 +24,7 @@ const MAX_SCORES: usize = 1 << 18;
 const MIN_ROWS: usize = 16;
 
 /// Scores that another thread is asked for.
-const MIN_THREAD_SCORES: usize = 1 << 13;
+const MIN_THREAD_SCORES: usize = 1 << 14;
 
 /// A piece that rows see, and which of its tokens each row does; `None`: all do all.
 struct Seen<'a> {

@@ -257,23 +257,36 @@ fn dots<I: Instructions>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32; 
         let rights = rights.map(|right| &right.as_chunks::<1>().0[lefts.len() - others.len() + index]);
         add_products::<1, I>(&[*other], rights, &mut lanes);
     }
+    let mut sums = if lefts.is_empty() { [0.0; KEYS_TOGETHER] } else { I::sums_of_four(&lanes) };
     if !left_rest.is_empty() {
-        // Narrow heads are all rest; numbers one by one would wait for each other.
-        let (narrow, last) = left_rest.as_chunks::<NUM_NARROW_LANES>();
-        for (lanes, right) in lanes.iter_mut().zip(right) {
-            let right_rest = &right[left.len() - left_rest.len()..];
-            let (narrow_right, last_right) = right_rest.as_chunks::<NUM_NARROW_LANES>();
-            for (left, right) in narrow.iter().zip(narrow_right) {
-                for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
-                    *lane = I::multiply_add(*left, *right, *lane);
-                }
-            }
-            for ((lane, left), right) in lanes.iter_mut().zip(last).zip(last_right) {
-                *lane = I::multiply_add(*left, *right, *lane);
-            }
+        for (sum, right) in sums.iter_mut().zip(right) {
+            *sum += narrow_dot::<I>(left_rest, &right[left.len() - left_rest.len()..]);
         }
     }
-    I::sums_of_four(&lanes)
+    sums
+}
+
+/// The product of two of less than the lanes' width; numbers one by one would wait for each other.
+#[inline(always)]
+fn narrow_dot<I: Instructions>(left: &[f32], right: &[f32]) -> f32 {
+    let (lefts, left_rest) = left.as_chunks::<NUM_NARROW_LANES>();
+    let (rights, right_rest) = right.as_chunks::<NUM_NARROW_LANES>();
+    let mut lanes = [0.0; NUM_NARROW_LANES];
+    for (left, right) in lefts.iter().zip(rights) {
+        for ((lane, left), right) in lanes.iter_mut().zip(left).zip(right) {
+            *lane = I::multiply_add(*left, *right, *lane);
+        }
+    }
+    // In halves, as vectors are added up.
+    let mut width = NUM_NARROW_LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    let rest: f32 = left_rest.iter().zip(right_rest).map(|(left, right)| left * right).sum();
+    lanes[0] + rest
 }
 
 /// Adds the products of N vectors with those of each of four.

@@ -38,8 +38,11 @@ const BLOCK_VECTORS: usize = 8;
 /// Rows that are multiplied by decoded numbers before the next ones are decoded; their sums stay in the second cache.
 const MAX_ROWS: usize = 64;
 
-/// Numbers that a thread takes at once, and that another thread is asked for.
+/// Numbers that a thread takes at once.
 const PIECE_NUMBERS: usize = 1 << 15;
+
+/// Numbers that another thread is asked for.
+const THREAD_NUMBERS: usize = 1 << 17;
 
 /// Rows to be multiplied by the transpose of a matrix.
 #[derive(Debug)]
@@ -67,7 +70,7 @@ struct Piece<'a> {
 pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
     let num_numbers: usize = products.iter().map(Product::num_numbers).sum();
     let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
-    let num_threads = (1 + num_numbers / PIECE_NUMBERS).min(pieces.len());
+    let num_threads = (1 + num_numbers / THREAD_NUMBERS).min(pieces.len());
     let pieces = Mutex::new(pieces.into_iter());
     on_crew(num_threads, || {
         let mut tile = Tile::new();
@@ -145,7 +148,7 @@ impl QuantizedRows<'_> {
             return;
         }
         let num_outputs = self.outputs_of_piece();
-        let num_threads = numbers.len().div_ceil(PIECE_NUMBERS);
+        let num_threads = 1 + numbers.len() / THREAD_NUMBERS;
         let pieces = Mutex::new(numbers.chunks_mut(num_outputs * self.num_inputs).enumerate());
         on_crew(num_threads, || {
             while let Some((index, numbers)) = next(&pieces) {

@@ -26,8 +26,11 @@ pub(super) const ROW_MAJOR: i32 = 101;
 pub(super) const PLAIN: i32 = 111;
 pub(super) const TRANSPOSED: i32 = 112;
 
-/// Products of numbers that another thread is asked for.
-const PART_PRODUCTS: usize = 1 << 19;
+/// Products of numbers that another thread is asked for: what takes a few times as long as to ask.
+const PART_PRODUCTS: usize = 1 << 21;
+
+/// Rows that it takes as long to read a matrix for as to multiply by it.
+const MIN_ROWS: usize = 8;
 
 /// Columns that a BLAS takes at once, or some of those.
 const COLUMNS_TOGETHER: i32 = 16;
@@ -142,7 +145,8 @@ impl Product {
     /// The arrays are as large as the sizes say.
     unsafe fn compute_on_crew(self) {
         let (m, n, k) = self.shape;
-        let num_products = [m, n, k].map(|size| size.max(0) as usize).iter().product::<usize>();
+        let [rows, columns, inner] = [m, n, k].map(|size| size.max(0) as usize);
+        let num_products = rows.max(MIN_ROWS) * columns * inner;
         let by_columns = n >= m;
         let (size, together) = if by_columns { (n, COLUMNS_TOGETHER) } else { (m, 1) };
         let num_parts = match num_products / PART_PRODUCTS {
