@@ -35,6 +35,7 @@ pub(super) fn multiply(product: Product<'_>) {
     let num_threads = crew_size();
     let num_outputs = (MAX_TILE_NUMBERS / matrix.num_inputs.max(1))
         .min(matrix.num_outputs.div_ceil(num_threads))
+        .max(1)
         .next_multiple_of(OUTPUTS_TOGETHER);
     let mut tiles: Vec<Tile<'_>> = (0..matrix.num_outputs)
         .step_by(num_outputs)
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn many_rows_become_what_few_become() {
         for (num_outputs, num_inputs, num_rows) in
-            [(1, 32, 64), (5, 96, 65), (17, 928, 200), (700, 2080, 70), (3, 1 << 20, 2)]
+            [(1, 32, 64), (5, 96, 65), (17, 928, 200), (700, 2080, 70), (3, (1 << 20) + 32, 2)]
         {
             let noise = |count: usize, seed: u32| -> Vec<u32> {
                 let next = |at: usize| (at as u32 + seed).wrapping_mul(0x9e37_79b9).rotate_left(13);
