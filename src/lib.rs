@@ -52,7 +52,7 @@
 //! | held                   | what stays in memory for running sequences beyond the prompt cache's limit     |
 //! | rest                   | the KV of an answer that was stored before its last tokens are known           |
 //! | host                   | the program's own threads: what they make of arrays, MLX's device does not       |
-//! | crew                   | threads of the host that look out for a share of a loop or a product           |
+//! | team                   | threads of the host that look out for a share of a loop or a product           |
 //! | cache file             | what `--persist-cache` names; its content, once opened, is the snapshot        |
 //! | restore, save          | from the cache file into memory; from memory into the cache file              |
 //! | admit, retire, evict   | into the running batch; out of it; out of the prompt cache                    |

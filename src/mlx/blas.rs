@@ -84,8 +84,8 @@ pub fn restart_with_better_kernels() {
     kernels::restart_with_better();
 }
 
-/// Leaves it to the crew which threads products are shared among; the user's own setting counts for that.
-pub(super) fn leave_threads_to_crew() {
+/// Leaves it to the team which threads products are shared among; the user's own setting counts for that.
+pub(super) fn leave_threads_to_team() {
     #[cfg(target_os = "linux")]
     sys::set_openblas_threads(1);
 }

@@ -65,7 +65,7 @@ impl Decoder {
         if weights.are_published() {
             spec.folds.iter().try_for_each(|fold| weights.fold(fold))?;
         }
-        blas::leave_threads_to_crew();
+        blas::leave_threads_to_team();
         let mut loader = Loader::new(spec, &mut weights, precision);
         let embedding = loader.table("model.embed_tokens", spec.vocab_size, spec.hidden_size)?;
         let mut places = Places::default();

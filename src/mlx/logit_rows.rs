@@ -10,7 +10,7 @@ use mlx_rs::Array;
 
 use super::error::{MlxError, Result};
 use super::fused::{MIN_EXPONENT, NOTHING_SEEN, exp2_in_range, max_of, sum_of_weights};
-use super::sys::{NUM_LANES, on_crew, with_wide_vectors};
+use super::sys::{NUM_LANES, on_team, with_wide_vectors};
 use crate::engine::{SamplingParams, TokenReport};
 use crate::guide::TokenSet;
 
@@ -30,7 +30,7 @@ pub(super) fn of_each<T: Send>(logits: &Array, work: impl Fn(usize, &[f32]) -> T
         .map_err(|error| MlxError::Unsupported(format!("logits cannot be read: {error}")))?;
     let max_threads = if all.len() < MIN_SHARED_LOGITS { 1 } else { num_rows };
     let next = AtomicUsize::new(0);
-    let of_thread = on_crew(max_threads, || {
+    let of_thread = on_team(max_threads, || {
         let mut made = Vec::new();
         loop {
             let row = next.fetch_add(1, Ordering::Relaxed);

@@ -6,12 +6,12 @@
 mod arrays;
 #[cfg(target_os = "linux")]
 mod blas;
-mod crew;
 #[cfg(target_os = "linux")]
 mod gemm;
 mod library;
 mod process;
 mod quantized;
+mod team;
 mod vectors;
 
 pub(super) use arrays::{
@@ -22,7 +22,6 @@ pub(super) use arrays::{
 pub(super) use blas::{
     is_for_blas, library_of, multiply_rows, multiply_rows_into_parts, openblas_kernels, set_openblas_threads,
 };
-pub(super) use crew::{crew_size, on_crew};
 pub(super) use library::{gpu_is_available, mlx_version};
 #[cfg(test)]
 pub(super) use library::{graph_of, operations_of};
@@ -32,6 +31,7 @@ pub(super) use process::{
 pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
 };
+pub(super) use team::{on_team, team_size};
 #[cfg(test)]
 pub(super) use vectors::Plain;
 pub(super) use vectors::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors};

@@ -16,7 +16,7 @@ use super::{
 use crate::mlx::{
     fused::weigh_rows,
     host::{is_for_host, numbers_of},
-    sys::{self, crew_size, on_crew},
+    sys::{self, on_team, team_size},
 };
 
 /// Scores of one head that are made together: they stay in the second cache. But so few rows make products slow.
@@ -215,7 +215,7 @@ impl Seen<'_> {
 /// [`weigh_rows`], by as many threads as there is work for.
 fn weighed_on_threads(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32>, Vec<f32>) {
     let num_scores: usize = pieces.iter().map(|piece| piece.len()).sum();
-    let num_threads = (num_scores / MIN_THREAD_SCORES).clamp(1, crew_size());
+    let num_threads = (num_scores / MIN_THREAD_SCORES).clamp(1, team_size());
     if num_threads == 1 {
         return weigh_rows(pieces, num_rows);
     }
@@ -236,7 +236,7 @@ fn weighed_on_threads(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32>, 
         left -= taken;
     }
     let parts = std::sync::Mutex::new(parts.into_iter().enumerate());
-    let found = on_crew(num_threads, || {
+    let found = on_team(num_threads, || {
         let mut found = Vec::new();
         loop {
             let next = parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();

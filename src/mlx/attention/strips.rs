@@ -9,7 +9,7 @@ use std::{ops::Range, sync::Mutex};
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_crew},
+    sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_team},
 };
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
@@ -105,7 +105,7 @@ pub(super) fn attend(
             do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
         }
     };
-    on_crew(max_threads, work);
+    on_team(max_threads, work);
     attended
 }
 

@@ -11,7 +11,7 @@ mod tests;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_crew};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_team};
 use decode::{CHUNK_INPUTS, CHUNK_VECTORS};
 pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
 
@@ -72,7 +72,7 @@ pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
     let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
     let num_threads = (1 + num_numbers / THREAD_NUMBERS).min(pieces.len());
     let pieces = Mutex::new(pieces.into_iter());
-    on_crew(num_threads, || {
+    on_team(num_threads, || {
         let mut tile = Tile::new();
         while let Some(mut piece) = next(&pieces) {
             let (piece, tile) = (&mut piece, &mut tile);
@@ -150,7 +150,7 @@ impl QuantizedRows<'_> {
         let num_outputs = self.outputs_of_piece();
         let num_threads = 1 + numbers.len() / THREAD_NUMBERS;
         let pieces = Mutex::new(numbers.chunks_mut(num_outputs * self.num_inputs).enumerate());
-        on_crew(num_threads, || {
+        on_team(num_threads, || {
             while let Some((index, numbers)) = next(&pieces) {
                 let first_output = index * num_outputs;
                 do_with_wide_vectors(Decode { matrix: self, first_output, numbers });

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::kernel::{Product, QuantizedRows};
-use crate::mlx::sys::{self, crew_size, on_crew};
+use crate::mlx::sys::{self, on_team, team_size};
 
 /// Numbers of a tile: for larger ones the second cache is too small, for smaller ones the BLAS packs the rows too often.
 const MAX_TILE_NUMBERS: usize = 1 << 20;
@@ -32,7 +32,7 @@ struct Tile<'a> {
 /// Panics where slices have not the sizes that the matrix states.
 pub(super) fn multiply(product: Product<'_>) {
     let Product { matrix, x, y } = product;
-    let num_threads = crew_size();
+    let num_threads = team_size();
     let num_outputs = (MAX_TILE_NUMBERS / matrix.num_inputs.max(1))
         .min(matrix.num_outputs.div_ceil(num_threads))
         .max(1)
@@ -52,7 +52,7 @@ pub(super) fn multiply(product: Product<'_>) {
     let num_tiles = tiles.len();
     let tiles = Mutex::new(tiles.into_iter());
     let next = || tiles.lock().unwrap_or_else(PoisonError::into_inner).next();
-    on_crew(num_threads.min(num_tiles), || {
+    on_team(num_threads.min(num_tiles), || {
         NUMBERS.with_borrow_mut(|numbers| {
             while let Some(Tile { matrix, mut y }) = next() {
                 let size = matrix.num_outputs * matrix.num_inputs;

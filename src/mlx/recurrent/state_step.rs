@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use crate::mlx::sys::{Instructions, WideWork, do_with_wide_vectors, on_crew};
+use crate::mlx::sys::{Instructions, WideWork, do_with_wide_vectors, on_team};
 
 /// Parts that the rows of a memory are divided into, each with a sum of its own: as many whatever the machine and
 /// the batch, so that what is read does not depend on these.
@@ -38,7 +38,7 @@ pub(super) fn write_and_read(memories: &mut [f32], rows: StepRows<'_>) -> Vec<f3
     let mut sums = vec![0.0; num_memories * parts_of_memory * width];
     let parts = memories.chunks_mut(key_dim * width).flat_map(|memory| memory.chunks_mut(part_rows * width));
     let parts = Mutex::new(parts.zip(sums.chunks_mut(width)).enumerate());
-    on_crew(num_threads, || {
+    on_team(num_threads, || {
         loop {
             let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((index, (part, sums))) = next else { return };

@@ -1,4 +1,4 @@
-//! Matrix products as the executable has them in front of the BLAS: shared among the crew's threads.
+//! Matrix products as the executable has them in front of the BLAS: shared among the team's threads.
 //!
 //! Owns `cblas_sgemm`, the one call that MLX knows on the CPU. The dynamic linker has it be the executable's own, this
 //! one, which hands everything on to the library that comes next. That would share products among threads of its own,
@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use super::crew::{crew_size, on_crew};
+use super::team::{on_team, team_size};
 
 #[rustfmt::skip]
 type Gemm = unsafe extern "C" fn(
@@ -143,7 +143,7 @@ impl Product {
     /// # Safety
     ///
     /// The arrays are as large as the sizes say.
-    unsafe fn compute_on_crew(self) {
+    unsafe fn compute_on_team(self) {
         let (m, n, k) = self.shape;
         let [rows, columns, inner] = [m, n, k].map(|size| size.max(0) as usize);
         let num_products = rows.max(MIN_ROWS) * columns * inner;
@@ -151,7 +151,7 @@ impl Product {
         let (size, together) = if by_columns { (n, COLUMNS_TOGETHER) } else { (m, 1) };
         let num_parts = match num_products / PART_PRODUCTS {
             0 | 1 => 1,
-            num_parts => crew_size().min(num_parts).min((size / together) as usize),
+            num_parts => team_size().min(num_parts).min((size / together) as usize),
         };
         if num_parts <= 1 {
             // SAFETY: as it came.
@@ -162,7 +162,7 @@ impl Product {
             true => size,
             false => ((size / together) as usize * part / num_parts) as i32 * together,
         };
-        on_crew(num_parts, || {
+        on_team(num_parts, || {
             loop {
                 let part = next_part.fetch_add(1, Ordering::Relaxed);
                 if part >= num_parts {
@@ -192,7 +192,7 @@ pub(super) unsafe extern "C" fn cblas_sgemm(
         let (transposes, shape) = ((transpose_a, transpose_b), (m, n, k));
         let product = Product { transposes, shape, alpha, a: (a, lda), b: (b, ldb), beta, c: (c, ldc) };
         // SAFETY: the caller's arrays are as large as its sizes say.
-        unsafe { product.compute_on_crew() }
+        unsafe { product.compute_on_team() }
     } else {
         // SAFETY: handed on as it came.
         unsafe {

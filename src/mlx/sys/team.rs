@@ -29,18 +29,18 @@ const LOOKS_A_TURN: usize = 256;
 /// this one's first. Others that have not begun when this one is through are not waited for.
 ///
 /// One caller at a time has the others: who comes meanwhile, or from within such work, does it alone.
-pub(in crate::mlx) fn on_crew<T: Send>(max_threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
+pub(in crate::mlx) fn on_team<T: Send>(max_threads: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
     if max_threads <= 1 {
         return vec![work()];
     }
-    let crew = &*CREW;
-    let Ok(_turn) = crew.turn.try_lock() else { return vec![work()] };
+    let team = &*TEAM;
+    let Ok(_turn) = team.turn.try_lock() else { return vec![work()] };
     let others_returned = Mutex::new(Vec::new());
     let work_of_others = || {
         let returned = work();
         others_returned.lock().unwrap_or_else(PoisonError::into_inner).push(returned);
     };
-    let others = &crew.hands[..crew.hands.len().min(max_threads - 1)];
+    let others = &team.hands[..team.hands.len().min(max_threads - 1)];
     let job =
         Job { work: &work_of_others, num_at_work: AtomicUsize::new(others.len()), panic: Mutex::new(None) };
     let handed_over = HandedOver { job: &job, others };
@@ -63,7 +63,7 @@ pub(in crate::mlx) fn on_crew<T: Send>(max_threads: usize, work: impl Fn() -> T 
 }
 
 /// On how many threads such work is done at most: as many as there are cores, or as the user lets the BLAS have.
-pub(in crate::mlx) fn crew_size() -> usize {
+pub(in crate::mlx) fn team_size() -> usize {
     *SIZE
 }
 
@@ -112,7 +112,7 @@ fn look_again(num_looks: &mut usize) {
     }
 }
 
-struct Crew {
+struct Team {
     turn: Mutex<()>,
     hands: Vec<&'static Hand>,
 }
@@ -125,10 +125,10 @@ struct Hand {
     thread: OnceLock<Thread>,
 }
 
-static CREW: LazyLock<Crew> = LazyLock::new(|| {
+static TEAM: LazyLock<Team> = LazyLock::new(|| {
     // Where the system starts no more of them, fewer do the same work.
     let hands = (1..*SIZE).map_while(|_| Hand::start()).collect();
-    Crew { turn: Mutex::new(()), hands }
+    Team { turn: Mutex::new(()), hands }
 });
 
 /// The user's settings for the BLAS count for all products.
@@ -148,7 +148,7 @@ impl Hand {
             is_asleep: AtomicBool::new(false),
             thread: OnceLock::new(),
         }));
-        let started = thread::Builder::new().name("mlxbatch-crew".to_owned()).spawn(|| hand.serve()).ok()?;
+        let started = thread::Builder::new().name("mlxbatch-team".to_owned()).spawn(|| hand.serve()).ok()?;
         let _ = hand.thread.set(started.thread().clone());
         Some(hand)
     }
@@ -212,7 +212,7 @@ mod tests {
                 thread::sleep(3 * PATIENCE);
             }
             let next = AtomicUsize::new(0);
-            let taken = on_crew(4, || count(&next, turn));
+            let taken = on_team(4, || count(&next, turn));
             assert_eq!(taken.iter().sum::<usize>(), turn);
         }
     }
@@ -224,7 +224,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         let next = AtomicUsize::new(0);
-                        let all = on_crew(3, || on_crew(3, || count(&next, 100)));
+                        let all = on_team(3, || on_team(3, || count(&next, 100)));
                         assert_eq!(all.into_iter().flatten().sum::<usize>(), 100);
                     }
                 });
@@ -235,10 +235,10 @@ mod tests {
     #[test]
     fn a_panic_is_passed_on_and_the_next_work_is_done_all_the_same() {
         for _ in 0..50 {
-            let panicked = panic::catch_unwind(|| on_crew(2, || panic!("on purpose")));
+            let panicked = panic::catch_unwind(|| on_team(2, || panic!("on purpose")));
             assert_eq!(panicked.unwrap_err().downcast_ref(), Some(&"on purpose"));
             let next = AtomicUsize::new(0);
-            assert_eq!(on_crew(2, || count(&next, 10)).iter().sum::<usize>(), 10);
+            assert_eq!(on_team(2, || count(&next, 10)).iter().sum::<usize>(), 10);
         }
     }
 }
