@@ -248,14 +248,9 @@ impl Quantized {
                 self.numbers(dtype)
             };
         };
-        let (num_outputs, num_inputs) = self.shape();
-        let zeros = mlx_rs::ops::zeros::<f32>(&[num_outputs as i32, num_inputs as i32])?;
-        let mut arrays = sys::changed_in_place(vec![zeros], |slices| {
-            for numbers in slices {
-                self.rows_of_matrix(&parts, index).numbers_into(numbers);
-            }
-        })?;
-        Ok(arrays.remove(0).as_dtype(dtype)?)
+        let matrix = self.rows_of_matrix(&parts, index);
+        let shape = [matrix.num_outputs, matrix.num_inputs].map(|size| size as i32);
+        Ok(made_by_host([], &shape, |[], numbers| matrix.numbers_into(numbers))?.as_dtype(dtype)?)
     }
 
     /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the one of E matrices that `indices`, `(n,)`, names.

@@ -4,10 +4,7 @@
 //! which is handed to another thread and goes through memory. Which arrays they are for is `norm`'s and `rope`'s
 //! business.
 
-use super::sys::{Instructions, WideWork, do_with_wide_vectors};
-
-/// Numbers that are worked on side by side.
-const NUM_LANES: usize = 16;
+use super::sys::{Instructions, NUM_LANES, WideWork, do_with_wide_vectors};
 
 /// So many of them are added up in float32 before they join what is added up in float64.
 const SUMMED_CHUNKS: usize = 16;

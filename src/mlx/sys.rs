@@ -22,6 +22,8 @@ pub(super) use arrays::{
 pub(super) use blas::{
     is_for_blas, library_of, multiply_rows, multiply_rows_into_parts, openblas_kernels, set_openblas_threads,
 };
+#[cfg(target_os = "linux")]
+pub(super) use gemm::COLUMNS_TOGETHER;
 pub(super) use library::{gpu_is_available, mlx_version};
 #[cfg(test)]
 pub(super) use library::{graph_of, operations_of};

@@ -104,21 +104,28 @@ impl<'a> Product<'a> {
             x.chunks(MAX_ROWS * matrix.num_inputs).map(|x| in_chunks(x, matrix.num_inputs)).collect();
         let num_outputs = matrix.outputs_of_piece();
         let firsts = (0..matrix.num_outputs).step_by(num_outputs);
-        let mut pieces: Vec<_> = firsts
-            .map(|first_output| Piece {
-                matrix,
-                x: Arc::clone(&x),
-                first_output,
-                y: Vec::with_capacity(num_rows),
-            })
-            .collect();
-        for row in y.chunks_mut(matrix.num_outputs) {
-            for (piece, outputs) in pieces.iter_mut().zip(row.chunks_mut(num_outputs)) {
-                piece.y.push(outputs);
-            }
-        }
-        pieces
+        firsts
+            .zip(parts_of_rows(y, matrix.num_outputs, num_outputs))
+            .map(|(first_output, y)| Piece { matrix, x: Arc::clone(&x), first_output, y })
+            .collect()
     }
+}
+
+/// Parts of so many outputs, of each part all rows.
+pub(super) fn parts_of_rows(
+    y: &mut [f32],
+    num_outputs: usize,
+    outputs_of_part: usize,
+) -> Vec<Vec<&mut [f32]>> {
+    let num_rows = y.len() / num_outputs.max(1);
+    let mut parts = Vec::new();
+    parts.resize_with(num_outputs.div_ceil(outputs_of_part), || Vec::with_capacity(num_rows));
+    for row in y.chunks_mut(num_outputs.max(1)) {
+        for (part, outputs) in parts.iter_mut().zip(row.chunks_mut(outputs_of_part)) {
+            part.push(outputs);
+        }
+    }
+    parts
 }
 
 /// Copies rows: of each chunk of inputs all rows, zeros behind the last inputs.
@@ -133,7 +140,7 @@ fn in_chunks(x: &[f32], num_inputs: usize) -> Vec<Chunk> {
     chunks
 }
 
-fn next<T>(items: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
+pub(super) fn next<T>(items: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
     items.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 

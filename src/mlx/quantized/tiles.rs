@@ -4,13 +4,10 @@
 //! own: there never are those of the whole matrix, which would be made in memory and read from there. Few rows are
 //! `kernel`'s.
 
-use std::{
-    cell::RefCell,
-    sync::{Mutex, PoisonError},
-};
+use std::{cell::RefCell, sync::Mutex};
 
-use super::kernel::{Product, QuantizedRows};
-use crate::mlx::sys::{self, on_team, team_size};
+use super::kernel::{Product, next, parts_of_rows};
+use crate::mlx::sys::{self, COLUMNS_TOGETHER, on_team, team_size};
 
 /// Numbers of a tile: for larger ones the second cache is too small, for smaller ones the BLAS packs the rows too often.
 const MAX_TILE_NUMBERS: usize = 1 << 20;
@@ -18,13 +15,6 @@ const MAX_TILE_NUMBERS: usize = 1 << 20;
 thread_local! {
     /// A tile's numbers, kept from product to product: new memory is slower to come by than to fill.
     static NUMBERS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Some outputs of a product.
-struct Tile<'a> {
-    matrix: QuantizedRows<'a>,
-    /// Of each row the tile's outputs.
-    y: Vec<&'a mut [f32]>,
 }
 
 /// Computes a product.
@@ -36,25 +26,17 @@ pub(super) fn multiply(product: Product<'_>) {
     let num_outputs = (MAX_TILE_NUMBERS / matrix.num_inputs.max(1))
         .min(matrix.num_outputs.div_ceil(num_threads))
         .max(1)
-        .next_multiple_of(OUTPUTS_TOGETHER);
-    let mut tiles: Vec<Tile<'_>> = (0..matrix.num_outputs)
-        .step_by(num_outputs)
-        .map(|first| {
-            let outputs = first..(first + num_outputs).min(matrix.num_outputs);
-            Tile { matrix: matrix.part(outputs), y: Vec::with_capacity(x.len() / matrix.num_inputs) }
-        })
-        .collect();
-    for row in y.chunks_mut(matrix.num_outputs) {
-        for (tile, outputs) in tiles.iter_mut().zip(row.chunks_mut(num_outputs)) {
-            tile.y.push(outputs);
-        }
-    }
-    let num_tiles = tiles.len();
-    let tiles = Mutex::new(tiles.into_iter());
-    let next = || tiles.lock().unwrap_or_else(PoisonError::into_inner).next();
+        .next_multiple_of(COLUMNS_TOGETHER);
+    let parts = parts_of_rows(y, matrix.num_outputs, num_outputs);
+    let num_tiles = parts.len();
+    let tiles = parts.into_iter().enumerate().map(|(index, y)| {
+        let first = index * num_outputs;
+        (matrix.part(first..(first + num_outputs).min(matrix.num_outputs)), y)
+    });
+    let tiles = Mutex::new(tiles);
     on_team(num_threads.min(num_tiles), || {
         NUMBERS.with_borrow_mut(|numbers| {
-            while let Some(Tile { matrix, mut y }) = next() {
+            while let Some((matrix, mut y)) = next(&tiles) {
                 let size = matrix.num_outputs * matrix.num_inputs;
                 if numbers.len() < size {
                     numbers.resize(size, 0.0);
@@ -68,13 +50,10 @@ pub(super) fn multiply(product: Product<'_>) {
     });
 }
 
-/// As many outputs as the BLAS takes at once.
-const OUTPUTS_TOGETHER: usize = 16;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mlx::quantized::kernel::{self, Format, Scales};
+    use crate::mlx::quantized::kernel::{self, Format, QuantizedRows, Scales};
 
     #[test]
     fn many_rows_become_what_few_become() {

@@ -33,7 +33,7 @@ const PART_PRODUCTS: usize = 1 << 21;
 const MIN_ROWS: usize = 8;
 
 /// Columns that a BLAS takes at once, or some of those.
-const COLUMNS_TOGETHER: i32 = 16;
+pub(in crate::mlx) const COLUMNS_TOGETHER: usize = 16;
 
 #[cfg(test)]
 pub(in crate::mlx) static NUM_SINGLE_ROWS: AtomicUsize = AtomicUsize::new(0);
@@ -148,7 +148,7 @@ impl Product {
         let [rows, columns, inner] = [m, n, k].map(|size| size.max(0) as usize);
         let num_products = rows.max(MIN_ROWS) * columns * inner;
         let by_columns = n >= m;
-        let (size, together) = if by_columns { (n, COLUMNS_TOGETHER) } else { (m, 1) };
+        let (size, together) = if by_columns { (n, COLUMNS_TOGETHER as i32) } else { (m, 1) };
         let num_parts = match num_products / PART_PRODUCTS {
             0 | 1 => 1,
             num_parts => team_size().min(num_parts).min((size / together) as usize),

@@ -47,7 +47,10 @@ pub(in crate::mlx) trait WideWork {
 pub(in crate::mlx) trait Instructions {
     /// `left · right + sum`, in one instruction where there is one: a function that does the same is a hundred times
     /// slower than two.
-    fn multiply_add(left: f32, right: f32, sum: f32) -> f32;
+    #[inline(always)]
+    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
+        left.mul_add(right, sum)
+    }
 
     /// Whether sixteen sums of vectors fit into registers beside what is added.
     const HAS_MANY_REGISTERS: bool;
@@ -111,11 +114,6 @@ struct Neon;
 #[cfg(target_arch = "aarch64")]
 impl Instructions for Neon {
     const HAS_MANY_REGISTERS: bool = true;
-
-    #[inline(always)]
-    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
-        left.mul_add(right, sum)
-    }
 }
 
 /// Does work in instructions as wide as this machine has.

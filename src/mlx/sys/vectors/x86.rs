@@ -21,11 +21,6 @@ impl Instructions for Avx2 {
     const HAS_MANY_REGISTERS: bool = false;
 
     #[inline(always)]
-    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
-        left.mul_add(right, sum)
-    }
-
-    #[inline(always)]
     fn write_scaled<const BITS: usize>(
         vectors: &mut [Lanes; 2],
         codes: &[u32; BITS],
@@ -41,11 +36,6 @@ pub(super) struct Avx512;
 
 impl Instructions for Avx512 {
     const HAS_MANY_REGISTERS: bool = true;
-
-    #[inline(always)]
-    fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
-        left.mul_add(right, sum)
-    }
 
     #[inline(always)]
     fn sums_of_four(lanes: &[Lanes; 4]) -> [f32; 4] {
