@@ -34,6 +34,6 @@ pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
 };
 pub(super) use team::{on_team, team_size};
-#[cfg(test)]
-pub(super) use vectors::Plain;
-pub(super) use vectors::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors};
+pub(super) use vectors::{
+    InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors,
+};

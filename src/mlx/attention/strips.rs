@@ -257,7 +257,8 @@ fn dots<I: Instructions>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32; 
         let rights = rights.map(|right| &right.as_chunks::<1>().0[lefts.len() - others.len() + index]);
         add_products::<1, I>(&[*other], rights, &mut lanes);
     }
-    let mut sums = if lefts.is_empty() { [0.0; KEYS_TOGETHER] } else { I::sums_of_four(&lanes) };
+    let mut sums =
+        if lefts.is_empty() { [0.0; KEYS_TOGETHER] } else { I::sums_of_four(lanes.each_ref().map(I::load)) };
     if !left_rest.is_empty() {
         for (sum, right) in sums.iter_mut().zip(right) {
             *sum += narrow_dot::<I>(left_rest, &right[left.len() - left_rest.len()..]);

@@ -6,14 +6,21 @@
 //! rather than to a BLAS is for `quantized` and `experts`.
 
 mod decode;
+mod few_rows;
+mod packing;
 #[cfg(test)]
 mod tests;
+mod tile;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    marker::PhantomData,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_team};
-use decode::{CHUNK_INPUTS, CHUNK_VECTORS};
+use crate::mlx::sys::{InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, on_team, team_size};
+use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Room};
 pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
+use packing::{PackedWork, Packing};
 
 /// A chunk of one output or row, at the beginning of a cache line: vectors across two lines are read twice as slowly.
 #[derive(Clone, Copy)]
@@ -24,22 +31,14 @@ impl Chunk {
     const ZERO: Self = Self([[0.0; NUM_LANES]; CHUNK_VECTORS]);
 }
 
-/// Outputs whose sums are in registers at once, for as many rows.
-const GROUP_OUTPUTS: usize = 4;
+/// Outputs that are taken together, at most.
+const TILE_OUTPUTS: usize = 8;
 
-const TILE_GROUPS: usize = 2;
-
-/// Outputs that are decoded before they are multiplied: with their chunks they take half of the first cache.
-const TILE_OUTPUTS: usize = TILE_GROUPS * GROUP_OUTPUTS;
-
-/// Vectors of products that are summed up before the sum is added to that of the row.
-const BLOCK_VECTORS: usize = 8;
-
-/// Rows that are multiplied by decoded numbers before the next ones are decoded; their sums stay in the second cache.
+/// Rows that are multiplied by a tile before the next one is made; their sums stay in the second cache.
 const MAX_ROWS: usize = 64;
 
-/// Numbers that a thread takes at once.
-const PIECE_NUMBERS: usize = 1 << 15;
+/// Numbers that a thread takes at once: long enough a stretch of memory to be read ahead in.
+const PIECE_NUMBERS: usize = 1 << 17;
 
 /// Numbers that another thread is asked for.
 const THREAD_NUMBERS: usize = 1 << 17;
@@ -68,17 +67,45 @@ struct Piece<'a> {
 ///
 /// Panics where slices have not the sizes that their matrices state.
 pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
+    multiply_by(InstructionSet::widest(), products);
+}
+
+fn multiply_by(instructions: InstructionSet, products: Vec<Product<'_>>) {
     let num_numbers: usize = products.iter().map(Product::num_numbers).sum();
     let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
     let num_threads = (1 + num_numbers / THREAD_NUMBERS).min(pieces.len());
     let pieces = Mutex::new(pieces.into_iter());
     on_team(num_threads, || {
-        let mut tile = Tile::new();
+        let mut tile = tile::Tile::new();
         while let Some(mut piece) = next(&pieces) {
-            let (piece, tile) = (&mut piece, &mut tile);
-            do_with_wide_vectors(Multiply { piece, tile });
+            let matrix = piece.matrix;
+            for (y, x) in piece.y.chunks_mut(MAX_ROWS).zip(piece.x.iter()) {
+                let rows = Rows { instructions, matrix: &matrix, first_output: piece.first_output, x, y };
+                if instructions.has_room_for_sums() {
+                    matrix.choose(few_rows::Multiply { rows });
+                } else {
+                    matrix.choose(tile::Multiply { rows, tile: &mut tile });
+                }
+            }
         }
     });
+}
+
+/// At most [`MAX_ROWS`] rows to be multiplied by some outputs.
+struct Rows<'a, 'b> {
+    instructions: InstructionSet,
+    matrix: &'a QuantizedRows<'b>,
+    first_output: usize,
+    /// Of each chunk of inputs all rows.
+    x: &'a [Chunk],
+    /// Of each row the outputs.
+    y: &'a mut [&'b mut [f32]],
+}
+
+impl Rows<'_, '_> {
+    fn num_outputs(&self) -> usize {
+        self.y[0].len()
+    }
 }
 
 impl<'a> Product<'a> {
@@ -149,6 +176,10 @@ impl QuantizedRows<'_> {
     ///
     /// Panics where slices have not the sizes that the matrix states.
     pub(in crate::mlx) fn numbers_into(&self, numbers: &mut [f32]) {
+        self.numbers_by(InstructionSet::widest(), numbers);
+    }
+
+    fn numbers_by(&self, instructions: InstructionSet, numbers: &mut [f32]) {
         self.check();
         assert_eq!(numbers.len(), self.num_outputs * self.num_inputs, "there is room for all numbers");
         if numbers.is_empty() {
@@ -160,145 +191,45 @@ impl QuantizedRows<'_> {
         on_team(num_threads, || {
             while let Some((index, numbers)) = next(&pieces) {
                 let first_output = index * num_outputs;
-                do_with_wide_vectors(Decode { matrix: self, first_output, numbers });
+                self.choose(Decode { instructions, matrix: self, first_output, numbers });
             }
         });
     }
 
+    /// Outputs that a thread takes at once: a long stretch of memory, but there are some for each thread.
     fn outputs_of_piece(&self) -> usize {
-        (PIECE_NUMBERS / self.num_inputs.max(1)).next_multiple_of(TILE_OUTPUTS).max(TILE_OUTPUTS)
+        let num_pieces = (self.num_outputs * self.num_inputs / PIECE_NUMBERS).max(team_size());
+        self.num_outputs.div_ceil(num_pieces.max(1)).next_multiple_of(TILE_OUTPUTS).max(TILE_OUTPUTS)
     }
 }
 
 /// Writes the numbers of some outputs.
 struct Decode<'a> {
+    instructions: InstructionSet,
     matrix: &'a QuantizedRows<'a>,
     first_output: usize,
     numbers: &'a mut [f32],
 }
 
-impl WideWork for Decode<'_> {
-    #[inline(always)]
-    fn run<I: Instructions>(self) {
-        for (output, numbers) in self.numbers.chunks_mut(self.matrix.num_inputs).enumerate() {
-            for (chunk, numbers) in numbers.chunks_mut(CHUNK_INPUTS).enumerate() {
-                let (vectors, _) = numbers.as_chunks_mut();
-                self.matrix.decode::<I>(self.first_output + output, chunk * CHUNK_INPUTS, vectors);
-            }
-        }
-    }
-}
-
-/// What a thread works with.
-struct Tile {
-    /// Decoded numbers of each output.
-    numbers: [Chunk; TILE_OUTPUTS],
-    sums: Vec<Sums>,
-}
-
-impl Tile {
-    fn new() -> Self {
-        Self { numbers: [Chunk::ZERO; TILE_OUTPUTS], sums: Vec::new() }
-    }
-}
-
-/// Of a row the outputs' sums, lane by lane.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Sums([[Lanes; GROUP_OUTPUTS]; TILE_GROUPS]);
-
-impl Sums {
-    const ZERO: Self = Self([[[0.0; NUM_LANES]; GROUP_OUTPUTS]; TILE_GROUPS]);
-}
-
-/// Computes a piece.
-struct Multiply<'a, 'b> {
-    piece: &'a mut Piece<'b>,
-    tile: &'a mut Tile,
-}
-
-impl WideWork for Multiply<'_, '_> {
-    #[inline(always)]
-    fn run<I: Instructions>(self) {
-        let Self { piece: Piece { matrix, x, first_output, y }, tile } = self;
-        for (y, x) in y.chunks_mut(MAX_ROWS).zip(x.iter()) {
-            let num_outputs = y[0].len();
-            for first in (0..num_outputs).step_by(TILE_OUTPUTS) {
-                let outputs = first..(first + TILE_OUTPUTS).min(num_outputs);
-                tile.sums.clear();
-                tile.sums.resize(y.len(), Sums::ZERO);
-                for (chunk, x) in x.chunks_exact(y.len()).enumerate() {
-                    let first_input = chunk * CHUNK_INPUTS;
-                    let num_vectors = (matrix.num_inputs - first_input).min(CHUNK_INPUTS) / NUM_LANES;
-                    let num_blocks = num_vectors.div_ceil(BLOCK_VECTORS);
-                    for (numbers, output) in tile.numbers.iter_mut().zip(outputs.clone()) {
-                        let (numbers, rest) = numbers.0.split_at_mut(num_vectors);
-                        matrix.decode::<I>(*first_output + output, first_input, numbers);
-                        rest.fill([0.0; NUM_LANES]);
-                    }
-                    let num_in_fours = if I::HAS_MANY_REGISTERS { x.len() / 4 * 4 } else { 0 };
-                    let (fours, rest) = tile.sums.split_at_mut(num_in_fours);
-                    let (x_fours, x_rest) = x.split_at(num_in_fours);
-                    for (sums, x) in fours.as_chunks_mut::<4>().0.iter_mut().zip(x_fours.as_chunks::<4>().0) {
-                        add_products::<4, I>(&tile.numbers, num_blocks, x, sums);
-                    }
-                    let (twos, rest) = rest.as_chunks_mut::<2>();
-                    let (x_twos, x_rest) = x_rest.as_chunks::<2>();
-                    for (sums, x) in twos.iter_mut().zip(x_twos) {
-                        add_products::<2, I>(&tile.numbers, num_blocks, x, sums);
-                    }
-                    let (ones, _) = rest.as_chunks_mut::<1>();
-                    let (x_ones, _) = x_rest.as_chunks::<1>();
-                    for (sums, x) in ones.iter_mut().zip(x_ones) {
-                        add_products::<1, I>(&tile.numbers, num_blocks, x, sums);
-                    }
-                }
-                for (y, sums) in y.iter_mut().zip(&tile.sums) {
-                    for (y, sums) in y[outputs.clone()].chunks_mut(GROUP_OUTPUTS).zip(&sums.0) {
-                        match <&mut [f32; GROUP_OUTPUTS]>::try_from(&mut *y) {
-                            Ok(y) => *y = I::sums_of_four(sums),
-                            Err(_) => y.copy_from_slice(&I::sums_of_four(sums)[..y.len()]),
-                        }
+impl PackedWork for Decode<'_> {
+    fn run<const B: usize, const G: usize, P: Packing<B>>(self) {
+        struct Wide<'a, const B: usize, const G: usize, P: Packing<B>>(Decode<'a>, PhantomData<P>);
+        impl<const B: usize, const G: usize, P: Packing<B>> WideWork for Wide<'_, B, G, P> {
+            #[inline(always)]
+            fn run<I: Instructions>(self) {
+                let Decode { matrix, first_output, numbers, .. } = self.0;
+                let room = &mut Room::new();
+                for (output, numbers) in numbers.chunks_mut(matrix.num_inputs).enumerate() {
+                    let output = first_output + output;
+                    for (chunk, numbers) in numbers.chunks_mut(CHUNK_INPUTS).enumerate() {
+                        let (vectors, _) = numbers.as_chunks_mut();
+                        let first_input = chunk * CHUNK_INPUTS;
+                        let ahead = matrix.prefetch::<B, I>(output + matrix.outputs_ahead(), first_input);
+                        matrix.chunk::<B, G>(output, first_input, room).numbers_into::<P, I>(vectors, ahead);
                     }
                 }
             }
         }
-    }
-}
-
-/// Adds the products of R rows' chunks with the outputs' to the rows' sums, four outputs at a time: the sums of four rows
-/// are as many as registers hold beside what is multiplied, where there are 32.
-#[inline(always)]
-fn add_products<const R: usize, I: Instructions>(
-    numbers: &[Chunk; TILE_OUTPUTS],
-    num_blocks: usize,
-    x: &[Chunk; R],
-    sums: &mut [Sums; R],
-) {
-    for (group, numbers) in numbers.as_chunks::<GROUP_OUTPUTS>().0.iter().enumerate() {
-        let mut of_group = sums.each_ref().map(|sums| sums.0[group]);
-        for block in 0..num_blocks {
-            let numbers = numbers.each_ref().map(|chunk| &chunk.0.as_chunks::<BLOCK_VECTORS>().0[block]);
-            let x = x.each_ref().map(|chunk| &chunk.0.as_chunks::<BLOCK_VECTORS>().0[block]);
-            // Lane by lane, so that the compiler takes all lanes at once.
-            for lane in 0..NUM_LANES {
-                let mut products = [[0.0; GROUP_OUTPUTS]; R];
-                for vector in 0..BLOCK_VECTORS {
-                    for (products, x) in products.iter_mut().zip(x) {
-                        for (product, numbers) in products.iter_mut().zip(numbers) {
-                            *product = I::multiply_add(numbers[vector][lane], x[vector][lane], *product);
-                        }
-                    }
-                }
-                for (sums, products) in of_group.iter_mut().zip(products) {
-                    for (sum, product) in sums.iter_mut().zip(products) {
-                        sum[lane] += product;
-                    }
-                }
-            }
-        }
-        for (sums, of_group) in sums.iter_mut().zip(of_group) {
-            sums.0[group] = of_group;
-        }
+        self.instructions.run(Wide::<B, G, P>(self, PhantomData));
     }
 }

@@ -1,7 +1,7 @@
 //! Loops compiled for the widest instructions that the machine has.
 //!
-//! Owns finding out which those are, and the few things that loops say in another way for each of them; how x86-64 says
-//! them is `x86`'s.
+//! Owns finding out which those are, and the few things that loops say in another way for each of them, on vectors of
+//! equally many numbers everywhere; how x86-64 says them is `x86`'s.
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -37,7 +37,7 @@ pub(in crate::mlx) fn with_wide_vectors<T>(work: impl FnOnce() -> T) -> T {
     work()
 }
 
-/// Work for [`do_with_wide_vectors`].
+/// Work for [`InstructionSet::run`].
 pub(in crate::mlx) trait WideWork {
     /// Does it; `#[inline(always)]`, with all that it calls.
     fn run<I: Instructions>(self);
@@ -45,6 +45,24 @@ pub(in crate::mlx) trait WideWork {
 
 /// What is said in another way for each kind of instructions.
 pub(in crate::mlx) trait Instructions {
+    /// As many numbers as there are lanes, in one register or in a few.
+    type Vector: Copy;
+
+    fn load(lanes: &Lanes) -> Self::Vector;
+
+    fn store(vector: Self::Vector, lanes: &mut Lanes);
+
+    /// The same number in each lane.
+    fn splat(number: f32) -> Self::Vector;
+
+    fn product(left: Self::Vector, right: Self::Vector) -> Self::Vector;
+
+    /// `left · right + sum`, lane by lane.
+    fn add_product(sum: Self::Vector, left: Self::Vector, right: Self::Vector) -> Self::Vector;
+
+    /// The sum of the lanes of each of four.
+    fn sums_of_four(vectors: [Self::Vector; 4]) -> [f32; 4];
+
     /// `left · right + sum`, in one instruction where there is one: a function that does the same is a hundred times
     /// slower than two.
     #[inline(always)]
@@ -52,36 +70,53 @@ pub(in crate::mlx) trait Instructions {
         left.mul_add(right, sum)
     }
 
-    /// Whether sixteen sums of vectors fit into registers beside what is added.
-    const HAS_MANY_REGISTERS: bool;
-
-    /// The sum of the lanes of each of four.
+    /// Has the line that begins here, or that this is within, brought into the first cache, as it is soon read. Machines
+    /// guess what is read next, but not across the ends of pages, or not at all.
     #[inline(always)]
-    fn sums_of_four(lanes: &[Lanes; 4]) -> [f32; 4] {
-        // In halves, as vectors are added up; one after the other they would wait for each other.
-        halved::<4, 2>(&halved::<8, 4>(&halved::<16, 8>(lanes))).map(|[left, right]| left + right)
-    }
+    fn prefetch<T>(_place: &T) {}
 
-    /// Writes two vectors of scale · code + bias each, the codes being 32 whole numbers of so many bits, which lie
-    /// behind each other from the lowest bits up, some across two words.
+    /// Two vectors of scale · code + bias each, the codes being 32 whole numbers of so many bits, which lie behind each
+    /// other from the lowest bits up, some across two words.
     #[inline(always)]
-    fn write_scaled<const BITS: usize>(
-        vectors: &mut [Lanes; 2],
-        codes: &[u32; BITS],
+    fn scaled<const BITS: usize>(
+        words: &[u32; BITS],
         scales_and_biases: [(f32, f32); 2],
-    ) {
-        for (half, (vector, (scale, bias))) in vectors.iter_mut().zip(scales_and_biases).enumerate() {
-            for (lane, number) in vector.iter_mut().enumerate() {
-                let first_bit = (half * NUM_LANES + lane) * BITS;
-                let (word, shift) = (first_bit / 32, first_bit % 32);
-                let mut code = codes[word] >> shift;
-                if shift + BITS > 32 {
-                    code |= codes[word + 1] << (32 - shift);
-                }
-                *number = Self::multiply_add((code & ((1 << BITS) - 1)) as i32 as f32, scale, bias);
-            }
-        }
+    ) -> [Self::Vector; 2] {
+        let codes = codes(words);
+        [0, 1].map(|half: usize| {
+            let (scale, bias) = scales_and_biases[half];
+            let codes = codes[half].map(|code| code as i32 as f32);
+            Self::add_product(Self::splat(bias), Self::load(&codes), Self::splat(scale))
+        })
     }
+
+    /// Two vectors of a table's numbers, by codes of four bits, which lie as those of [`scaled`](Self::scaled).
+    #[inline(always)]
+    fn looked_up(table: &[f32; 16], words: &[u32; 4]) -> [Self::Vector; 2] {
+        codes(words).map(|codes| Self::load(&codes.map(|code| table[code as usize])))
+    }
+}
+
+/// 32 whole numbers of so many bits.
+#[inline(always)]
+fn codes<const BITS: usize>(words: &[u32; BITS]) -> [[u32; NUM_LANES]; 2] {
+    let mut codes = [[0; NUM_LANES]; 2];
+    for (index, code) in codes.as_flattened_mut().iter_mut().enumerate() {
+        let (word, shift) = (index * BITS / 32, index * BITS % 32);
+        *code = words[word] >> shift;
+        if shift + BITS > 32 {
+            *code |= words[word + 1] << (32 - shift);
+        }
+        *code &= (1 << BITS) - 1;
+    }
+    codes
+}
+
+/// [`Instructions::sums_of_four`], in halves, as vectors are added up; one after the other they would wait for each
+/// other.
+#[inline(always)]
+fn sums_in_halves(lanes: &[Lanes; 4]) -> [f32; 4] {
+    halved::<4, 2>(&halved::<8, 4>(&halved::<16, 8>(lanes))).map(|[left, right]| left + right)
 }
 
 #[inline(always)]
@@ -95,56 +130,144 @@ fn halved<const N: usize, const HALF: usize>(numbers: &[[f32; N]; 4]) -> [[f32; 
     halves
 }
 
-/// Those without a fused multiply-add.
-pub(in crate::mlx) struct Plain;
+/// Those with vectors of few lanes, which the compiler finds for itself.
+pub(in crate::mlx) struct Narrow<const IS_FUSED: bool>;
 
-impl Instructions for Plain {
-    const HAS_MANY_REGISTERS: bool = false;
+impl<const IS_FUSED: bool> Instructions for Narrow<IS_FUSED> {
+    type Vector = Lanes;
+
+    #[inline(always)]
+    fn load(lanes: &Lanes) -> Lanes {
+        *lanes
+    }
+
+    #[inline(always)]
+    fn store(vector: Lanes, lanes: &mut Lanes) {
+        *lanes = vector;
+    }
+
+    #[inline(always)]
+    fn splat(number: f32) -> Lanes {
+        [number; NUM_LANES]
+    }
+
+    #[inline(always)]
+    fn product(left: Lanes, right: Lanes) -> Lanes {
+        let mut product = left;
+        for lane in 0..NUM_LANES {
+            product[lane] *= right[lane];
+        }
+        product
+    }
+
+    #[inline(always)]
+    fn add_product(mut sum: Lanes, left: Lanes, right: Lanes) -> Lanes {
+        for lane in 0..NUM_LANES {
+            sum[lane] = Self::multiply_add(left[lane], right[lane], sum[lane]);
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn sums_of_four(vectors: [Lanes; 4]) -> [f32; 4] {
+        sums_in_halves(&vectors)
+    }
 
     #[inline(always)]
     fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
-        left * right + sum
+        if IS_FUSED { left.mul_add(right, sum) } else { left * right + sum }
     }
 }
 
-/// NEON.
-#[cfg(target_arch = "aarch64")]
-struct Neon;
+/// One that this machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::mlx) enum InstructionSet {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+    #[cfg(not(target_arch = "aarch64"))]
+    Plain,
+}
 
-#[cfg(target_arch = "aarch64")]
-impl Instructions for Neon {
-    const HAS_MANY_REGISTERS: bool = true;
+impl InstructionSet {
+    /// The one with the widest vectors.
+    #[inline(always)]
+    pub(in crate::mlx) fn widest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let has_fused = std::arch::is_x86_feature_detected!("fma");
+            if has_fused && x86::has_512_bits() {
+                return Self::Avx512;
+            }
+            if has_fused && std::arch::is_x86_feature_detected!("avx2") {
+                return Self::Avx2;
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        return Self::Neon;
+        #[cfg(not(target_arch = "aarch64"))]
+        Self::Plain
+    }
+
+    /// All of them.
+    #[cfg(test)]
+    pub(in crate::mlx) fn all() -> Vec<Self> {
+        #[cfg(target_arch = "x86_64")]
+        let all = [Self::Avx512, Self::Avx2, Self::Plain];
+        #[cfg(target_arch = "aarch64")]
+        let all = [Self::Neon];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let all = [Self::Plain];
+        let widest = all.iter().position(|&set| set == Self::widest()).expect("it is one of them");
+        all[widest..].to_vec()
+    }
+
+    /// Does work in its instructions.
+    ///
+    /// A trait's method can be told to be inlined, a closure cannot: once it is large its calls are not inlined, and what
+    /// is not inlined is compiled for the narrow instructions that every machine has.
+    #[inline(always)]
+    pub(in crate::mlx) fn run(self, work: impl WideWork) {
+        match self {
+            // SAFETY: the machine has them, or nobody could name this.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => unsafe { with_512_bits(work) },
+            // SAFETY: the same.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { with_256_bits(work) },
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => work.run::<Narrow<true>>(),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::Plain => work.run::<Narrow<false>>(),
+        }
+    }
+
+    /// Whether the sums of several rows fit into registers.
+    pub(in crate::mlx) fn has_room_for_sums(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Avx512;
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn with_512_bits(work: impl WideWork) {
+    work.run::<x86::Avx512>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn with_256_bits(work: impl WideWork) {
+    work.run::<x86::Avx2>();
 }
 
 /// Does work in instructions as wide as this machine has.
-///
-/// A trait's method can be told to be inlined, a closure cannot: once it is large its three calls are not inlined,
-/// and what is not inlined is compiled for the narrow instructions that every machine has.
 #[inline(always)]
 pub(in crate::mlx) fn do_with_wide_vectors(work: impl WideWork) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx512f")]
-        fn with_512_bits(work: impl WideWork) {
-            work.run::<x86::Avx512>();
-        }
-        #[target_feature(enable = "avx2,fma")]
-        fn with_256_bits(work: impl WideWork) {
-            work.run::<x86::Avx2>();
-        }
-        let has_fused = std::arch::is_x86_feature_detected!("fma");
-        if has_fused && std::arch::is_x86_feature_detected!("avx512f") {
-            // SAFETY: the machine has them.
-            return unsafe { with_512_bits(work) };
-        }
-        if has_fused && std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the machine has them.
-            return unsafe { with_256_bits(work) };
-        }
-        work.run::<Plain>();
-    }
-    #[cfg(target_arch = "aarch64")]
-    work.run::<Neon>();
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    work.run::<Plain>();
+    InstructionSet::widest().run(work);
 }

@@ -1,5 +1,4 @@
 use super::*;
-use crate::mlx::sys::Plain;
 
 const AFFINE: [Format; 6] = [
     Format::Affine { bits: 2 },
@@ -147,17 +146,18 @@ fn numbers_of_every_format_are_as_taken_bit_by_bit() {
             [(3, 2 * group_size), (9, CHUNK_INPUTS + 6 * group_size), (300, 1024)]
         {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
-            let mut found = vec![f32::NAN; num_outputs * num_inputs];
-            stored.rows().numbers_into(&mut found);
-            let mut unfused = vec![f32::NAN; num_outputs * num_inputs];
-            Decode { matrix: &stored.rows(), first_output: 0, numbers: &mut unfused }.run::<Plain>();
-            for (index, (found, unfused)) in found.iter().zip(unfused).enumerate() {
-                let expected = stored.number(index / num_inputs, index % num_inputs);
-                // Affine numbers are rounded, at most where the product and where the sum is.
-                let tolerance = if is_affine(format) { 255.0 * 2.0 * 2e-7 } else { 0.0 };
-                for found in [*found, unfused] {
-                    let difference = (f64::from(found) - expected).abs();
-                    assert!(difference <= tolerance, "{format:?} {group_size} {index}: {found} {expected}");
+            for instructions in InstructionSet::all() {
+                let mut found = vec![f32::NAN; num_outputs * num_inputs];
+                stored.rows().numbers_by(instructions, &mut found);
+                for (index, found) in found.iter().enumerate() {
+                    let expected = stored.number(index / num_inputs, index % num_inputs);
+                    // Affine numbers are rounded, at most where the product and where the sum is.
+                    let tolerance = if is_affine(format) { 255.0 * 2.0 * 2e-7 } else { 0.0 };
+                    let difference = (f64::from(*found) - expected).abs();
+                    assert!(
+                        difference <= tolerance,
+                        "{instructions:?} {format:?} {group_size} {index}: {found} {expected}"
+                    );
                 }
             }
         }
@@ -175,19 +175,15 @@ fn products_of_every_format_are_as_in_double_precision() {
         ] {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
             let x = numbers(num_rows * num_inputs, 3);
-            let fused = stored.multiply(&x);
-            let mut unfused = vec![f32::NAN; fused.len()];
-            for mut piece in (Product { matrix: stored.rows(), x: &x, y: &mut unfused }).into_pieces() {
-                Multiply { piece: &mut piece, tile: &mut Tile::new() }.run::<Plain>();
-            }
-            for ((expected, magnitude), (fused, unfused)) in
-                stored.product(&x).into_iter().zip(fused.into_iter().zip(unfused))
-            {
-                for found in [fused, unfused] {
+            let products = stored.product(&x);
+            for instructions in InstructionSet::all() {
+                let mut y = vec![f32::NAN; products.len()];
+                multiply_by(instructions, vec![Product { matrix: stored.rows(), x: &x, y: &mut y }]);
+                for ((expected, magnitude), found) in products.iter().zip(y) {
                     let difference = (f64::from(found) - expected).abs();
                     assert!(
                         difference <= 1e-6 * magnitude,
-                        "{format:?} {group_size} {num_inputs}: {found} {expected}"
+                        "{instructions:?} {format:?} {group_size} {num_inputs}: {found} {expected}"
                     );
                 }
             }
