@@ -15,17 +15,20 @@ use crate::mlx::{
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
 const TILE_TOKENS: usize = 64;
 
+/// How far ahead keys are fetched: what is read while memory answers.
+const NUMBERS_AHEAD: usize = 1024;
+
 /// Numbers that are worked on side by side where they do not fill the lanes.
 const NUM_NARROW_LANES: usize = 8;
 
-/// Vectors of a query or a value that are worked on side by side, where there are so many.
+/// Vectors of a value that are worked on side by side, where there are so many.
 const BLOCK_VECTORS: usize = 4;
 
 /// Keys that are scored side by side.
 const KEYS_TOGETHER: usize = 4;
 
-/// Values that are weighed one right after the other.
-const TOKENS_TOGETHER: usize = 4;
+/// Queries that share what is read of keys and values, where there is room for their sums.
+const MAX_QUERIES_TOGETHER: usize = 4;
 
 /// Heads of one layer.
 #[derive(Debug, Clone, Copy)]
@@ -199,24 +202,36 @@ impl Head {
         weighed: &mut [f32],
     ) {
         let HeadShape { num_groups, key_dim, value_dim, .. } = self.shape;
-        let key = |token: usize| &keys[token * key_step..][..key_dim];
+        let scores = &mut self.scores[..num_groups * TILE_TOKENS];
+        let queries_together = if I::HAS_ROOM_FOR_SUMS { MAX_QUERIES_TOGETHER } else { 1 };
+        let keys_ahead = (NUMBERS_AHEAD / key_dim).max(KEYS_TOGETHER);
         for token in (0..num_tokens).step_by(KEYS_TOGETHER) {
-            // The last one again where there are not so many.
-            let keys: [&[f32]; KEYS_TOGETHER] =
-                std::array::from_fn(|of_four| key((token + of_four).min(num_tokens - 1)));
-            for (group, query) in queries.chunks_exact(key_dim).enumerate() {
-                let scores = &mut self.scores[group * TILE_TOKENS + token..][..KEYS_TOGETHER];
-                scores.copy_from_slice(&dots::<I>(query, keys));
+            let mut of_tokens: [&[f32]; KEYS_TOGETHER] = [&[]; KEYS_TOGETHER];
+            for (index, key) in of_tokens.iter_mut().enumerate() {
+                // The last one again where there are not so many.
+                let token = (token + index).min(num_tokens - 1);
+                *key = &keys[token * key_step..][..key_dim];
+                prefetch::<I>(keys, (token + keys_ahead) * key_step, key_dim);
+                prefetch::<I>(values, token * value_step, value_dim);
+            }
+            let of_queries = scores.chunks_mut(queries_together * TILE_TOKENS);
+            for (queries, scores) in queries.chunks(queries_together * key_dim).zip(of_queries) {
+                let scores = &mut scores[token..];
+                match queries.len() / key_dim {
+                    1 => score::<1, I>(queries, of_tokens, scores),
+                    2 => score::<2, I>(queries, of_tokens, scores),
+                    3 => score::<3, I>(queries, of_tokens, scores),
+                    _ => score::<MAX_QUERIES_TOGETHER, I>(queries, of_tokens, scores),
+                }
             }
         }
-        for group in 0..num_groups {
-            let scores = &mut self.scores[group * TILE_TOKENS..][..num_tokens];
+        for (group, weighed) in weighed.chunks_mut(value_dim).enumerate() {
+            let scores = &mut scores[group * TILE_TOKENS..][..num_tokens];
             if let Some(cap) = self.cap {
                 scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
             }
             let max = max_of(scores);
             let sum = weigh(scores, if max > self.max[group] { max } else { self.max[group] });
-            let weighed = &mut weighed[group * value_dim..][..value_dim];
             if max > self.max[group] {
                 let rescale = weight_of(self.max[group], max);
                 weighed.iter_mut().for_each(|value| *value *= rescale);
@@ -224,7 +239,16 @@ impl Head {
                 self.max[group] = max;
             }
             self.sum[group] += sum;
-            add_weighed::<I>(scores, values, value_step, weighed);
+        }
+        let of_queries = scores.chunks(queries_together * TILE_TOKENS);
+        for (weighed, weights) in weighed.chunks_mut(queries_together * value_dim).zip(of_queries) {
+            let values = Values { numbers: values, step: value_step, width: value_dim, count: num_tokens };
+            match weighed.len() / value_dim {
+                1 => add_weighed::<1, I>(weights, values, weighed),
+                2 => add_weighed::<2, I>(weights, values, weighed),
+                3 => add_weighed::<3, I>(weights, values, weighed),
+                _ => add_weighed::<MAX_QUERIES_TOGETHER, I>(weights, values, weighed),
+            }
         }
     }
 
@@ -242,29 +266,55 @@ impl Head {
     }
 }
 
-/// The products of one with each of four.
+/// Has numbers that there are brought into the first cache.
 #[inline(always)]
-fn dots<I: Instructions>(left: &[f32], right: [&[f32]; KEYS_TOGETHER]) -> [f32; KEYS_TOGETHER] {
-    let mut lanes = [[0.0; NUM_LANES]; KEYS_TOGETHER];
-    let (lefts, left_rest) = left.as_chunks::<NUM_LANES>();
-    let rights = right.map(|right| &right.as_chunks::<NUM_LANES>().0[..lefts.len()]);
-    let (blocks, others) = lefts.as_chunks::<BLOCK_VECTORS>();
-    for (index, block) in blocks.iter().enumerate() {
-        let rights = rights.map(|right| &right.as_chunks::<BLOCK_VECTORS>().0[index]);
-        add_products::<BLOCK_VECTORS, I>(block, rights, &mut lanes);
+fn prefetch<I: Instructions>(numbers: &[f32], first: usize, count: usize) {
+    if let Some(numbers) = numbers.get(first..first + count) {
+        numbers.as_chunks::<NUM_LANES>().0.iter().for_each(I::prefetch);
     }
-    for (index, other) in others.iter().enumerate() {
-        let rights = rights.map(|right| &right.as_chunks::<1>().0[lefts.len() - others.len() + index]);
-        add_products::<1, I>(&[*other], rights, &mut lanes);
+}
+
+/// Scores Q queries with four keys; a query's scores are a tile behind the one before it.
+#[inline(always)]
+fn score<const Q: usize, I: Instructions>(
+    queries: &[f32],
+    keys: [&[f32]; KEYS_TOGETHER],
+    scores: &mut [f32],
+) {
+    let width = queries.len() / Q;
+    let (num_vectors, num_in_vectors) = (width / NUM_LANES, width / NUM_LANES * NUM_LANES);
+    // By index, here and below: the compiler keeps sums in registers then, and sees from the lengths that all is there.
+    let mut of_queries: [&[Lanes]; Q] = [&[]; Q];
+    for query in 0..Q {
+        of_queries[query] = &queries[query * width..].as_chunks().0[..num_vectors];
     }
-    let mut sums =
-        if lefts.is_empty() { [0.0; KEYS_TOGETHER] } else { I::sums_of_four(lanes.each_ref().map(I::load)) };
-    if !left_rest.is_empty() {
-        for (sum, right) in sums.iter_mut().zip(right) {
-            *sum += narrow_dot::<I>(left_rest, &right[left.len() - left_rest.len()..]);
+    let mut of_keys: [&[Lanes]; KEYS_TOGETHER] = [&[]; KEYS_TOGETHER];
+    for key in 0..KEYS_TOGETHER {
+        of_keys[key] = &keys[key].as_chunks().0[..num_vectors];
+    }
+    let mut sums = [[I::splat(0.0); KEYS_TOGETHER]; Q];
+    for vector in 0..num_vectors {
+        let mut vectors = [I::splat(0.0); KEYS_TOGETHER];
+        for key in 0..KEYS_TOGETHER {
+            vectors[key] = I::load(&of_keys[key][vector]);
+        }
+        for query in 0..Q {
+            let of_query = I::load(&of_queries[query][vector]);
+            for key in 0..KEYS_TOGETHER {
+                sums[query][key] = I::add_product(sums[query][key], of_query, vectors[key]);
+            }
         }
     }
-    sums
+    for query in 0..Q {
+        let scores = &mut scores[query * TILE_TOKENS..][..KEYS_TOGETHER];
+        scores.copy_from_slice(&I::sums_of_four(sums[query]));
+        if num_in_vectors < width {
+            let rest = &queries[query * width..][num_in_vectors..width];
+            for (score, key) in scores.iter_mut().zip(keys) {
+                *score += narrow_dot::<I>(rest, &key[num_in_vectors..]);
+            }
+        }
+    }
 }
 
 /// The product of two of less than the lanes' width; numbers one by one would wait for each other.
@@ -290,94 +340,83 @@ fn narrow_dot<I: Instructions>(left: &[f32], right: &[f32]) -> f32 {
     lanes[0] + rest
 }
 
-/// Adds the products of N vectors with those of each of four.
-#[inline(always)]
-fn add_products<const N: usize, I: Instructions>(
-    left: &[Lanes; N],
-    right: [&[Lanes; N]; KEYS_TOGETHER],
-    lanes: &mut [Lanes; KEYS_TOGETHER],
-) {
-    // Lane by lane, so that the compiler takes all lanes at once.
-    for lane in 0..NUM_LANES {
-        let mut products = [0.0; KEYS_TOGETHER];
-        for vector in 0..N {
-            for (product, right) in products.iter_mut().zip(right) {
-                *product = I::multiply_add(left[vector][lane], right[vector][lane], *product);
-            }
-        }
-        for (lanes, product) in lanes.iter_mut().zip(products) {
-            lanes[lane] += product;
-        }
-    }
-}
-
-/// Adds values `(L, D)` times their weights to `(D,)`; each token's begin `step` numbers after the last one's.
-#[inline(always)]
-fn add_weighed<I: Instructions>(weights: &[f32], values: &[f32], step: usize, weighed: &mut [f32]) {
-    let place = add_vectors::<BLOCK_VECTORS, I>(weights, values, step, weighed, 0);
-    let place = add_vectors::<1, I>(weights, values, step, weighed, place);
-    let place = add_in_lanes::<NUM_NARROW_LANES, I>(weights, values, step, weighed, place);
-    add_in_lanes::<1, I>(weights, values, step, weighed, place);
-}
-
-/// Adds as much of them as fills N vectors, from a place on; returns the place it has come to.
-#[inline(always)]
-fn add_vectors<const N: usize, I: Instructions>(
-    weights: &[f32],
-    values: &[f32],
+/// Values `(L, D)`, each of which begins `step` numbers after the last one.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    numbers: &'a [f32],
     step: usize,
-    weighed: &mut [f32],
-    mut place: usize,
-) -> usize {
-    let (fours, rest) = weights.as_chunks::<TOKENS_TOGETHER>();
-    let of_token = |token: usize, place: usize| -> &[Lanes; N] {
-        &values[token * step + place..].as_chunks::<NUM_LANES>().0.as_chunks::<N>().0[0]
-    };
-    for sums in weighed[place..].as_chunks_mut::<NUM_LANES>().0.as_chunks_mut::<N>().0 {
-        let mut lanes = *sums;
-        for (index, weights) in fours.iter().enumerate() {
-            let values: [&[Lanes; N]; TOKENS_TOGETHER] =
-                std::array::from_fn(|token| of_token(TOKENS_TOGETHER * index + token, place));
-            add_tokens::<N, TOKENS_TOGETHER, I>(weights, values, &mut lanes);
-        }
-        for (index, weight) in rest.iter().enumerate() {
-            let token = weights.len() - rest.len() + index;
-            add_tokens::<N, 1, I>(&[*weight], [of_token(token, place)], &mut lanes);
-        }
-        *sums = lanes;
-        place += N * NUM_LANES;
-    }
-    place
+    width: usize,
+    count: usize,
 }
 
-/// Adds N vectors of each of T tokens.
+/// Adds values times their weights to Q sums, `(Q, D)`; a sum's weights are a tile behind those of the one before it.
 #[inline(always)]
-fn add_tokens<const N: usize, const T: usize, I: Instructions>(
-    weights: &[f32; T],
-    values: [&[Lanes; N]; T],
-    sums: &mut [Lanes; N],
-) {
-    for lane in 0..NUM_LANES {
-        for (vector, sums) in sums.iter_mut().enumerate() {
-            for (weight, values) in weights.iter().zip(values) {
-                sums[lane] = I::multiply_add(*weight, values[vector][lane], sums[lane]);
+fn add_weighed<const Q: usize, I: Instructions>(weights: &[f32], values: Values<'_>, weighed: &mut [f32]) {
+    let place = add_vectors::<Q, BLOCK_VECTORS, I>(weights, values, weighed, 0);
+    let place = add_vectors::<Q, 1, I>(weights, values, weighed, place);
+    let of_sums = weights.chunks(TILE_TOKENS).map(|weights| &weights[..values.count]);
+    for (weights, weighed) in of_sums.zip(weighed.chunks_mut(values.width)) {
+        let place = add_in_lanes::<NUM_NARROW_LANES, I>(weights, values, weighed, place);
+        add_in_lanes::<1, I>(weights, values, weighed, place);
+    }
+}
+
+/// Adds as much of them as fills V vectors, from a place on; returns the place it has come to.
+#[inline(always)]
+fn add_vectors<const Q: usize, const V: usize, I: Instructions>(
+    weights: &[f32],
+    values: Values<'_>,
+    weighed: &mut [f32],
+    first: usize,
+) -> usize {
+    let Values { numbers, step, width, count } = values;
+    let num_numbers = (width - first) / (V * NUM_LANES) * (V * NUM_LANES);
+    let mut of_queries: [&[f32]; Q] = [&[]; Q];
+    for query in 0..Q {
+        of_queries[query] = &weights[query * TILE_TOKENS..][..count];
+    }
+    for place in (first..first + num_numbers).step_by(V * NUM_LANES) {
+        let mut sums = [[I::splat(0.0); V]; Q];
+        for query in 0..Q {
+            let weighed = &weighed[query * width + place..].as_chunks().0[..V];
+            for vector in 0..V {
+                sums[query][vector] = I::load(&weighed[vector]);
+            }
+        }
+        for (token, value) in numbers.chunks(step).take(count).enumerate() {
+            let value = &value[place..].as_chunks().0[..V];
+            let mut vectors = [I::splat(0.0); V];
+            for vector in 0..V {
+                vectors[vector] = I::load(&value[vector]);
+            }
+            for query in 0..Q {
+                let weight = I::splat(of_queries[query][token]);
+                for vector in 0..V {
+                    sums[query][vector] = I::add_product(sums[query][vector], weight, vectors[vector]);
+                }
+            }
+        }
+        for query in 0..Q {
+            let weighed = &mut weighed[query * width + place..].as_chunks_mut().0[..V];
+            for vector in 0..V {
+                I::store(sums[query][vector], &mut weighed[vector]);
             }
         }
     }
+    first + num_numbers
 }
 
 /// Adds as much of them as fills so many lanes, from a place on; returns the place it has come to.
 #[inline(always)]
 fn add_in_lanes<const N: usize, I: Instructions>(
     weights: &[f32],
-    values: &[f32],
-    step: usize,
+    Values { numbers, step, .. }: Values<'_>,
     weighed: &mut [f32],
     mut place: usize,
 ) -> usize {
     for lanes in weighed[place..].as_chunks_mut::<N>().0 {
         let mut sums = *lanes;
-        for (weight, value) in weights.iter().zip(values.chunks(step)) {
+        for (weight, value) in weights.iter().zip(numbers.chunks(step)) {
             for (sum, value) in sums.iter_mut().zip(&value[place..][..N]) {
                 *sum = I::multiply_add(*weight, *value, *sum);
             }

@@ -48,6 +48,9 @@ pub(in crate::mlx) trait Instructions {
     /// As many numbers as there are lanes, in one register or in a few.
     type Vector: Copy;
 
+    /// Whether registers have room for the sums of several rows beside what is multiplied.
+    const HAS_ROOM_FOR_SUMS: bool;
+
     fn load(lanes: &Lanes) -> Self::Vector;
 
     fn store(vector: Self::Vector, lanes: &mut Lanes);
@@ -135,6 +138,8 @@ pub(in crate::mlx) struct Narrow<const IS_FUSED: bool>;
 
 impl<const IS_FUSED: bool> Instructions for Narrow<IS_FUSED> {
     type Vector = Lanes;
+
+    const HAS_ROOM_FOR_SUMS: bool = false;
 
     #[inline(always)]
     fn load(lanes: &Lanes) -> Lanes {
@@ -245,12 +250,13 @@ impl InstructionSet {
         }
     }
 
-    /// Whether the sums of several rows fit into registers.
+    /// [`Instructions::HAS_ROOM_FOR_SUMS`].
     pub(in crate::mlx) fn has_room_for_sums(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return self == Self::Avx512;
-        #[cfg(not(target_arch = "x86_64"))]
-        false
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => x86::Avx512::HAS_ROOM_FOR_SUMS,
+            _ => false,
+        }
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) struct Avx2;
 impl Instructions for Avx2 {
     type Vector = [__m256; 2];
 
+    const HAS_ROOM_FOR_SUMS: bool = false;
+
     #[inline(always)]
     fn load(lanes: &Lanes) -> Self::Vector {
         // SAFETY: as many numbers as are read, here and below; only what is compiled for them names this.
@@ -89,6 +91,8 @@ pub(super) struct Avx512;
 
 impl Instructions for Avx512 {
     type Vector = __m512;
+
+    const HAS_ROOM_FOR_SUMS: bool = true;
 
     #[inline(always)]
     fn load(lanes: &Lanes) -> __m512 {
