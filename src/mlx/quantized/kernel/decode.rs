@@ -17,8 +17,8 @@ pub(super) const CHUNK_INPUTS: usize = CHUNK_VECTORS * NUM_LANES;
 /// Bits of a number, at most.
 const MAX_BITS: usize = 8;
 
-/// How far ahead what is read is fetched: what two threads take in while memory answers.
-const BYTES_AHEAD: usize = 4096;
+/// How far ahead what is read is fetched: what is taken in while memory answers; more would not stay in the first cache.
+const BYTES_AHEAD: usize = 2048;
 
 /// How a matrix's numbers are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl Room {
 /// A chunk of one output, in pairs of vectors; one that is left has another of zeros or of what was there.
 #[derive(Clone, Copy)]
 pub(super) struct PackedChunk<'a, const B: usize, const G: usize> {
-    words: &'a [[u32; B]],
+    pub(super) words: &'a [[u32; B]],
     scales: &'a [[f32; G]],
     biases: &'a [[f32; G]],
 }

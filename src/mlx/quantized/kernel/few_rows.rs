@@ -6,17 +6,27 @@
 use std::marker::PhantomData;
 
 use super::{
-    CHUNK_INPUTS, Chunk, Rows,
+    CHUNK_INPUTS, Chunk, Rows, TILE_OUTPUTS,
     decode::{Room, numbers_of},
     packing::{PackedWork, Packing},
 };
-use crate::mlx::sys::{Instructions, NUM_LANES, WideWork};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork};
 
 /// Rows that are multiplied at once, at most.
 const MAX_ROWS_AT_ONCE: usize = 8;
 
 /// Outputs that are multiplied at once.
 const NUM_OUTPUTS: usize = 2;
+
+/// Pairs of outputs whose sums are kept, at most.
+const MAX_TILE_PAIRS: usize = TILE_OUTPUTS / NUM_OUTPUTS;
+
+/// Rows whose chunks are read so fast that the second cache does not keep up.
+const MIN_TILED_ROWS: usize = 4;
+
+/// How many pairs of outputs before it is made one is fetched: what is taken in while memory answers; more would not stay
+/// in the first cache.
+const PAIRS_AHEAD: usize = 2;
 
 /// Computes them.
 pub(super) struct Multiply<'a, 'b> {
@@ -59,53 +69,94 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
         let (rows, first_row) = self.0;
         let Rows { matrix, first_output, x, y, .. } = rows;
         let (num_rows, num_outputs) = (y.len(), y[0].len());
+        let num_chunks = x.len() / num_rows;
         let (left_room, right_room) = (&mut Room::new(), &mut Room::new());
-        let outputs_ahead = matrix.outputs_ahead().next_multiple_of(NUM_OUTPUTS);
-        for output in (0..num_outputs).step_by(NUM_OUTPUTS) {
+        // Where all chunks of several rows do not stay in the first cache, one of each does while a few outputs are made.
+        let tile_pairs = if num_chunks == 1 || R < MIN_TILED_ROWS { 1 } else { MAX_TILE_PAIRS };
+        let mut tile = [Sums::<R>::ZERO; MAX_TILE_PAIRS];
+        let outputs_of = |pair: usize| {
             // The last one twice where it has no other.
-            let outputs = [output, (output + 1).min(num_outputs - 1)].map(|output| *first_output + output);
-            let mut sums = [[I::splat(0.0); NUM_OUTPUTS]; R];
+            let of_pair = [NUM_OUTPUTS * pair, NUM_OUTPUTS * pair + 1];
+            of_pair.map(|output| *first_output + output.min(num_outputs - 1))
+        };
+        let num_pairs = num_outputs.div_ceil(NUM_OUTPUTS);
+        for first_pair in (0..num_pairs).step_by(tile_pairs) {
+            let tile = &mut tile[..tile_pairs.min(num_pairs - first_pair)];
+            tile.fill(Sums::ZERO);
             for (chunk, x) in x.chunks_exact(num_rows).enumerate() {
-                let first_input = chunk * CHUNK_INPUTS;
                 let Ok(x) = <&[Chunk; R]>::try_from(&x[first_row..first_row + R]) else { return };
-                let left = matrix.chunk::<B, G>(outputs[0], first_input, left_room);
-                let right = matrix.chunk::<B, G>(outputs[1], first_input, right_room);
-                let left_ahead = matrix.prefetch::<B, I>(outputs[0] + outputs_ahead, first_input);
-                let right_ahead = matrix.prefetch::<B, I>(outputs[1] + outputs_ahead, first_input);
-                let pairs = left.pairs().zip(right.pairs());
-                let ahead = left_ahead.iter().zip(right_ahead);
-                for (pair, ((left, right), (left_ahead, right_ahead))) in pairs.zip(ahead).enumerate() {
-                    I::prefetch(left_ahead);
-                    I::prefetch(right_ahead);
-                    let numbers = [numbers_of::<B, G, P, I>(left), numbers_of::<B, G, P, I>(right)];
-                    // By index: the compiler keeps sums in registers then.
-                    for half in 0..2 {
-                        for row in 0..R {
-                            let x = I::load(&x[row].0[2 * pair + half]);
-                            for output in 0..NUM_OUTPUTS {
-                                sums[row][output] =
-                                    I::add_product(sums[row][output], x, numbers[output][half]);
+                for (pair, of_pair) in tile.iter_mut().enumerate() {
+                    let [left, right] = outputs_of(first_pair + pair);
+                    let left = matrix.chunk::<B, G>(left, chunk * CHUNK_INPUTS, left_room);
+                    let right = matrix.chunk::<B, G>(right, chunk * CHUNK_INPUTS, right_room);
+                    let (mut next_pair, mut next_chunk) = (pair + PAIRS_AHEAD, chunk);
+                    while next_pair >= tile_pairs {
+                        next_chunk += 1;
+                        next_pair -= tile_pairs;
+                    }
+                    while next_chunk >= num_chunks {
+                        next_chunk -= num_chunks;
+                        next_pair += tile_pairs;
+                    }
+                    let [left_ahead, right_ahead] = outputs_of(first_pair + next_pair);
+                    let next_input = next_chunk * CHUNK_INPUTS;
+                    let mut left_ahead = matrix.prefetch::<B, I>(left_ahead, next_input);
+                    let mut right_ahead = matrix.prefetch::<B, I>(right_ahead, next_input);
+                    if left_ahead.len() != left.words.len() {
+                        left_ahead.iter().chain(right_ahead).for_each(I::prefetch);
+                        (left_ahead, right_ahead) = (left.words, right.words);
+                    }
+                    // By index, here and below: the compiler keeps sums in registers then.
+                    let mut sums = [[I::splat(0.0); NUM_OUTPUTS]; R];
+                    for row in 0..R {
+                        for output in 0..NUM_OUTPUTS {
+                            sums[row][output] = I::load(&of_pair.0[row][output]);
+                        }
+                    }
+                    let pairs = left.pairs().zip(right.pairs());
+                    let ahead = left_ahead.iter().zip(right_ahead);
+                    for (index, ((left, right), (left_ahead, right_ahead))) in pairs.zip(ahead).enumerate() {
+                        I::prefetch(left_ahead);
+                        I::prefetch(right_ahead);
+                        let numbers = [numbers_of::<B, G, P, I>(left), numbers_of::<B, G, P, I>(right)];
+                        for half in 0..2 {
+                            for row in 0..R {
+                                let x = I::load(&x[row].0[2 * index + half]);
+                                for output in 0..NUM_OUTPUTS {
+                                    sums[row][output] =
+                                        I::add_product(sums[row][output], x, numbers[output][half]);
+                                }
                             }
+                        }
+                    }
+                    for row in 0..R {
+                        for output in 0..NUM_OUTPUTS {
+                            I::store(sums[row][output], &mut of_pair.0[row][output]);
                         }
                     }
                 }
             }
-            let mut lanes = [[[0.0; NUM_LANES]; NUM_OUTPUTS]; R];
-            for row in 0..R {
-                for output in 0..NUM_OUTPUTS {
-                    I::store(sums[row][output], &mut lanes[row][output]);
-                }
-            }
-            let of_outputs = output..(output + NUM_OUTPUTS).min(num_outputs);
-            let (pairs, last) = lanes.as_chunks::<2>();
-            let mut y = y[first_row..first_row + R].iter_mut();
-            for [[a, b], [c, d]] in pairs.iter().chain(last.first().map(|last| [*last; 2]).as_ref()) {
-                let sums = I::sums_of_four([I::load(a), I::load(b), I::load(c), I::load(d)]);
-                for (y, sums) in y.by_ref().take(2).zip(sums.as_chunks::<NUM_OUTPUTS>().0) {
-                    let y = &mut y[of_outputs.clone()];
-                    y.copy_from_slice(&sums[..y.len()]);
+            for (pair, Sums(sums)) in tile.iter().enumerate() {
+                let first = NUM_OUTPUTS * (first_pair + pair);
+                let of_rows = y[first_row..first_row + R].chunks_mut(2).zip(sums.chunks(2));
+                for (y, sums) in of_rows {
+                    let ([a, b], [c, d]) = (&sums[0], sums.last().unwrap_or(&sums[0]));
+                    let sums = I::sums_of_four([I::load(a), I::load(b), I::load(c), I::load(d)]);
+                    for (y, sums) in y.iter_mut().zip(sums.as_chunks::<NUM_OUTPUTS>().0) {
+                        let y = &mut y[first..(first + NUM_OUTPUTS).min(num_outputs)];
+                        y.copy_from_slice(&sums[..y.len()]);
+                    }
                 }
             }
         }
     }
+}
+
+/// Of R rows the sums of two outputs, lane by lane.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Sums<const R: usize>([[Lanes; NUM_OUTPUTS]; R]);
+
+impl<const R: usize> Sums<R> {
+    const ZERO: Self = Self([[[0.0; NUM_LANES]; NUM_OUTPUTS]; R]);
 }
