@@ -33,7 +33,7 @@ pub(super) use process::{
 pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
 };
-pub(super) use team::{on_team, team_size};
+pub(super) use team::{on_team, parts_of_rows, share_out, team_size};
 pub(super) use vectors::{
     InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors,
 };

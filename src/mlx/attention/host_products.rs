@@ -1,4 +1,4 @@
-//! Attention of many query rows on the CPU by matrix products, head by head.
+//! Attention of many query rows on the CPU by matrix products, head by head, each by one thread.
 //!
 //! Owns these products over slices and the softmax between them. Which rows are set against which pieces together is
 //! `chunk`'s and `shared`'s business; few rows are `strips`'s.
@@ -16,12 +16,12 @@ use super::{
 use crate::mlx::{
     fused::weigh_rows,
     host::{is_for_host, numbers_of},
-    sys::{self, on_team, team_size},
+    sys::{self, parts_of_rows, share_out, team_size},
 };
 
-/// Scores of one head that are made together: they stay in the second cache. But so few rows make products slow.
-const MAX_SCORES: usize = 1 << 18;
-const MIN_ROWS: usize = 16;
+/// Scores of one head that a thread makes together: they stay in its second cache. But so few queries make products slow.
+const MAX_SCORES: usize = 1 << 17;
+const MIN_QUERIES: usize = 64;
 
 /// Scores that another thread is asked for.
 const MIN_THREAD_SCORES: usize = 1 << 14;
@@ -97,24 +97,48 @@ fn attend(
     (shape, cap): (HeadShape, Option<f32>),
     pieces: &[Seen<'_>],
 ) -> Attended {
-    let HeadShape { num_kv_heads, num_groups, value_dim, .. } = shape;
+    let HeadShape { num_kv_heads, num_groups, key_dim, value_dim } = shape;
     let zeros = |width: usize| vec![0.0; num_rows * num_kv_heads * num_groups * width];
     let mut attended = Attended { max: zeros(1), sum: zeros(1), weighed: zeros(value_dim) };
     let num_tokens: usize = pieces.iter().map(|piece| piece.num_tokens).sum();
-    let max_rows = (MAX_SCORES / (num_groups * num_tokens).max(1)).max(MIN_ROWS);
-    let mut head = Head::new(shape, num_rows.min(max_rows), num_tokens);
-    for first in (0..num_rows).step_by(max_rows) {
-        let rows = first..num_rows.min(first + max_rows);
-        for index in 0..num_kv_heads {
-            head.attend(index, (queries, &rows), cap, pieces, &mut attended);
+    let most = (MAX_SCORES / num_tokens.max(1)).max(MIN_QUERIES) / num_groups;
+    let num_threads =
+        (num_rows * num_kv_heads * num_groups * num_tokens / MIN_THREAD_SCORES).clamp(1, team_size());
+    let rows_of_task = num_rows.div_ceil(num_threads.div_ceil(num_kv_heads)).min(most.max(1));
+    let by_head = |numbers| parts_of_rows(numbers, num_kv_heads * num_groups, num_groups);
+    let mut tasks = Vec::new();
+    for (head, ((mut max, mut sum), mut weighed)) in by_head(&mut attended.max)
+        .into_iter()
+        .zip(by_head(&mut attended.sum))
+        .zip(parts_of_rows(
+            &mut attended.weighed,
+            num_kv_heads * num_groups * value_dim,
+            num_groups * value_dim,
+        ))
+        .enumerate()
+    {
+        for first in (0..num_rows).step_by(rows_of_task) {
+            let count = rows_of_task.min(num_rows - first);
+            tasks.push(Task {
+                head,
+                rows: first..first + count,
+                max: max.drain(..count).collect(),
+                sum: sum.drain(..count).collect(),
+                weighed: weighed.drain(..count).collect(),
+            });
         }
     }
+    let step = num_kv_heads * num_groups * key_dim;
+    let scratch = || Scratch::new(shape, rows_of_task, num_tokens);
+    share_out(num_threads, tasks.into_iter(), scratch, |scratch, task| {
+        let queries = &queries[task.rows.start * step..];
+        task.attend((queries, step), (shape, cap), pieces, scratch);
+    });
     attended
 }
 
-/// One KV head's queries of some rows, on the way.
-struct Head {
-    shape: HeadShape,
+/// What a thread works with, for one KV head's queries of some rows.
+struct Scratch {
     /// `(n·G, D)`
     queries: Vec<f32>,
     /// `(n·G, L)` for each piece, the pieces' one behind the other.
@@ -123,55 +147,61 @@ struct Head {
     weighed: Vec<f32>,
 }
 
-impl Head {
+impl Scratch {
     fn new(shape: HeadShape, max_rows: usize, num_tokens: usize) -> Self {
         let zeros = |width: usize| vec![0.0; max_rows * shape.num_groups * width];
-        Self {
-            shape,
-            queries: zeros(shape.key_dim),
-            scores: zeros(num_tokens),
-            weighed: zeros(shape.value_dim),
-        }
+        Self { queries: zeros(shape.key_dim), scores: zeros(num_tokens), weighed: zeros(shape.value_dim) }
     }
+}
 
+/// One KV head's queries of some rows, which one thread attends.
+struct Task<'a> {
+    head: usize,
+    rows: Range<usize>,
+    /// Of each row what is to be written, `(G,)`, `(G,)` and `(G, D)`.
+    max: Vec<&'a mut [f32]>,
+    sum: Vec<&'a mut [f32]>,
+    weighed: Vec<&'a mut [f32]>,
+}
+
+impl Task<'_> {
+    /// Attends them; rows' queries, `(H_kv, G, D)`, are given from the task's first on, with how far they are apart.
     fn attend(
-        &mut self,
-        head: usize,
-        (queries, rows): (&[f32], &Range<usize>),
-        cap: Option<f32>,
+        self,
+        (queries, step): (&[f32], usize),
+        (shape, cap): (HeadShape, Option<f32>),
         pieces: &[Seen<'_>],
-        attended: &mut Attended,
+        scratch: &mut Scratch,
     ) {
-        let HeadShape { num_kv_heads, num_groups, key_dim, value_dim } = self.shape;
-        let num_queries = rows.len() * num_groups;
-        let of_row = |row: usize, width: usize| (row * num_kv_heads + head) * num_groups * width;
-        let of_head = &mut self.queries[..num_queries * key_dim];
-        for (row, to) in rows.clone().zip(of_head.chunks_exact_mut(num_groups * key_dim)) {
-            to.copy_from_slice(&queries[of_row(row, key_dim)..][..num_groups * key_dim]);
+        let HeadShape { num_groups, key_dim, value_dim, .. } = shape;
+        let num_queries = self.rows.len() * num_groups;
+        let of_head = &mut scratch.queries[..num_queries * key_dim];
+        let width = num_groups * key_dim;
+        for (row, to) in queries.chunks(step).zip(of_head.chunks_exact_mut(width)) {
+            to.copy_from_slice(&row[self.head * width..][..width]);
         }
-        let mut rest = self.scores.as_mut_slice();
+        let mut rest = scratch.scores.as_mut_slice();
         let mut of_pieces = Vec::with_capacity(pieces.len());
         for piece in pieces {
             let (scores, others) = rest.split_at_mut(num_queries * piece.num_tokens);
             rest = others;
-            piece.score(head, key_dim, of_head, scores);
+            piece.score(self.head, key_dim, of_head, scores);
             if let Some(cap) = cap {
                 scores.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
             }
-            piece.hide(rows, num_groups, scores);
+            piece.hide(&self.rows, num_groups, scores);
             of_pieces.push(scores);
         }
-        let (max, sum) = weighed_on_threads(&mut of_pieces, num_queries);
-        let weighed = &mut self.weighed[..num_queries * value_dim];
+        let (max, sum) = weigh_rows(&mut of_pieces, num_queries);
+        let weighed = &mut scratch.weighed[..num_queries * value_dim];
         for (index, (piece, weights)) in pieces.iter().zip(&of_pieces).enumerate() {
-            piece.weigh(head, value_dim, weights, (index > 0, weighed));
+            piece.weigh(self.head, value_dim, weights, (index > 0, weighed));
         }
-        for (index, row) in rows.clone().enumerate() {
-            let (from, to) = (index * num_groups, of_row(row, 1));
-            attended.max[to..to + num_groups].copy_from_slice(&max[from..from + num_groups]);
-            attended.sum[to..to + num_groups].copy_from_slice(&sum[from..from + num_groups]);
-            attended.weighed[to * value_dim..][..num_groups * value_dim]
-                .copy_from_slice(&weighed[from * value_dim..][..num_groups * value_dim]);
+        for (to, from) in [(self.max, max.as_slice()), (self.sum, &sum), (self.weighed, weighed)] {
+            let width = from.len() / self.rows.len();
+            for (to, from) in to.into_iter().zip(from.chunks_exact(width)) {
+                to.copy_from_slice(from);
+            }
         }
     }
 }
@@ -210,46 +240,4 @@ impl Seen<'_> {
             }
         }
     }
-}
-
-/// [`weigh_rows`], by as many threads as there is work for.
-fn weighed_on_threads(pieces: &mut [&mut [f32]], num_rows: usize) -> (Vec<f32>, Vec<f32>) {
-    let num_scores: usize = pieces.iter().map(|piece| piece.len()).sum();
-    let num_threads = (num_scores / MIN_THREAD_SCORES).clamp(1, team_size());
-    if num_threads == 1 {
-        return weigh_rows(pieces, num_rows);
-    }
-    let of_thread = num_rows.div_ceil(num_threads);
-    let mut parts: Vec<(usize, Vec<&mut [f32]>)> = Vec::with_capacity(num_threads);
-    let mut rests: Vec<&mut [f32]> = pieces.iter_mut().map(|piece| &mut **piece).collect();
-    let mut left = num_rows;
-    while left > 0 {
-        let taken = of_thread.min(left);
-        let mut of_part = Vec::with_capacity(rests.len());
-        for rest in &mut rests {
-            let width = rest.len() / left;
-            let (first, others) = std::mem::take(rest).split_at_mut(taken * width);
-            of_part.push(first);
-            *rest = others;
-        }
-        parts.push((taken, of_part));
-        left -= taken;
-    }
-    let parts = std::sync::Mutex::new(parts.into_iter().enumerate());
-    let found = on_team(num_threads, || {
-        let mut found = Vec::new();
-        loop {
-            let next = parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-            let Some((index, (num_rows, mut pieces))) = next else { return found };
-            found.push((index, weigh_rows(&mut pieces, num_rows)));
-        }
-    });
-    let mut found: Vec<_> = found.into_iter().flatten().collect();
-    found.sort_by_key(|(index, _)| *index);
-    let (mut max, mut sum) = (Vec::with_capacity(num_rows), Vec::with_capacity(num_rows));
-    for (_, (of_max, of_sum)) in found {
-        max.extend(of_max);
-        sum.extend(of_sum);
-    }
-    (max, sum)
 }

@@ -5,11 +5,11 @@
 //! pass or two. The softmax is taken as it goes, with a running maximum (Milakov and Gimelshein, arXiv
 //! 1805.02867); what a row sees elsewhere comes in as a part of it.
 
-use std::{ops::Range, sync::Mutex};
+use std::ops::Range;
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, on_team},
+    sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, share_out},
 };
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
@@ -95,20 +95,19 @@ pub(super) fn attend(
 ) -> Vec<f32> {
     let HeadShape { num_kv_heads, num_groups, key_dim, value_dim } = shape;
     let mut attended = vec![0.0; rows.len() * num_kv_heads * num_groups * value_dim];
-    let heads = Mutex::new(attended.chunks_mut(num_groups * value_dim).enumerate());
-    let work = || {
-        let mut head = Head::new(shape, cap);
-        loop {
-            let next = heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-            let Some((index, weighed)) = next else { return };
+    let heads = attended.chunks_mut(num_groups * value_dim).enumerate();
+    share_out(
+        max_threads,
+        heads,
+        || Head::new(shape, cap),
+        |head, (index, weighed)| {
             let (row, kv_head) = (&rows[index / num_kv_heads], index % num_kv_heads);
             let queries = &row.queries[kv_head * num_groups * key_dim..][..num_groups * key_dim];
             let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
             head.begin(sinks);
-            do_with_wide_vectors(Attend { head: &mut head, queries, row, kv_head, weighed });
-        }
-    };
-    on_team(max_threads, work);
+            do_with_wide_vectors(Attend { head, queries, row, kv_head, weighed });
+        },
+    );
     attended
 }
 

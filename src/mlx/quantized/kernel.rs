@@ -12,12 +12,11 @@ mod packing;
 mod tests;
 mod tile;
 
-use std::{
-    marker::PhantomData,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{marker::PhantomData, sync::Arc};
 
-use crate::mlx::sys::{InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, on_team, team_size};
+use crate::mlx::sys::{
+    InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, parts_of_rows, share_out, team_size,
+};
 use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Room};
 pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
 use packing::{PackedWork, Packing};
@@ -74,18 +73,14 @@ fn multiply_by(instructions: InstructionSet, products: Vec<Product<'_>>) {
     let num_numbers: usize = products.iter().map(Product::num_numbers).sum();
     let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
     let num_threads = (1 + num_numbers / THREAD_NUMBERS).min(pieces.len());
-    let pieces = Mutex::new(pieces.into_iter());
-    on_team(num_threads, || {
-        let mut tile = tile::Tile::new();
-        while let Some(mut piece) = next(&pieces) {
-            let matrix = piece.matrix;
-            for (y, x) in piece.y.chunks_mut(MAX_ROWS).zip(piece.x.iter()) {
-                let rows = Rows { instructions, matrix: &matrix, first_output: piece.first_output, x, y };
-                if instructions.has_room_for_sums() {
-                    matrix.choose(few_rows::Multiply { rows });
-                } else {
-                    matrix.choose(tile::Multiply { rows, tile: &mut tile });
-                }
+    share_out(num_threads, pieces.into_iter(), tile::Tile::new, |tile, mut piece| {
+        let matrix = piece.matrix;
+        for (y, x) in piece.y.chunks_mut(MAX_ROWS).zip(piece.x.iter()) {
+            let rows = Rows { instructions, matrix: &matrix, first_output: piece.first_output, x, y };
+            if instructions.has_room_for_sums() {
+                matrix.choose(few_rows::Multiply { rows });
+            } else {
+                matrix.choose(tile::Multiply { rows, tile });
             }
         }
     });
@@ -138,23 +133,6 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Parts of so many outputs, of each part all rows.
-pub(super) fn parts_of_rows(
-    y: &mut [f32],
-    num_outputs: usize,
-    outputs_of_part: usize,
-) -> Vec<Vec<&mut [f32]>> {
-    let num_rows = y.len() / num_outputs.max(1);
-    let mut parts = Vec::new();
-    parts.resize_with(num_outputs.div_ceil(outputs_of_part), || Vec::with_capacity(num_rows));
-    for row in y.chunks_mut(num_outputs.max(1)) {
-        for (part, outputs) in parts.iter_mut().zip(row.chunks_mut(outputs_of_part)) {
-            part.push(outputs);
-        }
-    }
-    parts
-}
-
 /// Copies rows: of each chunk of inputs all rows, zeros behind the last inputs.
 fn in_chunks(x: &[f32], num_inputs: usize) -> Vec<Chunk> {
     let num_rows = x.len() / num_inputs;
@@ -165,10 +143,6 @@ fn in_chunks(x: &[f32], num_inputs: usize) -> Vec<Chunk> {
         }
     }
     chunks
-}
-
-pub(super) fn next<T>(items: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
-    items.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
 impl QuantizedRows<'_> {
@@ -187,13 +161,16 @@ impl QuantizedRows<'_> {
         }
         let num_outputs = self.outputs_of_piece();
         let num_threads = 1 + numbers.len() / THREAD_NUMBERS;
-        let pieces = Mutex::new(numbers.chunks_mut(num_outputs * self.num_inputs).enumerate());
-        on_team(num_threads, || {
-            while let Some((index, numbers)) = next(&pieces) {
+        let pieces = numbers.chunks_mut(num_outputs * self.num_inputs).enumerate();
+        share_out(
+            num_threads,
+            pieces,
+            || (),
+            |(), (index, numbers)| {
                 let first_output = index * num_outputs;
                 self.choose(Decode { instructions, matrix: self, first_output, numbers });
-            }
-        });
+            },
+        );
     }
 
     /// Outputs that a thread takes at once: a long stretch of memory, but there are some for each thread.

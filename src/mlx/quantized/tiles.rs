@@ -4,10 +4,10 @@
 //! own: there never are those of the whole matrix, which would be made in memory and read from there. Few rows are
 //! `kernel`'s.
 
-use std::{cell::RefCell, sync::Mutex};
+use std::cell::RefCell;
 
-use super::kernel::{Product, next, parts_of_rows};
-use crate::mlx::sys::{self, COLUMNS_TOGETHER, on_team, team_size};
+use super::kernel::Product;
+use crate::mlx::sys::{self, COLUMNS_TOGETHER, parts_of_rows, share_out, team_size};
 
 /// Numbers of a tile: for larger ones the second cache is too small, for smaller ones the BLAS packs the rows too often.
 const MAX_TILE_NUMBERS: usize = 1 << 20;
@@ -33,10 +33,12 @@ pub(super) fn multiply(product: Product<'_>) {
         let first = index * num_outputs;
         (matrix.part(first..(first + num_outputs).min(matrix.num_outputs)), y)
     });
-    let tiles = Mutex::new(tiles);
-    on_team(num_threads.min(num_tiles), || {
-        NUMBERS.with_borrow_mut(|numbers| {
-            while let Some((matrix, mut y)) = next(&tiles) {
+    share_out(
+        num_threads.min(num_tiles),
+        tiles,
+        || (),
+        |(), (matrix, mut y)| {
+            NUMBERS.with_borrow_mut(|numbers| {
                 let size = matrix.num_outputs * matrix.num_inputs;
                 if numbers.len() < size {
                     numbers.resize(size, 0.0);
@@ -45,9 +47,9 @@ pub(super) fn multiply(product: Product<'_>) {
                 matrix.numbers_into(numbers);
                 let shape = (matrix.num_inputs, matrix.num_outputs);
                 sys::multiply_rows_into_parts(x, (numbers, shape, (1, matrix.num_inputs)), &mut y);
-            }
-        });
-    });
+            });
+        },
+    );
 }
 
 #[cfg(test)]

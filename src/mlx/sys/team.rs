@@ -62,6 +62,41 @@ pub(in crate::mlx) fn on_team<T: Send>(max_threads: usize, work: impl Fn() -> T 
     all
 }
 
+/// Has tasks done one by one by this thread and others, at most `max_threads` together, each with what it has made for
+/// itself.
+pub(in crate::mlx) fn share_out<T, S>(
+    max_threads: usize,
+    tasks: impl Iterator<Item = T> + Send,
+    prepared: impl Fn() -> S + Sync,
+    work: impl Fn(&mut S, T) + Sync,
+) {
+    let tasks = Mutex::new(tasks);
+    let next = || tasks.lock().unwrap_or_else(PoisonError::into_inner).next();
+    on_team(max_threads, || {
+        let mut prepared = prepared();
+        while let Some(task) = next() {
+            work(&mut prepared, task);
+        }
+    });
+}
+
+/// Parts of so many columns of rows that have so many, of each part all rows.
+pub(in crate::mlx) fn parts_of_rows(
+    rows: &mut [f32],
+    num_columns: usize,
+    columns_of_part: usize,
+) -> Vec<Vec<&mut [f32]>> {
+    let num_rows = rows.len() / num_columns.max(1);
+    let mut parts = Vec::new();
+    parts.resize_with(num_columns.div_ceil(columns_of_part), || Vec::with_capacity(num_rows));
+    for row in rows.chunks_mut(num_columns.max(1)) {
+        for (part, columns) in parts.iter_mut().zip(row.chunks_mut(columns_of_part)) {
+            part.push(columns);
+        }
+    }
+    parts
+}
+
 /// On how many threads such work is done at most: as many as there are cores, or as the user lets the BLAS have.
 pub(in crate::mlx) fn team_size() -> usize {
     *SIZE
