@@ -14,6 +14,9 @@ use crate::mlx::{kv::join_short_end, ops::total};
 /// them may see, half of all scores in a long chunk.
 const MAX_BLOCK_ROWS: usize = 128;
 
+/// The same where the host has its threads take them a part at a time: products of few rows are slow.
+const HOST_BLOCK_ROWS: usize = 256;
+
 /// Fewer rows make matrix products slow.
 const MIN_BLOCK_ROWS: usize = 16;
 
@@ -110,7 +113,7 @@ impl Attention<'_> {
             let num_keys = self.spec.window.map_or(start, |window| start.min(window)) + MAX_BLOCK_ROWS;
             // Head by head, rows come in blocks as small as that needs.
             let num_rows = match cfg!(target_os = "linux") && self.ops.works_on_slices(queries) {
-                true => MAX_BLOCK_ROWS,
+                true => HOST_BLOCK_ROWS,
                 false => num_block_rows(self.spec.num_heads, num_keys),
             };
             let last = (first + num_rows).min(rows.len());

@@ -21,7 +21,7 @@ use crate::mlx::{
 
 /// Scores of one head that a thread makes together: they stay in its second cache. But so few queries make products slow.
 const MAX_SCORES: usize = 1 << 17;
-const MIN_QUERIES: usize = 64;
+const MIN_QUERIES: usize = 256;
 
 /// Scores that another thread is asked for.
 const MIN_THREAD_SCORES: usize = 1 << 14;
