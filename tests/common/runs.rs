@@ -32,6 +32,23 @@ pub struct Setting {
     pub plays_turns: bool,
 }
 
+impl Setting {
+    /// One prompt by itself, on the CPU.
+    #[allow(dead_code, reason = "not every test has one")]
+    pub fn alone() -> Self {
+        Self {
+            device: ComputeDevice::Cpu,
+            batch_size: 1,
+            lookahead: false,
+            prefill_chunk: 2048,
+            max_copied_bytes: u64::MAX,
+            order: vec![0],
+            drops_private: false,
+            plays_turns: false,
+        }
+    }
+}
+
 /// A limit that nothing reaches.
 pub const AMPLE: u64 = 1 << 30;
 
