@@ -41,7 +41,8 @@ pub fn distance(left: &TokenReport, right: &TokenReport) -> Option<f32> {
     let tops = left.top.iter().zip(&right.top).map(|(left, right)| (left.1 - right.1).abs());
     let all = tops.chain([(left.log_probability - right.log_probability).abs()]);
     // What is no number stays none.
-    are_alike.then(|| all.fold(0.0, |most: f32, next| if next <= most || most.is_nan() { most } else { next }))
+    are_alike
+        .then(|| all.fold(0.0, |most: f32, next| if next <= most || most.is_nan() { most } else { next }))
 }
 
 impl Rounding {

@@ -1,7 +1,7 @@
-//! Products of a few rows, by numbers that are multiplied as they are made.
+//! Products of rows by numbers that are multiplied as they are made.
 //!
-//! Owns the loop that has the sums of two outputs and all rows in registers: it takes the matrix's words at the speed of
-//! memory, and nothing is written but the sums. More rows are `tile`'s.
+//! Owns the loop that has the sums of two outputs and a few rows in registers: for few rows it takes the matrix's words at
+//! nearly the speed of memory, and nothing is written but sums. Where registers have no room for that, `tile` does it.
 
 use std::marker::PhantomData;
 
@@ -65,6 +65,7 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
     for OfRows<'_, '_, '_, R, B, G, P>
 {
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "by index the compiler keeps sums in registers")]
     fn run<I: Instructions>(self) {
         let (rows, first_row) = self.0;
         let Rows { matrix, first_output, x, y, .. } = rows;
@@ -106,7 +107,6 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
                         left_ahead.iter().chain(right_ahead).for_each(I::prefetch);
                         (left_ahead, right_ahead) = (left.words, right.words);
                     }
-                    // By index, here and below: the compiler keeps sums in registers then.
                     let mut sums = [[I::splat(0.0); NUM_OUTPUTS]; R];
                     for row in 0..R {
                         for output in 0..NUM_OUTPUTS {
