@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    sys::{Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, share_out},
+    sys::{InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, share_out},
 };
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
@@ -96,6 +96,16 @@ pub(super) fn attend(
     (cap, sinks): (Option<f32>, Option<&[f32]>),
     max_threads: usize,
 ) -> Vec<f32> {
+    attend_by(InstructionSet::widest(), rows, shape, (cap, sinks), max_threads)
+}
+
+fn attend_by(
+    instructions: InstructionSet,
+    rows: &[StripRow<'_>],
+    shape: HeadShape,
+    (cap, sinks): (Option<f32>, Option<&[f32]>),
+    max_threads: usize,
+) -> Vec<f32> {
     let HeadShape { num_kv_heads, num_groups, key_dim, value_dim } = shape;
     let mut attended = vec![0.0; rows.len() * num_kv_heads * num_groups * value_dim];
     let heads = attended.chunks_mut(num_groups * value_dim).enumerate();
@@ -108,7 +118,7 @@ pub(super) fn attend(
             let queries = &row.queries[kv_head * num_groups * key_dim..][..num_groups * key_dim];
             let sinks = sinks.map(|sinks| &sinks[kv_head * num_groups..][..num_groups]);
             head.begin(sinks);
-            do_with_wide_vectors(Attend { head, queries, row, kv_head, weighed });
+            instructions.run(Attend { head, queries, row, kv_head, weighed });
         },
     );
     attended

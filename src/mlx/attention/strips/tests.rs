@@ -84,27 +84,29 @@ fn rows_over_several_strips_and_parts_are_one_softmax_in_double_precision() {
             StripRow { queries: of_rows[0], strips: vec![strip(1), whole], parts: vec![part] },
             StripRow { queries: of_rows[1], strips: vec![strip(0)], parts: Vec::new() },
         ];
-        let found = attend(&rows, shape, (cap, None), 1);
-        for (index, (query, found)) in queries.chunks(key_dim).zip(found.chunks(value_dim)).enumerate() {
-            let (row, head) = (index / num_heads, index % num_heads / num_groups);
-            let (mut keys, mut values) = (Vec::new(), Vec::new());
-            let from = ((1 - row) * num_kv_heads + head) * capacity;
-            let at = |stride: usize| (from + tokens.start) * stride..(from + tokens.end) * stride;
-            keys.extend_from_slice(&long[0][at(key_dim)]);
-            values.extend_from_slice(&long[1][at(value_step)]);
-            if row == 0 {
-                for token in 0..3 {
-                    let of_head = |width: usize| (token * num_kv_heads + head) * width..;
-                    keys.extend_from_slice(&short[0][of_head(key_dim)][..key_dim]);
-                    values.extend_from_slice(&short[1][of_head(value_step)][..value_step]);
+        for instructions in InstructionSet::all() {
+            let found = attend_by(instructions, &rows, shape, (cap, None), 1);
+            for (index, (query, found)) in queries.chunks(key_dim).zip(found.chunks(value_dim)).enumerate() {
+                let (row, head) = (index / num_heads, index % num_heads / num_groups);
+                let (mut keys, mut values) = (Vec::new(), Vec::new());
+                let from = ((1 - row) * num_kv_heads + head) * capacity;
+                let at = |stride: usize| (from + tokens.start) * stride..(from + tokens.end) * stride;
+                keys.extend_from_slice(&long[0][at(key_dim)]);
+                values.extend_from_slice(&long[1][at(value_step)]);
+                if row == 0 {
+                    for token in 0..3 {
+                        let of_head = |width: usize| (token * num_kv_heads + head) * width..;
+                        keys.extend_from_slice(&short[0][of_head(key_dim)][..key_dim]);
+                        values.extend_from_slice(&short[1][of_head(value_step)][..value_step]);
+                    }
+                    keys.extend_from_slice(&known[0]);
+                    values.extend_from_slice(&known[1]);
                 }
-                keys.extend_from_slice(&known[0]);
-                values.extend_from_slice(&known[1]);
-            }
-            let (weighed, _, sum) = reference(query, &keys, (&values, value_step), (shape, cap));
-            for (found, weighed) in found.iter().zip(weighed) {
-                let expected = weighed / sum;
-                assert!((f64::from(*found) - expected).abs() < 2e-5, "{shape:?}: {found} {expected}");
+                let (weighed, _, sum) = reference(query, &keys, (&values, value_step), (shape, cap));
+                for (found, weighed) in found.iter().zip(weighed) {
+                    let expected = weighed / sum;
+                    assert!((f64::from(*found) - expected).abs() < 2e-5, "{shape:?}: {found} {expected}");
+                }
             }
         }
     }

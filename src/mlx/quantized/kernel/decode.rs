@@ -117,7 +117,8 @@ impl<'a> QuantizedRows<'a> {
     }
 
     /// Has the scales and biases of a chunk of one output, or of the last one, brought into the first cache; returns the
-    /// words of its pairs, which are to be brought while others are made.
+    /// words of its pairs, which are to be brought while others are made. Of an odd vector at the matrix's end there are
+    /// none.
     #[inline(always)]
     pub(super) fn prefetch<const B: usize, I: Instructions>(
         &self,
@@ -169,10 +170,12 @@ impl<'a> QuantizedRows<'a> {
             Scales::Numbers(scales) => laid_out(&scales[groups.clone()], layout, &mut room.scales),
             Scales::Bytes(scales) => {
                 let table = self.format.scales();
-                for (number, scale) in room.scales.iter_mut().zip(&scales[groups.clone()]) {
+                let room = &mut room.scales[..G * num_pairs];
+                room.fill(0.0);
+                for (number, scale) in room.iter_mut().zip(&scales[groups.clone()]) {
                     *number = table[usize::from(*scale)];
                 }
-                &room.scales[..G * num_pairs]
+                room
             }
         };
         let biases = match self.biases {
@@ -209,6 +212,7 @@ fn laid_out<'r>(
         return of_groups;
     }
     let room = &mut room[..num_numbers];
+    room.fill(0.0);
     for (of_pairs, of_group) in room.chunks_mut(pairs_of_group).zip(of_groups) {
         of_pairs.fill(*of_group);
     }
@@ -232,7 +236,7 @@ impl Room {
     }
 }
 
-/// A chunk of one output, in pairs of vectors; one that is left has another of zeros or of what was there.
+/// A chunk of one output, in pairs of vectors; one that is left has another of zeros.
 #[derive(Clone, Copy)]
 pub(super) struct PackedChunk<'a, const B: usize, const G: usize> {
     pub(super) words: &'a [[u32; B]],

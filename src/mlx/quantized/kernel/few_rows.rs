@@ -101,12 +101,10 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
                     }
                     let [left_ahead, right_ahead] = outputs_of(first_pair + next_pair);
                     let next_input = next_chunk * CHUNK_INPUTS;
-                    let mut left_ahead = matrix.prefetch::<B, I>(left_ahead, next_input);
-                    let mut right_ahead = matrix.prefetch::<B, I>(right_ahead, next_input);
-                    if left_ahead.len() != left.words.len() {
-                        left_ahead.iter().chain(right_ahead).for_each(I::prefetch);
-                        (left_ahead, right_ahead) = (left.words, right.words);
-                    }
+                    let left_ahead = matrix.prefetch::<B, I>(left_ahead, next_input);
+                    let right_ahead = matrix.prefetch::<B, I>(right_ahead, next_input);
+                    let left_ahead = as_many::<B, I>(left_ahead, left.words);
+                    let right_ahead = as_many::<B, I>(right_ahead, right.words);
                     let mut sums = [[I::splat(0.0); NUM_OUTPUTS]; R];
                     for row in 0..R {
                         for output in 0..NUM_OUTPUTS {
@@ -150,6 +148,19 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
             }
         }
     }
+}
+
+/// Words to be fetched while as many others are made; other numbers of them are fetched here, and none is left to be.
+#[inline(always)]
+fn as_many<'a, const B: usize, I: Instructions>(
+    ahead: &'a [[u32; B]],
+    made: &'a [[u32; B]],
+) -> &'a [[u32; B]] {
+    if ahead.len() == made.len() {
+        return ahead;
+    }
+    ahead.iter().for_each(I::prefetch);
+    made
 }
 
 /// Of R rows the sums of two outputs, lane by lane.

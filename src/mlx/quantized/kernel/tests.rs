@@ -36,6 +36,11 @@ fn bits_of(format: Format) -> usize {
     }
 }
 
+/// Inputs of the narrowest matrix.
+fn least_inputs(format: Format, group_size: usize) -> usize {
+    if matches!(bits_of(format), 4 | 8) { group_size } else { group_size.max(2 * NUM_LANES) }
+}
+
 fn is_affine(format: Format) -> bool {
     matches!(format, Format::Affine { .. })
 }
@@ -142,9 +147,13 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
 fn numbers_of_every_format_are_as_taken_bit_by_bit() {
     for (format, group_size) in formats() {
         // Less than a chunk, a chunk and a rest, and outputs of several threads.
-        for (num_outputs, num_inputs) in
-            [(3, 2 * group_size), (9, CHUNK_INPUTS + 6 * group_size), (300, 1024)]
-        {
+        for (num_outputs, num_inputs) in [
+            (3, 2 * group_size),
+            (4, least_inputs(format, group_size)),
+            (10, CHUNK_INPUTS + least_inputs(format, group_size)),
+            (9, CHUNK_INPUTS + 6 * group_size),
+            (300, 1024),
+        ] {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
             for instructions in InstructionSet::all() {
                 let mut found = vec![f32::NAN; num_outputs * num_inputs];
@@ -171,6 +180,11 @@ fn products_of_every_format_are_as_in_double_precision() {
             (1, 1, 2 * group_size),
             (7, 13, 6 * group_size),
             (2, 24, CHUNK_INPUTS + 2 * group_size),
+            // The narrowest that there are, where a pair of vectors need not be whole.
+            (1, 6, least_inputs(format, group_size)),
+            (6, 18, 3 * least_inputs(format, group_size)),
+            (3, 34, CHUNK_INPUTS + least_inputs(format, group_size)),
+            (5, 16, 2 * CHUNK_INPUTS + least_inputs(format, group_size)),
             (70, 9, 2 * CHUNK_INPUTS + 128),
         ] {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
