@@ -35,5 +35,6 @@ pub(super) use quantized::{
 };
 pub(super) use team::{on_team, parts_of_rows, share_out, team_size};
 pub(super) use vectors::{
-    InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, with_wide_vectors,
+    InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, prefetch,
+    with_wide_vectors,
 };

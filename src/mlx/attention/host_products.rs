@@ -130,7 +130,7 @@ fn attend(
     }
     let step = num_kv_heads * num_groups * key_dim;
     let scratch = || Scratch::new(shape, rows_of_task, num_tokens);
-    share_out(num_threads, tasks.into_iter(), scratch, |scratch, task| {
+    share_out(num_threads.min(tasks.len()), tasks.into_iter(), scratch, |scratch, task| {
         let queries = &queries[task.rows.start * step..];
         task.attend((queries, step), (shape, cap), pieces, scratch);
     });

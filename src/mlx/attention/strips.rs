@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use crate::mlx::{
     fused::{NOTHING_SEEN, max_of, weigh, weight_of},
-    sys::{InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, share_out},
+    sys::{InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, prefetch, share_out},
 };
 
 /// Keys that are scored before they are weighed: what is read of them is still in the first cache then.
@@ -223,8 +223,8 @@ impl Head {
                 // The last one again where there are not so many.
                 let token = (token + index).min(num_tokens - 1);
                 *key = &keys[token * key_step..][..key_dim];
-                prefetch::<I>(keys, (token + keys_ahead) * key_step, key_dim);
-                prefetch::<I>(values, token * value_step, value_dim);
+                fetch(keys, (token + keys_ahead) * key_step, key_dim);
+                fetch(values, token * value_step, value_dim);
             }
             let of_queries = scores.chunks_mut(queries_together * TILE_TOKENS);
             for (queries, scores) in queries.chunks(queries_together * key_dim).zip(of_queries) {
@@ -280,9 +280,9 @@ impl Head {
 
 /// Has numbers that there are brought into the first cache.
 #[inline(always)]
-fn prefetch<I: Instructions>(numbers: &[f32], first: usize, count: usize) {
+fn fetch(numbers: &[f32], first: usize, count: usize) {
     if let Some(numbers) = numbers.get(first..first + count) {
-        numbers.as_chunks::<NUM_LANES>().0.iter().for_each(I::prefetch);
+        numbers.as_chunks::<NUM_LANES>().0.iter().for_each(prefetch);
     }
 }
 

@@ -1,9 +1,9 @@
 //! Products with quantised matrices on the CPU, and their numbers.
 //!
-//! Owns loops over slices that have a few outputs at a time decoded into the first cache and multiply all rows by them,
-//! on as many threads as there are cores. MLX's CPU backend takes each number apart anew for each row, on one core;
-//! numbers made beforehand take eight times the memory. What packed words mean is `decode`'s; which products come here
-//! rather than to a BLAS is for `quantized` and `experts`.
+//! Owns parting products among as many threads as there are cores, each some outputs at a time, and which loops take
+//! those: `few_rows` or `tile`. MLX's CPU backend takes each number apart anew for each row, on one core; numbers made
+//! beforehand take eight times the memory. Where packed words are and what they mean is for `decode` and `packing`; which
+//! products come here rather than to a BLAS is for `quantized` and `experts`.
 
 mod decode;
 mod few_rows;
@@ -73,14 +73,15 @@ fn multiply_by(instructions: InstructionSet, products: Vec<Product<'_>>) {
     let num_numbers: usize = products.iter().map(Product::num_numbers).sum();
     let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
     let num_threads = (1 + num_numbers / THREAD_NUMBERS).min(pieces.len());
-    share_out(num_threads, pieces.into_iter(), tile::Tile::new, |tile, mut piece| {
+    // Where registers have no room for the sums of several rows.
+    let tile = || (!instructions.has_room_for_sums()).then(tile::Tile::new);
+    share_out(num_threads, pieces.into_iter(), tile, |tile, mut piece| {
         let matrix = piece.matrix;
         for (y, x) in piece.y.chunks_mut(MAX_ROWS).zip(piece.x.iter()) {
             let rows = Rows { instructions, matrix: &matrix, first_output: piece.first_output, x, y };
-            if instructions.has_room_for_sums() {
-                matrix.choose(few_rows::Multiply { rows });
-            } else {
-                matrix.choose(tile::Multiply { rows, tile });
+            match tile {
+                None => matrix.choose(few_rows::Multiply { rows }),
+                Some(tile) => matrix.choose(tile::Multiply { rows, tile }),
             }
         }
     });
@@ -201,7 +202,7 @@ impl PackedWork for Decode<'_> {
                     for (chunk, numbers) in numbers.chunks_mut(CHUNK_INPUTS).enumerate() {
                         let (vectors, _) = numbers.as_chunks_mut();
                         let first_input = chunk * CHUNK_INPUTS;
-                        let ahead = matrix.prefetch::<B, I>(output + matrix.outputs_ahead(), first_input);
+                        let ahead = matrix.fetch::<B>(output + matrix.outputs_ahead(), first_input);
                         matrix.chunk::<B, G>(output, first_input, room).numbers_into::<P, I>(vectors, ahead);
                     }
                 }

@@ -3,9 +3,7 @@
 //! Owns that pass over slices. MLX makes one for each operation, on one core, and the memories of many sequences
 //! are what a step reads and writes most of.
 
-use std::sync::{Mutex, PoisonError};
-
-use crate::mlx::sys::{Instructions, WideWork, do_with_wide_vectors, on_team};
+use crate::mlx::sys::{Instructions, WideWork, do_with_wide_vectors, share_out};
 
 /// Parts that the rows of a memory are divided into, each with a sum of its own: as many whatever the machine and
 /// the batch, so that what is read does not depend on these.
@@ -37,22 +35,19 @@ pub(super) fn write_and_read(memories: &mut [f32], rows: StepRows<'_>) -> Vec<f3
     let num_threads = 1 + memories.len() / MIN_THREAD_NUMBERS;
     let mut sums = vec![0.0; num_memories * parts_of_memory * width];
     let parts = memories.chunks_mut(key_dim * width).flat_map(|memory| memory.chunks_mut(part_rows * width));
-    let parts = Mutex::new(parts.zip(sums.chunks_mut(width)).enumerate());
-    on_team(num_threads, || {
-        loop {
-            let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((index, (part, sums))) = next else { return };
-            let memory = index / parts_of_memory;
-            let first = memory * key_dim + index % parts_of_memory * part_rows;
-            let numbers = first..first + part.len() / width;
-            let step = Part {
-                queries: &queries[numbers.clone()],
-                keys: &keys[numbers],
-                values: &values[memory * width..][..width],
-            };
-            do_with_wide_vectors(WriteAndRead { step, part, sums });
-        }
-    });
+    let parts = parts.zip(sums.chunks_mut(width)).enumerate();
+    let write_and_read = |(): &mut (), (index, (part, sums)): (usize, (&mut [f32], &mut [f32]))| {
+        let memory = index / parts_of_memory;
+        let first = memory * key_dim + index % parts_of_memory * part_rows;
+        let numbers = first..first + part.len() / width;
+        let step = Part {
+            queries: &queries[numbers.clone()],
+            keys: &keys[numbers],
+            values: &values[memory * width..][..width],
+        };
+        do_with_wide_vectors(WriteAndRead { step, part, sums });
+    };
+    share_out(num_threads, parts, || (), write_and_read);
     let mut reads = Vec::with_capacity(values.len());
     for sums in sums.chunks(parts_of_memory * width) {
         let (first, others) = sums.split_at(width);

@@ -11,6 +11,16 @@ pub(in crate::mlx) const NUM_LANES: usize = 16;
 
 pub(in crate::mlx) type Lanes = [f32; NUM_LANES];
 
+/// Has the line of memory that begins here, or that this is within, brought into the first cache, as it is soon read.
+/// Machines guess what is read next, but not across the ends of pages, or not at all.
+#[inline(always)]
+pub(in crate::mlx) fn prefetch<T>(place: &T) {
+    #[cfg(target_arch = "x86_64")]
+    x86::prefetch(place);
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Does little work in instructions as wide as this machine has; where there is more to it than a loop or two,
 /// [`do_with_wide_vectors`] does.
 #[inline(always)]
@@ -72,11 +82,6 @@ pub(in crate::mlx) trait Instructions {
     fn multiply_add(left: f32, right: f32, sum: f32) -> f32 {
         left.mul_add(right, sum)
     }
-
-    /// Has the line that begins here, or that this is within, brought into the first cache, as it is soon read. Machines
-    /// guess what is read next, but not across the ends of pages, or not at all.
-    #[inline(always)]
-    fn prefetch<T>(_place: &T) {}
 
     /// Two vectors of scale · code + bias each, the codes being 32 whole numbers of so many bits, which lie behind each
     /// other from the lowest bits up, some across two words.

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use super::packing::Packing;
-use crate::mlx::sys::{Instructions, Lanes, NUM_LANES};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, prefetch};
 
 /// Vectors of one output that are made at a time, so many that they fill whole groups.
 pub(super) const CHUNK_VECTORS: usize = 56;
@@ -116,28 +116,32 @@ impl<'a> QuantizedRows<'a> {
         (BYTES_AHEAD * 8).div_ceil(self.num_inputs * self.bits())
     }
 
+    /// Where among all of the matrix a chunk's numbers are, and its groups.
+    #[inline(always)]
+    fn of_chunk(&self, output: usize, first_input: usize) -> (Range<usize>, Range<usize>) {
+        let first = output * self.num_inputs + first_input;
+        let numbers = first..first + (self.num_inputs - first_input).min(CHUNK_INPUTS);
+        // Sizes of groups are powers of two.
+        let shift = self.group_size.trailing_zeros();
+        let groups = numbers.start >> shift..numbers.end >> shift;
+        (numbers, groups)
+    }
+
     /// Has the scales and biases of a chunk of one output, or of the last one, brought into the first cache; returns the
     /// words of its pairs, which are to be brought while others are made. Of an odd vector at the matrix's end there are
     /// none.
     #[inline(always)]
-    pub(super) fn prefetch<const B: usize, I: Instructions>(
-        &self,
-        output: usize,
-        first_input: usize,
-    ) -> &'a [[u32; B]] {
-        let first_number = output.min(self.num_outputs - 1) * self.num_inputs + first_input;
-        let num_inputs = (self.num_inputs - first_input).min(CHUNK_INPUTS);
-        let shift = self.group_size.trailing_zeros();
-        let groups = first_number >> shift..(first_number + num_inputs) >> shift;
+    pub(super) fn fetch<const B: usize>(&self, output: usize, first_input: usize) -> &'a [[u32; B]] {
+        let (numbers, groups) = self.of_chunk(output.min(self.num_outputs - 1), first_input);
         match self.scales {
-            Scales::Numbers(scales) => prefetch_lines::<I, _>(&scales[groups.clone()]),
-            Scales::Bytes(scales) => prefetch_lines::<I, _>(&scales[groups.clone()]),
+            Scales::Numbers(scales) => fetch_lines(&scales[groups.clone()]),
+            Scales::Bytes(scales) => fetch_lines(&scales[groups.clone()]),
         }
         if let Some(biases) = self.biases {
-            prefetch_lines::<I, _>(&biases[groups]);
+            fetch_lines(&biases[groups]);
         }
-        let num_words = num_inputs.next_multiple_of(PAIR_INPUTS) * B / PAIR_INPUTS;
-        let words = &self.words[first_number * B / PAIR_INPUTS..];
+        let num_words = numbers.len().next_multiple_of(PAIR_INPUTS) * B / PAIR_INPUTS;
+        let words = &self.words[numbers.start * B / PAIR_INPUTS..];
         words[..num_words.min(words.len())].as_chunks().0
     }
 
@@ -153,17 +157,13 @@ impl<'a> QuantizedRows<'a> {
     where
         'a: 'r,
     {
-        let first_number = output * self.num_inputs + first_input;
-        let num_inputs = (self.num_inputs - first_input).min(CHUNK_INPUTS);
-        let num_pairs = num_inputs.div_ceil(PAIR_INPUTS);
-        let mut words = &self.words[first_number * B / PAIR_INPUTS..][..num_inputs * B / PAIR_INPUTS];
-        if !num_inputs.is_multiple_of(PAIR_INPUTS) {
+        let (numbers, groups) = self.of_chunk(output, first_input);
+        let num_pairs = numbers.len().div_ceil(PAIR_INPUTS);
+        let mut words = &self.words[numbers.start * B / PAIR_INPUTS..][..numbers.len() * B / PAIR_INPUTS];
+        if !numbers.len().is_multiple_of(PAIR_INPUTS) {
             room.words[..words.len()].copy_from_slice(words);
             words = &room.words[..num_pairs * B];
         }
-        // Sizes of groups are powers of two.
-        let shift = self.group_size.trailing_zeros();
-        let groups = first_number >> shift..(first_number + num_inputs) >> shift;
         let pairs_of_group = (self.group_size / PAIR_INPUTS).max(1);
         let layout = (pairs_of_group, G * num_pairs);
         let scales = match self.scales {
@@ -188,9 +188,9 @@ impl<'a> QuantizedRows<'a> {
 
 /// Brings each line that begins with one of them into the first cache.
 #[inline(always)]
-fn prefetch_lines<I: Instructions, T>(numbers: &[T]) {
+fn fetch_lines<T>(numbers: &[T]) {
     for line in numbers.chunks((LINE_BYTES / size_of::<T>()).max(1)) {
-        I::prefetch(&line[0]);
+        prefetch(&line[0]);
     }
 }
 
@@ -261,7 +261,7 @@ impl<'a, const B: usize, const G: usize> PackedChunk<'a, B, G> {
         numbers: &mut [Lanes],
         ahead: &[[u32; B]],
     ) {
-        ahead.iter().for_each(I::prefetch);
+        ahead.iter().for_each(prefetch);
         for (vectors, pair) in numbers.chunks_mut(2).zip(self.pairs()) {
             let [first, second] = numbers_of::<B, G, P, I>(pair);
             match vectors {

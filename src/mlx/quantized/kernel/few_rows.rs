@@ -10,7 +10,7 @@ use super::{
     decode::{Room, numbers_of},
     packing::{PackedWork, Packing},
 };
-use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork, prefetch};
 
 /// Rows that are multiplied at once, at most.
 const MAX_ROWS_AT_ONCE: usize = 8;
@@ -68,8 +68,9 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
     #[expect(clippy::needless_range_loop, reason = "by index the compiler keeps sums in registers")]
     fn run<I: Instructions>(self) {
         let (rows, first_row) = self.0;
+        let num_outputs = rows.num_outputs();
         let Rows { matrix, first_output, x, y, .. } = rows;
-        let (num_rows, num_outputs) = (y.len(), y[0].len());
+        let num_rows = y.len();
         let num_chunks = x.len() / num_rows;
         let (left_room, right_room) = (&mut Room::new(), &mut Room::new());
         // Where all chunks of several rows do not stay in the first cache, one of each does while a few outputs are made.
@@ -101,10 +102,10 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
                     }
                     let [left_ahead, right_ahead] = outputs_of(first_pair + next_pair);
                     let next_input = next_chunk * CHUNK_INPUTS;
-                    let left_ahead = matrix.prefetch::<B, I>(left_ahead, next_input);
-                    let right_ahead = matrix.prefetch::<B, I>(right_ahead, next_input);
-                    let left_ahead = as_many::<B, I>(left_ahead, left.words);
-                    let right_ahead = as_many::<B, I>(right_ahead, right.words);
+                    let left_ahead = matrix.fetch::<B>(left_ahead, next_input);
+                    let right_ahead = matrix.fetch::<B>(right_ahead, next_input);
+                    let left_ahead = as_many(left_ahead, left.words);
+                    let right_ahead = as_many(right_ahead, right.words);
                     let mut sums = [[I::splat(0.0); NUM_OUTPUTS]; R];
                     for row in 0..R {
                         for output in 0..NUM_OUTPUTS {
@@ -114,8 +115,8 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
                     let pairs = left.pairs().zip(right.pairs());
                     let ahead = left_ahead.iter().zip(right_ahead);
                     for (index, ((left, right), (left_ahead, right_ahead))) in pairs.zip(ahead).enumerate() {
-                        I::prefetch(left_ahead);
-                        I::prefetch(right_ahead);
+                        prefetch(left_ahead);
+                        prefetch(right_ahead);
                         let numbers = [numbers_of::<B, G, P, I>(left), numbers_of::<B, G, P, I>(right)];
                         for half in 0..2 {
                             for row in 0..R {
@@ -152,14 +153,11 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
 
 /// Words to be fetched while as many others are made; other numbers of them are fetched here, and none is left to be.
 #[inline(always)]
-fn as_many<'a, const B: usize, I: Instructions>(
-    ahead: &'a [[u32; B]],
-    made: &'a [[u32; B]],
-) -> &'a [[u32; B]] {
+fn as_many<'a, const B: usize>(ahead: &'a [[u32; B]], made: &'a [[u32; B]]) -> &'a [[u32; B]] {
     if ahead.len() == made.len() {
         return ahead;
     }
-    ahead.iter().for_each(I::prefetch);
+    ahead.iter().for_each(prefetch);
     made
 }
 

@@ -85,7 +85,7 @@ impl<const B: usize, const G: usize, P: Packing<B>> WideWork for Make<'_, '_, '_
         let room = &mut Room::new();
         for (index, numbers) in tile.numbers[..num_outputs].iter_mut().enumerate() {
             let output = first_output + first + index;
-            let ahead = matrix.prefetch::<B, I>(output + outputs_ahead, next_input);
+            let ahead = matrix.fetch::<B>(output + outputs_ahead, next_input);
             let numbers = &mut numbers.0[..num_vectors];
             matrix.chunk::<B, G>(output, first_input, room).numbers_into::<P, I>(numbers, ahead);
         }

@@ -8,6 +8,12 @@ use std::ptr;
 
 use super::{Instructions, Lanes, NUM_LANES, sums_in_halves};
 
+#[inline(always)]
+pub(super) fn prefetch<T>(place: &T) {
+    // SAFETY: every machine with x86-64 has it, and it reads nothing that the program would see.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(place).cast()) };
+}
+
 /// AVX2 and FMA. Nobody may name it but what is compiled for them.
 pub(super) struct Avx2;
 
@@ -56,12 +62,6 @@ impl Instructions for Avx2 {
             Self::store(vector, lanes);
         }
         sums_in_halves(&lanes)
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(place: &T) {
-        // SAFETY: every machine with x86-64 has it, and it reads nothing that the program would see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(place).cast()) };
     }
 
     #[inline(always)]
@@ -128,12 +128,6 @@ impl Instructions for Avx512 {
     fn sums_of_four(vectors: [__m512; 4]) -> [f32; 4] {
         // SAFETY: as above.
         unsafe { sums_of_four_in_512_bits(vectors) }
-    }
-
-    #[inline(always)]
-    fn prefetch<T>(place: &T) {
-        // SAFETY: every machine with x86-64 has it, and it reads nothing that the program would see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(place).cast()) };
     }
 
     #[inline(always)]
@@ -237,14 +231,11 @@ fn looked_up_in_256_bits(table: &[f32; 16], words: &[u32; 4]) -> [[__m256; 2]; 2
     let [first, last] = Avx2::load(table);
     let codes = codes_in_256_bits(words);
     let mut vectors = [[_mm256_setzero_ps(); 2]; 2];
-    for half in 0..2 {
-        for quarter in 0..2 {
-            let code = codes[half][quarter];
-            let low = _mm256_permutevar8x32_ps(first, code);
-            let high = _mm256_permutevar8x32_ps(last, code);
-            let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
-            vectors[half][quarter] = _mm256_blendv_ps(low, high, is_high);
-        }
+    for (vector, &code) in vectors.as_flattened_mut().iter_mut().zip(codes.as_flattened()) {
+        let low = _mm256_permutevar8x32_ps(first, code);
+        let high = _mm256_permutevar8x32_ps(last, code);
+        let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
+        *vector = _mm256_blendv_ps(low, high, is_high);
     }
     vectors
 }
