@@ -116,7 +116,9 @@ impl Reference {
                             continue;
                         }
                         let place = (reported, place);
-                        let allowed = self.rounding.allowed(&self.batch, index, place, expected);
+                        let allowed = distance.map_or(0.0, |distance| {
+                            self.rounding.allowed((&self.batch, index), place, expected, distance)
+                        });
                         if distance.is_some_and(|distance| distance <= allowed) {
                             findings.num_rounded += 1;
                             continue;

@@ -14,11 +14,17 @@ use crate::common::{
     runs::{Outcome, Setting, engine_of, run},
 };
 
-/// Chunks in which prompts are computed.
-const PREFILL_CHUNKS: [usize; 3] = [2048, 100, 17];
+/// Chunks in which prompts are computed, on both kinds of device each. One token at a time is how what was an answer once
+/// was computed.
+const PREFILL_CHUNKS: [usize; 12] = [2048, 100, 17, 1, 300, 64, 512, 90, 7, 150, 75, 48];
 
-/// What a run may be off, in the distances of the ways: those are some of many.
-const ALLOWANCE: f32 = 2.0;
+/// How many of them are, before it is seen whether that is enough.
+const CHUNKS_AT_ONCE: usize = 3;
+
+/// What a run may be off, in the distances of the ways: of errors as rounding makes them the largest of two dozen is some
+/// two deviations, the largest of a million five. What is beside a prompt in a batch is no way of its own: a batch that
+/// computes something else would measure itself.
+const ALLOWANCE: f32 = 3.0;
 
 /// Reports on the same tokens, computed in each way; those on the answer and those on the prompt.
 type Ways = Vec<(Vec<TokenReport>, Vec<TokenReport>)>;
@@ -50,27 +56,40 @@ impl Rounding {
         Self { model, by_prompt: HashMap::new() }
     }
 
-    /// How far a report on a prompt of the batch may be off.
+    /// How far a report on a prompt of the batch may be off, which is by so much: more ways are gone while that is not
+    /// allowed.
     pub fn allowed(
         &mut self,
-        batch: &Batch,
-        index: usize,
+        (batch, index): (&Batch, usize),
         (reported, place): (Reported, usize),
         expected: &TokenReport,
+        found_distance: f32,
     ) -> f32 {
-        let ways = self.by_prompt.entry(index).or_insert_with(|| ways(self.model, batch, index));
-        let distances = ways.iter().filter_map(|(of_answer, of_prompt)| {
-            let found = match reported {
-                Reported::Answer => of_answer.get(place)?,
-                Reported::Prompt => of_prompt.get(place)?,
-            };
-            distance(found, expected)
-        });
-        ALLOWANCE * distances.fold(0.0, f32::max)
+        let ways = self.by_prompt.entry(index).or_default();
+        let mut chunks = PREFILL_CHUNKS.chunks(CHUNKS_AT_ONCE);
+        // Those that were gone for another report.
+        let num_gone = ways.len() / (CHUNKS_AT_ONCE * ComputeDevice::KINDS.len());
+        chunks.by_ref().take(num_gone).for_each(drop);
+        loop {
+            let distances = ways.iter().filter_map(|(of_answer, of_prompt)| {
+                let found = match reported {
+                    Reported::Answer => of_answer.get(place)?,
+                    Reported::Prompt => of_prompt.get(place)?,
+                };
+                distance(found, expected)
+            });
+            let allowed = ALLOWANCE * distances.fold(0.0, f32::max);
+            match chunks.next() {
+                Some(chunks) if found_distance > allowed => {
+                    ways.extend(ways_in(chunks, self.model, batch, index));
+                }
+                _ => return allowed,
+            }
+        }
     }
 }
 
-fn ways(model: &str, batch: &Batch, index: usize) -> Ways {
+fn ways_in(chunks: &[usize], model: &str, batch: &Batch, index: usize) -> Ways {
     let Prompt { tokens, spans, max_new_tokens, stopped_after, wants, .. } = &batch.prompts[index];
     let prompt = Prompt {
         tokens: tokens.clone(),
@@ -82,7 +101,8 @@ fn ways(model: &str, batch: &Batch, index: usize) -> Ways {
     };
     let (end_ids, has_checkpoints) = (batch.end_ids.clone(), batch.has_checkpoints);
     let alone = Batch { prompts: vec![prompt], end_ids, has_checkpoints };
-    let all = ComputeDevice::KINDS.into_iter().flat_map(|device| PREFILL_CHUNKS.map(|chunk| (device, chunk)));
+    let all =
+        ComputeDevice::KINDS.into_iter().flat_map(|device| chunks.iter().map(move |&chunk| (device, chunk)));
     all.map(|(device, prefill_chunk)| {
         let setting = Setting { device, prefill_chunk, ..Setting::alone() };
         let mut engine = engine_of(model, &setting, None);
