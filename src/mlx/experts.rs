@@ -9,12 +9,15 @@ use super::{
     arrays::concatenated,
     device::ComputeDevice,
     error::{MlxError, Result},
+    host_matrices::HostMatrices,
     linear::MatrixShape,
     loader::Loader,
     low_rank::{LowRank, StoredUpdate},
     mlp::halves,
     ops::Ops,
-    quantized::{MIN_WIDENED_ROWS, Quantized, multiply_on_host},
+    packed_products::MIN_BLAS_ROWS,
+    products::multiplied,
+    quantized::Quantized,
     sys,
 };
 use crate::models::{Activation, DenseSpec, ExpertNames, ExpertRows};
@@ -168,7 +171,7 @@ impl Experts {
             groups.push((expert, pairs.len()));
         }
         let gathered = rows.take_axis(Array::from_slice(&row_of, &[row_of.len() as i32]), 0)?;
-        let is_few = row_of.len() < MIN_WIDENED_ROWS * groups.len();
+        let is_few = row_of.len() < MIN_BLAS_ROWS * groups.len();
         let on_host = if is_few { self.on_host(&gathered, &groups, ops)? } else { None };
         let results = match on_host {
             Some(results) => results,
@@ -195,22 +198,22 @@ impl Experts {
         concatenated(results, 0)
     }
 
-    /// The same by products with the quantised matrices themselves; `None` where that cannot be.
+    /// The same by products with the matrices in the form that they are stored in; `None` where that cannot be.
     fn on_host(&self, rows: &Array, groups: &[(usize, usize)], ops: &Ops) -> Result<Option<Array>> {
         // What rows go through first: gates, where there are any, and what they gate.
         let inner: Vec<&Projections> = self.gate.iter().chain([&self.up]).collect();
-        let stacks: Option<Vec<&Quantized>> = inner.iter().map(|stack| stack.quantized()).collect();
-        let (Some(stacks), Some(down)) = (stacks, self.down.quantized()) else { return Ok(None) };
+        let stacks = inner.iter().map(|stack| stack.on_host()).collect::<Result<Option<Vec<_>>>>()?;
+        let (Some(stacks), Some(down)) = (stacks, self.down.on_host()?) else { return Ok(None) };
         let num_rows = rows.dim(0);
-        let project = |stacks: &[&Quantized], rows: &Array| -> Result<Option<Vec<Array>>> {
+        let project = |stacks: &[HostMatrices<'_>], rows: &Array| -> Result<Option<Vec<Array>>> {
             let rows = sys::in_order(rows)?;
             let Ok(rows) = rows.try_as_slice::<f32>() else { return Ok(None) };
-            let results = multiply_on_host(stacks, rows, groups);
+            let results = HostMatrices::multiply_groups(stacks, rows, groups);
             let array = |numbers: Vec<f32>| {
                 let num_outputs = numbers.len() as i32 / num_rows;
                 Array::from_slice(&numbers, &[num_rows, num_outputs])
             };
-            Ok(results.map(|results| results.into_iter().map(array).collect()))
+            Ok(Some(results.into_iter().map(array).collect()))
         };
         let Some(results) = project(&stacks, rows)? else { return Ok(None) };
         let mut results = results.into_iter().zip(inner).map(|(y, from)| from.completed(rows, y, groups));
@@ -239,10 +242,7 @@ impl Projections {
             }
             None => {
                 let shape = [num_experts, shape.outputs, shape.inputs];
-                let weight = loader
-                    .weights
-                    .take(&format!("{path}.weight"), &shape)?
-                    .as_dtype(precision.dtype.mlx())?;
+                let weight = precision.kept(loader.weights.take(&format!("{path}.weight"), &shape)?)?;
                 weight.eval()?;
                 Matrices::Dense { transposed: weight.transpose_axes(&[0, 2, 1])? }
             }
@@ -275,10 +275,11 @@ impl Projections {
         Ok(Self { matrices, update, biases })
     }
 
-    fn quantized(&self) -> Option<&Quantized> {
+    /// The matrices as the program's own loops take them.
+    fn on_host(&self) -> Result<Option<HostMatrices<'_>>> {
         match &self.matrices {
-            Matrices::Quantized(matrices) => Some(matrices),
-            Matrices::Dense { .. } => None,
+            Matrices::Quantized(matrices) => Ok(matrices.on_host()),
+            Matrices::Dense { transposed } => HostMatrices::of_numbers(transposed),
         }
     }
 
@@ -317,13 +318,13 @@ impl Projections {
         Ok(y.add(biases.take_axis(Array::from_slice(&experts, &[experts.len() as i32]), 0)?)?)
     }
 
-    /// `(n, inputs)` → `(n, outputs)` by one expert.
+    /// `(n, inputs)` → `(n, outputs)` by one expert, on the CPU.
     fn of(&self, expert: usize, rows: &Array) -> Result<Array> {
         let of_expert = |array: &Array| -> Result<Array> {
             Ok(sys::slice_axis(array, 0, expert, expert + 1)?.squeeze_axes(&[0])?)
         };
         let y = match &self.matrices {
-            Matrices::Dense { transposed } => rows.matmul(of_expert(transposed)?)?,
+            Matrices::Dense { transposed } => multiplied(rows, &of_expert(transposed)?, ComputeDevice::Cpu)?,
             Matrices::Quantized(matrices) => matrices.multiply_on_cpu(expert, rows)?,
         };
         let y = match &self.update {

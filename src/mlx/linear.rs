@@ -11,6 +11,7 @@ use super::{
     device::{ComputeDevice, ComputeDtype},
     error::Result,
     host::summed,
+    host_matrices::HostMatrices,
     low_rank::{LowRank, StoredUpdate},
     products::multiplied,
     quantized::Quantized,
@@ -36,6 +37,21 @@ impl Precision {
     pub(super) fn multiplies_packed(&self) -> bool {
         self.device.multiplies_packed(self.dtype)
     }
+
+    /// Numbers of a matrix `(…, outputs, inputs)` as they are multiplied by: as they are stored where the program's own loops
+    /// take them so, which is half the memory to read.
+    pub(super) fn kept(&self, stored: Array) -> Result<Array> {
+        if self.kept_dtype(stored.dtype(), stored.dim(-1) as usize) == stored.dtype() {
+            return Ok(stored.contiguous()?);
+        }
+        Ok(stored.as_dtype(self.dtype.mlx())?)
+    }
+
+    /// The type that stored numbers of a matrix with so many inputs are multiplied by in.
+    pub(super) fn kept_dtype(&self, stored: Dtype, num_inputs: usize) -> Dtype {
+        let stays = self.multiplies_packed() && HostMatrices::takes(stored, num_inputs);
+        if stays { stored } else { self.dtype.mlx() }
+    }
 }
 
 /// Outputs and inputs of a matrix stored as `(outputs, inputs)`.
@@ -45,18 +61,20 @@ pub(super) struct MatrixShape {
     pub inputs: usize,
 }
 
-/// A matrix `(outputs, inputs)` as stored. A clone shares its memory.
+/// A matrix `(outputs, inputs)`. A clone shares its memory.
 #[derive(Debug, Clone)]
-enum Matrix {
+struct Matrix {
+    form: Form,
+    precision: Precision,
+}
+
+#[derive(Debug, Clone)]
+enum Form {
     /// The transposed view, `(inputs, outputs)`.
     Dense {
         transposed: Array,
-        device: ComputeDevice,
     },
-    Quantized {
-        matrix: Quantized,
-        precision: Precision,
-    },
+    Quantized(Quantized),
 }
 
 impl Matrix {
@@ -69,15 +87,15 @@ impl Matrix {
         let dtype = precision.dtype.mlx();
         let weight = match Quantized::take(weights, path, (None, shape), (settings, precision))? {
             Some(matrix) if !matrix.is_widened(precision)? => {
-                return Ok(Self::Quantized { matrix, precision });
+                return Ok(Self { form: Form::Quantized(matrix), precision });
             }
             Some(matrix) => matrix.numbers(dtype)?,
             None => {
                 let shape = [shape.outputs, shape.inputs];
-                weights.take(&format!("{path}.weight"), &shape)?.as_dtype(dtype)?
+                precision.kept(weights.take(&format!("{path}.weight"), &shape)?)?
             }
         };
-        Self::dense(&weight, precision.device)
+        Self::dense(&weight, precision)
     }
 
     /// Loads the matrix with its update, which is returned where it stays beside it.
@@ -103,7 +121,7 @@ impl Matrix {
             None => Ok((self, None)),
             Some(update) if precision.fuse_updates => {
                 let weight = update.fused_into(self.numbers()?)?.as_dtype(dtype)?;
-                Ok((Self::dense(&weight, precision.device)?, None))
+                Ok((Self::dense(&weight, precision)?, None))
             }
             Some(update) => {
                 let beside = update.beside(dtype, || self.numbers())?;
@@ -113,64 +131,63 @@ impl Matrix {
     }
 
     /// A matrix of numbers, `(outputs, inputs)`.
-    fn dense(weight: &Array, device: ComputeDevice) -> Result<Self> {
+    fn dense(weight: &Array, precision: Precision) -> Result<Self> {
         let transposed = weight.t();
         transposed.eval()?;
-        Ok(Self::Dense { transposed, device })
+        Ok(Self { form: Form::Dense { transposed }, precision })
     }
 
     fn device(&self) -> ComputeDevice {
-        match self {
-            Self::Dense { device, .. } => *device,
-            Self::Quantized { precision, .. } => precision.device,
-        }
+        self.precision.device
     }
 
     /// All of the matrix as numbers, `(outputs, inputs)`.
     fn numbers(&self) -> Result<Array> {
-        match self {
-            Self::Dense { transposed, .. } => Ok(transposed.t()),
-            Self::Quantized { matrix, .. } => matrix.numbers(Dtype::Float32),
+        match &self.form {
+            Form::Dense { transposed } => Ok(transposed.t()),
+            Form::Quantized(matrix) => matrix.numbers(Dtype::Float32),
         }
     }
 
     /// The chosen rows of the matrix as numbers: `(rows, inputs)`.
     fn rows(&self, indices: &Array) -> Result<Array> {
-        match self {
-            Self::Dense { transposed, .. } => Ok(transposed.t().take_axis(indices, 0)?),
-            Self::Quantized { matrix, precision } => {
-                let by_host =
-                    if precision.multiplies_packed() { matrix.numbers_of_rows(indices)? } else { None };
-                match by_host {
-                    Some(numbers) => Ok(numbers),
-                    None => matrix.rows(indices)?.numbers(precision.dtype.mlx()),
+        if self.precision.multiplies_packed() {
+            let matrix = match &self.form {
+                Form::Dense { transposed } => HostMatrices::of_numbers(transposed)?,
+                Form::Quantized(matrix) => {
+                    matrix.settle()?;
+                    matrix.on_host()
                 }
+            };
+            if let Some(rows) = matrix.map_or(Ok(None), |matrix| matrix.rows(indices))? {
+                return Ok(rows);
             }
+        }
+        let dtype = self.precision.dtype.mlx();
+        match &self.form {
+            Form::Dense { transposed } => Ok(transposed.t().take_axis(indices, 0)?.as_dtype(dtype)?),
+            Form::Quantized(matrix) => matrix.rows(indices)?.numbers(dtype),
         }
     }
 
     /// Some of its outputs as a matrix, as a view.
     fn part(&self, outputs: &Range<usize>) -> Result<Self> {
-        Ok(match self {
-            Self::Dense { transposed, device } => Self::Dense {
-                transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)?,
-                device: *device,
-            },
-            Self::Quantized { matrix, precision } => {
-                Self::Quantized { matrix: matrix.part(outputs)?, precision: *precision }
+        let form = match &self.form {
+            Form::Dense { transposed } => {
+                Form::Dense { transposed: sys::slice_axis(transposed, 1, outputs.start, outputs.end)? }
             }
-        })
+            Form::Quantized(matrix) => Form::Quantized(matrix.part(outputs)?),
+        };
+        Ok(Self { form, precision: self.precision })
     }
 
     /// `(T, inputs)` → `(T, outputs)`.
     fn multiply(&self, x: &Array) -> Result<Array> {
-        Ok(match self {
-            Self::Dense { transposed, device } => multiplied(x, transposed, *device)?,
-            Self::Quantized { matrix, precision } if precision.device == ComputeDevice::Cpu => {
-                matrix.multiply_on_cpu(0, x)?
-            }
-            Self::Quantized { matrix, .. } => matrix.multiply(x)?,
-        })
+        match &self.form {
+            Form::Dense { transposed } => multiplied(x, transposed, self.device()),
+            Form::Quantized(matrix) if self.device() == ComputeDevice::Cpu => matrix.multiply_on_cpu(0, x),
+            Form::Quantized(matrix) => matrix.multiply(x),
+        }
     }
 }
 
@@ -264,5 +281,49 @@ impl Embedding {
     ) -> Result<Linear> {
         let (matrix, update) = self.matrix.clone().updated(weights, path, shape, precision)?;
         Ok(Linear { matrix, update, bias: None })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::mlx::device::ComputeDtype;
+
+    /// Half the memory that numbers in float32 would take, where the program's own loops multiply by them.
+    #[test]
+    fn matrices_of_sixteen_bits_stay_as_they_are_stored() {
+        let stays = cfg!(target_os = "linux");
+        for (device, dtype, inputs, kept) in [
+            (
+                ComputeDevice::Cpu,
+                ComputeDtype::Float32,
+                64,
+                if stays { Dtype::Bfloat16 } else { Dtype::Float32 },
+            ),
+            (ComputeDevice::Cpu, ComputeDtype::Float32, 60, Dtype::Float32),
+            (ComputeDevice::Cpu, ComputeDtype::Float16, 64, Dtype::Float16),
+            (ComputeDevice::Gpu, ComputeDtype::Float32, 64, Dtype::Float32),
+            (ComputeDevice::Gpu, ComputeDtype::Bfloat16, 64, Dtype::Bfloat16),
+        ] {
+            let outputs = 6;
+            let numbers: Vec<f32> = (0..outputs * inputs).map(|at| (at as f32 * 0.37).sin()).collect();
+            let stored = Array::from_slice(&numbers, &[outputs, inputs]).as_dtype(Dtype::Bfloat16).unwrap();
+            let mut weights = Weights::from_arrays(HashMap::from([("m.weight".to_owned(), stored.clone())]));
+            let precision = Precision { dtype, device, widen_quantized: true, fuse_updates: false };
+            let shape = MatrixShape { outputs: outputs as usize, inputs: inputs as usize };
+            let table = Embedding::load(&mut weights, "m", shape, (None, precision)).unwrap();
+            let Form::Dense { transposed } = &table.matrix.form else { panic!("it is not quantised") };
+            assert_eq!(transposed.dtype(), kept, "{device:?} {dtype:?} {inputs}");
+            // What comes of it has the type that is computed in.
+            let chosen = Array::from_slice(&[5_u32, 0], &[2]);
+            let rows = table.lookup(&chosen).unwrap();
+            let expected = stored.take_axis(&chosen, 0).unwrap().as_dtype(dtype.mlx()).unwrap();
+            assert_eq!(rows.dtype(), dtype.mlx());
+            assert!(rows.eq(&expected).unwrap().all(false).unwrap().item_exact::<bool>());
+            let products = table.matrix.multiply(&rows).unwrap();
+            assert_eq!((products.dtype(), products.shape()), (dtype.mlx(), &[2, outputs][..]));
+        }
     }
 }

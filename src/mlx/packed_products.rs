@@ -1,9 +1,9 @@
-//! Products with quantised matrices on the CPU, and their numbers.
+//! Products with matrices in the form that they are stored in, on the CPU, and their numbers.
 //!
 //! Owns parting products among as many threads as there are cores, each some outputs at a time, and which loops take
-//! those: `few_rows` or `tile`. MLX's CPU backend takes each number apart anew for each row, on one core; numbers made
-//! beforehand take eight times the memory. Where packed words are and what they mean is for `decode` and `packing`; which
-//! products come here rather than to a BLAS is for `quantized` and `experts`.
+//! those: `few_rows` or `tile`, or `tiles` with a BLAS. Of quantised matrices MLX's CPU backend takes each number apart anew
+//! for each row, on one core; numbers made beforehand take up to eight times the memory, and as much time to be read. Where
+//! packed words are and what they mean is for `decode` and `packing`; which arrays are such matrices is `host_matrices`'s.
 
 mod decode;
 mod few_rows;
@@ -11,14 +11,16 @@ mod packing;
 #[cfg(test)]
 mod tests;
 mod tile;
+#[cfg(target_os = "linux")]
+mod tiles;
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{marker::PhantomData, ops::Range, sync::Arc};
 
 use crate::mlx::sys::{
     InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, parts_of_rows, share_out, team_size,
 };
 use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Room};
-pub(in crate::mlx) use decode::{Format, QuantizedRows, Scales};
+pub(super) use decode::{Format, PackedMatrix, Scales};
 use packing::{PackedWork, Packing};
 
 /// A chunk of one output or row, at the beginning of a cache line: vectors across two lines are read twice as slowly.
@@ -42,19 +44,22 @@ const PIECE_NUMBERS: usize = 1 << 17;
 /// Numbers that another thread is asked for.
 const THREAD_NUMBERS: usize = 1 << 17;
 
+/// Rows from which on a BLAS makes up for numbers of a matrix being made first.
+pub(super) const MIN_BLAS_ROWS: usize = 64;
+
 /// Rows to be multiplied by the transpose of a matrix.
 #[derive(Debug)]
-pub(in crate::mlx) struct Product<'a> {
-    pub(in crate::mlx) matrix: QuantizedRows<'a>,
+pub(super) struct Product<'a> {
+    pub matrix: PackedMatrix<'a>,
     /// `(n, inputs)`.
-    pub(in crate::mlx) x: &'a [f32],
+    pub x: &'a [f32],
     /// `(n, outputs)`: what is written.
-    pub(in crate::mlx) y: &'a mut [f32],
+    pub y: &'a mut [f32],
 }
 
 /// Some outputs of a product, the work that one thread takes at once.
 struct Piece<'a> {
-    matrix: QuantizedRows<'a>,
+    matrix: PackedMatrix<'a>,
     /// The product's rows, at most [`MAX_ROWS`] together: of each chunk of inputs all rows.
     x: Arc<[Vec<Chunk>]>,
     first_output: usize,
@@ -65,8 +70,16 @@ struct Piece<'a> {
 /// Computes each product. What a row becomes depends on it and its matrix alone, bit by bit.
 ///
 /// Panics where slices have not the sizes that their matrices state.
-pub(in crate::mlx) fn multiply(products: Vec<Product<'_>>) {
+pub(super) fn multiply(products: Vec<Product<'_>>) {
     multiply_by(InstructionSet::widest(), products);
+}
+
+/// Computes a product of many rows.
+///
+/// Panics where slices have not the sizes that the matrix states.
+#[cfg(target_os = "linux")]
+pub(super) fn multiply_many(product: Product<'_>) {
+    tiles::multiply(product);
 }
 
 fn multiply_by(instructions: InstructionSet, products: Vec<Product<'_>>) {
@@ -90,7 +103,7 @@ fn multiply_by(instructions: InstructionSet, products: Vec<Product<'_>>) {
 /// At most [`MAX_ROWS`] rows to be multiplied by some outputs.
 struct Rows<'a, 'b> {
     instructions: InstructionSet,
-    matrix: &'a QuantizedRows<'b>,
+    matrix: &'a PackedMatrix<'b>,
     first_output: usize,
     /// Of each chunk of inputs all rows.
     x: &'a [Chunk],
@@ -125,32 +138,44 @@ impl<'a> Product<'a> {
         }
         let x: Arc<[Vec<Chunk>]> =
             x.chunks(MAX_ROWS * matrix.num_inputs).map(|x| in_chunks(x, matrix.num_inputs)).collect();
-        let num_outputs = matrix.outputs_of_piece();
-        let firsts = (0..matrix.num_outputs).step_by(num_outputs);
-        firsts
-            .zip(parts_of_rows(y, matrix.num_outputs, num_outputs))
-            .map(|(first_output, y)| Piece { matrix, x: Arc::clone(&x), first_output, y })
-            .collect()
+        let pieces = matrix.pieces();
+        let parts = parts_of_rows(y, &pieces);
+        let piece = |(outputs, y): (Range<usize>, _)| Piece {
+            matrix,
+            x: Arc::clone(&x),
+            first_output: outputs.start,
+            y,
+        };
+        pieces.into_iter().zip(parts).map(piece).collect()
     }
 }
 
 /// Copies rows: of each chunk of inputs all rows, zeros behind the last inputs.
 fn in_chunks(x: &[f32], num_inputs: usize) -> Vec<Chunk> {
-    let num_rows = x.len() / num_inputs;
-    let mut chunks = vec![Chunk::ZERO; num_inputs.div_ceil(CHUNK_INPUTS) * num_rows];
-    for (row, x) in x.chunks_exact(num_inputs).enumerate() {
-        for (chunks, x) in chunks.chunks_exact_mut(num_rows).zip(x.chunks(CHUNK_INPUTS)) {
-            chunks[row].0.as_flattened_mut()[..x.len()].copy_from_slice(x);
+    let num_chunks = num_inputs.div_ceil(CHUNK_INPUTS);
+    let mut chunks = Vec::with_capacity(num_chunks * (x.len() / num_inputs));
+    for first in (0..num_inputs).step_by(CHUNK_INPUTS) {
+        for x in x.chunks_exact(num_inputs) {
+            let x = &x[first..(first + CHUNK_INPUTS).min(num_inputs)];
+            // Of what is whole nothing is filled beforehand.
+            match <&[Lanes; CHUNK_VECTORS]>::try_from(x.as_chunks().0) {
+                Ok(whole) => chunks.push(Chunk(*whole)),
+                Err(_) => {
+                    let mut chunk = Chunk::ZERO;
+                    chunk.0.as_flattened_mut()[..x.len()].copy_from_slice(x);
+                    chunks.push(chunk);
+                }
+            }
         }
     }
     chunks
 }
 
-impl QuantizedRows<'_> {
+impl PackedMatrix<'_> {
     /// Writes the matrix's numbers, `(outputs, inputs)`, to `numbers`.
     ///
     /// Panics where slices have not the sizes that the matrix states.
-    pub(in crate::mlx) fn numbers_into(&self, numbers: &mut [f32]) {
+    pub(super) fn numbers_into(&self, numbers: &mut [f32]) {
         self.numbers_by(InstructionSet::widest(), numbers);
     }
 
@@ -174,6 +199,21 @@ impl QuantizedRows<'_> {
         );
     }
 
+    /// Outputs that threads take at once: long stretches of memory first, as whoever begins with one waits for it, and ever
+    /// shorter ones, so that all come to an end together.
+    fn pieces(&self) -> Vec<Range<usize>> {
+        let of_size = |num_outputs: usize| num_outputs.next_multiple_of(TILE_OUTPUTS).max(TILE_OUTPUTS);
+        let least = of_size(PIECE_NUMBERS / self.num_inputs);
+        let (mut pieces, mut first) = (Vec::new(), 0);
+        while first < self.num_outputs {
+            let num_left = self.num_outputs - first;
+            let size = of_size(num_left / (2 * team_size())).max(least).min(num_left);
+            pieces.push(first..first + size);
+            first += size;
+        }
+        pieces
+    }
+
     /// Outputs that a thread takes at once: a long stretch of memory, but there are some for each thread.
     fn outputs_of_piece(&self) -> usize {
         let num_pieces = (self.num_outputs * self.num_inputs / PIECE_NUMBERS).max(team_size());
@@ -184,7 +224,7 @@ impl QuantizedRows<'_> {
 /// Writes the numbers of some outputs.
 struct Decode<'a> {
     instructions: InstructionSet,
-    matrix: &'a QuantizedRows<'a>,
+    matrix: &'a PackedMatrix<'a>,
     first_output: usize,
     numbers: &'a mut [f32],
 }

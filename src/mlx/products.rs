@@ -2,18 +2,24 @@
 //!
 //! Owns whose thread computes them. On the CPU MLX hands each to a thread of its own, and whoever reads what comes of
 //! it waits for that: where a model is small that takes longer than the product. So the BLAS that MLX would call is
-//! called at once. Products with packed matrices are `quantized`'s.
+//! called at once, or for few rows, and matrices of 16 bits, the program's own loops (`host_matrices`).
 
 use mlx_rs::Array;
 #[cfg(target_os = "linux")]
 use mlx_rs::Dtype;
 
-use super::{device::ComputeDevice, error::Result};
+use super::{device::ComputeDevice, error::Result, host_matrices::HostMatrices};
 #[cfg(target_os = "linux")]
 use super::{host::made_by_host, sys};
 
 /// Rows `(…, inputs)` times a matrix `(inputs, outputs)`: `(…, outputs)`.
 pub(super) fn multiplied(rows: &Array, matrix: &Array, device: ComputeDevice) -> Result<Array> {
+    if device == ComputeDevice::Cpu
+        && let Some(matrix) = HostMatrices::of_numbers(matrix)?
+        && let Some(results) = matrix.multiply(0, rows)?
+    {
+        return Ok(results);
+    }
     match multiplied_by_host(rows, matrix, (0, 1), device)? {
         Some(results) => Ok(results),
         None => Ok(rows.matmul(matrix)?),

@@ -3,21 +3,16 @@
 //! Owns their loading, with settings read off shapes and types, and MLX's operations on them. Whether a
 //! matrix stays quantised is the business of `linear` and `experts`.
 
-mod kernel;
-#[cfg(target_os = "linux")]
-mod tiles;
-
 use std::ops::Range;
 
 use mlx_rs::{Array, Dtype};
 
-use self::kernel::{Format, Product, QuantizedRows, Scales};
-
 use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
-    host::made_by_host,
+    host_matrices::HostMatrices,
     linear::{MatrixShape, Precision},
+    packed_products::{Format, MIN_BLAS_ROWS, PackedMatrix, Scales},
     products::multiplied_by_transpose,
     sys::{self, Packing, QuantizedParts},
     weights::Weights,
@@ -30,9 +25,6 @@ pub(super) const NVFP4_FULL_SCALE: f32 = 448.0 * 6.0;
 
 /// Numbers that share a scale in MLX's affine form, at least.
 const MIN_MLX_GROUP: usize = 32;
-
-/// Rows from which on the CPU's BLAS makes up for making numbers of a matrix first.
-pub(super) const MIN_WIDENED_ROWS: usize = 64;
 
 /// Matrices `(outputs, inputs)`, or `(E, outputs, inputs)`, as MLX quantises them. A clone shares its memory.
 #[derive(Debug, Clone)]
@@ -105,13 +97,13 @@ impl Quantized {
         Ok(mlx_rs::transforms::eval(arrays)?)
     }
 
-    /// Its arrays in host memory, where all of them are such as the kernel takes: none with a factor, and scales and
-    /// biases in float32.
-    fn on_host(&self) -> Option<HostParts<'_>> {
+    /// Its matrices in host memory, where all arrays are such as the program's own loops take: none with a factor, and
+    /// scales and biases in float32. They must be [settled](Self::settle).
+    pub(super) fn on_host(&self) -> Option<HostMatrices<'_>> {
         fn slice<T: mlx_rs::ArrayElement>(array: &Array) -> Option<&[T]> {
             array.try_as_slice::<T>().ok()
         }
-        let Quantization { bits, mode, .. } = self.quantization;
+        let Quantization { bits, mode, group_size } = self.quantization;
         let (format, scales) = match mode {
             QuantizationMode::Affine => (Format::Affine { bits }, Scales::Numbers(slice(&self.scales)?)),
             QuantizationMode::Mxfp4 => (Format::Mxfp4, Scales::Bytes(slice(&self.scales)?)),
@@ -122,8 +114,11 @@ impl Quantized {
             Some(biases) => Some(slice(biases)?),
             None => None,
         };
-        let words = slice(&self.words)?;
-        Some(HostParts { words, scales, biases, format }).filter(|_| self.factor.is_none())
+        let words: &[u32] = slice(&self.words)?;
+        let (outputs, num_inputs) = self.shape();
+        let num_outputs = words.len() * 32 / (num_inputs * bits).max(1);
+        let all = PackedMatrix { words, scales, biases, num_outputs, num_inputs, group_size, format };
+        Some(HostMatrices::new(all, outputs)).filter(|_| self.factor.is_none())
     }
 
     /// `(outputs, inputs)` of one matrix.
@@ -167,34 +162,12 @@ impl Quantized {
             return self.scaled(sys::dequantize(self.parts(), dtype)?);
         }
         self.settle()?;
-        let parts = self.on_host().ok_or_else(|| {
+        let matrices = self.on_host().ok_or_else(|| {
             MlxError::Unsupported("small groups that are not in the host's memory".to_owned())
         })?;
-        let all = self.all_rows(&parts);
         let mut shape = self.words.shape().to_vec();
-        *shape.last_mut().expect("a matrix has inputs") = all.num_inputs as i32;
-        Ok(made_by_host([], &shape, |[], numbers| all.numbers_into(numbers))?.as_dtype(dtype)?)
-    }
-
-    /// The chosen rows of one matrix as numbers in float32, made by the host; `None` where it does not take the matrix.
-    pub(super) fn numbers_of_rows(&self, indices: &Array) -> Result<Option<Array>> {
-        self.settle()?;
-        let indices = sys::in_order(indices)?;
-        indices.eval()?;
-        let (Some(parts), Ok(indices)) = (self.on_host(), indices.try_as_slice::<u32>()) else {
-            return Ok(None);
-        };
-        let all = self.all_rows(&parts);
-        if indices.iter().any(|&index| index as usize >= all.num_outputs) {
-            return Ok(None);
-        }
-        let shape = [indices.len() as i32, all.num_inputs as i32];
-        let made = made_by_host([], &shape, |[], numbers| {
-            for (&index, numbers) in indices.iter().zip(numbers.chunks_mut(all.num_inputs)) {
-                all.part(index as usize..index as usize + 1).numbers_into(numbers);
-            }
-        })?;
-        Ok(Some(made))
+        *shape.last_mut().expect("a matrix has inputs") = self.shape().1 as i32;
+        Ok(matrices.all_numbers(&shape)?.as_dtype(dtype)?)
     }
 
     /// `(T, inputs)` → `(T, outputs)` by one matrix, or `(E, T, inputs)` → `(E, T, outputs)` by each of E.
@@ -207,17 +180,10 @@ impl Quantized {
     pub(super) fn multiply_on_cpu(&self, index: usize, x: &Array) -> Result<Array> {
         // It may be a part of another.
         self.settle()?;
-        if x.dtype() == Dtype::Float32
-            && x.size() > 0
-            && let Some(parts) = self.on_host()
+        if let Some(matrices) = self.on_host()
+            && let Some(y) = matrices.multiply(index, x)?
         {
-            let matrix = self.rows_of_matrix(&parts, index);
-            let shape = [x.dim(0), self.shape().0 as i32];
-            if x.dim(0) < MIN_WIDENED_ROWS as i32 {
-                return made_by_host([x], &shape, |[x], y| kernel::multiply(vec![Product { matrix, x, y }]));
-            }
-            #[cfg(target_os = "linux")]
-            return made_by_host([x], &shape, |[x], y| tiles::multiply(Product { matrix, x, y }));
+            return Ok(y);
         }
         let x = sys::in_order(x)?;
         multiplied_by_transpose(&x, &self.numbers_of_matrix(index, x.dtype())?, ComputeDevice::Cpu)
@@ -229,9 +195,10 @@ impl Quantized {
         let x = sys::in_order(x)?;
         let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
         if let Ok(rows) = x.try_as_slice::<f32>()
-            && num_rows < MIN_WIDENED_ROWS
-            && let Some(results) = multiply_on_host(&[self], rows, &groups)
+            && num_rows < MIN_BLAS_ROWS
+            && let Some(matrices) = self.on_host()
         {
+            let results = HostMatrices::multiply_groups(&[matrices], rows, &groups);
             let shape = [num_matrices as i32, num_rows as i32, self.shape().0 as i32];
             return Ok(Array::from_slice(&results[0], &shape));
         }
@@ -241,16 +208,11 @@ impl Quantized {
     /// Numbers of matrix `index` of E, or of the only one, by all cores of the CPU; everything it is made of must be
     /// computed.
     fn numbers_of_matrix(&self, index: usize, dtype: Dtype) -> Result<Array> {
-        let Some(parts) = self.on_host() else {
-            return if self.words.ndim() == 3 {
-                self.matrix(index)?.numbers(dtype)
-            } else {
-                self.numbers(dtype)
-            };
-        };
-        let matrix = self.rows_of_matrix(&parts, index);
-        let shape = [matrix.num_outputs, matrix.num_inputs].map(|size| size as i32);
-        Ok(made_by_host([], &shape, |[], numbers| matrix.numbers_into(numbers))?.as_dtype(dtype)?)
+        match self.on_host() {
+            Some(matrices) => Ok(matrices.numbers(index)?.as_dtype(dtype)?),
+            None if self.words.ndim() == 3 => self.matrix(index)?.numbers(dtype),
+            None => self.numbers(dtype),
+        }
     }
 
     /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the one of E matrices that `indices`, `(n,)`, names.
@@ -261,23 +223,6 @@ impl Quantized {
             Some(factor) => y.multiply(factor.take_axis(indices, 0)?.reshape(&[-1, 1, 1])?)?,
             None => y,
         })
-    }
-
-    /// What the kernel takes of matrix `index` of E, or of the only one.
-    fn rows_of_matrix<'a>(&self, parts: &HostParts<'a>, index: usize) -> QuantizedRows<'a> {
-        let num_outputs = self.shape().0;
-        self.all_rows(parts).part(index * num_outputs..(index + 1) * num_outputs)
-    }
-
-    /// All matrices as one.
-    fn all_rows<'a>(
-        &self,
-        &HostParts { words, scales, biases, format }: &HostParts<'a>,
-    ) -> QuantizedRows<'a> {
-        let num_inputs = self.shape().1;
-        let Quantization { group_size, bits, .. } = self.quantization;
-        let num_outputs = words.len() * 32 / (num_inputs * bits).max(1);
-        QuantizedRows { words, scales, biases, num_outputs, num_inputs, group_size, format }
     }
 
     fn scaled(&self, numbers: Array) -> Result<Array> {
@@ -309,41 +254,6 @@ impl Quantized {
             },
         }
     }
-}
-
-/// A quantised matrix's arrays in host memory.
-struct HostParts<'a> {
-    words: &'a [u32],
-    scales: Scales<'a>,
-    biases: Option<&'a [f32]>,
-    format: Format,
-}
-
-/// Computes on the host, on all cores, rows of several groups by a matrix for each: `rows`, `(n, inputs)` one group after
-/// the other, by matrix `index` of E for each `(index, number of rows)`. One result `(n, outputs)` for each of the
-/// `stacks`, which have the same E and inputs; `None` where one of them is not such as the kernel takes.
-pub(super) fn multiply_on_host(
-    stacks: &[&Quantized],
-    rows: &[f32],
-    groups: &[(usize, usize)],
-) -> Option<Vec<Vec<f32>>> {
-    let parts = stacks.iter().map(|stack| stack.on_host()).collect::<Option<Vec<_>>>()?;
-    let num_rows: usize = groups.iter().map(|(_, num_rows)| num_rows).sum();
-    let mut results: Vec<Vec<f32>> =
-        stacks.iter().map(|stack| vec![0.0; num_rows * stack.shape().0]).collect();
-    let mut products = Vec::with_capacity(stacks.len() * groups.len());
-    for ((stack, parts), results) in stacks.iter().zip(&parts).zip(&mut results) {
-        let (num_outputs, num_inputs) = stack.shape();
-        let (mut rest, mut first) = (results.as_mut_slice(), 0);
-        for &(index, num_rows) in groups {
-            let (y, others) = rest.split_at_mut(num_rows * num_outputs);
-            let x = &rows[first * num_inputs..][..num_rows * num_inputs];
-            products.push(Product { matrix: stack.rows_of_matrix(parts, index), x, y });
-            (rest, first) = (others, first + num_rows);
-        }
-    }
-    kernel::multiply(products);
-    Some(results)
 }
 
 /// Reads the settings off the shapes, which determine bits and group size given a matrix's inputs, and off
@@ -459,10 +369,11 @@ mod tests {
         let all = matrix.numbers_of_matrix(0, Dtype::Float32).unwrap();
         let all = all.as_slice::<f32>().to_vec();
         let indices = Array::from_slice(&[3_u32, 0, 3], &[3]);
-        let rows = matrix.numbers_of_rows(&indices).unwrap().expect("the host takes it");
+        let on_host = matrix.on_host().expect("the host takes it");
+        let rows = on_host.rows(&indices).unwrap().expect("there are these rows");
         let expected = [3, 0, 3].map(|row: usize| &all[row * width as usize..][..width as usize]).concat();
         assert_eq!(rows.as_slice::<f32>(), expected);
         let beyond = Array::from_slice(&[num_rows], &[1]);
-        assert!(matrix.numbers_of_rows(&beyond).unwrap().is_none());
+        assert!(on_host.rows(&beyond).unwrap().is_none());
     }
 }

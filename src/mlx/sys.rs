@@ -16,7 +16,7 @@ mod vectors;
 
 pub(super) use arrays::{
     append_bytes, array_of_bytes, changed_in_place, copied_part, element_bytes, in_order, left_shift,
-    reversed_last_axis, set_at, slice_axis, strided_numbers,
+    reversed_last_axis, set_at, slice_axis, strided_numbers, strided_words,
 };
 #[cfg(target_os = "linux")]
 pub(super) use blas::{
@@ -33,7 +33,7 @@ pub(super) use process::{
 pub(super) use quantized::{
     Packing, QuantizedParts, dequantize, from_fp8, gather_quantized_matmul, quantized_matmul,
 };
-pub(super) use team::{on_team, parts_of_rows, share_out, team_size};
+pub(super) use team::{even_parts, on_team, parts_of_rows, share_out, team_size};
 pub(super) use vectors::{
     InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, do_with_wide_vectors, prefetch,
     with_wide_vectors,

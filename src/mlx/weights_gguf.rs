@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, path::Path, sync::Mutex};
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{
     device::ComputeDtype,
@@ -69,7 +69,7 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
                 let decode = decoder(tensor.ggml_type.code()).ok_or_else(|| {
                     in_tensor(format!("its type {} cannot be read", tensor.ggml_type.name()))
                 })?;
-                arrays.insert(name, blocks.numbers(decode, precision.dtype)?);
+                arrays.insert(name, blocks.numbers(decode, blocks.kept_dtype(precision))?);
             }
         }
         sys::forget_pages(&maps[tensor.file], tensor.offset_bytes, tensor.num_bytes);
@@ -148,7 +148,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// All numbers, made by all cores.
-    fn numbers(&self, decode: Decode, dtype: ComputeDtype) -> Result<Array> {
+    fn numbers(&self, decode: Decode, dtype: Dtype) -> Result<Array> {
         /// Enough for what a thread takes to be worth its while.
         const PIECE_SIZE: usize = 1 << 16;
         let zeros = mlx_rs::ops::zeros::<f32>(&self.shape)?;
@@ -170,9 +170,18 @@ impl<'a> Blocks<'a> {
                 }
             });
         })?;
-        let numbers = arrays.remove(0).as_dtype(dtype.mlx())?;
+        let numbers = arrays.remove(0).as_dtype(dtype)?;
         numbers.eval()?;
         Ok(numbers)
+    }
+
+    /// The type that its numbers are brought to the device in.
+    fn kept_dtype(&self, precision: Precision) -> Dtype {
+        match (self.type_code, self.shape.as_slice()) {
+            (F16, [_, .., columns]) => precision.kept_dtype(Dtype::Float16, *columns as usize),
+            (BF16, [_, .., columns]) => precision.kept_dtype(Dtype::Bfloat16, *columns as usize),
+            _ => precision.dtype.mlx(),
+        }
     }
 
     /// The matrices as MLX packs them, or in groups that are smaller than MLX has them where nobody else multiplies by
@@ -251,7 +260,9 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// llama.cpp's number of the type.
+/// llama.cpp's numbers of these types.
+const F16: u32 = 1;
+const BF16: u32 = 30;
 const MXFP4: u32 = 39;
 
 /// Sixteen bytes of codes, of which the low halves come first, as four words.

@@ -16,7 +16,7 @@ use super::{
 use crate::mlx::{
     fused::weigh_rows,
     host::{is_for_host, numbers_of},
-    sys::{self, parts_of_rows, share_out, team_size},
+    sys::{self, even_parts, parts_of_rows, share_out, team_size},
 };
 
 /// Scores of one head that a thread makes together: they stay in its second cache. But so few queries make products slow.
@@ -105,16 +105,15 @@ fn attend(
     let num_threads =
         (num_rows * num_kv_heads * num_groups * num_tokens / MIN_THREAD_SCORES).clamp(1, team_size());
     let rows_of_task = num_rows.div_ceil(num_threads.div_ceil(num_kv_heads)).min(most.max(1));
-    let by_head = |numbers| parts_of_rows(numbers, num_kv_heads * num_groups, num_groups);
+    let by_head = |numbers, width: usize| {
+        let of_head = num_groups * width;
+        parts_of_rows(numbers, &even_parts(num_kv_heads * of_head, of_head))
+    };
     let mut tasks = Vec::new();
-    for (head, ((mut max, mut sum), mut weighed)) in by_head(&mut attended.max)
+    for (head, ((mut max, mut sum), mut weighed)) in by_head(&mut attended.max, 1)
         .into_iter()
-        .zip(by_head(&mut attended.sum))
-        .zip(parts_of_rows(
-            &mut attended.weighed,
-            num_kv_heads * num_groups * value_dim,
-            num_groups * value_dim,
-        ))
+        .zip(by_head(&mut attended.sum, 1))
+        .zip(by_head(&mut attended.weighed, value_dim))
         .enumerate()
     {
         for first in (0..num_rows).step_by(rows_of_task) {

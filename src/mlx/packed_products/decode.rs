@@ -1,7 +1,7 @@
-//! Where MLX's packed words, scales and biases are.
+//! Where packed words, scales and biases are.
 //!
 //! Owns matrices as they are stored, and what a chunk of one output is made of, in the order of the inputs. What codes
-//! stand for is `packing`'s; which outputs are made where, and what they are multiplied by, is `kernel`'s.
+//! stand for is `packing`'s; which outputs are made where, and what they are multiplied by, is for `packed_products`.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub(super) const CHUNK_VECTORS: usize = 56;
 pub(super) const CHUNK_INPUTS: usize = CHUNK_VECTORS * NUM_LANES;
 
 /// Bits of a number, at most.
-const MAX_BITS: usize = 8;
+const MAX_BITS: usize = 32;
 
 /// How far ahead what is read is fetched: what is taken in while memory answers; more would not stay in the first cache.
 const BYTES_AHEAD: usize = 2048;
@@ -24,26 +24,46 @@ const BYTES_AHEAD: usize = 2048;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::mlx) enum Format {
     /// Unsigned integers of 2, 3, 4, 5, 6 or 8 bits, times the group's scale, plus its bias.
-    Affine { bits: usize },
+    Affine {
+        bits: usize,
+    },
     /// E2M1 times the group's power of two (E8M0).
     Mxfp4,
     /// E2M1 times the group's E4M3.
     Nvfp4,
     /// E4M3 times the group's power of two (E8M0).
     Mxfp8,
+    /// These and the next are numbers as they are: nothing is said of groups.
+    Bfloat16,
+    Float16,
+    Float32,
+}
+
+impl Format {
+    pub(super) fn bits(self) -> usize {
+        match self {
+            Self::Affine { bits } => bits,
+            Self::Mxfp4 | Self::Nvfp4 => 4,
+            Self::Mxfp8 => 8,
+            Self::Bfloat16 | Self::Float16 => 16,
+            Self::Float32 => 32,
+        }
+    }
 }
 
 /// What the numbers of each group are multiplied by, `(outputs, inputs / group size)`.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::mlx) enum Scales<'a> {
     Numbers(&'a [f32]),
-    /// Of the formats of floating-point numbers.
+    /// Of the formats of small floating-point numbers.
     Bytes(&'a [u8]),
+    /// There are none.
+    Ones,
 }
 
-/// A matrix `(outputs, inputs)` as MLX quantises it.
+/// A matrix `(outputs, inputs)` as it is stored.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::mlx) struct QuantizedRows<'a> {
+pub(in crate::mlx) struct PackedMatrix<'a> {
     /// `(outputs, inputs · bits / 32)`; an output's numbers follow each other from the lowest bits up.
     pub(in crate::mlx) words: &'a [u32],
     pub(in crate::mlx) scales: Scales<'a>,
@@ -51,12 +71,13 @@ pub(in crate::mlx) struct QuantizedRows<'a> {
     pub(in crate::mlx) biases: Option<&'a [f32]>,
     pub(in crate::mlx) num_outputs: usize,
     pub(in crate::mlx) num_inputs: usize,
-    /// Numbers that share a scale: 16, 32, 64 or 128. Each is as many vectors, or a few.
+    /// Numbers that share a scale: 16, 32, 64 or 128, or that rows are multiples of where there are no scales. Each is as
+    /// many vectors, or a few.
     pub(in crate::mlx) group_size: usize,
     pub(in crate::mlx) format: Format,
 }
 
-impl<'a> QuantizedRows<'a> {
+impl<'a> PackedMatrix<'a> {
     /// Some of its outputs.
     pub(in crate::mlx) fn part(&self, outputs: Range<usize>) -> Self {
         let of_outputs = |per_output: usize| outputs.start * per_output..outputs.end * per_output;
@@ -66,6 +87,7 @@ impl<'a> QuantizedRows<'a> {
             scales: match self.scales {
                 Scales::Numbers(scales) => Scales::Numbers(&scales[groups.clone()]),
                 Scales::Bytes(scales) => Scales::Bytes(&scales[groups.clone()]),
+                Scales::Ones => Scales::Ones,
             },
             biases: self.biases.map(|biases| &biases[groups]),
             num_outputs: outputs.len(),
@@ -74,17 +96,13 @@ impl<'a> QuantizedRows<'a> {
     }
 
     fn bits(&self) -> usize {
-        match self.format {
-            Format::Affine { bits } => bits,
-            Format::Mxfp4 | Format::Nvfp4 => 4,
-            Format::Mxfp8 => 8,
-        }
+        self.format.bits()
     }
 
     /// Panics where slices have not the sizes that are stated.
     pub(super) fn check(&self) {
         let bits = self.bits();
-        assert!([2, 3, 4, 5, 6, 8].contains(&bits), "numbers have 2, 3, 4, 5, 6 or 8 bits");
+        assert!([2, 3, 4, 5, 6, 8, 16, 32].contains(&bits), "numbers have one of these widths");
         assert!([16, 32, 64, 128].contains(&self.group_size), "groups have one of these sizes");
         assert!(
             self.num_inputs > 0 && self.num_inputs.is_multiple_of(self.group_size),
@@ -97,13 +115,16 @@ impl<'a> QuantizedRows<'a> {
         );
         let num_groups = self.num_outputs * (self.num_inputs / self.group_size);
         assert_eq!(self.words.len() * 32, self.num_outputs * self.num_inputs * bits, "all numbers are there");
-        let is_affine = matches!(self.format, Format::Affine { .. });
-        let num_scales = match self.scales {
-            Scales::Numbers(scales) if is_affine => Some(scales.len()),
-            Scales::Bytes(scales) if !is_affine => Some(scales.len()),
-            _ => None,
+        let has_right_scales = match (self.format, self.scales) {
+            (Format::Affine { .. }, Scales::Numbers(scales)) => scales.len() == num_groups,
+            (Format::Mxfp4 | Format::Nvfp4 | Format::Mxfp8, Scales::Bytes(scales)) => {
+                scales.len() == num_groups
+            }
+            (Format::Bfloat16 | Format::Float16 | Format::Float32, Scales::Ones) => true,
+            _ => false,
         };
-        assert_eq!(num_scales, Some(num_groups), "each group has a scale of the format's type");
+        assert!(has_right_scales, "each group has a scale of the format's type, if it has any");
+        let is_affine = matches!(self.format, Format::Affine { .. });
         assert_eq!(
             self.biases.map(<[f32]>::len),
             is_affine.then_some(num_groups),
@@ -136,6 +157,7 @@ impl<'a> QuantizedRows<'a> {
         match self.scales {
             Scales::Numbers(scales) => fetch_lines(&scales[groups.clone()]),
             Scales::Bytes(scales) => fetch_lines(&scales[groups.clone()]),
+            Scales::Ones => {}
         }
         if let Some(biases) = self.biases {
             fetch_lines(&biases[groups]);
@@ -177,6 +199,7 @@ impl<'a> QuantizedRows<'a> {
                 }
                 room
             }
+            Scales::Ones => &[1.0; CHUNK_VECTORS][..G * num_pairs],
         };
         let biases = match self.biases {
             Some(biases) => laid_out(&biases[groups], layout, &mut room.biases),
@@ -188,7 +211,7 @@ impl<'a> QuantizedRows<'a> {
 
 /// Brings each line that begins with one of them into the first cache.
 #[inline(always)]
-fn fetch_lines<T>(numbers: &[T]) {
+pub(super) fn fetch_lines<T>(numbers: &[T]) {
     for line in numbers.chunks((LINE_BYTES / size_of::<T>()).max(1)) {
         prefetch(&line[0]);
     }
@@ -261,7 +284,7 @@ impl<'a, const B: usize, const G: usize> PackedChunk<'a, B, G> {
         numbers: &mut [Lanes],
         ahead: &[[u32; B]],
     ) {
-        ahead.iter().for_each(prefetch);
+        ahead.iter().for_each(|words| fetch_lines(words));
         for (vectors, pair) in numbers.chunks_mut(2).zip(self.pairs()) {
             let [first, second] = numbers_of::<B, G, P, I>(pair);
             match vectors {

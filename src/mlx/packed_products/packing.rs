@@ -3,7 +3,7 @@
 //! Owns what the codes of each format stand for, and making vectors of 32 of them at a time. Where the words are and which
 //! scale a group has is `decode`'s.
 
-use super::decode::{Format, QuantizedRows};
+use super::decode::{Format, PackedMatrix};
 use crate::mlx::sys::{Instructions, NUM_LANES};
 
 /// A way in which 32 numbers are packed into B words.
@@ -17,7 +17,7 @@ pub(super) trait PackedWork {
     fn run<const B: usize, const G: usize, P: Packing<B>>(self);
 }
 
-impl QuantizedRows<'_> {
+impl PackedMatrix<'_> {
     /// Does it for this matrix's way.
     pub(super) fn choose(&self, work: impl PackedWork) {
         let has_two_scales = self.group_size == NUM_LANES;
@@ -38,6 +38,9 @@ impl QuantizedRows<'_> {
             (Format::Mxfp4 | Format::Nvfp4, true) => work.run::<4, 2, E2m1>(),
             (Format::Mxfp8, false) => work.run::<8, 1, E4m3>(),
             (Format::Mxfp8, true) => work.run::<8, 2, E4m3>(),
+            (Format::Bfloat16, _) => work.run::<16, 1, Bfloat16>(),
+            (Format::Float16, _) => work.run::<16, 1, Float16>(),
+            (Format::Float32, _) => work.run::<32, 1, Float32>(),
         }
     }
 }
@@ -86,6 +89,33 @@ impl Packing<8> for E4m3 {
             };
         }
         vectors.each_ref().map(I::load)
+    }
+}
+
+pub(super) struct Bfloat16;
+
+impl Packing<16> for Bfloat16 {
+    #[inline(always)]
+    fn numbers<I: Instructions>(words: &[u32; 16], _: [(f32, f32); 2]) -> [I::Vector; 2] {
+        I::bfloat16s(words)
+    }
+}
+
+pub(super) struct Float16;
+
+impl Packing<16> for Float16 {
+    #[inline(always)]
+    fn numbers<I: Instructions>(words: &[u32; 16], _: [(f32, f32); 2]) -> [I::Vector; 2] {
+        I::float16s(words)
+    }
+}
+
+pub(super) struct Float32;
+
+impl Packing<32> for Float32 {
+    #[inline(always)]
+    fn numbers<I: Instructions>(words: &[u32; 32], _: [(f32, f32); 2]) -> [I::Vector; 2] {
+        I::float32s(words)
     }
 }
 

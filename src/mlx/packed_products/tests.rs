@@ -9,11 +9,15 @@ const AFFINE: [Format; 6] = [
     Format::Affine { bits: 8 },
 ];
 
+/// Those without groups.
+const NUMBERS: [Format; 3] = [Format::Bfloat16, Format::Float16, Format::Float32];
+
 /// All formats with all of their group sizes.
 fn formats() -> Vec<(Format, usize)> {
     let affine =
         AFFINE.into_iter().flat_map(|format| [16, 32, 64, 128].map(|group_size| (format, group_size)));
-    affine.chain([(Format::Mxfp4, 32), (Format::Nvfp4, 16), (Format::Mxfp8, 32)]).collect()
+    let numbers = NUMBERS.map(|format| (format, 32));
+    affine.chain([(Format::Mxfp4, 32), (Format::Nvfp4, 16), (Format::Mxfp8, 32)]).chain(numbers).collect()
 }
 
 /// What a matrix is made of.
@@ -28,17 +32,9 @@ struct Stored {
     num_outputs: usize,
 }
 
-fn bits_of(format: Format) -> usize {
-    match format {
-        Format::Affine { bits } => bits,
-        Format::Mxfp4 | Format::Nvfp4 => 4,
-        Format::Mxfp8 => 8,
-    }
-}
-
 /// Inputs of the narrowest matrix.
 fn least_inputs(format: Format, group_size: usize) -> usize {
-    if matches!(bits_of(format), 4 | 8) { group_size } else { group_size.max(2 * NUM_LANES) }
+    if matches!(format.bits(), 4 | 8) { group_size } else { group_size.max(2 * NUM_LANES) }
 }
 
 fn is_affine(format: Format) -> bool {
@@ -56,12 +52,17 @@ impl Stored {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             state >> 8
         };
-        let num_words = num_outputs * num_inputs * bits_of(format) / 32;
+        let num_words = num_outputs * num_inputs * format.bits() / 32;
         let mut words: Vec<u32> = (0..num_words).map(|_| random() << 16 ^ random()).collect();
-        if format == Format::Mxfp8 {
-            // No byte that is no number.
-            words.iter_mut().for_each(|word| *word &= !0x0101_0101);
-        }
+        // No number that is none, or so large that others beside it do not count.
+        let in_range: fn(&mut u32) = match format {
+            Format::Mxfp8 => |word| *word &= !0x0101_0101,
+            Format::Float16 => |word| *word &= 0xbfff_bfff,
+            Format::Bfloat16 => |word| *word = *word & 0x83ff_83ff | 0x3c00_3c00,
+            Format::Float32 => |word| *word = *word & 0x83ff_ffff | 0x3c00_0000,
+            Format::Affine { .. } | Format::Mxfp4 | Format::Nvfp4 => |_| {},
+        };
+        words.iter_mut().for_each(in_range);
         let num_groups = num_outputs * num_inputs / group_size;
         let scale_bytes = (0..num_groups)
             .map(|_| 0x30 + (random() % 80) as u8 % if format == Format::Nvfp4 { 70 } else { 80 });
@@ -74,12 +75,13 @@ impl Stored {
         Self { words, scales, scale_bytes, biases, format, group_size, num_inputs, num_outputs }
     }
 
-    fn rows(&self) -> QuantizedRows<'_> {
-        QuantizedRows {
+    fn rows(&self) -> PackedMatrix<'_> {
+        PackedMatrix {
             words: &self.words,
-            scales: match is_affine(self.format) {
-                true => Scales::Numbers(&self.scales),
-                false => Scales::Bytes(&self.scale_bytes),
+            scales: match self.format {
+                Format::Affine { .. } => Scales::Numbers(&self.scales),
+                Format::Mxfp4 | Format::Nvfp4 | Format::Mxfp8 => Scales::Bytes(&self.scale_bytes),
+                Format::Bfloat16 | Format::Float16 | Format::Float32 => Scales::Ones,
             },
             biases: is_affine(self.format).then_some(&self.biases),
             num_outputs: self.num_outputs,
@@ -91,7 +93,7 @@ impl Stored {
 
     /// One number, taken bit by bit from the words and put together in double precision.
     fn number(&self, output: usize, input: usize) -> f64 {
-        let bits = bits_of(self.format);
+        let bits = self.format.bits();
         let index = output * self.num_inputs + input;
         let code = (0..bits).fold(0, |code, bit| {
             let at = index * bits + bit;
@@ -105,6 +107,9 @@ impl Stored {
             Format::Mxfp4 => float(code, 2, 1) * 2_f64.powi(i32::from(self.scale_bytes[group]) - 127),
             Format::Nvfp4 => float(code, 2, 1) * float(self.scale_bytes[group].into(), 4, 3),
             Format::Mxfp8 => float(code, 4, 3) * 2_f64.powi(i32::from(self.scale_bytes[group]) - 127),
+            Format::Bfloat16 => float(code, 8, 7),
+            Format::Float16 => float(code, 5, 10),
+            Format::Float32 => float(code, 8, 23),
         }
     }
 
@@ -277,6 +282,10 @@ fn what_is_no_number_comes_out_as_none_and_only_where_it_belongs() {
                 with(&|stored| stored.words[group * 32 / 4] |= 0x7f00);
                 with(&|stored| stored.words[group * 32 / 4] |= 0xff00_0000);
             }
+            Format::Bfloat16 | Format::Float16 | Format::Float32 => {
+                with(&|stored| stored.words[group * format.bits()] |= 0xff80_0000);
+                with(&|stored| stored.words[group * format.bits() + 1] |= 0x7fff_7fff);
+            }
         }
         let small = Stored::new((format, group_size), 5, 2 * group_size);
         let small_x = numbers(2 * group_size, 8);
@@ -403,8 +412,41 @@ fn numbers_are_those_that_mlx_makes_of_the_same_words() {
 }
 
 #[test]
+fn each_number_of_sixteen_bits_is_what_it_is() {
+    let words: Vec<u32> = (0..1 << 15).map(|at| at << 17 | 1 << 16 | at << 1).collect();
+    for (format, exponent_bits, fraction_bits) in [(Format::Bfloat16, 8, 7), (Format::Float16, 5, 10)] {
+        let matrix = PackedMatrix {
+            words: &words,
+            scales: Scales::Ones,
+            biases: None,
+            num_outputs: 4,
+            num_inputs: 1 << 14,
+            group_size: 32,
+            format,
+        };
+        for instructions in InstructionSet::all() {
+            let mut found = vec![0.0; 1 << 16];
+            matrix.numbers_by(instructions, &mut found);
+            for (code, found) in found.into_iter().enumerate() {
+                let code = code as u32;
+                let is_finite =
+                    code >> fraction_bits & ((1 << exponent_bits) - 1) != (1 << exponent_bits) - 1;
+                let expected = float(code, exponent_bits, fraction_bits);
+                if is_finite {
+                    assert_eq!(f64::from(found).to_bits(), expected.to_bits(), "{format:?} {code:x}");
+                } else if code & ((1 << fraction_bits) - 1) == 0 {
+                    assert_eq!(found, f32::INFINITY.copysign(expected as f32), "{format:?} {code:x}");
+                } else {
+                    assert!(found.is_nan(), "{format:?} {code:x}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "all numbers are there")]
 fn a_matrix_with_too_few_words_is_refused() {
     let stored = Stored::new((Format::Mxfp4, 32), 2, 64);
-    QuantizedRows { words: &stored.words[1..], ..stored.rows() }.numbers_into(&mut [0.0; 128]);
+    PackedMatrix { words: &stored.words[1..], ..stored.rows() }.numbers_into(&mut [0.0; 128]);
 }

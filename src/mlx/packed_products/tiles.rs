@@ -1,13 +1,13 @@
-//! Products of many rows with quantised matrices, on a Linux CPU.
+//! Products of many rows with packed matrices, on a Linux CPU.
 //!
 //! Owns having the numbers of some outputs at a time made and multiplied by the BLAS, each thread with numbers of its
 //! own: there never are those of the whole matrix, which would be made in memory and read from there. Few rows are
-//! `kernel`'s.
+//! multiplied by packed numbers as they are.
 
 use std::cell::RefCell;
 
-use super::kernel::Product;
-use crate::mlx::sys::{self, COLUMNS_TOGETHER, parts_of_rows, share_out, team_size};
+use super::Product;
+use crate::mlx::sys::{self, COLUMNS_TOGETHER, even_parts, parts_of_rows, share_out, team_size};
 
 /// Numbers of a tile: for larger ones the second cache is too small, for smaller ones the BLAS packs the rows too often.
 const MAX_TILE_NUMBERS: usize = 1 << 20;
@@ -27,12 +27,10 @@ pub(super) fn multiply(product: Product<'_>) {
         .min(matrix.num_outputs.div_ceil(num_threads))
         .max(1)
         .next_multiple_of(COLUMNS_TOGETHER);
-    let parts = parts_of_rows(y, matrix.num_outputs, num_outputs);
-    let num_tiles = parts.len();
-    let tiles = parts.into_iter().enumerate().map(|(index, y)| {
-        let first = index * num_outputs;
-        (matrix.part(first..(first + num_outputs).min(matrix.num_outputs)), y)
-    });
+    let tiles = even_parts(matrix.num_outputs, num_outputs);
+    let parts = parts_of_rows(y, &tiles);
+    let num_tiles = tiles.len();
+    let tiles = tiles.into_iter().zip(parts).map(|(outputs, y)| (matrix.part(outputs), y));
     share_out(
         num_threads.min(num_tiles),
         tiles,
@@ -55,7 +53,7 @@ pub(super) fn multiply(product: Product<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mlx::quantized::kernel::{self, Format, QuantizedRows, Scales};
+    use crate::mlx::packed_products::{self, Format, PackedMatrix, Scales};
 
     #[test]
     fn many_rows_become_what_few_become() {
@@ -75,7 +73,7 @@ mod tests {
             let num_groups = num_outputs * num_inputs / 32;
             let (words, scales, biases) =
                 (noise(num_groups * 5, 1), numbers(num_groups, 2), numbers(num_groups, 3));
-            let matrix = QuantizedRows {
+            let matrix = PackedMatrix {
                 words: &words,
                 scales: Scales::Numbers(&scales),
                 biases: Some(&biases),
@@ -88,7 +86,7 @@ mod tests {
             let mut y = vec![f32::NAN; num_rows * num_outputs];
             multiply(Product { matrix, x: &x, y: &mut y });
             let mut expected = y.clone();
-            kernel::multiply(vec![Product { matrix, x: &x, y: &mut expected }]);
+            packed_products::multiply(vec![Product { matrix, x: &x, y: &mut expected }]);
             let tolerance = 1e-4 * (num_inputs as f32).sqrt();
             for (index, (found, expected)) in y.iter().zip(expected).enumerate() {
                 assert!((found - expected).abs() < tolerance, "{num_outputs} {index}: {found} {expected}");

@@ -146,12 +146,30 @@ pub(in crate::mlx) fn changed_in_place(
     Ok(in_order)
 }
 
-/// The numbers of an array of float32 as they lie in memory, from its first element to its last, and how far
-/// neighbours along each axis lie apart. Nothing is copied; it is computed first.
-pub(in crate::mlx) fn strided_numbers(array: &Array) -> Result<(&[f32], Vec<usize>), Exception> {
+/// What an array's elements are as they lie in memory, from the first to the last, and how many elements neighbours along
+/// each axis lie apart.
+type Strided<'a, T> = (&'a [T], Vec<usize>);
+
+/// The numbers of an array of float32. Nothing is copied; it is computed first.
+pub(in crate::mlx) fn strided_numbers(array: &Array) -> Result<Strided<'_, f32>, Exception> {
     if array.dtype() != Dtype::Float32 {
         return Err(Exception::custom(format!("{:?} numbers are not read as float32", array.dtype())));
     }
+    let (bytes, strides) = strided_bytes(array)?;
+    // SAFETY: every four bytes of them are a float32, and all bits are one.
+    let (_, numbers, _) = unsafe { bytes.align_to() };
+    Ok((numbers, strides))
+}
+
+/// The same of an array of any numbers, as words; `None` where it does not lie in whole words.
+pub(in crate::mlx) fn strided_words(array: &Array) -> Result<Option<Strided<'_, u32>>, Exception> {
+    let (bytes, strides) = strided_bytes(array)?;
+    // SAFETY: any bytes are words.
+    let (before, words, behind) = unsafe { bytes.align_to() };
+    Ok((before.is_empty() && behind.is_empty()).then_some((words, strides)))
+}
+
+fn strided_bytes(array: &Array) -> Result<Strided<'_, u8>, Exception> {
     array.eval()?;
     let strides = array.strides().to_vec();
     if array.size() == 0 {
@@ -165,14 +183,14 @@ pub(in crate::mlx) fn strided_numbers(array: &Array) -> Result<(&[f32], Vec<usiz
     let last = last.ok_or_else(|| Exception::custom("an array that runs backwards in memory".to_owned()))?;
     // SAFETY: the array is evaluated, so that its elements lie at these strides from the first one, which is where
     // the pointer points; they are alive as long as it is, and what is computed is not written to while it is held.
-    let numbers = unsafe {
-        let data = mlx_sys::mlx_array_data_float32(array.as_ptr());
+    let bytes = unsafe {
+        let data = mlx_sys::mlx_array_data_uint8(array.as_ptr());
         if data.is_null() {
             return Err(Exception::custom("an array without data".to_owned()));
         }
-        std::slice::from_raw_parts(data, last + 1)
+        std::slice::from_raw_parts(data, (last + 1) * element_bytes(array.dtype()))
     };
-    Ok((numbers, strides))
+    Ok((bytes, strides))
 }
 
 /// A copy of a part of an array, made by this thread at once; the part is given as a range along each axis. The array

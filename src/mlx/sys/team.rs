@@ -7,6 +7,7 @@
 use std::{
     any::Any,
     hint,
+    ops::Range,
     panic::{self, AssertUnwindSafe},
     ptr,
     sync::{
@@ -80,21 +81,29 @@ pub(in crate::mlx) fn share_out<T, S>(
     });
 }
 
-/// Parts of so many columns of rows that have so many, of each part all rows.
-pub(in crate::mlx) fn parts_of_rows(
-    rows: &mut [f32],
-    num_columns: usize,
-    columns_of_part: usize,
-) -> Vec<Vec<&mut [f32]>> {
-    let num_rows = rows.len() / num_columns.max(1);
-    let mut parts = Vec::new();
-    parts.resize_with(num_columns.div_ceil(columns_of_part), || Vec::with_capacity(num_rows));
-    for row in rows.chunks_mut(num_columns.max(1)) {
-        for (part, columns) in parts.iter_mut().zip(row.chunks_mut(columns_of_part)) {
-            part.push(columns);
+/// Parts of so many columns, one behind the other; the last one may have fewer.
+pub(in crate::mlx) fn even_parts(num_columns: usize, columns_of_part: usize) -> Vec<Range<usize>> {
+    let firsts = (0..num_columns).step_by(columns_of_part);
+    firsts.map(|first| first..(first + columns_of_part).min(num_columns)).collect()
+}
+
+/// Of each part of the columns all rows; the parts are one behind the other, from the first column to the last.
+pub(in crate::mlx) fn parts_of_rows<'a>(
+    rows: &'a mut [f32],
+    parts: &[Range<usize>],
+) -> Vec<Vec<&'a mut [f32]>> {
+    let num_columns = parts.last().map_or(0, |part| part.end).max(1);
+    let num_rows = rows.len() / num_columns;
+    let mut of_parts = Vec::new();
+    of_parts.resize_with(parts.len(), || Vec::with_capacity(num_rows));
+    for mut row in rows.chunks_exact_mut(num_columns) {
+        for (of_part, part) in of_parts.iter_mut().zip(parts) {
+            let (columns, others) = row.split_at_mut(part.len());
+            of_part.push(columns);
+            row = others;
         }
     }
-    parts
+    of_parts
 }
 
 /// On how many threads such work is done at most: as many as there are cores, or as the user lets the BLAS have.

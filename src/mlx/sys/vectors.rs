@@ -103,6 +103,41 @@ pub(in crate::mlx) trait Instructions {
     fn looked_up(table: &[f32; 16], words: &[u32; 4]) -> [Self::Vector; 2] {
         codes(words).map(|codes| Self::load(&codes.map(|code| table[code as usize])))
     }
+
+    /// Two vectors of numbers that are bfloat16 in the words.
+    #[inline(always)]
+    fn bfloat16s(words: &[u32; NUM_LANES]) -> [Self::Vector; 2] {
+        codes(words).map(|halves| Self::load(&halves.map(|half| f32::from_bits(half << 16))))
+    }
+
+    /// Two vectors of numbers that are float16 in the words.
+    #[inline(always)]
+    fn float16s(words: &[u32; NUM_LANES]) -> [Self::Vector; 2] {
+        codes(words).map(|halves| Self::load(&halves.map(float16)))
+    }
+
+    /// Two vectors of numbers that are float32 in the words.
+    #[inline(always)]
+    fn float32s(words: &[u32; 2 * NUM_LANES]) -> [Self::Vector; 2] {
+        let mut lanes = [[0.0; NUM_LANES]; 2];
+        for (number, word) in lanes.as_flattened_mut().iter_mut().zip(words) {
+            *number = f32::from_bits(*word);
+        }
+        [Self::load(&lanes[0]), Self::load(&lanes[1])]
+    }
+}
+
+/// The float16 number of these sixteen bits.
+#[inline(always)]
+fn float16(bits: u32) -> f32 {
+    const LARGEST_FINITE: u32 = 0x7bff;
+    /// By so much less: its exponents begin at -15, float32's at -127.
+    const FACTOR: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    let magnitude = bits & 0x7fff;
+    let number = f32::from_bits(magnitude << 13) * FACTOR;
+    let number =
+        if magnitude > LARGEST_FINITE { f32::from_bits(magnitude << 13 | 0x7f80_0000) } else { number };
+    f32::from_bits(number.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// 32 whole numbers of so many bits.
@@ -212,7 +247,7 @@ impl InstructionSet {
             if has_fused && x86::has_512_bits() {
                 return Self::Avx512;
             }
-            if has_fused && std::arch::is_x86_feature_detected!("avx2") {
+            if has_fused && x86::has_256_bits() {
                 return Self::Avx2;
             }
         }
@@ -272,7 +307,7 @@ fn with_512_bits(work: impl WideWork) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn with_256_bits(work: impl WideWork) {
     work.run::<x86::Avx2>();
 }

@@ -245,7 +245,7 @@ fn matrices_on_top_of_each_other_stay_packed() {
     let unpacked = mlx_rs::ops::dequantize(&words, &scales, &biases.unwrap(), 32, 4).unwrap();
     assert_eq!(
         numbers_of(&unpacked),
-        numbers_of(&blocks.numbers(decoder(2).unwrap(), ComputeDtype::Float32).unwrap())
+        numbers_of(&blocks.numbers(decoder(2).unwrap(), Dtype::Float32).unwrap())
     );
 }
 
@@ -262,7 +262,7 @@ fn a_bias_beyond_float16_is_not_packed_for_it() {
     let blocks = Blocks::of(&tensor, &data, StoredForm::AsItIs).unwrap();
     assert!(blocks.packed(Precision { dtype: ComputeDtype::Float16, ..PACKED }).unwrap().is_none());
     assert!(blocks.packed(Precision { dtype: ComputeDtype::Bfloat16, ..PACKED }).unwrap().is_some());
-    let numbers = blocks.numbers(decoder(8).unwrap(), ComputeDtype::Float32).unwrap();
+    let numbers = blocks.numbers(decoder(8).unwrap(), Dtype::Float32).unwrap();
     assert_eq!(numbers_of(&numbers)[..2], [3072.0, 0.0]);
 }
 

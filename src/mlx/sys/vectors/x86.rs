@@ -14,7 +14,13 @@ pub(super) fn prefetch<T>(place: &T) {
     unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr::from_ref(place).cast()) };
 }
 
-/// AVX2 and FMA. Nobody may name it but what is compiled for them.
+/// Whether the machine has what [`Avx2`] stands for beside FMA; all with the one have the other.
+#[inline(always)]
+pub(super) fn has_256_bits() -> bool {
+    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("f16c")
+}
+
+/// AVX2, FMA and F16C. Nobody may name it but what is compiled for them.
 pub(super) struct Avx2;
 
 impl Instructions for Avx2 {
@@ -78,6 +84,27 @@ impl Instructions for Avx2 {
         // SAFETY: as above.
         unsafe { looked_up_in_256_bits(table, words) }
     }
+
+    #[inline(always)]
+    fn bfloat16s(words: &[u32; NUM_LANES]) -> [Self::Vector; 2] {
+        // SAFETY: as above.
+        unsafe { bfloat16s_in_256_bits(words) }
+    }
+
+    #[inline(always)]
+    fn float16s(words: &[u32; NUM_LANES]) -> [Self::Vector; 2] {
+        // SAFETY: as above.
+        unsafe { float16s_in_256_bits(words) }
+    }
+
+    #[inline(always)]
+    fn float32s(words: &[u32; 2 * NUM_LANES]) -> [Self::Vector; 2] {
+        let at = |first: usize| {
+            // SAFETY: as above.
+            unsafe { _mm256_loadu_ps(words[first..].as_ptr().cast()) }
+        };
+        [[at(0), at(8)], [at(16), at(24)]]
+    }
 }
 
 /// Whether the machine has what [`Avx512`] stands for; all but the first with 512 bits, which did not last, have both.
@@ -140,6 +167,26 @@ impl Instructions for Avx512 {
     fn looked_up(table: &[f32; 16], words: &[u32; 4]) -> [__m512; 2] {
         // SAFETY: as above.
         unsafe { looked_up_in_512_bits(table, words) }
+    }
+
+    #[inline(always)]
+    fn bfloat16s(words: &[u32; NUM_LANES]) -> [__m512; 2] {
+        // SAFETY: as above.
+        unsafe { bfloat16s_in_512_bits(words) }
+    }
+
+    #[inline(always)]
+    fn float16s(words: &[u32; NUM_LANES]) -> [__m512; 2] {
+        // SAFETY: as above.
+        unsafe { float16s_in_512_bits(words) }
+    }
+
+    #[inline(always)]
+    fn float32s(words: &[u32; 2 * NUM_LANES]) -> [__m512; 2] {
+        // SAFETY: as above.
+        unsafe {
+            [_mm512_loadu_ps(words.as_ptr().cast()), _mm512_loadu_ps(words[NUM_LANES..].as_ptr().cast())]
+        }
     }
 }
 
@@ -236,6 +283,52 @@ fn looked_up_in_256_bits(table: &[f32; 16], words: &[u32; 4]) -> [[__m256; 2]; 2
         let high = _mm256_permutevar8x32_ps(last, code);
         let is_high = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(code));
         *vector = _mm256_blendv_ps(low, high, is_high);
+    }
+    vectors
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn bfloat16s_in_256_bits(words: &[u32; NUM_LANES]) -> [[__m256; 2]; 2] {
+    let mut vectors = [[_mm256_setzero_ps(); 2]; 2];
+    for (vector, words) in vectors.as_flattened_mut().iter_mut().zip(words.as_chunks::<4>().0) {
+        // SAFETY: as many numbers as are read.
+        let halves = unsafe { _mm_loadu_si128(words.as_ptr().cast()) };
+        *vector = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)));
+    }
+    vectors
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn float16s_in_256_bits(words: &[u32; NUM_LANES]) -> [[__m256; 2]; 2] {
+    let mut vectors = [[_mm256_setzero_ps(); 2]; 2];
+    for (vector, words) in vectors.as_flattened_mut().iter_mut().zip(words.as_chunks::<4>().0) {
+        // SAFETY: as many numbers as are read.
+        *vector = _mm256_cvtph_ps(unsafe { _mm_loadu_si128(words.as_ptr().cast()) });
+    }
+    vectors
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn bfloat16s_in_512_bits(words: &[u32; NUM_LANES]) -> [__m512; 2] {
+    let mut vectors = [_mm512_setzero_ps(); 2];
+    for (vector, words) in vectors.iter_mut().zip(words.as_chunks::<8>().0) {
+        // SAFETY: as many numbers as are read.
+        let halves = unsafe { _mm256_loadu_si256(words.as_ptr().cast()) };
+        *vector = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)));
+    }
+    vectors
+}
+
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn float16s_in_512_bits(words: &[u32; NUM_LANES]) -> [__m512; 2] {
+    let mut vectors = [_mm512_setzero_ps(); 2];
+    for (vector, words) in vectors.iter_mut().zip(words.as_chunks::<8>().0) {
+        // SAFETY: as many numbers as are read.
+        *vector = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(words.as_ptr().cast()) });
     }
     vectors
 }
