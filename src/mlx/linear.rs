@@ -41,16 +41,15 @@ impl Precision {
     /// Numbers of a matrix `(…, outputs, inputs)` as they are multiplied by: as they are stored where the program's own loops
     /// take them so, which is half the memory to read.
     pub(super) fn kept(&self, stored: Array) -> Result<Array> {
-        if self.kept_dtype(stored.dtype(), stored.dim(-1) as usize) == stored.dtype() {
+        if self.keeps(stored.dtype(), stored.dim(-1) as usize) {
             return Ok(stored.contiguous()?);
         }
         Ok(stored.as_dtype(self.dtype.mlx())?)
     }
 
-    /// The type that stored numbers of a matrix with so many inputs are multiplied by in.
-    pub(super) fn kept_dtype(&self, stored: Dtype, num_inputs: usize) -> Dtype {
-        let stays = self.multiplies_packed() && HostMatrices::takes(stored, num_inputs);
-        if stays { stored } else { self.dtype.mlx() }
+    /// Whether the stored numbers of a matrix with so many inputs stay as they are.
+    pub(super) fn keeps(&self, stored: Dtype, num_inputs: usize) -> bool {
+        self.multiplies_packed() && HostMatrices::takes(stored, num_inputs)
     }
 }
 

@@ -17,7 +17,7 @@ mod tiles;
 use std::{marker::PhantomData, ops::Range, sync::Arc};
 
 use crate::mlx::sys::{
-    InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, parts_of_rows, share_out, team_size,
+    InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, even_parts, parts_of_rows, share_out, team_size,
 };
 use decode::{CHUNK_INPUTS, CHUNK_VECTORS, Room};
 pub(super) use decode::{Format, PackedMatrix, Scales};
@@ -199,18 +199,24 @@ impl PackedMatrix<'_> {
         );
     }
 
-    /// Outputs that threads take at once: long stretches of memory first, as whoever begins with one waits for it, and ever
-    /// shorter ones, so that all come to an end together.
+    /// Outputs that threads take at once: long stretches of memory first, as whoever begins with one waits for it, then
+    /// shorter ones, and one for each thread at last, so that all come to an end together.
     fn pieces(&self) -> Vec<Range<usize>> {
         let of_size = |num_outputs: usize| num_outputs.next_multiple_of(TILE_OUTPUTS).max(TILE_OUTPUTS);
+        let num_threads = team_size();
         let least = of_size(PIECE_NUMBERS / self.num_inputs);
         let (mut pieces, mut first) = (Vec::new(), 0);
-        while first < self.num_outputs {
-            let num_left = self.num_outputs - first;
-            let size = of_size(num_left / (2 * team_size())).max(least).min(num_left);
+        while self.num_outputs - first > 3 * num_threads * least / 2 {
+            let size = of_size((self.num_outputs - first) / (2 * num_threads));
             pieces.push(first..first + size);
             first += size;
         }
+        let last = of_size((self.num_outputs - first).div_ceil(num_threads));
+        pieces.extend(
+            even_parts(self.num_outputs - first, last)
+                .into_iter()
+                .map(|part| first + part.start..first + part.end),
+        );
         pieces
     }
 

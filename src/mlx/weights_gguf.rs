@@ -3,7 +3,7 @@
 //! Owns bringing blocks to the device, as numbers or packed where MLX has the same form, and undoing what
 //! llama.cpp's converter does to rows and shapes. What a block means, and the header, are `models::gguf`'s.
 
-use std::{collections::HashMap, path::Path, sync::Mutex};
+use std::{borrow::Cow, collections::HashMap, path::Path, sync::Mutex};
 
 use mlx_rs::{Array, Dtype};
 
@@ -57,19 +57,22 @@ pub(super) fn load(path: &Path, spec: &ModelSpec, precision: Precision) -> Resul
             }
             _ => None,
         };
-        match packed {
-            Some((path, Packed { words, scales, biases })) => {
+        match (packed, blocks.kept_dtype(precision)) {
+            (Some((path, Packed { words, scales, biases })), _) => {
                 arrays.insert(format!("{path}.scales"), scales);
                 if let Some(biases) = biases {
                     arrays.insert(format!("{path}.biases"), biases);
                 }
                 arrays.insert(name, words);
             }
-            None => {
+            (None, Some(dtype)) => {
+                arrays.insert(name, blocks.as_stored(dtype)?);
+            }
+            (None, None) => {
                 let decode = decoder(tensor.ggml_type.code()).ok_or_else(|| {
                     in_tensor(format!("its type {} cannot be read", tensor.ggml_type.name()))
                 })?;
-                arrays.insert(name, blocks.numbers(decode, blocks.kept_dtype(precision))?);
+                arrays.insert(name, blocks.numbers(decode, precision.dtype)?);
             }
         }
         sys::forget_pages(&maps[tensor.file], tensor.offset_bytes, tensor.num_bytes);
@@ -148,7 +151,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// All numbers, made by all cores.
-    fn numbers(&self, decode: Decode, dtype: Dtype) -> Result<Array> {
+    fn numbers(&self, decode: Decode, dtype: ComputeDtype) -> Result<Array> {
         /// Enough for what a thread takes to be worth its while.
         const PIECE_SIZE: usize = 1 << 16;
         let zeros = mlx_rs::ops::zeros::<f32>(&self.shape)?;
@@ -170,18 +173,28 @@ impl<'a> Blocks<'a> {
                 }
             });
         })?;
-        let numbers = arrays.remove(0).as_dtype(dtype)?;
+        let numbers = arrays.remove(0).as_dtype(dtype.mlx())?;
         numbers.eval()?;
         Ok(numbers)
     }
 
-    /// The type that its numbers are brought to the device in.
-    fn kept_dtype(&self, precision: Precision) -> Dtype {
-        match (self.type_code, self.shape.as_slice()) {
-            (F16, [_, .., columns]) => precision.kept_dtype(Dtype::Float16, *columns as usize),
-            (BF16, [_, .., columns]) => precision.kept_dtype(Dtype::Bfloat16, *columns as usize),
-            _ => precision.dtype.mlx(),
-        }
+    /// The type of the numbers, where they are those of a matrix that stays as it is stored.
+    fn kept_dtype(&self, precision: Precision) -> Option<Dtype> {
+        let stored = match self.type_code {
+            F16 => Dtype::Float16,
+            BF16 => Dtype::Bfloat16,
+            _ => return None,
+        };
+        (self.shape.len() > 1 && precision.keeps(stored, self.row_size)).then_some(stored)
+    }
+
+    /// All numbers as they are stored, row by row.
+    fn as_stored(&self, dtype: Dtype) -> Result<Array> {
+        let bytes = match self.order {
+            None => Cow::Borrowed(self.bytes),
+            Some(_) => (0..self.num_rows()).flat_map(|row| self.row(row)).copied().collect(),
+        };
+        Ok(sys::array_of_bytes(&bytes, &self.shape, dtype)?)
     }
 
     /// The matrices as MLX packs them, or in groups that are smaller than MLX has them where nobody else multiplies by

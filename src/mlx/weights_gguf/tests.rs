@@ -160,6 +160,21 @@ fn every_type_becomes_the_numbers_of_its_blocks_and_a_model() {
     }
 }
 
+#[test]
+fn floats_of_sixteen_bits_stay_what_they_are_where_loops_multiply_by_them() {
+    for (name, dtype) in [("F16", Dtype::Float16), ("BF16", Dtype::Bfloat16)] {
+        let kind = readable_types().find(|kind| kind.name() == name).unwrap();
+        let (file, spec) = written(&model_of(kind));
+        let mut weights = load(file.path(), &spec, PACKED).unwrap();
+        for number in 0..matrices().len() {
+            let array = weights.take_any_shape(name_of(number)).unwrap();
+            assert_eq!(array.dtype(), if PACKED.multiplies_packed() { dtype } else { Dtype::Float32 });
+            let numbers = numbers_of(&array.as_dtype(Dtype::Float32).unwrap());
+            assert_eq!(numbers, expected(kind, number), "{name} {}", name_of(number));
+        }
+    }
+}
+
 /// Bit for bit: neither scales nor biases are rounded, nor what they make.
 #[test]
 fn types_that_are_affine_groups_stay_packed_and_lose_nothing() {
@@ -245,7 +260,7 @@ fn matrices_on_top_of_each_other_stay_packed() {
     let unpacked = mlx_rs::ops::dequantize(&words, &scales, &biases.unwrap(), 32, 4).unwrap();
     assert_eq!(
         numbers_of(&unpacked),
-        numbers_of(&blocks.numbers(decoder(2).unwrap(), Dtype::Float32).unwrap())
+        numbers_of(&blocks.numbers(decoder(2).unwrap(), ComputeDtype::Float32).unwrap())
     );
 }
 
@@ -262,7 +277,7 @@ fn a_bias_beyond_float16_is_not_packed_for_it() {
     let blocks = Blocks::of(&tensor, &data, StoredForm::AsItIs).unwrap();
     assert!(blocks.packed(Precision { dtype: ComputeDtype::Float16, ..PACKED }).unwrap().is_none());
     assert!(blocks.packed(Precision { dtype: ComputeDtype::Bfloat16, ..PACKED }).unwrap().is_some());
-    let numbers = blocks.numbers(decoder(8).unwrap(), Dtype::Float32).unwrap();
+    let numbers = blocks.numbers(decoder(8).unwrap(), ComputeDtype::Float32).unwrap();
     assert_eq!(numbers_of(&numbers)[..2], [3072.0, 0.0]);
 }
 
