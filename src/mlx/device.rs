@@ -56,8 +56,9 @@ impl ComputeDevice {
         }
     }
 
-    /// Whether matrices stay as they are stored when `dtype` is computed in, because the program's own loops multiply by
-    /// them: these read less memory than products with numbers of that type. On a Mac's CPU the BLAS has instructions that loops cannot have.
+    /// Whether matrices stay as they are stored when `dtype` is computed in, because the program's own loops multiply
+    /// by them: these read less memory than products with numbers of that type. On a Mac's CPU the BLAS has
+    /// instructions that loops cannot have.
     pub fn multiplies_packed(self, dtype: ComputeDtype) -> bool {
         cfg!(target_os = "linux") && self == Self::Cpu && dtype == ComputeDtype::Float32
     }

@@ -14,8 +14,8 @@ pub(super) const CHUNK_VECTORS: usize = 56;
 /// Numbers of one output that are made at a time.
 pub(super) const CHUNK_INPUTS: usize = CHUNK_VECTORS * NUM_LANES;
 
-/// Bits of a number, at most.
-const MAX_BITS: usize = 32;
+/// Bits of a number, at most, where a vector may be without another to make a pair with: wider ones are whole pairs.
+const MAX_ODD_BITS: usize = 8;
 
 /// How far ahead what is read is fetched: what is taken in while memory answers; more would not stay in the first cache.
 const BYTES_AHEAD: usize = 2048;
@@ -244,7 +244,7 @@ fn laid_out<'r>(
 
 /// Where a chunk is laid out.
 pub(super) struct Room {
-    words: [u32; CHUNK_INPUTS * MAX_BITS / 32],
+    words: [u32; CHUNK_INPUTS * MAX_ODD_BITS / 32],
     scales: [f32; CHUNK_VECTORS],
     biases: [f32; CHUNK_VECTORS],
 }
@@ -252,7 +252,7 @@ pub(super) struct Room {
 impl Room {
     pub(super) fn new() -> Self {
         Self {
-            words: [0; CHUNK_INPUTS * MAX_BITS / 32],
+            words: [0; CHUNK_INPUTS * MAX_ODD_BITS / 32],
             scales: [0.0; CHUNK_VECTORS],
             biases: [0.0; CHUNK_VECTORS],
         }
