@@ -3,13 +3,10 @@
 //! Owns the order of a block's operations. Mixers, which look at other positions, are
 //! `self_attention`, `latent_attention` and `recurrent`; all else works on each packed row by itself.
 
-use std::rc::Rc;
-
 use mlx_rs::Array;
 
 use super::{
     arrays::{concatenated, rows_of},
-    attention::PassKv,
     block_pass::BlockPass,
     error::Result,
     host::summed,
@@ -21,7 +18,7 @@ use super::{
     ops::Ops,
     per_layer::PerLayerInput,
     recurrent::RecurrentMixer,
-    self_attention::{AttentionPlace, SelfAttention},
+    self_attention::{Appended, AttentionPlace, SelfAttention},
     states::RecurrentState,
 };
 use crate::models::{AttentionSpec, BlockNames, KeyValueSource, LayerSpec, MixerSpec, MlpSpec, RopeSpec};
@@ -186,10 +183,10 @@ impl DecoderBlock {
             }
             None => None,
         };
-        let kv = attention.map(|attention| attention.append(&normed, pass)).transpose()?;
+        let appended = attention.map(|attention| attention.append(&normed, pass)).transpose()?;
         for (index, (rows, normed)) in hidden.iter_mut().zip(normed).enumerate() {
-            let attended = match (attention, &kv) {
-                (Some(attention), Some(kv)) => Some(attention.attend(&normed, index, kv, pass)?),
+            let attended = match (attention, &appended) {
+                (Some(attention), Some(appended)) => Some(attention.attend(&normed, index, appended, pass)?),
                 _ => None,
             };
             let from_states = match &from_states {
@@ -292,8 +289,8 @@ impl Mixer {
 }
 
 impl AttentionMixer {
-    /// Appends the KV of all rows of a pass, normed and in its row blocks; returns all that the rows see.
-    fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Rc<PassKv>> {
+    /// Appends the KV of all rows of a pass, normed and in its row blocks.
+    fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Appended> {
         match self {
             Self::Heads(attention) => attention.append(normed, pass),
             Self::Latents(attention) => attention.append(normed, pass),
@@ -301,10 +298,16 @@ impl AttentionMixer {
     }
 
     /// What the normed rows of one row block make of what they see.
-    fn attend(&self, normed: &Array, row_block: usize, kv: &PassKv, pass: &BlockPass<'_>) -> Result<Array> {
+    fn attend(
+        &self,
+        normed: &Array,
+        row_block: usize,
+        appended: &Appended,
+        pass: &BlockPass<'_>,
+    ) -> Result<Array> {
         match self {
-            Self::Heads(attention) => attention.attend(normed, row_block, kv, pass),
-            Self::Latents(attention) => attention.attend(normed, row_block, kv, pass),
+            Self::Heads(attention) => attention.attend(normed, row_block, appended, pass),
+            Self::Latents(attention) => attention.attend(normed, row_block, appended, pass),
         }
     }
 }

@@ -5,10 +5,10 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use mlx_rs::{Array, ops::indexing};
+use mlx_rs::Array;
 
 use super::{
-    arrays::{concatenated, rows_of},
+    arrays::rows_of,
     blas,
     block::{DecoderBlock, Places},
     block_pass::{BlockPass, row_blocks},
@@ -18,6 +18,7 @@ use super::{
     linear::{Embedding, Linear, MatrixShape, Precision},
     live::{LiveKv, LivePass},
     loader::Loader,
+    logit_rows,
     norm::Norm,
     ops::Ops,
     per_layer::PerLayerInputs,
@@ -28,10 +29,9 @@ use super::{
 };
 use crate::models::ModelSpec;
 
-/// Logits up to which those of all rows are computed together on the CPU where only the largest is asked
-/// for, and so many at a time beyond: parts cost time.
-const MAX_WHOLE_LOGITS: usize = 1 << 20;
-const MAX_LOGITS_OF_PART: usize = 1 << 18;
+/// So many logits at a time are computed on the CPU where only the largest is asked for: more take memory, and more parts
+/// take time.
+const MAX_LOGITS_OF_PART: usize = 1 << 20;
 
 /// A loaded model.
 #[derive(Debug)]
@@ -200,37 +200,35 @@ impl Decoder {
 
     /// The most probable token after each of the given rows of the hidden states.
     ///
-    /// On the CPU the vocabulary comes in parts, where the logits of all of it would take much memory.
+    /// On the CPU the vocabulary comes in parts.
     pub(super) fn most_probable(&self, hidden: &Array, rows: &[i32]) -> Result<Chosen> {
-        let num_logits = rows.len() * self.spec.vocab_size;
-        if self.device != ComputeDevice::Cpu || num_logits <= MAX_WHOLE_LOGITS {
+        if self.device != ComputeDevice::Cpu {
             return Chosen::most_probable(&self.logits(hidden, rows)?);
         }
+        let num_logits = rows.len() * self.spec.vocab_size;
         self.most_probable_in_parts(hidden, rows, num_logits.div_ceil(MAX_LOGITS_OF_PART))
     }
 
     fn most_probable_in_parts(&self, hidden: &Array, rows: &[i32], num_parts: usize) -> Result<Chosen> {
         let num_outputs = self.spec.vocab_size;
         let normed = self.normed_rows(hidden, rows)?;
-        let mut maxima = Vec::with_capacity(num_parts);
-        let mut tokens = Vec::with_capacity(num_parts);
+        let mut best = vec![(0, f32::NEG_INFINITY); rows.len()];
         for part in 0..num_parts {
             let outputs = num_outputs * part / num_parts..num_outputs * (part + 1) / num_parts;
-            let logits = self.finish_logits(self.head.forward_part(&normed, &outputs)?)?;
-            let max = logits.max_axis(-1, true)?;
-            let first = Array::from_slice(&[outputs.start as u32], &[1]);
-            let token = indexing::argmax_axis(logits, -1, true)?.add(first)?;
-            mlx_rs::transforms::eval([&max, &token])?;
-            maxima.push(max);
-            tokens.push(token);
+            let logits = match num_parts {
+                1 => self.head.forward(&normed)?,
+                _ => self.head.forward_part(&normed, &outputs)?,
+            };
+            let of_part =
+                logit_rows::of_each(&self.finish_logits(logits)?, |_, logits| logit_rows::best(logits))?;
+            for (best, (token, logit)) in best.iter_mut().zip(of_part) {
+                // The first among equals; what is no number stays none.
+                if logit > best.1 || logit.is_nan() {
+                    *best = (outputs.start as u32 + token, logit);
+                }
+            }
         }
-        // The first part among equals, as the first token within each.
-        let maxima = concatenated(maxima, 1)?;
-        let part = indexing::argmax_axis(&maxima, -1, true)?;
-        let of_part = |numbers: &Array| -> Result<Array> {
-            Ok(indexing::take_along_axis(numbers, &part, -1)?.squeeze_axes(&[1])?)
-        };
-        Ok(Chosen { tokens: of_part(&concatenated(tokens, 1)?)?, largest: of_part(&maxima)? })
+        Ok(Chosen::of_rows(best))
     }
 
     fn normed_rows(&self, hidden: &Array, rows: &[i32]) -> Result<Array> {

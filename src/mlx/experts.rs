@@ -3,7 +3,7 @@
 //! Owns how they are stored in files, whose forms become one, and how the rows of a pass are brought to them. Which
 //! experts a row goes through, and with which weight each counts, is `moe`'s.
 
-use mlx_rs::{Array, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::{
     arrays::concatenated,
@@ -204,24 +204,16 @@ impl Experts {
         let inner: Vec<&Projections> = self.gate.iter().chain([&self.up]).collect();
         let stacks = inner.iter().map(|stack| stack.on_host()).collect::<Result<Option<Vec<_>>>>()?;
         let (Some(stacks), Some(down)) = (stacks, self.down.on_host()?) else { return Ok(None) };
-        let num_rows = rows.dim(0);
-        let project = |stacks: &[HostMatrices<'_>], rows: &Array| -> Result<Option<Vec<Array>>> {
-            let rows = sys::in_order(rows)?;
-            let Ok(rows) = rows.try_as_slice::<f32>() else { return Ok(None) };
-            let results = HostMatrices::multiply_groups(stacks, rows, groups);
-            let array = |numbers: Vec<f32>| {
-                let num_outputs = numbers.len() as i32 / num_rows;
-                Array::from_slice(&numbers, &[num_rows, num_outputs])
-            };
-            Ok(Some(results.into_iter().map(array).collect()))
-        };
-        let Some(results) = project(&stacks, rows)? else { return Ok(None) };
+        if rows.dtype() != Dtype::Float32 {
+            return Ok(None);
+        }
+        let results = HostMatrices::multiply_groups(&stacks, rows, groups)?;
         let mut results = results.into_iter().zip(inner).map(|(y, from)| from.completed(rows, y, groups));
         let mut next = || results.next().transpose();
         let gate = if self.gate.is_some() { next()? } else { None };
         let up = next()?.expect("one for each stack");
         let gated = ops.activated(self.activation, gate, up)?;
-        let Some(results) = project(&[down], &gated)? else { return Ok(None) };
+        let results = HostMatrices::multiply_groups(&[down], &gated, groups)?;
         results.into_iter().next().map(|y| self.down.completed(&gated, y, groups)).transpose()
     }
 }

@@ -28,18 +28,27 @@ pub(super) fn made_by_host<const N: usize>(
     shape: &[i32],
     make: impl FnOnce([&[f32]; N], &mut [f32]),
 ) -> Result<Array> {
-    mlx_rs::transforms::eval(inputs)?;
+    let mut made = all_made_by_host(inputs, vec![zeros(shape)], |numbers, made| {
+        if let [made] = made {
+            make(numbers, made);
+        }
+    })?;
+    Ok(made.pop().expect("as many as were given"))
+}
+
+/// The same for several arrays that are made together, given as [zeros].
+pub(super) fn all_made_by_host<const N: usize>(
+    inputs: [&Array; N],
+    zeros: Vec<Array>,
+    make: impl FnOnce([&[f32]; N], &mut [&mut [f32]]),
+) -> Result<Vec<Array>> {
+    sys::compute(inputs)?;
     let inputs = inputs.into_iter().map(sys::in_order).collect::<std::result::Result<Vec<_>, _>>()?;
     let mut numbers = [[].as_slice(); N];
     for (numbers, input) in numbers.iter_mut().zip(&inputs) {
         *numbers = numbers_of(input)?;
     }
-    let made = sys::changed_in_place(vec![zeros(shape)], |made| {
-        if let [made] = made {
-            make(numbers, made);
-        }
-    })?;
-    Ok(made.into_iter().next().expect("as many as were given"))
+    Ok(sys::changed_in_place(zeros, |made| make(numbers, made))?)
 }
 
 /// Zeros that a new array is filled with: what is made is written into the array itself. They are never written, so
@@ -130,17 +139,16 @@ pub(super) fn as_sequence(packed: &Array, rows: &Range<usize>, device: ComputeDe
 }
 
 /// Rows of several arrays, the first axis, as one; a single one is not copied. There must be one at least.
-pub(super) fn stacked(mut arrays: Vec<Array>, device: ComputeDevice) -> Result<Array> {
+pub(super) fn stacked(arrays: Vec<Array>, device: ComputeDevice) -> Result<Array> {
     if arrays.len() == 1 || !arrays.iter().all(|array| is_for_host(array, device)) {
         return concatenated(arrays, 0);
     }
-    mlx_rs::transforms::eval(&arrays)?;
+    sys::compute(&arrays)?;
     let mut shape = arrays[0].shape().to_vec();
     shape[0] = arrays.iter().map(|array| array.dim(0)).sum();
     let mut rows = Vec::with_capacity(shape.iter().product::<i32>() as usize);
-    for array in &mut arrays {
-        *array = sys::in_order(array)?;
-        rows.extend_from_slice(numbers_of(array)?);
+    for array in &arrays {
+        rows.extend_from_slice(numbers_of(&*sys::in_order(array)?)?);
     }
     Ok(Array::from_slice(&rows, &shape))
 }

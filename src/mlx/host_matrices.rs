@@ -3,12 +3,14 @@
 //! Owns which arrays of numbers are such matrices, and which products with them the program's own loops make; the loops
 //! are `packed_products`'s. What is quantised finds its own arrays, in `quantized`; other products are `products`'s.
 
+use std::ops::Range;
+
 use mlx_rs::{Array, Dtype};
 
 use super::{
     error::Result,
-    host::made_by_host,
-    packed_products::{self, Format, MIN_BLAS_ROWS, PackedMatrix, Product, Scales},
+    host::{all_made_by_host, made_by_host, zeros},
+    packed_products::{self, Format, MIN_BLAS_ROWS, PackedMatrix, Product, RowChunks, Scales},
     sys,
 };
 
@@ -70,59 +72,89 @@ impl<'a> HostMatrices<'a> {
         Ok(Some(Self { all, num_outputs }))
     }
 
+    /// Some of the outputs of the only matrix.
+    pub(super) fn part(&self, outputs: Range<usize>) -> Self {
+        Self { num_outputs: outputs.len(), all: self.all.part(outputs) }
+    }
+
     fn matrix(&self, index: usize) -> PackedMatrix<'a> {
         self.all.part(index * self.num_outputs..(index + 1) * self.num_outputs)
     }
 
     /// Rows `(…, inputs)` by one of the matrices, `(…, outputs)`; `None` where others multiply better.
     pub(super) fn multiply(&self, index: usize, x: &Array) -> Result<Option<Array>> {
-        let num_inputs = self.all.num_inputs;
-        if x.dtype() != Dtype::Float32 || x.size() == 0 || x.shape().last() != Some(&(num_inputs as i32)) {
-            return Ok(None);
-        }
-        let mut shape = x.shape().to_vec();
-        *shape.last_mut().expect("rows have an axis of inputs") = self.num_outputs as i32;
-        let matrix = self.matrix(index);
-        let is_plain = matrix.format == Format::Float32;
-        // A single row a BLAS multiplies as fast as the matrix is read, where there is nothing to be made of it.
-        if is_plain && x.size() == num_inputs {
-            return Ok(None);
-        }
-        if x.size() < MIN_BLAS_ROWS * num_inputs {
-            let multiply = |[x]: [&[f32]; 1], y: &mut [f32]| {
-                packed_products::multiply(vec![Product { matrix, x, y }]);
-            };
-            return made_by_host([x], &shape, multiply).map(Some);
+        let matrix = Self { all: self.matrix(index), ..*self };
+        if let Some(mut results) = Self::multiply_each(&[matrix], x)? {
+            return Ok(results.pop());
         }
         #[cfg(target_os = "linux")]
-        if !is_plain {
-            let multiply =
-                |[x]: [&[f32]; 1], y: &mut [f32]| packed_products::multiply_many(Product { matrix, x, y });
-            return made_by_host([x], &shape, multiply).map(Some);
+        if matrix.are_rows(x) && !matrix.is_plain() {
+            let multiply = |[x]: [&[f32]; 1], y: &mut [f32]| packed_products::multiply_many(x, matrix.all, y);
+            return made_by_host([x], &matrix.shape_of_results(x), multiply).map(Some);
         }
         Ok(None)
     }
 
-    /// Rows of several groups by a matrix for each: `rows`, `(n, inputs)` one group after the other, by the matrix `index`
-    /// for each `(index, number of rows)`. One result `(n, outputs)` for each of the `stacks`, which have the same E and
-    /// inputs.
-    pub(super) fn multiply_groups(stacks: &[Self], rows: &[f32], groups: &[(usize, usize)]) -> Vec<Vec<f32>> {
-        let num_rows: usize = groups.iter().map(|(_, num_rows)| num_rows).sum();
-        let mut results: Vec<Vec<f32>> =
-            stacks.iter().map(|stack| vec![0.0; num_rows * stack.num_outputs]).collect();
-        let mut products = Vec::with_capacity(stacks.len() * groups.len());
-        for (stack, results) in stacks.iter().zip(&mut results) {
-            let num_inputs = stack.all.num_inputs;
-            let (mut rest, mut first) = (results.as_mut_slice(), 0);
-            for &(index, num_rows) in groups {
-                let (y, others) = rest.split_at_mut(num_rows * stack.num_outputs);
-                let x = &rows[first * num_inputs..][..num_rows * num_inputs];
-                products.push(Product { matrix: stack.matrix(index), x, y });
-                (rest, first) = (others, first + num_rows);
-            }
+    /// Rows `(…, inputs)` by each of some matrices at once, `(…, outputs)` each; `None` where it is better to multiply by
+    /// one after the other.
+    pub(super) fn multiply_each(matrices: &[Self], x: &Array) -> Result<Option<Vec<Array>>> {
+        let Some(num_rows) = matrices.first().map(|matrix| x.size() / matrix.all.num_inputs) else {
+            return Ok(None);
+        };
+        // A single row a BLAS multiplies as fast as the matrix is read, where there is nothing to be made of it.
+        let is_for_blas = |matrix: &Self| num_rows >= MIN_BLAS_ROWS || (num_rows == 1 && matrix.is_plain());
+        if matrices.iter().any(|matrix| !matrix.are_rows(x) || is_for_blas(matrix)) {
+            return Ok(None);
         }
-        packed_products::multiply(products);
-        results
+        Self::multiply_groups(matrices, x, &[(0, num_rows)]).map(Some)
+    }
+
+    /// Rows of several groups by a matrix for each: `x`, `(…, inputs)` in float32, one group after the other, by the matrix
+    /// `index` for each `(index, number of rows)`. One result `(…, outputs)` for each of the `stacks`, which have the same
+    /// inputs.
+    pub(super) fn multiply_groups(
+        stacks: &[Self],
+        x: &Array,
+        groups: &[(usize, usize)],
+    ) -> Result<Vec<Array>> {
+        let results = stacks.iter().map(|stack| zeros(&stack.shape_of_results(x))).collect();
+        all_made_by_host([x], results, |[mut x], results| {
+            let Some(num_inputs) = stacks.first().map(|stack| stack.all.num_inputs) else { return };
+            let of_group = |&(_, num_rows): &(usize, usize)| {
+                let (of_group, others) = x.split_at(num_rows * num_inputs);
+                x = others;
+                RowChunks::new(of_group, num_inputs)
+            };
+            let rows: Vec<RowChunks> = groups.iter().map(of_group).collect();
+            let mut products = Vec::with_capacity(stacks.len() * groups.len());
+            for (stack, mut results) in stacks.iter().zip(results.iter_mut().map(|results| &mut **results)) {
+                for (&(index, num_rows), x) in groups.iter().zip(&rows) {
+                    let (y, others) = results.split_at_mut(num_rows * stack.num_outputs);
+                    products.push(Product { matrix: stack.matrix(index), x, y });
+                    results = others;
+                }
+            }
+            packed_products::multiply(products);
+        })
+    }
+
+    /// Whether these are rows for its matrices, and there are any.
+    fn are_rows(&self, x: &Array) -> bool {
+        let is_as_wide = x.shape().last().is_some_and(|&width| width as usize == self.all.num_inputs);
+        x.dtype() == Dtype::Float32 && x.size() > 0 && is_as_wide
+    }
+
+    fn is_plain(&self) -> bool {
+        self.all.format == Format::Float32
+    }
+
+    /// `(…, outputs)` for rows `(…, inputs)`.
+    fn shape_of_results(&self, x: &Array) -> Vec<i32> {
+        let mut shape = x.shape().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.num_outputs as i32;
+        }
+        shape
     }
 
     /// The numbers of one matrix, `(outputs, inputs)`, in float32.
@@ -227,8 +259,8 @@ mod tests {
             let stored = array(&[num_matrices, outputs, inputs], 0.9).as_dtype(dtype).unwrap();
             let transposed = stored.swap_axes(1, 2).unwrap();
             let stack = HostMatrices::of_numbers(&transposed).unwrap().expect("they are such");
-            let results = HostMatrices::multiply_groups(&[stack, stack], x.as_slice(), &groups);
-            assert_eq!(results[0], results[1]);
+            let results = HostMatrices::multiply_groups(&[stack, stack], &x, &groups).unwrap();
+            assert_eq!(numbers(&results[0]), numbers(&results[1]));
             let mut first = 0;
             for (index, num_rows) in groups {
                 let rows = first..first + num_rows;
@@ -236,8 +268,7 @@ mod tests {
                 let x = sys::slice_axis(&x, 0, rows.start, rows.end).unwrap();
                 let matrix = sys::slice_axis(&transposed, 0, index, index + 1).unwrap();
                 let matrix = matrix.squeeze_axes(&[0]).unwrap().as_dtype(Dtype::Float32).unwrap();
-                let found = &results[0][rows.start * 12..rows.end * 12];
-                let found = Array::from_slice(found, &[num_rows as i32, outputs]);
+                let found = sys::slice_axis(&results[0], 0, rows.start, rows.end).unwrap();
                 assert_near(&found, &x.matmul(&matrix).unwrap(), &format!("{dtype:?} {index}"));
             }
         }

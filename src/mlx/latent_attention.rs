@@ -10,7 +10,7 @@ use mlx_rs::Array;
 
 use super::{
     arrays::concatenated,
-    attention::{Attention, KvSight, PassKv},
+    attention::{Attention, KvSight},
     block_pass::BlockPass,
     device::ComputeDevice,
     error::Result,
@@ -20,7 +20,7 @@ use super::{
     norm::Norm,
     planes::Planes,
     quantized::Quantized,
-    self_attention::AttentionPlace,
+    self_attention::{Appended, AttentionPlace},
     sys,
 };
 use crate::models::{LatentNames, LatentSpec};
@@ -97,9 +97,8 @@ impl LatentAttention {
         })
     }
 
-    /// Appends the latents of all rows of a pass, normed and in its row blocks, `(n, hidden)` each; returns all that
-    /// the rows see.
-    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Rc<PassKv>> {
+    /// Appends the latents of all rows of a pass, normed and in its row blocks, `(n, hidden)` each.
+    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Appended> {
         let (rank, width) = (self.spec.rank(), self.spec.attention.head_dim);
         let mut parts = Vec::with_capacity(normed.len());
         for (index, normed) in normed.iter().enumerate() {
@@ -113,7 +112,8 @@ impl LatentAttention {
             parts.push(Planes::within_keys(keys, rank));
         }
         let sight = KvSight::of(&self.spec.attention, false);
-        Ok(Rc::new(pass.live.append(self.place.kv_index, sight, &parts, pass.rows)?))
+        let kv = Rc::new(pass.live.append(self.place.kv_index, sight, &parts, pass.rows)?);
+        Ok(Appended { kv, queries: None })
     }
 
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.
@@ -121,7 +121,7 @@ impl LatentAttention {
         &self,
         normed: &Array,
         row_block: usize,
-        kv: &PassKv,
+        Appended { kv, .. }: &Appended,
         pass: &BlockPass<'_>,
     ) -> Result<Array> {
         let spec = &self.spec.attention;

@@ -150,22 +150,30 @@ impl Matrix {
 
     /// The chosen rows of the matrix as numbers: `(rows, inputs)`.
     fn rows(&self, indices: &Array) -> Result<Array> {
-        if self.precision.multiplies_packed() {
-            let matrix = match &self.form {
-                Form::Dense { transposed } => HostMatrices::of_numbers(transposed)?,
-                Form::Quantized(matrix) => {
-                    matrix.settle()?;
-                    matrix.on_host()
-                }
-            };
-            if let Some(rows) = matrix.map_or(Ok(None), |matrix| matrix.rows(indices))? {
-                return Ok(rows);
-            }
+        if let Some(matrix) = self.on_host()?
+            && let Some(rows) = matrix.rows(indices)?
+        {
+            return Ok(rows);
         }
         let dtype = self.precision.dtype.mlx();
         match &self.form {
             Form::Dense { transposed } => Ok(transposed.t().take_axis(indices, 0)?.as_dtype(dtype)?),
             Form::Quantized(matrix) => matrix.rows(indices)?.numbers(dtype),
+        }
+    }
+
+    /// The matrix as the program's own loops take it.
+    fn on_host(&self) -> Result<Option<HostMatrices<'_>>> {
+        if !self.precision.multiplies_packed() {
+            return Ok(None);
+        }
+        match &self.form {
+            Form::Dense { transposed } => HostMatrices::of_numbers(transposed),
+            Form::Quantized(matrix) => {
+                // It may be a part of another.
+                matrix.settle()?;
+                Ok(matrix.on_host())
+            }
         }
     }
 
@@ -178,6 +186,17 @@ impl Matrix {
             Form::Quantized(matrix) => Form::Quantized(matrix.part(outputs)?),
         };
         Ok(Self { form, precision: self.precision })
+    }
+
+    /// `(T, inputs)` → `(T, n)`, some of the outputs alone.
+    fn multiply_part(&self, x: &Array, outputs: &Range<usize>) -> Result<Array> {
+        // What is but a slice of memory need not be a view, which is an operation.
+        if let Some(matrix) = self.on_host()?
+            && let Some(mut y) = HostMatrices::multiply_each(&[matrix.part(outputs.clone())], x)?
+        {
+            return Ok(y.swap_remove(0));
+        }
+        self.part(outputs)?.multiply(x)
     }
 
     /// `(T, inputs)` → `(T, outputs)`.
@@ -222,7 +241,7 @@ impl Linear {
 
     /// `(T, inputs)` → `(T, n)`, some of the outputs alone.
     pub(super) fn forward_part(&self, x: &Array, outputs: &Range<usize>) -> Result<Array> {
-        let y = self.matrix.part(outputs)?.multiply(x)?;
+        let y = self.matrix.multiply_part(x, outputs)?;
         let y = match &self.update {
             Some(update) => update.part(outputs)?.added(x, y)?,
             None => y,
@@ -237,7 +256,28 @@ impl Linear {
 
     /// `(T, inputs)` → `(T, outputs)`.
     pub(super) fn forward(&self, x: &Array) -> Result<Array> {
-        let y = self.matrix.multiply(x)?;
+        self.completed(x, self.matrix.multiply(x)?)
+    }
+
+    /// `(T, inputs)` → `(T, outputs)` by each of several projections. Where the program's own loops multiply, all are one
+    /// piece of work to them: it is parted more evenly, and the rows are laid out once.
+    pub(super) fn forward_each(projections: &[&Self], x: &Array) -> Result<Vec<Array>> {
+        let matrices = projections.iter().map(|projection| projection.matrix.on_host());
+        let products = match matrices.collect::<Result<Option<Vec<_>>>>()? {
+            Some(matrices) => HostMatrices::multiply_each(&matrices, x)?,
+            None => None,
+        };
+        match products {
+            Some(products) => {
+                let products = projections.iter().zip(products);
+                products.map(|(projection, product)| projection.completed(x, product)).collect()
+            }
+            None => projections.iter().map(|projection| projection.forward(x)).collect(),
+        }
+    }
+
+    /// What the matrix made of `x`, with the update and the bias.
+    fn completed(&self, x: &Array, y: Array) -> Result<Array> {
         let y = match &self.update {
             Some(update) => update.added(x, y)?,
             None => y,
@@ -323,6 +363,52 @@ mod tests {
             assert!(rows.eq(&expected).unwrap().all(false).unwrap().item_exact::<bool>());
             let products = table.matrix.multiply(&rows).unwrap();
             assert_eq!((products.dtype(), products.shape()), (dtype.mlx(), &[2, outputs][..]));
+        }
+    }
+
+    /// Few rows, which the program's own loops multiply by all of them at once, and many; numbers that they are not for.
+    #[test]
+    fn several_projections_give_what_each_gives_alone() {
+        let inputs = 64;
+        for (device, dtypes) in [
+            (ComputeDevice::Cpu, [Dtype::Bfloat16, Dtype::Float32, Dtype::Float16]),
+            (ComputeDevice::Cpu, [Dtype::Bfloat16; 3]),
+            (ComputeDevice::Gpu, [Dtype::Float32; 3]),
+        ] {
+            let precision = Precision {
+                dtype: ComputeDtype::Float32,
+                device,
+                widen_quantized: true,
+                fuse_updates: false,
+            };
+            let numbers = |shape: &[i32], seed: f32| {
+                let size: i32 = shape.iter().product();
+                let numbers: Vec<f32> = (0..size).map(|at| ((at as f32 + seed) * 0.37).sin()).collect();
+                Array::from_slice(&numbers, shape)
+            };
+            let projections: Vec<Linear> = [(40, dtypes[0]), (7, dtypes[1]), (130, dtypes[2])]
+                .into_iter()
+                .map(|(outputs, dtype)| {
+                    let weight = numbers(&[outputs, inputs], outputs as f32).as_dtype(dtype).unwrap();
+                    let arrays = [("m.weight", weight), ("m.bias", numbers(&[outputs], 0.5))];
+                    let arrays = arrays.map(|(name, array)| (name.to_owned(), array));
+                    let shape = MatrixShape { outputs: outputs as usize, inputs: inputs as usize };
+                    let mut weights = Weights::from_arrays(HashMap::from(arrays));
+                    Linear::load(&mut weights, "m", shape, true, (None, precision)).unwrap()
+                })
+                .collect();
+            let projections: Vec<&Linear> = projections.iter().collect();
+            for num_rows in [1, 2, 9, 63, 64, 100] {
+                let x = numbers(&[num_rows, inputs], 3.0);
+                let together = Linear::forward_each(&projections, &x).unwrap();
+                assert_eq!(together.len(), projections.len());
+                for (projection, together) in projections.iter().zip(together) {
+                    let alone = projection.forward(&x).unwrap();
+                    assert_eq!(together.shape(), alone.shape());
+                    assert!(together.eq(&alone).unwrap().all(false).unwrap().item_exact::<bool>());
+                }
+            }
+            assert!(Linear::forward_each(&[], &numbers(&[2, inputs], 0.0)).unwrap().is_empty());
         }
     }
 }

@@ -17,6 +17,9 @@ use crate::guide::TokenSet;
 /// Logits from which on several threads look at them.
 const MIN_SHARED_LOGITS: usize = 1 << 16;
 
+/// Logits among which the largest is looked for at once.
+const SEARCHED_TOGETHER: usize = 16 * NUM_LANES;
+
 /// How far the search for the tokens that make up a probability widens each time.
 const WIDENING: f32 = 16.0;
 
@@ -45,11 +48,29 @@ pub(super) fn of_each<T: Send>(logits: &Array, work: impl Fn(usize, &[f32]) -> T
     Ok(made.into_iter().map(|(_, made)| made).collect())
 }
 
+/// The first of the largest logits, with its token; no number where one of them is none.
+pub(super) fn best(logits: &[f32]) -> (u32, f32) {
+    let (seen, num_none) = with_wide_vectors(|| (max_of(logits), num_none(logits)));
+    if num_none > 0.0 {
+        return (0, f32::NAN);
+    }
+    let largest =
+        if seen > NOTHING_SEEN { seen } else { logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) };
+    let is_in = |block: &[f32]| block.iter().fold(false, |found, logit| found | (*logit == largest));
+    let mut blocks = logits.chunks(SEARCHED_TOGETHER).enumerate();
+    let block = with_wide_vectors(|| blocks.find(|(_, block)| is_in(block)));
+    let place = block.and_then(|(index, block)| {
+        Some(index * SEARCHED_TOGETHER + block.iter().position(|logit| *logit == largest)?)
+    });
+    (place.unwrap_or_default() as u32, largest)
+}
+
 /// The token chosen by these parameters and a random number in [0, 1); `None` where the logits are no
 /// numbers.
 pub(super) fn choose(logits: &[f32], params: &SamplingParams, random: f32) -> Option<u32> {
     if params.is_greedy() {
-        return largest(logits, 1).first().filter(|_| are_numbers(logits)).map(|(token, _)| *token);
+        let (token, logit) = best(logits);
+        return logit.is_finite().then_some(token);
     }
     let weights = weights(logits, params.temperature)?;
     let least = least_weight(&weights, params);
@@ -92,11 +113,14 @@ pub(super) fn choose_allowed(
 }
 
 fn are_numbers(logits: &[f32]) -> bool {
-    let (max, sum) = with_wide_vectors(|| {
-        let max = max_of(logits);
-        (max, logits.iter().fold(0.0_f32, |sum, logit| sum + if logit.is_nan() { 1.0 } else { 0.0 }))
-    });
-    max > NOTHING_SEEN && max.is_finite() && sum == 0.0
+    let (max, num_none) = with_wide_vectors(|| (max_of(logits), num_none(logits)));
+    max > NOTHING_SEEN && max.is_finite() && num_none == 0.0
+}
+
+/// How many of them are no numbers.
+#[inline(always)]
+fn num_none(logits: &[f32]) -> f32 {
+    logits.iter().fold(0.0, |sum, logit| sum + if logit.is_nan() { 1.0 } else { 0.0 })
 }
 
 /// Probabilities at a temperature, but for a factor: the largest is 1. `None` where there are none.
@@ -205,6 +229,27 @@ mod tests {
 
     fn row(len: usize) -> Vec<f32> {
         (0..len).map(|index| ((index as f32 * 0.713).sin() * 9.0).round() * 0.5).collect()
+    }
+
+    #[test]
+    fn the_best_is_the_first_of_the_largest_wherever_it_is() {
+        for len in [1, 2, 15, 16, 17, SEARCHED_TOGETHER - 1, SEARCHED_TOGETHER, 5 * SEARCHED_TOGETHER + 3] {
+            for at in [0, 1, 16, SEARCHED_TOGETHER, len / 2, len - 1].into_iter().filter(|at| *at < len) {
+                let mut logits = row(len);
+                logits[at..].iter_mut().step_by(7).for_each(|logit| *logit = 50.0);
+                assert_eq!(best(&logits), (at as u32, 50.0), "{len}");
+                logits.iter_mut().for_each(|logit| *logit -= 4e30);
+                assert_eq!(best(&logits).0, 0, "all alike: {len}");
+                logits.fill(f32::NEG_INFINITY);
+                assert_eq!(best(&logits), (0, f32::NEG_INFINITY));
+                logits[at] = f32::MIN;
+                assert_eq!(best(&logits), (at as u32, f32::MIN));
+                logits[at] = f32::NAN;
+                assert!(best(&logits).1.is_nan(), "{len} {at}");
+                logits[at] = f32::INFINITY;
+                assert_eq!(best(&logits), (at as u32, f32::INFINITY));
+            }
+        }
     }
 
     #[test]

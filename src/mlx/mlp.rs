@@ -45,8 +45,11 @@ impl Mlp {
 
     /// `(T, hidden)` → `(T, hidden)`.
     pub(super) fn forward(&self, rows: &Array, ops: &Ops) -> Result<Array> {
-        let gate = self.gate.as_ref().map(|gate| gate.forward(rows)).transpose()?;
-        self.down.forward(&ops.activated(self.activation, gate, self.up.forward(rows)?)?)
+        let projections: Vec<&Linear> = self.gate.iter().chain([&self.up]).collect();
+        let mut projected = Linear::forward_each(&projections, rows)?;
+        let up = projected.pop().expect("one for each projection");
+        let gate = projected.pop();
+        self.down.forward(&ops.activated(self.activation, gate, up)?)
     }
 }
 

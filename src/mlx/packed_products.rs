@@ -14,7 +14,7 @@ mod tile;
 #[cfg(target_os = "linux")]
 mod tiles;
 
-use std::{marker::PhantomData, ops::Range, sync::Arc};
+use std::{cmp::Reverse, marker::PhantomData, ops::Range};
 
 use crate::mlx::sys::{
     InstructionSet, Instructions, Lanes, NUM_LANES, WideWork, even_parts, parts_of_rows, share_out, team_size,
@@ -48,20 +48,25 @@ const THREAD_NUMBERS: usize = 1 << 17;
 pub(super) const MIN_BLAS_ROWS: usize = 64;
 
 /// Rows to be multiplied by the transpose of a matrix.
-#[derive(Debug)]
 pub(super) struct Product<'a> {
     pub matrix: PackedMatrix<'a>,
-    /// `(n, inputs)`.
-    pub x: &'a [f32],
+    pub x: &'a RowChunks,
     /// `(n, outputs)`: what is written.
     pub y: &'a mut [f32],
+}
+
+/// Rows as products take them. Several matrices may be multiplied by the same.
+pub(super) struct RowChunks {
+    num_inputs: usize,
+    num_rows: usize,
+    /// At most [`MAX_ROWS`] together: of each chunk of inputs all rows.
+    chunks: Vec<Vec<Chunk>>,
 }
 
 /// Some outputs of a product, the work that one thread takes at once.
 struct Piece<'a> {
     matrix: PackedMatrix<'a>,
-    /// The product's rows, at most [`MAX_ROWS`] together: of each chunk of inputs all rows.
-    x: Arc<[Vec<Chunk>]>,
+    x: &'a RowChunks,
     first_output: usize,
     /// Of each row the piece's outputs.
     y: Vec<&'a mut [f32]>,
@@ -74,23 +79,25 @@ pub(super) fn multiply(products: Vec<Product<'_>>) {
     multiply_by(InstructionSet::widest(), products);
 }
 
-/// Computes a product of many rows.
+/// Multiplies many rows, `(n, inputs)`, by the transpose of a matrix; writes `(n, outputs)`.
 ///
 /// Panics where slices have not the sizes that the matrix states.
 #[cfg(target_os = "linux")]
-pub(super) fn multiply_many(product: Product<'_>) {
-    tiles::multiply(product);
+pub(super) fn multiply_many(x: &[f32], matrix: PackedMatrix<'_>, y: &mut [f32]) {
+    tiles::multiply(x, matrix, y);
 }
 
 fn multiply_by(instructions: InstructionSet, products: Vec<Product<'_>>) {
     let num_numbers: usize = products.iter().map(Product::num_numbers).sum();
-    let pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
+    let mut pieces: Vec<_> = products.into_iter().flat_map(Product::into_pieces).collect();
+    // Short ones last, whatever they are of, so that all threads come to an end together.
+    pieces.sort_by_key(|piece| Reverse(piece.num_numbers()));
     let num_threads = (1 + num_numbers / THREAD_NUMBERS).min(pieces.len());
     // Where registers have no room for the sums of several rows.
     let tile = || (!instructions.has_room_for_sums()).then(tile::Tile::new);
     share_out(num_threads, pieces.into_iter(), tile, |tile, mut piece| {
         let matrix = piece.matrix;
-        for (y, x) in piece.y.chunks_mut(MAX_ROWS).zip(piece.x.iter()) {
+        for (y, x) in piece.y.chunks_mut(MAX_ROWS).zip(&piece.x.chunks) {
             let rows = Rows { instructions, matrix: &matrix, first_output: piece.first_output, x, y };
             match tile {
                 None => matrix.choose(few_rows::Multiply { rows }),
@@ -118,35 +125,40 @@ impl Rows<'_, '_> {
 }
 
 impl<'a> Product<'a> {
-    fn num_rows(&self) -> usize {
-        self.y.len().checked_div(self.matrix.num_outputs).unwrap_or(0)
-    }
-
     /// Numbers to decode, or what takes as long.
     fn num_numbers(&self) -> usize {
-        self.matrix.num_outputs * self.matrix.num_inputs * self.num_rows().div_ceil(4)
+        self.matrix.num_outputs * self.matrix.num_inputs * self.x.num_rows.div_ceil(4)
     }
 
     fn into_pieces(self) -> Vec<Piece<'a>> {
-        let num_rows = self.num_rows();
         let Self { matrix, x, y } = self;
         matrix.check();
-        assert_eq!(y.len(), num_rows * matrix.num_outputs, "y is whole rows");
-        assert_eq!(x.len(), num_rows * matrix.num_inputs, "x and y have equally many rows");
-        if num_rows == 0 {
+        assert_eq!(x.num_inputs, matrix.num_inputs, "rows are as wide as the matrix");
+        assert_eq!(y.len(), x.num_rows * matrix.num_outputs, "x and y have equally many rows");
+        if y.is_empty() {
             return Vec::new();
         }
-        let x: Arc<[Vec<Chunk>]> =
-            x.chunks(MAX_ROWS * matrix.num_inputs).map(|x| in_chunks(x, matrix.num_inputs)).collect();
         let pieces = matrix.pieces();
         let parts = parts_of_rows(y, &pieces);
-        let piece = |(outputs, y): (Range<usize>, _)| Piece {
-            matrix,
-            x: Arc::clone(&x),
-            first_output: outputs.start,
-            y,
-        };
+        let piece = |(outputs, y): (Range<usize>, _)| Piece { matrix, x, first_output: outputs.start, y };
         pieces.into_iter().zip(parts).map(piece).collect()
+    }
+}
+
+impl Piece<'_> {
+    fn num_numbers(&self) -> usize {
+        self.y[0].len() * self.matrix.num_inputs
+    }
+}
+
+impl RowChunks {
+    /// Copies rows, `(n, inputs)`.
+    ///
+    /// Panics where they are no whole rows.
+    pub(super) fn new(x: &[f32], num_inputs: usize) -> Self {
+        assert!(num_inputs > 0 && x.len().is_multiple_of(num_inputs), "x is whole rows");
+        let chunks = x.chunks(MAX_ROWS * num_inputs).map(|x| in_chunks(x, num_inputs)).collect();
+        Self { num_inputs, num_rows: x.len() / num_inputs, chunks }
     }
 }
 
@@ -161,9 +173,10 @@ fn in_chunks(x: &[f32], num_inputs: usize) -> Vec<Chunk> {
             match <&[Lanes; CHUNK_VECTORS]>::try_from(x.as_chunks().0) {
                 Ok(whole) => chunks.push(Chunk(*whole)),
                 Err(_) => {
-                    let mut chunk = Chunk::ZERO;
-                    chunk.0.as_flattened_mut()[..x.len()].copy_from_slice(x);
-                    chunks.push(chunk);
+                    chunks.push(Chunk::ZERO);
+                    if let Some(chunk) = chunks.last_mut() {
+                        chunk.0.as_flattened_mut()[..x.len()].copy_from_slice(x);
+                    }
                 }
             }
         }

@@ -94,7 +94,7 @@ impl Quantized {
     /// Has everything computed that it is made of.
     pub(super) fn settle(&self) -> Result<()> {
         let arrays = [&self.words, &self.scales].into_iter().chain(&self.biases).chain(&self.factor);
-        Ok(mlx_rs::transforms::eval(arrays)?)
+        Ok(sys::compute(arrays)?)
     }
 
     /// Its matrices in host memory, where all arrays are such as the program's own loops take: none with a factor, and
@@ -192,15 +192,12 @@ impl Quantized {
     /// `(E, T, inputs)` → `(E, T, outputs)` by each of E matrices, on the CPU.
     pub(super) fn multiply_each_on_cpu(&self, x: &Array) -> Result<Array> {
         let (num_matrices, num_rows) = (x.dim(0) as usize, x.dim(1) as usize);
-        let x = sys::in_order(x)?;
-        let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
-        if let Ok(rows) = x.try_as_slice::<f32>()
+        if x.dtype() == Dtype::Float32
             && num_rows < MIN_BLAS_ROWS
             && let Some(matrices) = self.on_host()
         {
-            let results = HostMatrices::multiply_groups(&[matrices], rows, &groups);
-            let shape = [num_matrices as i32, num_rows as i32, self.shape().0 as i32];
-            return Ok(Array::from_slice(&results[0], &shape));
+            let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
+            return Ok(HostMatrices::multiply_groups(&[matrices], x, &groups)?.swap_remove(0));
         }
         Ok(x.matmul(self.numbers(x.dtype())?.swap_axes(1, 2)?)?)
     }

@@ -57,6 +57,16 @@ impl Chosen {
         Ok(Self { tokens: tokens.squeeze_axes(&[1])?, largest: largest.squeeze_axes(&[1])? })
     }
 
+    /// What the host has chosen: a token for each row, and the number that it has been chosen by.
+    pub(super) fn of_rows(chosen: Vec<(u32, f32)>) -> Self {
+        let num_rows = chosen.len() as i32;
+        let (tokens, largest): (Vec<u32>, Vec<f32>) = chosen.into_iter().unzip();
+        Self {
+            tokens: Array::from_slice(&tokens, &[num_rows]),
+            largest: Array::from_slice(&largest, &[num_rows]),
+        }
+    }
+
     /// What has to be computed.
     pub(super) fn arrays(&self) -> [&Array; 2] {
         [&self.tokens, &self.largest]
@@ -78,9 +88,6 @@ pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>], inputs: 
     let logits = &logit_edits::apply(logits, &edits.collect::<Vec<_>>(), inputs)?;
     let draws: Vec<Draw> = choices.iter().enumerate().filter_map(|(row, choice)| choice.draw(row)).collect();
     let is_guided = choices.iter().any(|choice| choice.allowed.is_some());
-    if draws.is_empty() && !is_guided {
-        return Chosen::most_probable(logits);
-    }
     if ops.device() == ComputeDevice::Cpu {
         return on_host(logits, choices);
     }
@@ -150,13 +157,9 @@ fn on_host(logits: &Array, choices: &[Choice<'_>]) -> Result<Chosen> {
             }
         }
     })?;
-    let largest: Vec<f32> = tokens.iter().map(|token| if token.is_some() { 0.0 } else { f32::NAN }).collect();
-    let tokens: Vec<u32> = tokens.into_iter().map(Option::unwrap_or_default).collect();
-    let num_rows = tokens.len() as i32;
-    Ok(Chosen {
-        tokens: Array::from_slice(&tokens, &[num_rows]),
-        largest: Array::from_slice(&largest, &[num_rows]),
-    })
+    Ok(Chosen::of_rows(
+        tokens.into_iter().map(|token| token.map_or((0, f32::NAN), |token| (token, 0.0))).collect(),
+    ))
 }
 
 /// Draws a token for each row of `(S, vocabulary)` logits, by as many operations for many rows as for one.

@@ -55,6 +55,14 @@ struct KeyValues {
     are_shared: bool,
 }
 
+/// What attention goes on with after the KV of a pass has been appended.
+pub(super) struct Appended {
+    /// All that the rows see.
+    pub kv: Rc<PassKv>,
+    /// The projected queries of the pass' rows, where they are one row block: made together with keys and values.
+    pub queries: Option<Array>,
+}
+
 impl SelfAttention {
     /// Loads the weights below `block_path`; `is_shared`: later layers use its keys and values.
     pub(super) fn load(
@@ -121,27 +129,33 @@ impl SelfAttention {
     }
 
     /// Appends keys and values of all rows of a pass, normed and in its row blocks, `(n, hidden)` each, where
-    /// the layer has its own; returns all that the rows see.
-    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Rc<PassKv>> {
+    /// the layer has its own.
+    pub(super) fn append(&self, normed: &[Array], pass: &mut BlockPass<'_>) -> Result<Appended> {
         let Some(layer) = &self.key_values else {
             let kv = pass.kv_of_layers.get(&self.place.kv_index).cloned();
-            return kv.ok_or_else(|| {
+            let kv = kv.ok_or_else(|| {
                 MlxError::Unsupported(format!("no earlier layer has KV {}", self.place.kv_index))
-            });
+            })?;
+            return Ok(Appended { kv, queries: None });
         };
+        let mut projections: Vec<&Linear> = [&layer.key].into_iter().chain(&layer.value).collect();
+        if normed.len() == 1 {
+            projections.push(&self.query);
+        }
+        let mut queries = None;
         let num_heads = self.spec.num_kv_heads;
         let mut parts = Vec::with_capacity(normed.len());
         for (index, normed) in normed.iter().enumerate() {
-            let projected = layer.key.forward(normed)?;
-            let new_values = match &layer.value {
-                Some(value) => value.forward(normed)?,
-                None => projected.clone(),
-            };
+            let mut projected = Linear::forward_each(&projections, normed)?.into_iter();
+            let mut next = || projected.next().expect("one for each projection");
+            let new_keys = next();
+            let new_values = if layer.value.is_some() { next() } else { new_keys.clone() };
+            queries = projected.next();
             let new_values = match &layer.value_norm {
                 Some(norm) => norm.by_head(&new_values, num_heads)?,
                 None => by_head(&new_values, num_heads, pass.device)?,
             };
-            let new_keys = self.normed_heads(layer.key_norm.as_ref(), projected, num_heads)?;
+            let new_keys = self.normed_heads(layer.key_norm.as_ref(), new_keys, num_heads)?;
             let new_keys = pass.rotate(self.place.rope, index, (&new_keys, num_heads))?;
             pass.settle(&[normed, &new_keys, &new_values])?;
             parts.push(Planes::new(new_keys, new_values));
@@ -151,7 +165,7 @@ impl SelfAttention {
         if layer.are_shared {
             pass.kv_of_layers.insert(self.place.kv_index, Rc::clone(&kv));
         }
-        Ok(kv)
+        Ok(Appended { kv, queries })
     }
 
     /// Attends the normed rows of one row block, `(n, hidden)`, to what [`Self::append`] returned.
@@ -159,10 +173,13 @@ impl SelfAttention {
         &self,
         normed: &Array,
         row_block: usize,
-        kv: &PassKv,
+        appended: &Appended,
         pass: &BlockPass<'_>,
     ) -> Result<Array> {
-        let projected = self.query.forward(normed)?;
+        let projected = match &appended.queries {
+            Some(queries) => queries.clone(),
+            None => self.query.forward(normed)?,
+        };
         let (queries, gate) = if self.spec.output_gate {
             let both = by_head(&projected, self.spec.num_heads, pass.device)?;
             let head_dim = self.spec.head_dim;
@@ -181,7 +198,7 @@ impl SelfAttention {
             device: pass.device,
             masks: &pass.rows.masks,
         };
-        let mut attended = attention.rows(&queries, &pass.row_blocks[row_block], kv)?;
+        let mut attended = attention.rows(&queries, &pass.row_blocks[row_block], &appended.kv)?;
         if let Some(gate) = gate {
             let gate = gate.reshape(attended.shape())?;
             attended = attended.multiply(pass.ops.sigmoid(&gate)?)?;

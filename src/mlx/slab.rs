@@ -298,12 +298,19 @@ fn moved_by_host(
     let shape = [num_slots.max(kept.len()) as i32, num_heads, capacity as i32, width];
     let [num_heads, old_capacity, width] = [num_heads, old_capacity, width].map(|size| size as usize);
     made_by_host([plane], &shape, |[old], new| {
-        for (index, head) in (0..kept.len()).flat_map(|index| (0..num_heads).map(move |head| (index, head))) {
-            let from = ((kept[index] * num_heads + head) * old_capacity + columns.start) * width;
-            let to = ((index * num_heads + head) * capacity + first) * width;
-            let size = columns.len() * width;
-            new[to..to + size].copy_from_slice(&old[from..from + size]);
-        }
+        let heads =
+            (0..kept.len()).flat_map(|index| (0..num_heads).map(move |head| kept[index] * num_heads + head));
+        let moves = heads.zip(new.chunks_exact_mut(capacity * width));
+        sys::share_out(
+            sys::team_size(),
+            moves,
+            || (),
+            |(), (head, new)| {
+                let size = columns.len() * width;
+                let old = &old[(head * old_capacity + columns.start) * width..][..size];
+                new[first * width..][..size].copy_from_slice(old);
+            },
+        );
     })
 }
 

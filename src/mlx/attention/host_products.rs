@@ -47,7 +47,7 @@ impl Attention<'_> {
         if !planes.chain([queries]).all(|array| is_for_host(array, self.device)) {
             return Ok(None);
         }
-        mlx_rs::transforms::eval(pieces.iter().flat_map(|piece| piece.planes.arrays()).chain([queries]))?;
+        sys::compute(pieces.iter().flat_map(|piece| piece.planes.arrays()).chain([queries]))?;
         let shape = self.head_shape();
         let slots = pieces.iter().map(|piece| SlotPlanes::pair(&piece.planes, shape));
         let slots = slots.collect::<Result<Vec<_>>>()?;

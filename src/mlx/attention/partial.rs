@@ -97,7 +97,7 @@ impl Partial {
     /// The same, computed, its numbers one behind the other.
     pub(super) fn in_order(&self) -> Result<Self> {
         let Self { max, sum, weighed } = self;
-        let [max, sum, weighed] = [max, sum, weighed].map(sys::in_order);
-        Ok(Self { max: max?, sum: sum?, weighed: weighed? })
+        let in_order = |array| -> Result<Array> { Ok(sys::in_order(array)?.into_owned()) };
+        Ok(Self { max: in_order(max)?, sum: in_order(sum)?, weighed: in_order(weighed)? })
     }
 }

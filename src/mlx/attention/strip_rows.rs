@@ -75,7 +75,7 @@ impl StripRows {
 
     /// Attends the rows, whose scaled queries are among these, `(n, H_kv, G, D)`: numbers of `(B, H·D)`.
     pub(super) fn attend(&self, attention: &Attention<'_>, scaled: &Array) -> Result<Vec<f32>> {
-        mlx_rs::transforms::eval(
+        sys::compute(
             std::iter::once(scaled).chain(self.planes.iter().flat_map(Planes::arrays)).chain(
                 self.partials.iter().flat_map(|partial| [&partial.max, &partial.sum, &partial.weighed]),
             ),

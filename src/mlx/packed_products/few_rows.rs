@@ -142,8 +142,12 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
                     let ([a, b], [c, d]) = (&sums[0], sums.last().unwrap_or(&sums[0]));
                     let sums = I::sums_of_four([I::load(a), I::load(b), I::load(c), I::load(d)]);
                     for (y, sums) in y.iter_mut().zip(sums.as_chunks::<NUM_OUTPUTS>().0) {
-                        let y = &mut y[first..(first + NUM_OUTPUTS).min(num_outputs)];
-                        y.copy_from_slice(&sums[..y.len()]);
+                        // One by one: a copy of so few numbers is a call that takes longer.
+                        match &mut y[first..(first + NUM_OUTPUTS).min(num_outputs)] {
+                            [left, right] => [*left, *right] = *sums,
+                            [left] => *left = sums[0],
+                            _ => {}
+                        }
                     }
                 }
             }

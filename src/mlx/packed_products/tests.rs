@@ -126,8 +126,12 @@ impl Stored {
 
     fn multiply(&self, x: &[f32]) -> Vec<f32> {
         let mut y = vec![f32::NAN; x.len() / self.num_inputs * self.num_outputs];
-        multiply(vec![Product { matrix: self.rows(), x, y: &mut y }]);
+        multiply(vec![Product { matrix: self.rows(), x: &self.chunks(x), y: &mut y }]);
         y
+    }
+
+    fn chunks(&self, x: &[f32]) -> RowChunks {
+        RowChunks::new(x, self.num_inputs)
     }
 }
 
@@ -195,6 +199,7 @@ fn products_of_every_format_are_as_in_double_precision() {
             let stored = Stored::new((format, group_size), num_outputs, num_inputs);
             let x = numbers(num_rows * num_inputs, 3);
             let products = stored.product(&x);
+            let x = stored.chunks(&x);
             for instructions in InstructionSet::all() {
                 let mut y = vec![f32::NAN; products.len()];
                 multiply_by(instructions, vec![Product { matrix: stored.rows(), x: &x, y: &mut y }]);
@@ -221,12 +226,16 @@ fn a_row_is_the_same_bit_by_bit_whoever_is_beside_it_and_whatever_else_is_multip
         let x = numbers(num_rows * num_inputs, 5);
         let other_x = numbers(3 * other.num_inputs, 6);
         let mut together = vec![f32::NAN; num_rows * num_outputs];
+        let mut once_more = together.clone();
         let mut of_other = vec![f32::NAN; 3 * other.num_outputs];
+        let (chunks, none) = (stored.chunks(&x), stored.chunks(&[]));
         multiply(vec![
-            Product { matrix: other.rows(), x: &other_x, y: &mut of_other },
-            Product { matrix: stored.rows(), x: &[], y: &mut [] },
-            Product { matrix: stored.rows(), x: &x, y: &mut together },
+            Product { matrix: other.rows(), x: &other.chunks(&other_x), y: &mut of_other },
+            Product { matrix: stored.rows(), x: &none, y: &mut [] },
+            Product { matrix: stored.rows(), x: &chunks, y: &mut together },
+            Product { matrix: stored.rows(), x: &chunks, y: &mut once_more },
         ]);
+        assert_eq!(bits(&together), bits(&once_more));
         assert_eq!(bits(&of_other), bits(&other.multiply(&other_x)));
         for row in [0, 1, 2, 3, 4, 62, 63, 64, 65, 66] {
             let alone = stored.multiply(&x[row * num_inputs..][..num_inputs]);
@@ -294,8 +303,8 @@ fn what_is_no_number_comes_out_as_none_and_only_where_it_belongs() {
             let mut y = vec![0.0; 5 * num_outputs];
             let mut small_y = vec![0.0; 5];
             multiply(vec![
-                Product { matrix: stored.rows(), x: &x, y: &mut y },
-                Product { matrix: small.rows(), x: &small_x, y: &mut small_y },
+                Product { matrix: stored.rows(), x: &stored.chunks(&x), y: &mut y },
+                Product { matrix: small.rows(), x: &small.chunks(&small_x), y: &mut small_y },
             ]);
             assert_eq!(bits(&small_y), bits(&small.multiply(&small_x)), "{format:?}");
             for (index, (found, expected)) in stored.multiply(&x).iter().zip(&expected).enumerate() {

@@ -6,7 +6,7 @@
 
 use std::cell::RefCell;
 
-use super::Product;
+use super::PackedMatrix;
 use crate::mlx::sys::{self, COLUMNS_TOGETHER, even_parts, parts_of_rows, share_out, team_size};
 
 /// Numbers of a tile: for larger ones the second cache is too small, for smaller ones the BLAS packs the rows too often.
@@ -17,11 +17,10 @@ thread_local! {
     static NUMBERS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Computes a product.
+/// Multiplies rows, `(n, inputs)`, by the transpose of a matrix; writes `(n, outputs)`.
 ///
 /// Panics where slices have not the sizes that the matrix states.
-pub(super) fn multiply(product: Product<'_>) {
-    let Product { matrix, x, y } = product;
+pub(super) fn multiply(x: &[f32], matrix: PackedMatrix<'_>, y: &mut [f32]) {
     let num_threads = team_size();
     let num_outputs = (MAX_TILE_NUMBERS / matrix.num_inputs.max(1))
         .min(matrix.num_outputs.div_ceil(num_threads))
@@ -53,7 +52,7 @@ pub(super) fn multiply(product: Product<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mlx::packed_products::{self, Format, PackedMatrix, Scales};
+    use crate::mlx::packed_products::{self, Format, Product, RowChunks, Scales};
 
     #[test]
     fn many_rows_become_what_few_become() {
@@ -84,8 +83,9 @@ mod tests {
             };
             let x = numbers(num_rows * num_inputs, 4);
             let mut y = vec![f32::NAN; num_rows * num_outputs];
-            multiply(Product { matrix, x: &x, y: &mut y });
+            multiply(&x, matrix, &mut y);
             let mut expected = y.clone();
+            let x = RowChunks::new(&x, num_inputs);
             packed_products::multiply(vec![Product { matrix, x: &x, y: &mut expected }]);
             let tolerance = 1e-4 * (num_inputs as f32).sqrt();
             for (index, (found, expected)) in y.iter().zip(expected).enumerate() {

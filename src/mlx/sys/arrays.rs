@@ -1,6 +1,6 @@
 //! What `mlx_rs` does not do with arrays: parts and changes without a copy, and their bytes.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use mlx_rs::{Array, Dtype, Stream, error::Exception};
 
@@ -101,18 +101,37 @@ pub(in crate::mlx) fn set_at(array: Array, starts: &[usize], update: &Array) -> 
     })
 }
 
-/// An array that is computed and whose elements lie one behind the other in row-major order: itself where they do.
-pub(in crate::mlx) fn in_order(array: &Array) -> Result<Array, Exception> {
-    array.eval()?;
-    let mut is_in_order = false;
+/// Has arrays computed that are not yet. Where all are, which is a short question, MLX is not given them: that would take
+/// as long as many an operation on the host.
+pub(in crate::mlx) fn compute<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Result<(), Exception> {
+    let open: Vec<&Array> = arrays.into_iter().filter(|array| !is_computed(array)).collect();
+    if open.is_empty() { Ok(()) } else { mlx_rs::transforms::eval(open) }
+}
+
+fn is_computed(array: &Array) -> bool {
+    let mut is_computed = false;
     // SAFETY: the handle is alive during the call, and there is room for its answer.
-    let status = unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut is_in_order, array.as_ptr()) };
-    if status == 0 && is_in_order {
-        return Ok(array.clone());
+    let status = unsafe { mlx_sys::_mlx_array_is_available(&mut is_computed, array.as_ptr()) };
+    status == 0 && is_computed
+}
+
+/// An array that is computed and whose elements lie one behind the other in row-major order: itself where they do.
+pub(in crate::mlx) fn in_order(array: &Array) -> Result<Cow<'_, Array>, Exception> {
+    compute([array])?;
+    if is_in_order(array) {
+        return Ok(Cow::Borrowed(array));
     }
     let in_order = array.contiguous()?;
     in_order.eval()?;
-    Ok(in_order)
+    Ok(Cow::Owned(in_order))
+}
+
+/// Whether the elements of a computed array lie so.
+fn is_in_order(array: &Array) -> bool {
+    let mut is_in_order = false;
+    // SAFETY: the handle is alive during the call, and there is room for its answer.
+    let status = unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut is_in_order, array.as_ptr()) };
+    status == 0 && is_in_order
 }
 
 /// Arrays of float32 after `change` has been at their numbers, in row-major order; nothing is copied where
@@ -121,17 +140,20 @@ pub(in crate::mlx) fn in_order(array: &Array) -> Result<Array, Exception> {
 /// They are computed first, and changed in place: nobody else may hold one of them, or another array that
 /// shares its memory, or something not computed yet that is made of it.
 pub(in crate::mlx) fn changed_in_place(
-    arrays: Vec<Array>,
+    mut arrays: Vec<Array>,
     change: impl FnOnce(&mut [&mut [f32]]),
 ) -> Result<Vec<Array>, Exception> {
     if let Some(array) = arrays.iter().find(|array| array.dtype() != Dtype::Float32) {
         return Err(Exception::custom(format!("{:?} numbers are not changed in place", array.dtype())));
     }
-    mlx_rs::transforms::eval(&arrays)?;
-    let in_order = arrays.iter().map(in_order).collect::<Result<Vec<_>, _>>()?;
-    drop(arrays);
-    let mut slices: Vec<&mut [f32]> = Vec::with_capacity(in_order.len());
-    for array in &in_order {
+    compute(&arrays)?;
+    for array in &mut arrays {
+        if let Cow::Owned(in_order) = in_order(array)? {
+            *array = in_order;
+        }
+    }
+    let mut slices: Vec<&mut [f32]> = Vec::with_capacity(arrays.len());
+    for array in &arrays {
         // SAFETY: the array is evaluated and in order, so its numbers lie one behind the other; they are
         // alive as long as it is, and by the contract nobody else reads them.
         slices.push(unsafe {
@@ -143,12 +165,12 @@ pub(in crate::mlx) fn changed_in_place(
         });
     }
     change(&mut slices);
-    Ok(in_order)
+    Ok(arrays)
 }
 
 /// What an array's elements are as they lie in memory, from the first to the last, and how many elements neighbours along
 /// each axis lie apart.
-type Strided<'a, T> = (&'a [T], Vec<usize>);
+type Strided<'a, T> = (&'a [T], &'a [usize]);
 
 /// The numbers of an array of float32. Nothing is copied; it is computed first.
 pub(in crate::mlx) fn strided_numbers(array: &Array) -> Result<Strided<'_, f32>, Exception> {
@@ -170,12 +192,12 @@ pub(in crate::mlx) fn strided_words(array: &Array) -> Result<Option<Strided<'_, 
 }
 
 fn strided_bytes(array: &Array) -> Result<Strided<'_, u8>, Exception> {
-    array.eval()?;
-    let strides = array.strides().to_vec();
+    compute([array])?;
+    let strides = array.strides();
     if array.size() == 0 {
         return Ok((&[], strides));
     }
-    let last = array.shape().iter().zip(&strides).try_fold(0_usize, |last, (&size, &stride)| {
+    let last = array.shape().iter().zip(strides).try_fold(0_usize, |last, (&size, &stride)| {
         let backwards = isize::try_from(stride).is_err() && size > 1;
         let axis = if backwards { None } else { (size as usize - 1).checked_mul(stride) };
         last.checked_add(axis.unwrap_or_default()).filter(|_| !backwards)
