@@ -56,7 +56,7 @@ fn multiplied_by_host(
     let (numbers, strides) = sys::strided_numbers(matrix)?;
     let of_axes = |sizes: &[usize]| (sizes[input_axis], sizes[output_axis]);
     let sizes: Vec<usize> = matrix.shape().iter().map(|&size| size as usize).collect();
-    let matrix = (numbers, of_axes(&sizes), of_axes(&strides));
+    let matrix = (numbers, of_axes(&sizes), of_axes(strides));
     if !sys::is_for_blas(matrix) {
         return Ok(None);
     }
