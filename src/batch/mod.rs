@@ -64,8 +64,8 @@ pub use shape::OutputFormat;
 pub use shards::{MAX_SHARDS, Shard, ShardFacts, ShardLines, Split};
 pub use summary::{Ending, RunStats, summary};
 pub use units::{
-    counted as count_text, duration as duration_text, grouped as number_text, rate as rate_text,
-    size as size_text,
+    counted as count_text, duration as duration_text, enough as enough_text, grouped as number_text,
+    rate as rate_text, size as size_text,
 };
 pub use warnings::Warnings;
 pub use writer::{

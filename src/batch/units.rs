@@ -65,6 +65,16 @@ pub fn size(num_bytes: u64) -> String {
     }
 }
 
+/// A size to ask for where so many bytes are needed, and never less: whole MiB of three digits, rounded up.
+pub fn enough(num_bytes: u64) -> String {
+    let num_mib = num_bytes.div_ceil(1 << 20);
+    let mut step = 1;
+    while num_mib / step >= 1000 {
+        step *= 10;
+    }
+    format!("{} MiB", num_mib.next_multiple_of(step))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,5 +109,12 @@ mod tests {
         assert_eq!(size(1000 << 10), "1000 KiB");
         assert_eq!(size(300 << 20), "300 MiB");
         assert_eq!(size(3 << 29), "1.5 GiB");
+    }
+    #[test]
+    fn what_is_enough_is_never_less() {
+        let texts = [0, 1, 600 << 20, (600 << 20) + 1, 1639 << 20, 1640 << 20, 123_401 << 20].map(enough);
+        let expected = ["0 MiB", "1 MiB", "600 MiB", "601 MiB", "1640 MiB", "1640 MiB", "124000 MiB"];
+        assert_eq!(texts, expected);
+        assert_eq!(enough(u64::MAX), "17600000000000 MiB");
     }
 }

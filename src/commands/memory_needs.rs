@@ -45,15 +45,14 @@ impl MemoryNeeds {
         dtype: ComputeDtype,
         shape: BatchShape,
     ) -> Self {
-        let Description { spec, files, stored_dtype, adapter, .. } = model;
+        let Description { spec, files, stored_dtype, is_quantized, adapter, .. } = model;
         let in_files = files.weight_bytes();
         let is_fused = adapter.as_ref().is_some_and(|adapter| adapter.used().is_fused);
         let weight_bytes = match (device, stored_dtype) {
             // Matrices stay as they are stored.
             (ComputeDevice::Cpu, _) if device.multiplies_packed(dtype) && !is_fused => {
-                let is_quantized = spec.quantization.is_some() || stored_dtype.is_none();
                 // Scales and biases come to be float32; at most half of the smallest groups is theirs.
-                let added_bytes = if is_quantized { in_files / 2 } else { 0 };
+                let added_bytes = if *is_quantized { in_files / 2 } else { 0 };
                 matrix_bytes(spec, dtype).min(in_files.saturating_add(added_bytes))
             }
             // Quantised ones are widened where they fit.

@@ -75,6 +75,8 @@ pub(super) struct Description {
     pub files: DescribedFiles,
     /// Element type of the weights as they are stored, where that is known.
     pub stored_dtype: Option<ComputeDtype>,
+    /// Whether matrices are stored in groups of numbers that have something in common.
+    pub is_quantized: bool,
     pub adapter: Option<DescribedAdapter>,
 }
 
@@ -119,6 +121,7 @@ impl Description {
                 let path = dir.join("config.json");
                 let (config, generation) = (read_model_config(&path)?, read_generation_config(&dir)?);
                 let description = Self {
+                    is_quantized: config.spec.quantization.is_some(),
                     files: DescribedFiles {
                         weights: weights.clone(),
                         configuration: vec![path],
@@ -140,6 +143,10 @@ impl Description {
                 let header = GgufHeader::read(&path)?;
                 let (config, generation) = (read_gguf_config(&header)?, read_gguf_generation(&header)?);
                 let description = Self {
+                    is_quantized: header
+                        .tensors()
+                        .iter()
+                        .any(|tensor| tensor.ggml_type.num_block_elements() > 1),
                     // All in one, or in the parts that it is split into.
                     files: DescribedFiles {
                         weights: header.files().to_vec(),

@@ -15,10 +15,11 @@ use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
     host::{rows_at, stacked},
-    linear::{Embedding, Linear, MatrixShape, Precision},
+    linear::{Embedding, Linear},
     live::{LiveKv, LivePass},
     loader::Loader,
     logit_rows,
+    matrices::{MatrixShape, Precision},
     norm::Norm,
     ops::Ops,
     per_layer::PerLayerInputs,
@@ -83,7 +84,7 @@ impl Decoder {
                 loader.weights.drop_duplicate(&format!("lm_head.{part}"));
             }
             let shape = MatrixShape { outputs: spec.vocab_size, inputs: spec.hidden_size };
-            embedding.to_head(loader.weights, "lm_head", shape, precision)?
+            embedding.to_head(loader.weights, "lm_head", shape)?
         } else {
             loader.linear("lm_head", spec.vocab_size, spec.hidden_size, false)?
         };

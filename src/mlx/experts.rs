@@ -10,14 +10,12 @@ use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
     host_matrices::HostMatrices,
-    linear::MatrixShape,
     loader::Loader,
-    low_rank::{LowRank, StoredUpdate},
+    low_rank::LowRank,
+    matrices::{Matrices, MatrixShape, Precision},
     mlp::halves,
     ops::Ops,
     packed_products::MIN_BLAS_ROWS,
-    products::multiplied,
-    quantized::Quantized,
     sys,
 };
 use crate::models::{Activation, DenseSpec, ExpertNames, ExpertRows};
@@ -46,15 +44,6 @@ struct Projections {
     update: Option<LowRank>,
     /// `(E, outputs)`.
     biases: Option<Array>,
-}
-
-#[derive(Debug)]
-enum Matrices {
-    /// The transposed view, `(E, inputs, outputs)`.
-    Dense {
-        transposed: Array,
-    },
-    Quantized(Quantized),
 }
 
 impl Experts {
@@ -202,8 +191,9 @@ impl Experts {
     fn on_host(&self, rows: &Array, groups: &[(usize, usize)], ops: &Ops) -> Result<Option<Array>> {
         // What rows go through first: gates, where there are any, and what they gate.
         let inner: Vec<&Projections> = self.gate.iter().chain([&self.up]).collect();
-        let stacks = inner.iter().map(|stack| stack.on_host()).collect::<Result<Option<Vec<_>>>>()?;
-        let (Some(stacks), Some(down)) = (stacks, self.down.on_host()?) else { return Ok(None) };
+        let stacks =
+            inner.iter().map(|stack| stack.matrices.on_host()).collect::<Result<Option<Vec<_>>>>()?;
+        let (Some(stacks), Some(down)) = (stacks, self.down.matrices.on_host()?) else { return Ok(None) };
         if rows.dtype() != Dtype::Float32 {
             return Ok(None);
         }
@@ -225,37 +215,12 @@ impl Projections {
         (num_experts, shape): (usize, MatrixShape),
         has_biases: bool,
     ) -> Result<Self> {
-        let precision = loader.precision;
+        let sizes = (Some(num_experts), shape);
+        // There are too many of them to be widened.
+        let precision = Precision { widen_quantized: false, ..loader.precision };
         let settings = (loader.spec.quantization.as_ref(), precision);
-        let matrices = match Quantized::take(loader.weights, path, (Some(num_experts), shape), settings)? {
-            Some(matrices) => {
-                matrices.settle()?;
-                Matrices::Quantized(matrices)
-            }
-            None => {
-                let shape = [num_experts, shape.outputs, shape.inputs];
-                let weight = precision.kept(loader.weights.take(&format!("{path}.weight"), &shape)?)?;
-                weight.eval()?;
-                Matrices::Dense { transposed: weight.transpose_axes(&[0, 2, 1])? }
-            }
-        };
-        let (matrices, update) = match StoredUpdate::take(loader.weights, path, (Some(num_experts), shape))? {
-            None => (matrices, None),
-            Some(update) if precision.fuse_updates => {
-                let numbers = match &matrices {
-                    Matrices::Dense { transposed } => transposed.transpose_axes(&[0, 2, 1])?,
-                    Matrices::Quantized(matrices) => matrices.numbers(precision.dtype.mlx())?,
-                };
-                let weight = update.fused_into(numbers)?.as_dtype(precision.dtype.mlx())?;
-                weight.eval()?;
-                (Matrices::Dense { transposed: weight.transpose_axes(&[0, 2, 1])? }, None)
-            }
-            Some(update) => {
-                let no_norms = || Err(MlxError::Adapter(format!("'{path}' has no DoRA, being experts'")));
-                let beside = update.beside(precision.dtype.mlx(), no_norms)?;
-                (matrices, Some(beside))
-            }
-        };
+        let matrices = Matrices::load(loader.weights, path, sizes, settings)?;
+        let (matrices, update) = matrices.updated(loader.weights, path, sizes)?;
         let biases = if has_biases {
             let biases = loader.weights.take(&format!("{path}.bias"), &[num_experts, shape.outputs])?;
             let biases = biases.as_dtype(precision.dtype.mlx())?;
@@ -267,20 +232,9 @@ impl Projections {
         Ok(Self { matrices, update, biases })
     }
 
-    /// The matrices as the program's own loops take them.
-    fn on_host(&self) -> Result<Option<HostMatrices<'_>>> {
-        match &self.matrices {
-            Matrices::Quantized(matrices) => Ok(matrices.on_host()),
-            Matrices::Dense { transposed } => HostMatrices::of_numbers(transposed),
-        }
-    }
-
     /// `(n, 1, inputs)` → `(n, 1, outputs)`, each by the expert that is named for it.
     fn gathered(&self, rows: &Array, experts: &Array, is_sorted: bool) -> Result<Array> {
-        let y = match &self.matrices {
-            Matrices::Dense { transposed } => ops::gather_mm(rows, transposed, None, experts, is_sorted)?,
-            Matrices::Quantized(matrices) => matrices.multiply_gathered(rows, experts, is_sorted)?,
-        };
+        let y = self.matrices.multiply_gathered(rows, experts, is_sorted)?;
         let y = match &self.update {
             Some(update) => update.added_gathered(rows, y, experts, is_sorted)?,
             None => y,
@@ -312,19 +266,13 @@ impl Projections {
 
     /// `(n, inputs)` → `(n, outputs)` by one expert, on the CPU.
     fn of(&self, expert: usize, rows: &Array) -> Result<Array> {
-        let of_expert = |array: &Array| -> Result<Array> {
-            Ok(sys::slice_axis(array, 0, expert, expert + 1)?.squeeze_axes(&[0])?)
-        };
-        let y = match &self.matrices {
-            Matrices::Dense { transposed } => multiplied(rows, &of_expert(transposed)?, ComputeDevice::Cpu)?,
-            Matrices::Quantized(matrices) => matrices.multiply_on_cpu(expert, rows)?,
-        };
+        let y = self.matrices.multiply_by(expert, rows)?;
         let y = match &self.update {
             Some(update) => update.of_matrix(expert)?.added(rows, y)?,
             None => y,
         };
         Ok(match &self.biases {
-            Some(biases) => y.add(of_expert(biases)?)?,
+            Some(biases) => y.add(sys::slice_axis(biases, 0, expert, expert + 1)?.squeeze_axes(&[0])?)?,
             None => y,
         })
     }

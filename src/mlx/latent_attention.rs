@@ -6,17 +6,17 @@
 
 use std::rc::Rc;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{
     arrays::concatenated,
     attention::{Attention, KvSight},
     block_pass::BlockPass,
-    device::ComputeDevice,
     error::Result,
-    linear::{Linear, MatrixShape},
+    linear::Linear,
     loader::Loader,
     low_rank::StoredUpdate,
+    matrices::{Matrices, MatrixShape},
     norm::Norm,
     planes::Planes,
     quantized::Quantized,
@@ -34,10 +34,10 @@ pub(super) struct LatentAttention {
     /// Makes latents and what of keys is rotated, one after the other.
     latent: Linear,
     latent_norm: Norm,
-    /// From a head's queries to the latents' space, `(H, plain, rank)`.
-    embed_query: HeadMatrices,
-    /// Out of it to a head's values, `(H, rank, value)`.
-    unembed_output: HeadMatrices,
+    /// From each head's queries to the latents' space, `(H, rank, plain)`.
+    embed_query: Matrices,
+    /// Out of it to each head's values, `(H, value, rank)`.
+    unembed_output: Matrices,
     output: Linear,
 }
 
@@ -46,17 +46,6 @@ pub(super) struct LatentAttention {
 enum Query {
     Direct(Linear),
     LowRank { down: Linear, norm: Norm, up: Linear },
-}
-
-/// A matrix of each head.
-#[derive(Debug)]
-enum HeadMatrices {
-    /// `(H, inputs, outputs)`.
-    Dense(Array),
-    Quantized {
-        matrices: Quantized,
-        device: ComputeDevice,
-    },
 }
 
 impl LatentAttention {
@@ -132,7 +121,7 @@ impl LatentAttention {
         };
         let num_rows = projected.dim(0);
         let both = projected.reshape(&[num_rows, spec.num_heads as i32, -1])?;
-        let plain = self.embed_query.forward(&sys::slice_axis(&both, 2, 0, plain_dim)?)?;
+        let plain = multiplied_by_head(&sys::slice_axis(&both, 2, 0, plain_dim)?, &self.embed_query)?;
         let rotated = sys::slice_axis(&both, 2, plain_dim, plain_dim + self.spec.rotated_dim())?;
         let rotated = pass.rotate(self.place.rope, row_block, (&rotated, spec.num_heads))?;
         let queries = concatenated(vec![plain, rotated], 2)?;
@@ -141,7 +130,7 @@ impl LatentAttention {
             Attention { spec, sinks: None, ops: pass.ops, device: pass.device, masks: &pass.rows.masks };
         let attended = attention.rows(&queries, &pass.row_blocks[row_block], kv)?;
         let attended = attended.reshape(&[num_rows, spec.num_heads as i32, -1])?;
-        let values = self.unembed_output.forward(&attended)?;
+        let values = multiplied_by_head(&attended, &self.unembed_output)?;
         self.output.forward(&values.reshape(&[num_rows, -1])?)
     }
 }
@@ -153,91 +142,58 @@ fn head_matrices(
     block_path: &str,
     names: &LatentNames,
     spec: &LatentSpec,
-) -> Result<(HeadMatrices, HeadMatrices)> {
+) -> Result<(Matrices, Matrices)> {
     let path = |name: &str| format!("{block_path}.{name}");
     let (num_heads, rank) = (spec.attention.num_heads, spec.rank());
-    let settings = (loader.spec.quantization.as_ref(), loader.precision);
-    let dtype = loader.precision.dtype.mlx();
+    let precision = loader.precision;
+    let settings = (loader.spec.quantization.as_ref(), precision);
     let both = path(names.both);
     if !loader.weights.has_matrix(&both) {
         let embed_query = MatrixShape { outputs: rank, inputs: spec.plain_dim };
         let unembed_output = MatrixShape { outputs: spec.value_dim, inputs: rank };
-        return Ok((
-            HeadMatrices::load(loader, &path(names.embed_query), (num_heads, embed_query))?,
-            HeadMatrices::load(loader, &path(names.unembed_output), (num_heads, unembed_output))?,
-        ));
+        let mut load = |name: &str, shape: MatrixShape| {
+            Matrices::load(loader.weights, &path(name), (Some(num_heads), shape), settings)
+        };
+        return Ok((load(names.embed_query, embed_query)?, load(names.unembed_output, unembed_output)?));
     }
     let of_head = spec.plain_dim + spec.value_dim;
     let shape = MatrixShape { outputs: num_heads * of_head, inputs: rank };
     let numbers = match Quantized::take(loader.weights, &both, (None, shape), settings)? {
         // Its groups go along the latents, those of queries' matrices would go across.
-        Some(matrix) => matrix.numbers(dtype)?,
-        None => {
-            let shape = [shape.outputs, shape.inputs];
-            loader.weights.take(&format!("{both}.weight"), &shape)?.as_dtype(dtype)?
-        }
+        Some(matrix) => matrix.numbers(Dtype::Float32)?,
+        None => loader.weights.take(&format!("{both}.weight"), &[shape.outputs, shape.inputs])?,
     };
     // Its matrices of heads are numbers, whatever it was.
     let numbers = match StoredUpdate::take(loader.weights, &both, (None, shape))? {
-        Some(update) => update.fused_into(numbers)?.as_dtype(dtype)?,
+        Some(update) => update.fused_into(numbers)?,
         None => numbers,
     };
     let by_head = numbers.reshape(&[num_heads as i32, of_head as i32, rank as i32])?;
-    let embed_query = sys::slice_axis(&by_head, 1, 0, spec.plain_dim)?.contiguous()?;
+    let embed_query = sys::slice_axis(&by_head, 1, 0, spec.plain_dim)?.swap_axes(1, 2)?.contiguous()?;
     let unembed_output = sys::slice_axis(&by_head, 1, spec.plain_dim, of_head)?.contiguous()?;
-    mlx_rs::transforms::eval([&embed_query, &unembed_output])?;
-    Ok((HeadMatrices::Dense(embed_query), HeadMatrices::Dense(unembed_output.swap_axes(1, 2)?)))
+    Ok((Matrices::dense(embed_query, precision)?, Matrices::dense(unembed_output, precision)?))
 }
 
-impl HeadMatrices {
-    /// Loads `{path}.weight`, `(H, outputs, inputs)`.
-    fn load(loader: &mut Loader<'_>, path: &str, (num_heads, shape): (usize, MatrixShape)) -> Result<Self> {
-        let precision = loader.precision;
-        let settings = (loader.spec.quantization.as_ref(), precision);
-        let weight = match Quantized::take(loader.weights, path, (Some(num_heads), shape), settings)? {
-            Some(matrices) if !precision.widen_quantized => {
-                matrices.settle()?;
-                return Ok(Self::Quantized { matrices, device: precision.device });
-            }
-            Some(matrices) => matrices.numbers(precision.dtype.mlx())?,
-            None => {
-                let shape = [num_heads, shape.outputs, shape.inputs];
-                loader.weights.take(&format!("{path}.weight"), &shape)?.as_dtype(precision.dtype.mlx())?
-            }
-        };
-        weight.eval()?;
-        Ok(Self::Dense(weight.swap_axes(1, 2)?))
-    }
-
-    /// `(n, H, inputs)` → `(n, H, outputs)`, each head by its own matrix.
-    fn forward(&self, rows: &Array) -> Result<Array> {
-        let by_head = rows.swap_axes(0, 1)?;
-        let products = match self {
-            Self::Dense(matrices) => by_head.matmul(matrices)?,
-            Self::Quantized { matrices, device: ComputeDevice::Cpu } => {
-                matrices.multiply_each_on_cpu(&by_head)?
-            }
-            Self::Quantized { matrices, .. } => matrices.multiply(&by_head)?,
-        };
-        Ok(products.swap_axes(0, 1)?)
-    }
+/// `(n, H, inputs)` → `(n, H, outputs)`, each head by its own matrix.
+fn multiplied_by_head(rows: &Array, matrices: &Matrices) -> Result<Array> {
+    Ok(matrices.multiply_each(&rows.swap_axes(0, 1)?)?.swap_axes(0, 1)?)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
 
-    use mlx_rs::Dtype;
-
     use super::*;
-    use crate::mlx::{device::ComputeDtype, linear::Precision, weights::Weights};
-    use crate::models::read_config;
+    use crate::mlx::{
+        device::{ComputeDevice, ComputeDtype},
+        matrices::Precision,
+        weights::Weights,
+    };
 
-    /// Matrices of both kinds of device, widened and quantised, few rows and many, against the numbers they stand for.
+    /// Matrices of both kinds of device, numbers and quantised, few rows and many.
     #[test]
     fn quantised_matrices_of_heads_multiply_alike_on_all_ways() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-glm4_moe_lite-4bit");
-        let spec = read_config(&path.join("config.json")).unwrap();
         let name = "model.layers.0.self_attn.embed_q";
         let shape = MatrixShape { outputs: 32, inputs: 32 };
         for num_rows in [1, 3, 100] {
@@ -245,17 +201,24 @@ mod tests {
             let rows: Vec<f32> = (0..count).map(|at| ((at as f32 + 0.3) * 0.917).sin()).collect();
             let rows = Array::from_slice(&rows, &[num_rows as i32, 2, shape.inputs as i32]);
             let mut results = Vec::new();
-            for (device, widen_quantized) in
-                [(ComputeDevice::Cpu, true), (ComputeDevice::Cpu, false), (ComputeDevice::Gpu, false)]
-            {
+            for (device, are_numbers) in [
+                (ComputeDevice::Cpu, true),
+                (ComputeDevice::Cpu, false),
+                (ComputeDevice::Gpu, true),
+                (ComputeDevice::Gpu, false),
+            ] {
                 let arrays = Array::load_safetensors(path.join("model.safetensors")).unwrap();
                 let mut weights = Weights::from_arrays(arrays.into_iter().collect::<HashMap<_, _>>());
                 let dtype = ComputeDtype::Float32;
-                let precision = Precision { dtype, device, widen_quantized, fuse_updates: false };
-                let mut loader = Loader::new(&spec, &mut weights, precision);
-                let matrices = HeadMatrices::load(&mut loader, name, (2, shape)).unwrap();
-                assert_eq!(matches!(matrices, HeadMatrices::Dense(_)), widen_quantized);
-                let products = matrices.forward(&rows).unwrap().contiguous().unwrap();
+                let precision = Precision { dtype, device, widen_quantized: false, fuse_updates: false };
+                let sizes = (Some(2), shape);
+                let matrices = if are_numbers {
+                    let stored = Quantized::take(&mut weights, name, sizes, (None, precision)).unwrap();
+                    Matrices::dense(stored.unwrap().numbers(Dtype::Float32).unwrap(), precision).unwrap()
+                } else {
+                    Matrices::load(&mut weights, name, sizes, (None, precision)).unwrap()
+                };
+                let products = multiplied_by_head(&rows, &matrices).unwrap().contiguous().unwrap();
                 products.eval().unwrap();
                 assert_eq!(products.shape(), [num_rows as i32, 2, shape.outputs as i32]);
                 assert_eq!(products.dtype(), Dtype::Float32);

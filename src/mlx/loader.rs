@@ -7,7 +7,8 @@ use mlx_rs::Array;
 
 use super::{
     error::{MlxError, Result},
-    linear::{Embedding, Linear, MatrixShape, Precision},
+    linear::{Embedding, Linear},
+    matrices::{MatrixShape, Precision},
     norm::Norm,
     weights::Weights,
 };

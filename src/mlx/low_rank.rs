@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype, ops};
 
 use super::{
     error::{MlxError, Result},
-    linear::MatrixShape,
+    matrices::MatrixShape,
     sys,
     weights::{UPDATE_DOWN, UPDATE_MAGNITUDE, UPDATE_UP, Weights},
 };
@@ -159,7 +159,8 @@ mod tests {
     use crate::{
         mlx::{
             device::{ComputeDevice, ComputeDtype},
-            linear::{Linear, Precision},
+            linear::Linear,
+            matrices::Precision,
         },
         models::{Fold, FoldFactors},
     };

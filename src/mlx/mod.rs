@@ -28,6 +28,7 @@ mod loader;
 mod logit_edits;
 mod logit_rows;
 mod low_rank;
+mod matrices;
 mod mlp;
 mod model;
 mod moe;

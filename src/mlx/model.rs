@@ -10,7 +10,7 @@ use super::{
     decoder::Decoder,
     device::{ComputeDevice, ComputeDtype},
     error::Result,
-    linear::Precision,
+    matrices::Precision,
     weights::Weights,
     weights_gguf,
 };

@@ -1,7 +1,7 @@
 //! Quantised matrices, one or the experts' of a layer on top of each other.
 //!
 //! Owns their loading, with settings read off shapes and types, and MLX's operations on them. Whether a
-//! matrix stays quantised is the business of `linear` and `experts`.
+//! matrix stays quantised is the business of `matrices`.
 
 use std::ops::Range;
 
@@ -11,8 +11,8 @@ use super::{
     device::ComputeDevice,
     error::{MlxError, Result},
     host_matrices::HostMatrices,
-    linear::{MatrixShape, Precision},
-    packed_products::{Format, MIN_BLAS_ROWS, PackedMatrix, Scales},
+    matrices::{MatrixShape, Precision},
+    packed_products::{Format, PackedMatrix, Scales},
     products::multiplied_by_transpose,
     sys::{self, Packing, QuantizedParts},
     weights::Weights,
@@ -187,19 +187,6 @@ impl Quantized {
         }
         let x = sys::in_order(x)?;
         multiplied_by_transpose(&x, &self.numbers_of_matrix(index, x.dtype())?, ComputeDevice::Cpu)
-    }
-
-    /// `(E, T, inputs)` → `(E, T, outputs)` by each of E matrices, on the CPU.
-    pub(super) fn multiply_each_on_cpu(&self, x: &Array) -> Result<Array> {
-        let (num_matrices, num_rows) = (x.dim(0) as usize, x.dim(1) as usize);
-        if x.dtype() == Dtype::Float32
-            && num_rows < MIN_BLAS_ROWS
-            && let Some(matrices) = self.on_host()
-        {
-            let groups: Vec<(usize, usize)> = (0..num_matrices).map(|index| (index, num_rows)).collect();
-            return Ok(HostMatrices::multiply_groups(&[matrices], x, &groups)?.swap_remove(0));
-        }
-        Ok(x.matmul(self.numbers(x.dtype())?.swap_axes(1, 2)?)?)
     }
 
     /// Numbers of matrix `index` of E, or of the only one, by all cores of the CPU; everything it is made of must be

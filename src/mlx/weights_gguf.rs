@@ -10,7 +10,7 @@ use mlx_rs::{Array, Dtype};
 use super::{
     device::ComputeDtype,
     error::{MlxError, Result},
-    linear::Precision,
+    matrices::Precision,
     sys,
     weights::Weights,
 };

@@ -18,6 +18,7 @@ const INPUT: &str = concat!(
     "\"max_tokens\": 20}\n",
 );
 const F32: u32 = 0;
+const F16: u32 = 1;
 const U16: u32 = 2;
 const I32: u32 = 5;
 const ARRAY: u32 = 9;
@@ -254,6 +255,28 @@ fn a_gguf_file_answers_as_the_folder_it_was_made_from() {
         assert_eq!(folder["response"]["body"]["usage"], gguf["response"]["body"]["usage"]);
         assert_eq!(gguf["response"]["body"]["model"], "tiny.gguf");
     }
+}
+
+/// Estimated were half as many bytes again, as scales and biases take where there are any.
+#[test]
+fn a_plan_counts_numbers_of_16_bits_as_they_are_stored() {
+    let desk = Desk::with_input(INPUT);
+    let mut writer = GgufWriter::default();
+    metadata(&mut writer, "llama");
+    for (name, shape, data) in tensors() {
+        let is_matrix = shape.len() > 1;
+        // A plan reads no numbers.
+        let data = if is_matrix { vec![0; data.len() / 2] } else { data };
+        writer.tensor(&name, if is_matrix { F16 } else { F32 }, &shape, &data);
+    }
+    let file = writer.finish();
+    let stored_bytes = file.len() as u64;
+    desk.write("halves.gguf", file);
+    let output = desk.bare().args(["plan", "in.jsonl", "--json", "--model", "halves.gguf"]).assert();
+    let plan: Value = serde_json::from_slice(&output.code(0).get_output().stdout).expect("a plan is JSON");
+    let planned = plan["weight_bytes"].as_u64().expect("a plan tells of memory");
+    let most = if cfg!(target_os = "linux") { stored_bytes } else { 2 * stored_bytes };
+    assert!((stored_bytes..=most).contains(&planned), "{planned} for {stored_bytes}");
 }
 
 fn answers(desk: &Desk) -> Vec<String> {

@@ -5,7 +5,10 @@
 
 use anyhow::bail;
 
-use crate::{batch::size_text, commands::memory_needs::MemoryNeeds};
+use crate::{
+    batch::{enough_text, size_text},
+    commands::memory_needs::MemoryNeeds,
+};
 
 /// Limit of the prompt cache on machines that do not tell their memory.
 const DEFAULT_CACHE_BYTES: u64 = 1 << 30;
@@ -54,7 +57,7 @@ impl Budget {
                 size_text(max_bytes),
                 size_text(memory.taken_bytes),
                 size_text(needs.beside()),
-                size_text(memory.taken_bytes.saturating_add(needed))
+                enough_text(memory.taken_bytes.saturating_add(needed))
             );
         }
         let allowed = max_bytes - memory.taken_bytes;
@@ -135,7 +138,7 @@ mod tests {
         let error = budget(Some(600 * MIB), Some(9_000 * MIB), None).expect_err("no room for KV");
         let told = error.to_string();
         for part in
-            ["--max-memory 600 MiB is too little", "take 500 MiB", "100 MiB beside KV", "at least 600 MiB"]
+            ["--max-memory 600 MiB is too little", "take 500 MiB", "100 MiB beside KV", "at least 601 MiB"]
         {
             assert!(told.contains(part), "{told}");
         }

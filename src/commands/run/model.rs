@@ -17,7 +17,7 @@ use super::{
     prepare::Preparer,
 };
 use crate::{
-    batch::{Manifest, ReaderOptions, size_text},
+    batch::{Manifest, ReaderOptions, enough_text, size_text},
     cli::{DEFAULT_MAX_TOKENS, RunArgs},
     commands::{
         identity::ComputedModel,
@@ -143,7 +143,7 @@ impl DescribedModel {
                 "--max-memory {} is too little: the weights of {} take {} already",
                 size_text(max_bytes),
                 self.description.name,
-                size_text(needed)
+                enough_text(needed)
             ),
             _ => Ok(()),
         }

@@ -223,8 +223,9 @@ impl Head {
                 // The last one again where there are not so many.
                 let token = (token + index).min(num_tokens - 1);
                 *key = &keys[token * key_step..][..key_dim];
-                fetch(keys, (token + keys_ahead) * key_step, key_dim);
-                fetch(values, token * value_step, value_dim);
+                let [key_ahead, value] = [(token + keys_ahead) * key_step, token * value_step];
+                prefetch(keys.get(key_ahead..key_ahead + key_dim).unwrap_or_default());
+                prefetch(values.get(value..value + value_dim).unwrap_or_default());
             }
             let of_queries = scores.chunks_mut(queries_together * TILE_TOKENS);
             for (queries, scores) in queries.chunks(queries_together * key_dim).zip(of_queries) {
@@ -275,14 +276,6 @@ impl Head {
         }
         self.sum[group] = self.sum[group] * old + sum * new;
         self.max[group] = largest;
-    }
-}
-
-/// Has numbers that there are brought into the first cache.
-#[inline(always)]
-fn fetch(numbers: &[f32], first: usize, count: usize) {
-    if let Some(numbers) = numbers.get(first..first + count) {
-        numbers.as_chunks::<NUM_LANES>().0.iter().for_each(prefetch);
     }
 }
 

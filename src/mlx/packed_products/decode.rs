@@ -155,12 +155,12 @@ impl<'a> PackedMatrix<'a> {
     pub(super) fn fetch<const B: usize>(&self, output: usize, first_input: usize) -> &'a [[u32; B]] {
         let (numbers, groups) = self.of_chunk(output.min(self.num_outputs - 1), first_input);
         match self.scales {
-            Scales::Numbers(scales) => fetch_lines(&scales[groups.clone()]),
-            Scales::Bytes(scales) => fetch_lines(&scales[groups.clone()]),
+            Scales::Numbers(scales) => prefetch(&scales[groups.clone()]),
+            Scales::Bytes(scales) => prefetch(&scales[groups.clone()]),
             Scales::Ones => {}
         }
         if let Some(biases) = self.biases {
-            fetch_lines(&biases[groups]);
+            prefetch(&biases[groups]);
         }
         let num_words = numbers.len().next_multiple_of(PAIR_INPUTS) * B / PAIR_INPUTS;
         let words = &self.words[numbers.start * B / PAIR_INPUTS..];
@@ -208,17 +208,6 @@ impl<'a> PackedMatrix<'a> {
         PackedChunk { words: words.as_chunks().0, scales: scales.as_chunks().0, biases: biases.as_chunks().0 }
     }
 }
-
-/// Brings each line that begins with one of them into the first cache.
-#[inline(always)]
-pub(super) fn fetch_lines<T>(numbers: &[T]) {
-    for line in numbers.chunks((LINE_BYTES / size_of::<T>()).max(1)) {
-        prefetch(&line[0]);
-    }
-}
-
-/// What the caches have of memory at once.
-const LINE_BYTES: usize = 64;
 
 /// Numbers that are made at once.
 const PAIR_INPUTS: usize = 2 * NUM_LANES;
@@ -284,7 +273,7 @@ impl<'a, const B: usize, const G: usize> PackedChunk<'a, B, G> {
         numbers: &mut [Lanes],
         ahead: &[[u32; B]],
     ) {
-        ahead.iter().for_each(|words| fetch_lines(words));
+        ahead.iter().for_each(|words| prefetch(words));
         for (vectors, pair) in numbers.chunks_mut(2).zip(self.pairs()) {
             let [first, second] = numbers_of::<B, G, P, I>(pair);
             match vectors {

@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use super::{
     CHUNK_INPUTS, Chunk, Rows, TILE_OUTPUTS,
-    decode::{Room, fetch_lines, numbers_of},
+    decode::{Room, numbers_of},
     packing::{PackedWork, Packing},
 };
-use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork};
+use crate::mlx::sys::{Instructions, Lanes, NUM_LANES, WideWork, prefetch};
 
 /// Rows that are multiplied at once, at most.
 const MAX_ROWS_AT_ONCE: usize = 8;
@@ -115,8 +115,8 @@ impl<const R: usize, const B: usize, const G: usize, P: Packing<B>> WideWork
                     let pairs = left.pairs().zip(right.pairs());
                     let ahead = left_ahead.iter().zip(right_ahead);
                     for (index, ((left, right), (left_ahead, right_ahead))) in pairs.zip(ahead).enumerate() {
-                        fetch_lines(left_ahead);
-                        fetch_lines(right_ahead);
+                        prefetch(left_ahead);
+                        prefetch(right_ahead);
                         let numbers = [numbers_of::<B, G, P, I>(left), numbers_of::<B, G, P, I>(right)];
                         for half in 0..2 {
                             for row in 0..R {
@@ -161,7 +161,7 @@ fn as_many<'a, const B: usize>(ahead: &'a [[u32; B]], made: &'a [[u32; B]]) -> &
     if ahead.len() == made.len() {
         return ahead;
     }
-    ahead.iter().for_each(|words| fetch_lines(words));
+    ahead.iter().for_each(|words| prefetch(words));
     made
 }
 

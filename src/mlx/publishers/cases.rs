@@ -11,7 +11,7 @@ use super::convert;
 use crate::{
     mlx::{
         device::{ComputeDevice, ComputeDtype},
-        linear::{MatrixShape, Precision},
+        matrices::{MatrixShape, Precision},
         quantized::Quantized,
         weights::{Weights, load_file},
     },

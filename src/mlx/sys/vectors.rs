@@ -11,14 +11,19 @@ pub(in crate::mlx) const NUM_LANES: usize = 16;
 
 pub(in crate::mlx) type Lanes = [f32; NUM_LANES];
 
-/// Has the line of memory that begins here, or that this is within, brought into the first cache, as it is soon read.
-/// Machines guess what is read next, but not across the ends of pages, or not at all.
+/// What the caches have of memory at once.
+const LINE_BYTES: usize = 64;
+
+/// Has numbers, if there are any, brought into the first cache, as they are soon read. Machines guess what is read next,
+/// but not across the ends of pages, or not at all.
 #[inline(always)]
-pub(in crate::mlx) fn prefetch<T>(place: &T) {
+pub(in crate::mlx) fn prefetch<T>(numbers: &[T]) {
     #[cfg(target_arch = "x86_64")]
-    x86::prefetch(place);
+    for line in numbers.chunks((LINE_BYTES / size_of::<T>()).max(1)) {
+        x86::prefetch(&line[0]);
+    }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = place;
+    let _ = (numbers, LINE_BYTES);
 }
 
 /// Does little work in instructions as wide as this machine has; where there is more to it than a loop or two,
