@@ -193,7 +193,8 @@ pub enum SubmitError {
     NoNewTokens,
     #[error(
         "{num_prompt_tokens} prompt tokens and up to {max_new_tokens} new ones cannot fit: the running batch \
-         may hold {max_batch_tokens} tokens in all; shorten the prompt or lower max_tokens (--max-tokens)"
+         may hold {max_batch_tokens} tokens in all; shorten the prompt, lower max_tokens (--max-tokens), or let the \
+         run have more memory (--max-memory)"
     )]
     TooLong { num_prompt_tokens: usize, max_new_tokens: usize, max_batch_tokens: usize },
     #[error("request {} is running already: give each request its own id", .0.0)]
