@@ -5,7 +5,7 @@
 
 use super::model::Description;
 use crate::{
-    mlx::{ComputeDevice, ComputeDtype, matrix_bytes},
+    mlx::{ComputeDevice, ComputeDtype, has_even_rows, matrix_bytes},
     models::{AttentionSpec, ModelSpec},
 };
 
@@ -49,10 +49,14 @@ impl MemoryNeeds {
         let in_files = files.weight_bytes();
         let is_fused = adapter.as_ref().is_some_and(|adapter| adapter.used().is_fused);
         let weight_bytes = match (device, stored_dtype) {
-            // Matrices stay as they are stored.
+            // Matrices stay as they are stored, but for such as the program's own loops do not take.
             (ComputeDevice::Cpu, _) if device.multiplies_packed(dtype) && !is_fused => {
-                // Scales and biases come to be float32; at most half of the smallest groups is theirs.
-                let added_bytes = if *is_quantized { in_files / 2 } else { 0 };
+                let added_bytes = match is_quantized {
+                    // Scales and biases come to be float32; at most half of the smallest groups is theirs.
+                    true => in_files / 2,
+                    false if has_even_rows(spec) => 0,
+                    false => in_files,
+                };
                 matrix_bytes(spec, dtype).min(in_files.saturating_add(added_bytes))
             }
             // Quantised ones are widened where they fit.

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// Inputs that the loops take together, where there are no groups.
-const INPUTS_TOGETHER: usize = 32;
+pub(super) const INPUTS_TOGETHER: usize = 32;
 
 /// A matrix `(outputs, inputs)`, or E of them on top of each other.
 #[derive(Debug, Clone, Copy)]

@@ -65,5 +65,5 @@ pub use device::{
 };
 pub use error::MlxError;
 pub use facts::version_facts;
-pub use model::{LoadedModel, WeightSource, matrix_bytes};
+pub use model::{LoadedModel, WeightSource, has_even_rows, matrix_bytes};
 pub use runner::MlxRunner;

@@ -10,6 +10,7 @@ use super::{
     decoder::Decoder,
     device::{ComputeDevice, ComputeDtype},
     error::Result,
+    host_matrices::INPUTS_TOGETHER,
     matrices::Precision,
     weights::Weights,
     weights_gguf,
@@ -90,6 +91,18 @@ fn widened_fits(spec: &ModelSpec, dtype: ComputeDtype, adapter_bytes: u64) -> bo
     available_bytes().is_none_or(|available| needed <= available / 4 * 3)
 }
 
+/// Whether the rows of a model's matrices are such that numbers of 16 bits can stay as they are stored on a CPU, as far as
+/// its description says.
+pub fn has_even_rows(spec: &ModelSpec) -> bool {
+    let of_layers = spec.layers.iter().flat_map(|layer| {
+        let dense = layer.mlp.as_ref().and_then(|mlp| mlp.dense()).map(|dense| dense.intermediate_size);
+        let experts = layer.mlp.as_ref().and_then(|mlp| mlp.moe()).map(|moe| moe.expert.intermediate_size);
+        let attended = layer.attention().map(|attention| attention.num_heads * attention.value_dim());
+        dense.into_iter().chain(experts).chain(attended)
+    });
+    of_layers.chain([spec.hidden_size]).all(|num_inputs| num_inputs.is_multiple_of(INPUTS_TOGETHER))
+}
+
 /// What all matrices take in `dtype`; those of experts stay as they are stored, a byte or less a number where they
 /// are quantised.
 pub fn matrix_bytes(spec: &ModelSpec, dtype: ComputeDtype) -> u64 {
@@ -118,4 +131,26 @@ pub fn matrix_bytes(spec: &ModelSpec, dtype: ComputeDtype) -> u64 {
     let expert_bytes = if spec.quantization.is_some() { 1 } else { dtype.num_bytes() };
     let widened = embeddings.saturating_add(layers).saturating_mul(dtype.num_bytes());
     widened.saturating_add(experts.saturating_mul(expert_bytes)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::models::{MlpSpec, read_config};
+
+    #[test]
+    fn rows_are_even_where_all_matrices_have_whole_vectors_of_inputs() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let spec = read_config(&fixtures.join("tiny-qwen2/config.json")).unwrap();
+        assert!(has_even_rows(&spec));
+        let mut other = spec.clone();
+        other.hidden_size = 1000;
+        assert!(!has_even_rows(&other));
+        let mut other = spec;
+        let Some(MlpSpec::Dense(dense)) = &mut other.layers[1].mlp else { panic!("it has an MLP") };
+        dense.intermediate_size = 48;
+        assert!(!has_even_rows(&other));
+    }
 }
