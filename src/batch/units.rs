@@ -110,6 +110,7 @@ mod tests {
         assert_eq!(size(300 << 20), "300 MiB");
         assert_eq!(size(3 << 29), "1.5 GiB");
     }
+
     #[test]
     fn what_is_enough_is_never_less() {
         let texts = [0, 1, 600 << 20, (600 << 20) + 1, 1639 << 20, 1640 << 20, 123_401 << 20].map(enough);

@@ -42,8 +42,7 @@ pub(super) fn all_made_by_host<const N: usize>(
     zeros: Vec<Array>,
     make: impl FnOnce([&[f32]; N], &mut [&mut [f32]]),
 ) -> Result<Vec<Array>> {
-    sys::compute(inputs)?;
-    let inputs = inputs.into_iter().map(sys::in_order).collect::<std::result::Result<Vec<_>, _>>()?;
+    let inputs = sys::each_in_order(inputs)?;
     let mut numbers = [[].as_slice(); N];
     for (numbers, input) in numbers.iter_mut().zip(&inputs) {
         *numbers = numbers_of(input)?;
@@ -143,12 +142,11 @@ pub(super) fn stacked(arrays: Vec<Array>, device: ComputeDevice) -> Result<Array
     if arrays.len() == 1 || !arrays.iter().all(|array| is_for_host(array, device)) {
         return concatenated(arrays, 0);
     }
-    sys::compute(&arrays)?;
     let mut shape = arrays[0].shape().to_vec();
     shape[0] = arrays.iter().map(|array| array.dim(0)).sum();
     let mut rows = Vec::with_capacity(shape.iter().product::<i32>() as usize);
-    for array in &arrays {
-        rows.extend_from_slice(numbers_of(&*sys::in_order(array)?)?);
+    for array in sys::each_in_order(&arrays)? {
+        rows.extend_from_slice(numbers_of(&array)?);
     }
     Ok(Array::from_slice(&rows, &shape))
 }

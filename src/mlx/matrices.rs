@@ -275,4 +275,29 @@ mod tests {
             assert_eq!((products.dtype(), products.shape()), (dtype.mlx(), &[2, outputs][..]));
         }
     }
+
+    /// Heads' of latent attention, too, were widened on a CPU whose loops multiply by them as they are.
+    #[test]
+    fn quantised_matrices_are_widened_where_only_mlx_could_multiply_by_them() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-glm4_moe_lite-4bit");
+        for (dtype, widen_quantized, is_widened) in [
+            (ComputeDtype::Float32, true, false),
+            (ComputeDtype::Float32, false, false),
+            (ComputeDtype::Float16, true, true),
+            (ComputeDtype::Float16, false, false),
+        ] {
+            let arrays = Array::load_safetensors(path.join("model.safetensors")).unwrap();
+            let mut weights = Weights::from_arrays(arrays.into_iter().collect::<HashMap<_, _>>());
+            let device = ComputeDevice::Cpu;
+            let precision = Precision { dtype, device, widen_quantized, fuse_updates: false };
+            let sizes = (Some(2), MatrixShape { outputs: 32, inputs: 32 });
+            let name = "model.layers.0.self_attn.embed_q";
+            let matrices = Matrices::load(&mut weights, name, sizes, (None, precision)).unwrap();
+            assert_eq!(
+                matches!(matrices.form, Form::Dense { .. }),
+                is_widened,
+                "{dtype:?} {widen_quantized}"
+            );
+        }
+    }
 }

@@ -86,11 +86,11 @@ impl Chosen {
 pub(super) fn choose(ops: &Ops, logits: &Array, choices: &[Choice<'_>], inputs: &Array) -> Result<Chosen> {
     let edits = (0..).zip(choices).filter_map(|(row, choice)| Some((row, choice.choice.edits.as_deref()?)));
     let logits = &logit_edits::apply(logits, &edits.collect::<Vec<_>>(), inputs)?;
-    let draws: Vec<Draw> = choices.iter().enumerate().filter_map(|(row, choice)| choice.draw(row)).collect();
-    let is_guided = choices.iter().any(|choice| choice.allowed.is_some());
     if ops.device() == ComputeDevice::Cpu {
         return on_host(logits, choices);
     }
+    let draws: Vec<Draw> = choices.iter().enumerate().filter_map(|(row, choice)| choice.draw(row)).collect();
+    let is_guided = choices.iter().any(|choice| choice.allowed.is_some());
     let logits = &if is_guided { allowed_only(logits, choices)? } else { logits.clone() };
     if draws.is_empty() {
         return Chosen::most_probable(logits);

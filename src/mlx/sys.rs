@@ -15,8 +15,8 @@ mod team;
 mod vectors;
 
 pub(super) use arrays::{
-    append_bytes, array_of_bytes, changed_in_place, compute, copied_part, element_bytes, in_order,
-    left_shift, reversed_last_axis, set_at, slice_axis, strided_numbers, strided_words,
+    append_bytes, array_of_bytes, changed_in_place, compute, copied_part, each_in_order, element_bytes,
+    in_order, left_shift, reversed_last_axis, set_at, slice_axis, strided_numbers, strided_words,
 };
 #[cfg(target_os = "linux")]
 pub(super) use blas::{

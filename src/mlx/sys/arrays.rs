@@ -118,20 +118,28 @@ fn is_computed(array: &Array) -> bool {
 /// An array that is computed and whose elements lie one behind the other in row-major order: itself where they do.
 pub(in crate::mlx) fn in_order(array: &Array) -> Result<Cow<'_, Array>, Exception> {
     compute([array])?;
-    if is_in_order(array) {
+    laid_out(array)
+}
+
+/// [`in_order`] of several arrays, which are computed together.
+pub(in crate::mlx) fn each_in_order<'a>(
+    arrays: impl IntoIterator<Item = &'a Array> + Clone,
+) -> Result<Vec<Cow<'a, Array>>, Exception> {
+    compute(arrays.clone())?;
+    arrays.into_iter().map(laid_out).collect()
+}
+
+/// The same of an array that is computed.
+fn laid_out(array: &Array) -> Result<Cow<'_, Array>, Exception> {
+    let mut is_in_order = false;
+    // SAFETY: the handle is alive during the call, and there is room for its answer.
+    let status = unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut is_in_order, array.as_ptr()) };
+    if status == 0 && is_in_order {
         return Ok(Cow::Borrowed(array));
     }
     let in_order = array.contiguous()?;
     in_order.eval()?;
     Ok(Cow::Owned(in_order))
-}
-
-/// Whether the elements of a computed array lie so.
-fn is_in_order(array: &Array) -> bool {
-    let mut is_in_order = false;
-    // SAFETY: the handle is alive during the call, and there is room for its answer.
-    let status = unsafe { mlx_sys::_mlx_array_is_row_contiguous(&mut is_in_order, array.as_ptr()) };
-    status == 0 && is_in_order
 }
 
 /// Arrays of float32 after `change` has been at their numbers, in row-major order; nothing is copied where
@@ -148,7 +156,7 @@ pub(in crate::mlx) fn changed_in_place(
     }
     compute(&arrays)?;
     for array in &mut arrays {
-        if let Cow::Owned(in_order) = in_order(array)? {
+        if let Cow::Owned(in_order) = laid_out(array)? {
             *array = in_order;
         }
     }
