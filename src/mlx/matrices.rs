@@ -281,7 +281,7 @@ mod tests {
     fn quantised_matrices_are_widened_where_only_mlx_could_multiply_by_them() {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/tiny-glm4_moe_lite-4bit");
         for (dtype, widen_quantized, is_widened) in [
-            (ComputeDtype::Float32, true, false),
+            (ComputeDtype::Float32, true, cfg!(not(target_os = "linux"))),
             (ComputeDtype::Float32, false, false),
             (ComputeDtype::Float16, true, true),
             (ComputeDtype::Float16, false, false),
